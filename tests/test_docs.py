@@ -1,0 +1,265 @@
+"""The documents say what the code does: commands, options, names, links, tables."""
+
+import ast
+import importlib.util
+import json
+import re
+import subprocess
+import sys
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Iterator, List, Set, Tuple
+
+import pytest
+
+import mlx_trm
+
+ROOT = Path(__file__).resolve().parents[1]
+README = ROOT / "README.md"
+COMMANDS = ("train", "evaluate", "solve", "data", "parity", "diagnose")
+
+# Names that stand for a place the reader has: they need not exist in the repository.
+READERS_OWN = {"my_task.yaml"}
+
+
+def documents() -> List[Path]:
+    """Every Markdown file of the repository."""
+    found = list(ROOT.glob("*.md")) + list((ROOT / ".github").rglob("*.md"))
+    for folder in ("docs", "data", "benchmarks", "examples", "tests"):
+        found += (ROOT / folder).rglob("*.md")
+    return sorted(found)
+
+
+def text_files() -> List[Path]:
+    """Every text file that git tracks, or that lies in the folders where it would."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=False
+    ).stdout.decode()
+    paths = [ROOT / name for name in listed.split("\0") if name]
+    if not paths:  # a source archive
+        paths = [p for p in ROOT.rglob("*") if p.is_file() and ".git" not in p.parts]
+    suffixes = {".py", ".md", ".toml", ".yaml", ".yml", ".cff", ".json", ".txt", ".cfg", ".csv", ""}
+    return [p for p in paths if p.suffix in suffixes and p.is_file()]
+
+
+def ident(path: Path) -> str:
+    """A readable name for a test's parameter."""
+    return path.relative_to(ROOT).as_posix()
+
+
+def blocks(path: Path, language: str) -> List[str]:
+    """The code blocks of one language in a document."""
+    text = path.read_text(encoding="utf-8")
+    return re.findall(rf"^```{language}\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
+
+
+def command_lines(path: Path) -> Iterator[Tuple[str, str]]:
+    """Pairs (command, rest of its line) of every use of one of our commands in a document."""
+    text = path.read_text(encoding="utf-8").replace("\\\n", " ")
+    pattern = r"(?:python3? -m mlx_trm\.|(?<![\w/.-])mlx-trm )([a-z_]+)([^\n`]*)"
+    for match in re.finditer(pattern, text):
+        yield match.group(1), match.group(2).split(" # ")[0]
+
+
+@lru_cache(maxsize=None)
+def help_of(command: str) -> str:
+    """What ``--help`` prints, that of the sub-commands of ``data`` included."""
+    texts = []
+    for extra in [[]] + ([[s] for s in ("list", "build", "show")] if command == "data" else []):
+        done = subprocess.run(
+            [sys.executable, "-m", f"mlx_trm.{command}", *extra, "--help"],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        texts.append(done.stdout)
+    return "\n".join(texts)
+
+
+@pytest.mark.parametrize("path", documents(), ids=ident)
+def test_documented_commands_exist(path: Path) -> None:
+    """Every command and every option that a document shows is there."""
+    for command, rest in command_lines(path):
+        assert command in COMMANDS, f"{ident(path)} shows the command {command}"
+        for option in re.findall(r"(?<![\w-])(--[a-z][a-z-]*)", rest):
+            assert option in help_of(command), f"{ident(path)}: {command} has no {option}"
+
+
+def test_readme_shows_every_command() -> None:
+    """README leaves no command out."""
+    assert set(COMMANDS) <= {command for command, _ in command_lines(README)}
+
+
+@pytest.mark.parametrize("path", documents(), ids=ident)
+def test_packaged_configs_exist(path: Path) -> None:
+    """``--config NAME.yaml`` names a packaged configuration, or plainly the reader's own file."""
+    packaged = {p.name for p in (ROOT / "mlx_trm" / "configs").glob("*.yaml")}
+    named = set()
+    for _, rest in command_lines(path):
+        named |= set(re.findall(r"--config[ =]([\w.]+\.yaml)(?![\w/])", rest))
+    named |= set(re.findall(r"load_config\(\"([\w.]+\.yaml)\"", path.read_text(encoding="utf-8")))
+    assert named - packaged <= READERS_OWN
+
+
+def test_every_packaged_config_is_documented() -> None:
+    """docs/configuration.md names all of them."""
+    text = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
+    for path in (ROOT / "mlx_trm" / "configs").glob("*.yaml"):
+        assert f"`{path.name}`" in text
+
+
+@pytest.mark.parametrize("path", documents(), ids=ident)
+def test_python_snippets_are_true(path: Path) -> None:
+    """Python blocks parse, and what they take from the package is exported."""
+    for block in blocks(path, "python"):
+        for node in ast.walk(ast.parse(block)):
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+                if node.value.id in ("trm", "mlx_trm"):
+                    assert hasattr(mlx_trm, node.attr), f"{ident(path)}: trm.{node.attr}"
+            if isinstance(node, ast.ImportFrom) and node.module == "mlx_trm":
+                for alias in node.names:
+                    assert alias.name in mlx_trm.__all__, f"{ident(path)}: {alias.name}"
+
+
+@pytest.mark.parametrize("path", documents(), ids=ident)
+def test_links_lead_somewhere(path: Path) -> None:
+    """Links to files of the repository, and to headings in them, resolve."""
+    text = re.sub(r"^```.*?^```", "", path.read_text(encoding="utf-8"), flags=re.M | re.S)
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if re.match(r"[a-z]+:", target):
+            continue
+        file, _, anchor = target.partition("#")
+        there = (path.parent / file).resolve() if file else path
+        assert there.exists(), f"{ident(path)} links to {target}"
+        assert ROOT in there.parents or there == ROOT, f"{ident(path)} leads out of the repository"
+        if anchor and there.suffix == ".md":
+            assert anchor in headings(there), f"{ident(path)} links to {target}"
+
+
+def headings(path: Path) -> Set[str]:
+    """GitHub's anchors of a document's headings."""
+    found = re.findall(r"^#+ (.*)$", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", h.lower()).strip().replace(" ", "-") for h in found}
+
+
+def test_no_path_of_a_machine() -> None:
+    """Nothing in the repository knows where it was written."""
+    words = ["/" + "work/", "/" + "root/", "/" + "opt/wheels", "/tmp/" + "venvs", "/" + "Users/"]
+    bad = []
+    for path in text_files():
+        text = path.read_text(encoding="utf-8", errors="replace")
+        bad += [f"{ident(path)}: {word}" for word in words if word in text]
+    assert bad == []
+
+
+def test_versions_agree() -> None:
+    """The package, CITATION.cff and CHANGELOG.md name one version."""
+    version = mlx_trm.__version__
+    assert re.fullmatch(r"\d+\.\d+\.\d+((a|b|rc)\d+)?", version)
+    citation = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    assert re.search(r"^version: (.+)$", citation, flags=re.M).group(1) == version  # type: ignore
+    changes = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert f"## [{version}]" in changes or f"Version {version}, not yet released." in changes
+    assert "## [Unreleased]" in changes
+
+
+def generator() -> Any:
+    """The module docs/generate.py."""
+    spec = importlib.util.spec_from_file_location("docs_generate", ROOT / "docs" / "generate.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_generated_parts_are_up_to_date() -> None:
+    """Field tables and the list of differences are those of the code."""
+    for path, text in generator().generated().items():
+        current = path.read_text(encoding="utf-8")
+        assert current == text, f"{ident(path)}: run python docs/generate.py"
+
+
+def test_difference_comments_are_read_whole(tmp_path: Path) -> None:
+    """A comment goes on in the comment lines below it, and ends at code or at the next mark."""
+    mark = "Differs from" + " reference:"
+    path = tmp_path / "toy.py"
+    path.write_text(f"# {mark} one\n# two\nx = 1  # no\n    # {mark} three\n# {mark} four\n")
+    text = path.read_text().replace("    #", "#")
+    path.write_text(text)
+    assert list(generator().difference_comments(path)) == ["one two", "three", "four"]
+
+
+def test_differences_are_marked_and_listed() -> None:
+    """There are marked differences, and the migration guide has each of them."""
+    listed = generator().difference_list().splitlines()
+    guide = (ROOT / "docs" / "migration_guide.md").read_text(encoding="utf-8")
+    assert len(listed) >= 5
+    assert [line for line in listed if line not in guide] == []
+
+
+def test_readme_commands_are_what_ci_runs() -> None:
+    """README's two commands stand in code blocks, and .ci/run uses the second as written."""
+    code = "\n".join(blocks(README, "bash"))
+    assert 'pip install -e ".[cpu]"' in code
+    assert "python -m mlx_trm.train --config sudoku_tiny.yaml" in code
+    install, test = 'pip install -e ".[dev]"', "python -m pytest"
+    assert f"{install} && {test}" in code
+    script = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    assert '-e ".[dev]"' in script and test in script
+
+
+def tests_of(path: Path) -> Iterator[Tuple[str, bool]]:
+    """Pairs (test function, is it marked slow) of a test file; methods are ``Class::method``."""
+    module = ast.parse(path.read_text(encoding="utf-8"))
+    whole = any(
+        isinstance(node, ast.Assign)
+        and ast.unparse(node.targets[0]) == "pytestmark"
+        and "slow" in ast.unparse(node.value)
+        for node in module.body
+    )
+    for node in module.body:
+        members = node.body if isinstance(node, ast.ClassDef) else [node]
+        prefix = f"{node.name}::" if isinstance(node, ast.ClassDef) else ""
+        for member in members:
+            if isinstance(member, ast.FunctionDef) and member.name.startswith("test_"):
+                marks = [ast.unparse(d) for d in member.decorator_list]
+                slow = whole or any("mark.slow" in mark for mark in marks)
+                yield prefix + member.name, slow
+
+
+def test_test_plan_is_complete() -> None:
+    """The plan names every test file, every slow test, and no test that does not exist."""
+    plan = (ROOT / "docs" / "test_plan.md").read_text(encoding="utf-8")
+    named = re.findall(r"`(test_\w+)`", plan)
+    files = sorted((ROOT / "tests").rglob("test_*.py"))
+    every = {}
+    for path in files:
+        assert f"`{path.relative_to(ROOT).as_posix()}`" in plan, f"{ident(path)} is not in the plan"
+        for name, slow in tests_of(path):
+            every[name.split("::")[-1]] = every.get(name.split("::")[-1], False) or slow
+    assert [name for name in named if name not in every] == []
+    assert [name for name, slow in every.items() if slow and name not in named] == []
+
+
+def test_spec_names_only_what_is_there() -> None:
+    """A line of SPEC.md marked done points to a file, and all of them exist (links are tested)."""
+    rows = re.findall(
+        r"^\| ([\d.]+) \|(.*)\| (done|part|planned) \|(.*)\|$",
+        (ROOT / "SPEC.md").read_text(encoding="utf-8"),
+        flags=re.MULTILINE,
+    )
+    assert len(rows) >= 30
+    for number, _, status, where in rows:
+        if status == "done":
+            assert "](" in where, f"SPEC {number} is done, but says not where"
+
+
+def test_reference_numbers_are_those_recorded() -> None:
+    """Documents that name the reference's commit name the one the recordings were made from."""
+    manifest = json.loads((ROOT / "tests" / "reference" / "manifest.json").read_text())
+    commits = set(re.findall(r'"upstream_commit": ?"(\w{7})', json.dumps(manifest)))
+    guide = (ROOT / "docs" / "migration_guide.md").read_text(encoding="utf-8")
+    for commit in commits:
+        assert commit in guide
