@@ -2,7 +2,7 @@
 
 ``python docs/generate.py`` rewrites, between their markers, the field tables of
 docs/configuration.md (from the configuration dataclasses) and the list of differences in
-docs/migration_guide.md (from the comments ``# Differs from reference:``).
+docs/migration_guide.md (from the paragraphs and comments that begin ``Differs from reference:``).
 tests/test_docs.py fails where a document and the code have drifted apart.
 """
 
@@ -111,8 +111,16 @@ def configuration_sections() -> str:
     return "\n".join(parts)
 
 
-def difference_comments(path: Path) -> Iterator[str]:
-    """The texts of the comments that mark a difference, continued on the comment lines below."""
+def marked_differences(path: Path) -> Iterator[str]:
+    """The texts that mark a difference: paragraphs of docstrings, and comments with the comment
+    lines below them."""
+    with tokenize.open(str(path)) as file:
+        module = ast.parse(file.read())
+    for node in ast.walk(module):
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)):
+            for paragraph in (ast.get_docstring(node) or "").split("\n\n"):
+                if paragraph.lstrip().startswith(MARKER):
+                    yield " ".join(paragraph.split())[len(MARKER) :].strip()
     with tokenize.open(str(path)) as file:
         tokens = [t for t in tokenize.generate_tokens(file.readline) if t.type == tokenize.COMMENT]
     for index, token in enumerate(tokens):
@@ -134,7 +142,7 @@ def difference_list() -> str:
     lines: List[str] = []
     for path in sorted((ROOT / "mlx_trm").rglob("*.py")):
         where = path.relative_to(ROOT).as_posix()
-        for text in difference_comments(path):
+        for text in marked_differences(path):
             lines.append(f"- [`{where}`](../{where}): {text}")
     return "\n".join(lines)
 

@@ -24,8 +24,9 @@ LAYERS: List[Tuple[str, ...]] = [
     ("config",),
     ("carry", "layers", "losses", "optim", "diagnostics", "tasks"),
     ("models",),
+    ("conversion",),
     ("checkpoint",),
-    ("conversion", "inference", "evaluation", "recordings"),
+    ("inference", "evaluation", "recordings", "runs"),
     ("training",),
     ("cli",),
 ]

@@ -181,14 +181,20 @@ def test_generated_parts_are_up_to_date() -> None:
         assert current == text, f"{ident(path)}: run python docs/generate.py"
 
 
-def test_difference_comments_are_read_whole(tmp_path: Path) -> None:
-    """A comment goes on in the comment lines below it, and ends at code or at the next mark."""
+def test_marked_differences_are_read_whole(tmp_path: Path) -> None:
+    """A comment goes on in the comment lines below it, a docstring's mark to its paragraph's end."""
     mark = "Differs from" + " reference:"
     path = tmp_path / "toy.py"
-    path.write_text(f"# {mark} one\n# two\nx = 1  # no\n    # {mark} three\n# {mark} four\n")
-    text = path.read_text().replace("    #", "#")
-    path.write_text(text)
-    assert list(generator().difference_comments(path)) == ["one two", "three", "four"]
+    path.write_text(
+        f'"""Toy.\n\n{mark} zero\nand more.\n\nNot this.\n"""\n'
+        f"# {mark} one\n# two\nx = 1  # no\n# {mark} three\n# {mark} four\n"
+    )
+    assert list(generator().marked_differences(path)) == [
+        "zero and more.",
+        "one two",
+        "three",
+        "four",
+    ]
 
 
 def test_differences_are_marked_and_listed() -> None:
