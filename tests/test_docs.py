@@ -182,7 +182,7 @@ def test_generated_parts_are_up_to_date() -> None:
 
 
 def test_marked_differences_are_read_whole(tmp_path: Path) -> None:
-    """A comment goes on in the comment lines below it, a docstring's mark to its paragraph's end."""
+    """A comment goes on in the comment lines below, a docstring's mark to its paragraph's end."""
     mark = "Differs from" + " reference:"
     path = tmp_path / "toy.py"
     path.write_text(
