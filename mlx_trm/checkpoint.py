@@ -1,0 +1,253 @@
+"""Run folders and checkpoints on disk: whole or absent, and checked when they are read.
+
+A run folder holds ``config.yaml``, ``metrics.jsonl``, checkpoints ``step_N`` and a link ``latest``
+to the newest. A checkpoint holds ``model.safetensors`` (the raw weights, the puzzle table and the
+initial states), ``ema.safetensors`` where an average is kept, ``config.yaml``, and ``state.json``
+with the step, the task's dimensions and the SHA-256 of each file. It is written to a temporary
+folder, flushed to the disk and renamed, so a killed run leaves no half a checkpoint.
+
+Differs from reference: there a checkpoint is one torch pickle of the weights, and with EMA on of
+the EMA weights only.
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Dict, List, Optional, Union
+
+import mlx.core as mx
+from mlx.utils import tree_flatten
+
+from mlx_trm.config import ExperimentConfig, TaskSpec, load_config, save_config
+from mlx_trm.conversion import load_weights
+from mlx_trm.errors import CheckpointError, ConfigError
+from mlx_trm.models import RecursiveModel, build_model
+
+FORMAT_VERSION = 1
+STATE, MODEL, AVERAGE, CONFIG = "state.json", "model.safetensors", "ema.safetensors", "config.yaml"
+LATEST = "latest"
+
+
+@dataclass
+class Checkpoint:
+    """A model read from disk, with what is known about it.
+
+    Attributes:
+        model: in evaluation mode, holding the weights asked for.
+        config: the resolved configuration of its run.
+        spec: the dimensions it was trained with.
+        step: supervision steps of training behind it.
+        path: the checkpoint folder.
+        weights: ``ema`` or ``raw``, which of the two the model holds.
+    """
+
+    model: RecursiveModel
+    config: ExperimentConfig
+    spec: TaskSpec
+    step: int
+    path: Path
+    weights: str
+
+
+def save_checkpoint(
+    run_dir: Union[str, Path],
+    model: RecursiveModel,
+    config: ExperimentConfig,
+    step: int,
+    average: Optional[Dict[str, Any]] = None,
+) -> Path:
+    """Write ``run_dir/step_N`` and point ``latest`` at it.
+
+    Args:
+        run_dir: the run folder; made where it is not there.
+        model: its raw weights, puzzle table and initial states are written.
+        config: the resolved configuration.
+        step: N. A whole checkpoint of this step that is there already is replaced.
+        average: the EMA of the trained weights, where one is kept.
+
+    Returns:
+        The checkpoint's folder.
+
+    Raises:
+        CheckpointError: if the disk does not take it; earlier checkpoints stay as they were.
+    """
+    run = Path(run_dir)
+    target = run / f"step_{step}"
+    temporary = run / f".step_{step}.tmp-{os.getpid()}"
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        mx.save_safetensors(str(temporary / MODEL), dict(tree_flatten(model.parameters())))
+        if average is not None:
+            mx.save_safetensors(str(temporary / AVERAGE), dict(tree_flatten(average)))
+        save_config(config, temporary / CONFIG)
+        state = {
+            "format": FORMAT_VERSION,
+            "step": step,
+            "spec": asdict(model.spec),
+            "sha256": {path.name: _sha256(path) for path in sorted(temporary.iterdir())},
+        }
+        (temporary / STATE).write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
+        for path in temporary.iterdir():
+            _flush(path)
+        _flush(temporary)
+        if target.exists():
+            shutil.rmtree(target)
+        os.replace(temporary, target)
+        _point(run / LATEST, target.name)
+        _flush(run)
+    except (OSError, RuntimeError) as error:
+        raise CheckpointError(
+            f"{target}: the checkpoint could not be written ({_reason(error)}); "
+            "earlier checkpoints are untouched; free some space or choose another run_dir"
+        ) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return target
+
+
+def load_checkpoint(path: Union[str, Path], weights: str = "ema") -> Checkpoint:
+    """Read a model from a run folder or a checkpoint folder.
+
+    Args:
+        path: a run folder (its ``latest`` is taken) or a checkpoint folder.
+        weights: ``ema`` for the averaged weights where there are any, ``raw`` for the others.
+
+    Returns:
+        The checkpoint, its model in evaluation mode.
+
+    Raises:
+        CheckpointError: if there is none, a file is damaged, or weights do not fit the model.
+        ValueError: if ``weights`` is neither ``ema`` nor ``raw``.
+    """
+    if weights not in ("ema", "raw"):
+        raise ValueError(f"weights must be 'ema' or 'raw', got {weights!r}")
+    folder = find_checkpoint(path)
+    state = _read_state(folder)
+    for name, digest in state["sha256"].items():
+        file = folder / name
+        if not file.is_file():
+            raise CheckpointError(f"{file}: missing; the checkpoint is not whole, use another one")
+        if _sha256(file) != digest:
+            raise CheckpointError(
+                f"{file}: its SHA-256 differs from {STATE}'s; the file is damaged or was changed, "
+                "use another checkpoint"
+            )
+    try:
+        config = load_config(str(folder / CONFIG))
+    except ConfigError as error:
+        raise CheckpointError(f"{folder}: its configuration cannot be used: {error}") from error
+    spec = TaskSpec(**state["spec"])
+    model = build_model(config.model, spec, seed=config.seed)
+    load_weights(model, _read_arrays(folder / MODEL), str(folder / MODEL))
+    averaged = weights == "ema" and AVERAGE in state["sha256"]
+    if averaged:
+        load_weights(model, _read_arrays(folder / AVERAGE), str(folder / AVERAGE), partial=True)
+    model.eval()
+    return Checkpoint(model, config, spec, state["step"], folder, "ema" if averaged else "raw")
+
+
+def find_checkpoint(path: Union[str, Path]) -> Path:
+    """Turn a run folder or a checkpoint folder into the checkpoint folder meant.
+
+    Raises:
+        CheckpointError: if there is no checkpoint.
+    """
+    folder = Path(path)
+    if folder.is_file():
+        raise CheckpointError(
+            f"{path}: is a file; name the run folder that holds config.yaml and the checkpoints"
+        )
+    if not folder.is_dir():
+        raise CheckpointError(f"{path}: no such run or checkpoint folder")
+    if (folder / STATE).is_file():
+        return folder
+    if (folder / LATEST / STATE).is_file():
+        return (folder / LATEST).resolve()
+    whole = list_checkpoints(folder)
+    if not whole:
+        raise CheckpointError(
+            f"{path}: holds no checkpoint (step_N with {STATE}); "
+            "has its training reached an evaluation?"
+        )
+    return whole[-1]
+
+
+def list_checkpoints(run_dir: Union[str, Path]) -> List[Path]:
+    """Give a run's whole checkpoints, oldest step first."""
+    found = []
+    for path in Path(run_dir).glob("step_*"):
+        match = re.fullmatch(r"step_(\d+)", path.name)
+        if match and (path / STATE).is_file():
+            found.append((int(match.group(1)), path))
+    return [path for _, path in sorted(found)]
+
+
+def prune_checkpoints(run_dir: Union[str, Path], keep: int) -> None:
+    """Remove all but the ``keep`` newest checkpoints of a run."""
+    for path in list_checkpoints(run_dir)[: -max(1, keep)]:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _read_state(folder: Path) -> Dict[str, Any]:
+    file = folder / STATE
+    try:
+        state = json.loads(file.read_text(encoding="utf-8"))
+        version = state["format"]
+        if version != FORMAT_VERSION:
+            raise CheckpointError(
+                f"{file}: format {version}, this version of mlx_trm reads {FORMAT_VERSION}; "
+                "use the version that wrote it"
+            )
+        if not (isinstance(state["step"], int) and isinstance(state["sha256"], dict)):
+            raise TypeError("step or sha256 has the wrong type")
+        TaskSpec(**state["spec"])
+        return dict(state)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{file}: damaged or not a checkpoint's ({_reason(error)}); use another checkpoint"
+        ) from error
+
+
+def _read_arrays(file: Path) -> Dict[str, mx.array]:
+    try:
+        arrays: Any = mx.load(str(file))
+        mx.eval(arrays)
+        return dict(arrays)
+    except (RuntimeError, ValueError, OSError, TypeError) as error:
+        raise CheckpointError(
+            f"{file}: cannot be read as safetensors ({_reason(error)}); use another checkpoint"
+        ) from error
+
+
+def _reason(error: BaseException) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        for block in iter(lambda: file.read(1 << 20), b""):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _flush(path: Path) -> None:
+    """Ask the system to put a file's or folder's content on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _point(link: Path, target: str) -> None:
+    """Make or move a relative symbolic link in one step."""
+    temporary = link.with_name(f".{link.name}.tmp-{os.getpid()}")
+    temporary.unlink(missing_ok=True)
+    temporary.symlink_to(target)
+    os.replace(temporary, link)

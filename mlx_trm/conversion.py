@@ -1,0 +1,108 @@
+"""Names and settings of the reference, and ours.
+
+Parameter names are the reference's after its wrappers' prefix, so a state dict converts by
+dropping that prefix. Settings carry their reference names too; a few that only describe the data or
+that the reference ignores are not part of a model configuration here.
+
+Reference: pretrain.py (the wrappers a checkpoint was saved through), config/arch/*.yaml.
+"""
+
+from typing import Any, Dict, List, Mapping, Tuple
+
+import mlx.core as mx
+from mlx.utils import tree_flatten, tree_unflatten
+
+from mlx_trm.config import ModelConfig, TaskSpec
+from mlx_trm.errors import CheckpointError
+from mlx_trm.models import RecursiveModel
+from mlx_trm.registry import MODELS
+
+# torch.compile, the loss head and the ACT wrapper each put their name before a parameter's.
+_PREFIXES = ("_orig_mod.model.inner.", "model.inner.", "inner.")
+# Keys of a reference configuration that are not settings of the model here: the task's dimensions,
+# the batch, and H_layers and causal, which the reference's TRM reads nowhere.
+_NOT_SETTINGS = (
+    "batch_size",
+    "causal",
+    "H_layers",
+    "num_puzzle_identifiers",
+    "seq_len",
+    "vocab_size",
+)
+
+
+def strip_prefix(name: str) -> str:
+    """Drop the reference's wrapper prefix from a parameter name."""
+    for prefix in _PREFIXES:
+        if name.startswith(prefix):
+            return name[len(prefix) :]
+    return name
+
+
+def from_upstream_names(state: Mapping[str, mx.array]) -> Dict[str, mx.array]:
+    """Rename a reference state dict's entries to ours and make them float32.
+
+    Args:
+        state: arrays by the reference's names, with any wrapper's prefix.
+
+    Returns:
+        float32 arrays by dotted names of :class:`mlx_trm.models.RecursiveModel`.
+    """
+    return {strip_prefix(name): value.astype(mx.float32) for name, value in state.items()}
+
+
+def upstream_model_config(
+    model: str, settings: Mapping[str, Any]
+) -> Tuple[ModelConfig, TaskSpec, List[str]]:
+    """Turn a reference configuration into ours.
+
+    Args:
+        model: a registered model name, such as ``trm``.
+        settings: the reference's field names and values.
+
+    Returns:
+        The model configuration, the task's dimensions, and the names of settings left out.
+    """
+    spec = TaskSpec(
+        vocab_size=settings["vocab_size"],
+        seq_len=settings["seq_len"],
+        num_puzzle_identifiers=settings["num_puzzle_identifiers"],
+    )
+    config_class = MODELS.get(model).config_class
+    known = {name for name in config_class.__dataclass_fields__ if name != "name"}
+    given = {name: value for name, value in settings.items() if name in known}
+    left = sorted(set(settings) - known - set(_NOT_SETTINGS))
+    return config_class(name=model, **given), spec, left
+
+
+def load_weights(
+    model: RecursiveModel, arrays: Mapping[str, mx.array], where: str, partial: bool = False
+) -> None:
+    """Put arrays into a model after checking every name and shape.
+
+    Args:
+        model: changed in place; untouched where anything does not fit.
+        arrays: by our dotted names.
+        where: file or folder to name in an error.
+        partial: whether names may be missing (the EMA holds trained weights only).
+
+    Raises:
+        CheckpointError: naming everything missing, unexpected or of another shape.
+    """
+    own = dict(tree_flatten(model.parameters()))
+    problems = []
+    for name in sorted(set(own) - set(arrays)) if not partial else ():
+        problems.append(f"missing {name} {tuple(own[name].shape)}")
+    for name in sorted(set(arrays) - set(own)):
+        problems.append(f"unexpected {name} {tuple(arrays[name].shape)}")
+    for name in sorted(set(arrays) & set(own)):
+        have, want = tuple(arrays[name].shape), tuple(own[name].shape)
+        if have != want:
+            problems.append(f"{name} is {have}, the model needs {want}")
+    if problems:
+        shown = "; ".join(problems[:6]) + ("; ..." if len(problems) > 6 else "")
+        raise CheckpointError(
+            f"{where}: {len(problems)} weights do not fit the model: {shown}; "
+            "use the configuration the weights were trained with"
+        )
+    model.update(tree_unflatten([(name, value) for name, value in arrays.items()]))

@@ -1,0 +1,256 @@
+"""The building blocks of the recursion, with the reference's names, initialisation and rounding.
+
+Weights are float32 and every use casts them to the dtype of the activations (``forward_dtype``).
+In bfloat16 PyTorch rounds once per operation, computing silu, RMS norm and RoPE in float32; so do
+these layers, since any further rounding is amplified by the recursion and misses parity.
+
+Shape letters: B batch, S sequence, P puzzle-embedding positions, T = P + S, D hidden, h heads.
+
+Reference: models/layers.py, models/common.py, models/sparse_embedding.py.
+"""
+
+import math
+from typing import Optional, Tuple
+
+import mlx.core as mx
+from mlx import nn
+import numpy as np
+
+CosSin = Tuple[mx.array, mx.array]
+
+# The standard deviation of a standard normal truncated to [-2, 2]. Dividing by it gives the drawn
+# numbers the standard deviation asked for, as JAX's initialisers do and PyTorch's do not.
+_TRUNCATED_STD = 0.87962566103423978
+
+
+class KeySequence:
+    """A stream of independent random keys from one seed, so that a seed decides every weight."""
+
+    def __init__(self, seed: int) -> None:
+        """Start the stream at ``seed``."""
+        self._key = mx.random.key(seed)
+
+    def next(self) -> mx.array:
+        """Give a key that has not been given before."""
+        self._key, key = mx.random.split(self._key)
+        return key
+
+
+def trunc_normal(shape: Tuple[int, ...], std: float, key: mx.array) -> mx.array:
+    """Draw from a normal truncated at two sigmas whose standard deviation is exactly ``std``.
+
+    Args:
+        shape: of the result.
+        std: standard deviation after truncation; 0 gives zeros.
+        key: an MLX random key.
+
+    Returns:
+        float32 array of ``shape``.
+
+    Reference: models/common.py ``trunc_normal_init_``.
+    """
+    if std == 0:
+        return mx.zeros(shape, dtype=mx.float32)
+    draws = mx.random.truncated_normal(-2.0, 2.0, shape, dtype=mx.float32, key=key)
+    return draws * (std / _TRUNCATED_STD)
+
+
+def rms_norm(x: mx.array, eps: float, axis: int = -1) -> mx.array:
+    """Divide by the root mean square over ``axis``; no weight, float32 inside.
+
+    Args:
+        x: any shape and float dtype.
+        eps: added to the mean square.
+        axis: -1, or -2 for the norm over positions that ``mlp_t`` uses.
+
+    Returns:
+        Same shape and dtype as ``x``.
+    """
+    if axis == -1:
+        return mx.fast.rms_norm(x, None, eps)
+    wide = x.astype(mx.float32)
+    mean_square = mx.mean(mx.square(wide), axis=axis, keepdims=True)
+    return (wide * mx.rsqrt(mean_square + eps)).astype(x.dtype)
+
+
+def silu(x: mx.array) -> mx.array:
+    """x * sigmoid(x), computed in float32 and rounded once."""
+    wide = x.astype(mx.float32)
+    return (wide * mx.sigmoid(wide)).astype(x.dtype)
+
+
+def scaled(x: mx.array, factor: float) -> mx.array:
+    """Multiply by a float32 constant and round once.
+
+    A Python float times a bfloat16 array would round the constant itself to bfloat16 first.
+    """
+    return (x.astype(mx.float32) * factor).astype(x.dtype)
+
+
+class CastedLinear(nn.Module):
+    """A linear layer whose float32 weight is cast to the input's dtype.
+
+    ``weight`` is (out, in), LeCun normal; ``bias`` (out,) is zero where there is one.
+    """
+
+    def __init__(self, in_features: int, out_features: int, bias: bool, keys: KeySequence) -> None:
+        """Create the layer with weights drawn from ``keys``."""
+        super().__init__()
+        std = 1.0 / math.sqrt(in_features)
+        self.weight = trunc_normal((out_features, in_features), std, keys.next())
+        if bias:
+            self.bias = mx.zeros((out_features,), dtype=mx.float32)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        """Map (..., in) to (..., out)."""
+        weight = self.weight.astype(x.dtype)
+        if "bias" in self:
+            return mx.addmm(self.bias.astype(x.dtype), x, weight.T)
+        return x @ weight.T
+
+    def left(self, x: mx.array) -> mx.array:
+        """Map (..., in, D) to (..., out, D): the same product over the second-last axis."""
+        return self.weight.astype(x.dtype) @ x
+
+
+class CastedEmbedding(nn.Module):
+    """A float32 table of (count, D) whose rows are looked up and cast."""
+
+    def __init__(self, count: int, dim: int, std: float, keys: KeySequence) -> None:
+        """Create the table with rows of standard deviation ``std``."""
+        super().__init__()
+        self.embedding_weight = trunc_normal((count, dim), std, keys.next())
+
+    def __call__(self, ids: mx.array, dtype: mx.Dtype) -> mx.array:
+        """Look up (...,) int32 ids and give (..., D) in ``dtype``.
+
+        Written as a product with one-hot rows: exact in the forward direction, and its gradient is
+        a matrix product, whose order of summation is fixed. A gather's gradient is a scatter-add,
+        which GPUs sum in no fixed order, so that two equal runs would differ.
+        """
+        weight = self.embedding_weight.astype(dtype)
+        one_hot = ids[..., None] == mx.arange(weight.shape[0], dtype=ids.dtype)
+        return one_hot.astype(dtype) @ weight
+
+
+class PuzzleEmbedding(nn.Module):
+    """The puzzle table: one learned vector per puzzle identifier, (N, puzzle_emb_ndim) float32.
+
+    It is a buffer: SignSGD moves only the rows of a batch (see ``optim.sign_sgd_rows``), and Adam
+    and the EMA never see it.
+
+    Reference: models/sparse_embedding.py ``CastedSparseEmbedding``.
+    """
+
+    def __init__(self, count: int, dim: int) -> None:
+        """Create a table of zeros."""
+        super().__init__()
+        self.weights = mx.zeros((count, dim), dtype=mx.float32)
+        self.freeze(keys=["weights"])
+
+    def __call__(self, ids: mx.array) -> mx.array:
+        """Look up (B,) int32 identifiers and give (B, puzzle_emb_ndim) float32."""
+        return self.weights[ids]
+
+
+class SwiGLU(nn.Module):
+    """down(silu(gate) * up) with one projection for gate and up, gate first."""
+
+    def __init__(self, size: int, inner: int, keys: KeySequence) -> None:
+        """Create the layer: ``size`` -> 2 * ``inner`` -> ``size``."""
+        super().__init__()
+        self.gate_up_proj = CastedLinear(size, 2 * inner, bias=False, keys=keys)
+        self.down_proj = CastedLinear(inner, size, bias=False, keys=keys)
+
+    @staticmethod
+    def inner_size(size: int, expansion: float, multiple: int) -> int:
+        """round(expansion * size * 2/3), rounded up to a multiple (256 in the reference)."""
+        return -(-round(expansion * size * 2 / 3) // multiple) * multiple
+
+    def __call__(self, x: mx.array) -> mx.array:
+        """Map (B, T, D) to (B, T, D), acting on the last axis."""
+        gate, up = mx.split(self.gate_up_proj(x), 2, axis=-1)
+        return self.down_proj(silu(gate) * up)
+
+    def left(self, x: mx.array) -> mx.array:
+        """Map (B, T, D) to (B, T, D), acting on the *position* axis (``mlp_t``).
+
+        The reference transposes to (B, D, T), applies the layer and transposes back; multiplying
+        from the left is the same product without the transposes.
+        """
+        gate, up = mx.split(self.gate_up_proj.left(x), 2, axis=-2)
+        return self.down_proj.left(silu(gate) * up)
+
+
+def rope_tables(head_dim: int, positions: int, theta: float) -> CosSin:
+    """Give cos and sin of the rotary angles, each (T, head_dim) float32."""
+    exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
+    frequencies = np.float32(1.0) / np.power(np.float32(theta), exponents, dtype=np.float32)
+    angles = np.outer(np.arange(positions, dtype=np.float32), frequencies)
+    angles = np.concatenate([angles, angles], axis=-1)
+    return mx.array(np.cos(angles)), mx.array(np.sin(angles))
+
+
+def apply_rope(x: mx.array, cos_sin: CosSin) -> mx.array:
+    """Rotate pairs (i, i + head_dim/2) by the position's angle, in float32.
+
+    Args:
+        x: (B, h, T, head_dim), any float dtype.
+        cos_sin: from :func:`rope_tables`.
+
+    Returns:
+        Same shape and dtype.
+    """
+    cos, sin = cos_sin
+    wide = x.astype(mx.float32)
+    first, second = mx.split(wide, 2, axis=-1)
+    rotated = mx.concatenate([-second, first], axis=-1)
+    return (wide * cos + rotated * sin).astype(x.dtype)
+
+
+def attend(query: mx.array, key: mx.array, value: mx.array, scale: float) -> mx.array:
+    """Scaled dot-product attention, not causal.
+
+    On a GPU this is MLX's fused kernel. On the CPU, where MLX has none, it is written out in the
+    arithmetic of the reference's flash attention: scores, exponentials and their sum in float32,
+    the exponentials rounded to the inputs' dtype before they meet the values, the division last.
+    In bfloat16 the mean error of a recorded step is 6 or more times smaller than with a softmax that
+    rounds anywhere else (tests/reference/cuda/trm_att_rope_bf16).
+
+    Args:
+        query: (B, h, T, head_dim), any float dtype; key and value likewise.
+        scale: multiplies the scores.
+
+    Returns:
+        (B, h, T, head_dim) in the dtype of ``query``.
+    """
+    if mx.default_device().type == mx.DeviceType.gpu:
+        return mx.fast.scaled_dot_product_attention(query, key, value, scale=scale)
+    dtype = query.dtype
+    query, key, value = (part.astype(mx.float32) for part in (query, key, value))
+    scores = (query * scale) @ key.swapaxes(-1, -2)
+    shares = mx.exp(scores - mx.stop_gradient(mx.max(scores, axis=-1, keepdims=True)))
+    mixed = shares.astype(dtype).astype(mx.float32) @ value
+    return (mixed / mx.sum(shares, axis=-1, keepdims=True)).astype(dtype)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention over all T positions, not causal, one fused qkv projection."""
+
+    def __init__(self, size: int, heads: int, keys: KeySequence) -> None:
+        """Create the layer; ``heads`` divides ``size``."""
+        super().__init__()
+        self.heads = heads
+        self.qkv_proj = CastedLinear(size, 3 * size, bias=False, keys=keys)
+        self.o_proj = CastedLinear(size, size, bias=False, keys=keys)
+
+    def __call__(self, x: mx.array, cos_sin: Optional[CosSin]) -> mx.array:
+        """Map (B, T, D) to (B, T, D); ``cos_sin`` rotates q and k where given."""
+        rows, positions, size = x.shape
+        head_dim = size // self.heads
+        qkv = self.qkv_proj(x).reshape(rows, positions, 3, self.heads, head_dim)
+        query, key, value = qkv.transpose(2, 0, 3, 1, 4)
+        if cos_sin is not None:
+            query, key = apply_rope(query, cos_sin), apply_rope(key, cos_sin)
+        mixed = attend(query, key, value, 1.0 / math.sqrt(head_dim))
+        return self.o_proj(mixed.transpose(0, 2, 1, 3).reshape(rows, positions, size))

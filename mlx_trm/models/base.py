@@ -1,0 +1,232 @@
+"""What every ACT model shares: the carry, the puzzle table, halting, and one supervision step.
+
+A variant writes ``__init__`` and ``reason``. Everything here is pure in the arrays it is given, so
+that the trainer and the evaluator can compile it.
+
+Reference: models/recursive_reasoning/trm.py, the ACT wrapper and ``_input_embeddings``.
+"""
+
+from contextlib import contextmanager
+from typing import Any, Callable, Dict, Iterator, Optional, Tuple, Type
+
+import mlx.core as mx
+from mlx import nn
+
+from mlx_trm.carry import Batch, Carry, Outputs, empty_carry, halt, refill
+from mlx_trm.config import ModelConfig, TaskSpec
+from mlx_trm.layers import PuzzleEmbedding, scaled
+from mlx_trm.registry import MODELS
+
+DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16, "float16": mx.float16}
+
+
+def resolve_dtype(name: str) -> mx.Dtype:
+    """Turn a ``forward_dtype`` into an MLX dtype.
+
+    Args:
+        name: float32, bfloat16, float16, or auto: bfloat16 on a GPU and float32 on the CPU, where
+            half-precision products are slow.
+    """
+    if name == "auto":
+        on_gpu = mx.default_device().type == mx.DeviceType.gpu
+        name = "bfloat16" if on_gpu else "float32"
+    return DTYPES[name]
+
+
+class RecursiveModel(nn.Module):
+    """Base of every model that refines its answer over supervision steps.
+
+    A subclass sets ``initial_names``, builds its layers in ``__init__`` and implements
+    :meth:`reason`. Shape letters are those of :mod:`mlx_trm.carry`.
+
+    Attributes:
+        config: the model's configuration.
+        spec: the task's dimensions.
+        dtype: dtype of activations, latents and logits.
+        positions: P, the puzzle-embedding positions before the sequence.
+    """
+
+    initial_names: Tuple[str, ...] = ()
+
+    def __init__(self, config: ModelConfig, spec: TaskSpec, positions: int) -> None:
+        """Keep the dimensions; subclasses add the layers."""
+        super().__init__()
+        self.config: Any = config
+        self.spec = spec
+        self.positions = positions
+        self.dtype = resolve_dtype(self.config.forward_dtype)
+        if self.config.puzzle_emb_ndim > 0:
+            self.puzzle_emb = PuzzleEmbedding(
+                spec.num_puzzle_identifiers, self.config.puzzle_emb_ndim
+            )
+
+    # The parts of a step, in order -------------------------------------------------------------
+
+    def initial_carry(self, batch: Batch) -> Carry:
+        """Make the carry before the first step, every row halted and so about to be refilled."""
+        shape = (self.positions + self.spec.seq_len, self.config.hidden_size)
+        return empty_carry(batch, shape, len(self.initial_names), self.dtype)
+
+    def begin(self, carry: Carry, batch: Batch) -> Carry:
+        """Refill the halted rows from ``batch``."""
+        return refill(carry, batch, [self[name] for name in self.initial_names])
+
+    def puzzle_rows(self, carry: Carry) -> Optional[mx.array]:
+        """Look up the rows' puzzle vectors, (B, puzzle_emb_ndim) float32; None without a table.
+
+        They are an argument of :meth:`reason` and not a parameter, so that a table of a million
+        rows is never touched whole: only these rows are differentiated.
+        """
+        if self.config.puzzle_emb_ndim == 0:
+            return None
+        return self.puzzle_emb(carry.current.puzzle_identifiers)
+
+    def reason(
+        self, carry: Carry, rows: Optional[mx.array]
+    ) -> Tuple[Tuple[mx.array, ...], Outputs]:
+        """Run the recursion once.
+
+        Args:
+            carry: after :meth:`begin`.
+            rows: from :meth:`puzzle_rows`.
+
+        Returns:
+            The new latents, each (B, T, D) and without gradient, and the outputs.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must implement reason(carry, rows)")
+
+    def halt(
+        self, carry: Carry, outputs: Outputs, min_steps: Optional[mx.array] = None
+    ) -> Carry:
+        """Count the step and mark the rows that are finished.
+
+        Args:
+            carry: with the latents that :meth:`reason` gave.
+            outputs: of the same step.
+            min_steps: (B,) int32 from :func:`mlx_trm.carry.exploration_minimum`, in training.
+        """
+        steps = carry.steps + 1
+        halted = halt(
+            steps,
+            outputs,
+            self.config.halt_max_steps,
+            self.training,
+            min_steps,
+            compare_continue=not self.config.no_ACT_continue,
+        )
+        return carry._replace(steps=steps, halted=halted)
+
+    # A whole step ------------------------------------------------------------------------------
+
+    def step(
+        self, carry: Carry, rows: Optional[mx.array], min_steps: Optional[mx.array] = None
+    ) -> Tuple[Carry, Outputs]:
+        """Reason and halt, for a carry already refilled by :meth:`begin`.
+
+        In training, and unless ``no_ACT_continue``, the outputs gain the continue target: the
+        value that a second forward pass from the new carry gives, without gradient.
+        """
+        latents, outputs = self.reason(carry, rows)
+        carry = self.halt(carry._replace(latents=latents), outputs, min_steps)
+        if self.training and self.config.halt_max_steps > 1 and not self.config.no_ACT_continue:
+            # Differs from reference: no_ACT_continue=False works for trm as it does for hrm; there
+            # it crashes on unpacking.
+            _, after = self.reason(carry, rows)
+            last = carry.steps >= self.config.halt_max_steps
+            value = mx.where(last, after.q_halt, mx.maximum(after.q_halt, after.q_continue))
+            outputs = outputs._replace(target_q_continue=mx.stop_gradient(mx.sigmoid(value)))
+        return carry, outputs
+
+    def __call__(
+        self, carry: Carry, batch: Batch, min_steps: Optional[mx.array] = None
+    ) -> Tuple[Carry, Outputs]:
+        """Take one supervision step: refill, reason, halt.
+
+        Args:
+            carry: from :meth:`initial_carry` or the step before.
+            batch: incoming puzzles, used by the rows that have halted.
+            min_steps: exploration in training; None explores nowhere.
+
+        Returns:
+            The new carry and the step's outputs.
+        """
+        carry = self.begin(carry, batch)
+        return self.step(carry, self.puzzle_rows(carry), min_steps)
+
+    # Weights apart from the puzzle table -------------------------------------------------------
+
+    def weights(self) -> Dict[str, Any]:
+        """Give the tree of all arrays but the puzzle table: trained weights and initial states."""
+        tree = dict(self.parameters())
+        tree.pop("puzzle_emb", None)
+        return tree
+
+    def trained_weights(self) -> Dict[str, Any]:
+        """Give the tree of the weights that AdamATan2 trains and the EMA averages."""
+        tree = dict(self.trainable_parameters())
+        tree.pop("puzzle_emb", None)
+        return tree
+
+    @contextmanager
+    def using(self, *trees: Dict[str, Any]) -> Iterator["RecursiveModel"]:
+        """Compute with other weights inside a ``with`` block, and restore the model's own after.
+
+        This is how traced arrays enter a compiled function without being left behind in the model.
+        """
+        own = self.weights()
+        try:
+            for tree in trees:
+                self.update(tree)
+            yield self
+        finally:
+            self.update(own)
+
+
+def embed_inputs(
+    tokens: mx.array, rows: Optional[mx.array], positions: int, table: Optional[mx.array]
+) -> mx.array:
+    """Put the puzzle vector before the token embeddings, add positions, scale by sqrt(D).
+
+    Args:
+        tokens: (B, S, D) embedded tokens in ``forward_dtype``.
+        rows: (B, puzzle_emb_ndim) puzzle vectors, or None.
+        positions: P; the vector is padded with zeros to P * D and cut into P positions.
+        table: (T, D) learned positions in ``forward_dtype``, or None.
+
+    Returns:
+        (B, T, D), rounded after each operation as in the reference.
+    """
+    count, _, size = tokens.shape
+    embedding = tokens
+    if rows is not None:
+        padding = positions * size - rows.shape[-1]
+        vector = mx.pad(rows.astype(tokens.dtype), [(0, 0), (0, padding)])
+        embedding = mx.concatenate([vector.reshape(count, positions, size), tokens], axis=1)
+    if table is not None:
+        embedding = scaled(embedding + table, 0.707106781)
+    return scaled(embedding, size**0.5)
+
+
+def register_model(name: str, config_class: Type[ModelConfig]) -> Callable[[Any], Any]:
+    """Register a model class under a name of ``model.name``; use as a decorator.
+
+    Args:
+        name: what a configuration says.
+        config_class: dataclass of the ``model`` section.
+    """
+    return MODELS.register(name, config_class)
+
+
+def build_model(config: ModelConfig, spec: TaskSpec, seed: int = 0) -> RecursiveModel:
+    """Make the model that a configuration names.
+
+    Args:
+        config: the ``model`` section; its class decides nothing, its ``name`` does.
+        spec: the task's dimensions.
+        seed: of the initial weights.
+
+    Raises:
+        ConfigError: if no model has that name.
+    """
+    model: RecursiveModel = MODELS.get(config.name).cls(config, spec, seed=seed)
+    return model

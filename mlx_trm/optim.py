@@ -1,0 +1,153 @@
+"""AdamATan2, the learning-rate schedule, SignSGD for the puzzle table, and the EMA of the weights.
+
+Reference: the adam_atan2 package, models/sparse_embedding.py, models/ema.py, and
+``cosine_schedule_with_warmup_lr_lambda`` in pretrain.py.
+"""
+
+import math
+from typing import Any, Callable, Dict, Sequence, Union
+
+import mlx.core as mx
+from mlx.optimizers import Optimizer
+from mlx.utils import tree_map
+
+
+class AdamATan2(Optimizer):
+    """Adam whose ratio m / (sqrt(v) + eps) is replaced by atan2(m, sqrt(v)): no epsilon.
+
+    With decoupled weight decay, for a parameter p with gradient g at step t = 1, 2, ...:
+
+        p <- p * (1 - lr * weight_decay)
+        m <- m + (1 - b1) * (g - m)
+        v <- v + (1 - b2) * (g * g - v)
+        p <- p - lr / (1 - b1**t) * atan2(m, sqrt(v) / sqrt(1 - b2**t))
+
+    The first bias correction stands outside the arc tangent, as in the reference's kernel.
+    """
+
+    def __init__(
+        self,
+        learning_rate: Union[float, Callable[[mx.array], mx.array]],
+        betas: Sequence[float] = (0.9, 0.95),
+        weight_decay: float = 0.0,
+    ) -> None:
+        """Create the optimiser.
+
+        Args:
+            learning_rate: a number, or a function of the step.
+            betas: decay rates of the two moments, each in [0, 1).
+            weight_decay: decoupled, multiplied by the learning rate.
+
+        Raises:
+            ValueError: if a beta is outside [0, 1) or the decay is negative.
+        """
+        if len(betas) != 2 or not all(0.0 <= beta < 1.0 for beta in betas):
+            raise ValueError(f"betas must be two numbers in [0, 1), got {tuple(betas)}")
+        if weight_decay < 0.0:
+            raise ValueError(f"weight_decay must not be negative, got {weight_decay}")
+        super().__init__()
+        self._maybe_schedule("learning_rate", learning_rate)
+        self.betas = tuple(betas)
+        self.weight_decay = weight_decay
+
+    def init_single(self, parameter: mx.array, state: Dict[str, mx.array]) -> None:
+        """Start both moments of a parameter at zero."""
+        state["m"] = mx.zeros_like(parameter)
+        state["v"] = mx.zeros_like(parameter)
+
+    def apply_single(
+        self, gradient: mx.array, parameter: mx.array, state: Dict[str, mx.array]
+    ) -> mx.array:
+        """Update one parameter and its moments; all arrays have the parameter's shape."""
+        lr = self.learning_rate.astype(parameter.dtype)
+        b1, b2 = self.betas
+        count = self.step.astype(mx.float32)
+        m = state["m"] + (1.0 - b1) * (gradient - state["m"])
+        v = state["v"] + (1.0 - b2) * (mx.square(gradient) - state["v"])
+        state["m"], state["v"] = m, v
+        root = mx.sqrt(v) * mx.rsqrt(1.0 - mx.power(b2, count))
+        decayed = parameter * (1.0 - lr * self.weight_decay)
+        return decayed - lr / (1.0 - mx.power(b1, count)) * mx.arctan2(m, root)
+
+
+def scheduled_lr(
+    base: float, step: int, warmup_steps: int, total_steps: int, min_ratio: float = 1.0
+) -> float:
+    """Linear warm-up, then a cosine to ``base * min_ratio`` at ``total_steps``.
+
+    Args:
+        base: the learning rate after warm-up.
+        step: counted from 1.
+        warmup_steps: steps of warm-up; step ``s`` of them has ``base * s / warmup_steps``.
+        total_steps: steps of the whole run.
+        min_ratio: 1.0 keeps the rate constant.
+
+    Returns:
+        The learning rate of this step.
+    """
+    if step < warmup_steps:
+        return base * step / max(1, warmup_steps)
+    progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)
+    cosine = 0.5 * (1.0 + math.cos(math.pi * progress))
+    return base * (min_ratio + max(0.0, (1.0 - min_ratio) * cosine))
+
+
+def sign_sgd_rows(
+    rows: mx.array,
+    gradients: mx.array,
+    identifiers: mx.array,
+    lr: mx.array,
+    weight_decay: float,
+) -> mx.array:
+    """SignSGD with decoupled decay on the puzzle-table rows of a batch.
+
+    The gradients of equal identifiers are summed before the sign is taken; each of them then gets
+    the same updated row, so writing all B rows back in any order gives one result.
+
+    Args:
+        rows: (B, E) float32, the table's rows at ``identifiers``.
+        gradients: (B, E) float32, one row a batch row.
+        identifiers: (B,) int32.
+        lr: scalar, the puzzle table's own learning rate.
+        weight_decay: the puzzle table's own decay.
+
+    Returns:
+        (B, E) float32, the updated rows.
+
+    Reference: models/sparse_embedding.py ``CastedSparseEmbeddingSignSGD_Distributed``.
+    """
+    # A matrix product, not a scatter-add: its order of summation is fixed on every device, and
+    # nothing leaves the device to find the unique identifiers.
+    same = (identifiers[:, None] == identifiers[None, :]).astype(gradients.dtype)
+    return rows * (1.0 - lr * weight_decay) - lr * mx.sign(same @ gradients)
+
+
+class EMA:
+    """Exponential moving average of the trained weights, evaluated in their place.
+
+    Attributes:
+        rate: weight of the past, 0.999 in the paper's recipes.
+        weights: tree of float32 arrays, like the tree given.
+
+    Reference: models/ema.py ``EMAHelper``.
+    """
+
+    def __init__(self, weights: Dict[str, Any], rate: float = 0.999) -> None:
+        """Start the average at ``weights``.
+
+        Raises:
+            ValueError: if ``rate`` is outside [0, 1].
+        """
+        if not 0.0 <= rate <= 1.0:
+            raise ValueError(f"rate must be between 0 and 1, got {rate}")
+        self.rate = rate
+        self.weights = weights
+
+    def update(self, weights: Dict[str, Any]) -> None:
+        """Move the average towards ``weights``, a tree of the same structure."""
+        self.weights = self.average(self.weights, weights, self.rate)
+
+    @staticmethod
+    def average(past: Dict[str, Any], weights: Dict[str, Any], rate: float) -> Dict[str, Any]:
+        """Give ``(1 - rate) * weights + rate * past``, leaf by leaf."""
+        return tree_map(lambda new, old: (1.0 - rate) * new + rate * old, weights, past)

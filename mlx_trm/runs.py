@@ -1,0 +1,197 @@
+"""Run folders: where a run's files go, and the log of its metrics."""
+
+import json
+import math
+import re
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Callable, Dict, Mapping, Optional, Tuple, Union
+
+import mlx.core as mx
+
+from mlx_trm.checkpoint import CONFIG, list_checkpoints
+from mlx_trm.config import ExperimentConfig, save_config
+from mlx_trm.errors import CheckpointError, ConfigError, TRMError
+
+METRICS = "metrics.jsonl"
+
+
+@dataclass
+class StepReport:
+    """Progress of training, averaged over the steps since the report before.
+
+    Attributes:
+        step: supervision steps done.
+        total: supervision steps of the run.
+        metrics: ``lm_loss``, ``q_halt_loss`` per row; ``accuracy``, ``exact_accuracy``,
+            ``q_halt_accuracy`` and ``steps`` per puzzle that halted; ``count`` of those.
+        lr: learning rate of the last step.
+        steps_per_second: over the same steps.
+        peak_memory: bytes, since the process started.
+    """
+
+    step: int
+    total: int
+    metrics: Metrics
+    lr: float
+    steps_per_second: float
+    peak_memory: int
+
+
+class MetricsLog:
+    """Averages step metrics, writes them to ``metrics.jsonl`` and reports progress.
+
+    Attributes:
+        path: the file; one JSON object a line, ``kind`` is ``train`` or ``eval``.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        batch_size: int,
+        interval: int,
+        total: int,
+        on_step: Optional[Callable[[StepReport], None]] = None,
+    ) -> None:
+        """Prepare a log; the file is appended to.
+
+        Args:
+            path: of the file.
+            batch_size: B, by which summed losses are divided.
+            interval: steps averaged in one line.
+            total: steps of the run, for the reports.
+            on_step: called with each line's report.
+        """
+        self.path = path
+        self._batch_size = batch_size
+        self._interval = interval
+        self._total = total
+        self._on_step = on_step
+        self._sums: Dict[str, float] = {}
+        self._steps = 0
+        self._lr = 0.0
+        self._step = 0
+        self._seconds = 0.0
+        self._resumed = time.monotonic()
+
+    def resume_clock(self) -> None:
+        """Leave what was done since the last step (evaluating, saving) out of the speed."""
+        self._resumed = time.monotonic()
+
+    def add(self, step: int, metrics: Mapping[str, mx.array], lr: float) -> None:
+        """Take the metric sums of a step; report when ``interval`` of them are there.
+
+        Raises:
+            TRMError: if the loss is not finite.
+        """
+        for name, value in metrics.items():
+            self._sums[name] = self._sums.get(name, 0.0) + float(value.item())
+        now = time.monotonic()
+        self._seconds += now - self._resumed
+        self._resumed = now
+        self._steps += 1
+        self._step, self._lr = step, lr
+        if not math.isfinite(self._sums["lm_loss"] + self._sums["q_halt_loss"]):
+            raise TRMError(
+                f"step {step}: the loss is not finite any more; lower train.lr or use "
+                "model.forward_dtype=float32 (checkpoints written before are whole)"
+            )
+        if step % self._interval == 0:
+            self.report()
+
+    def report(self) -> None:
+        """Write and report the average since the last report, where there is any."""
+        if not self._steps:
+            return
+        rows = self._steps * self._batch_size
+        count = self._sums["count"]
+        means = {
+            name: value / (rows if name.endswith("loss") else max(count, 1.0))
+            for name, value in self._sums.items()
+            if name != "count"
+        }
+        report = StepReport(
+            step=self._step,
+            total=self._total,
+            metrics={"count": count, **means},
+            lr=self._lr,
+            steps_per_second=self._steps / max(self._seconds, 1e-9),
+            peak_memory=mx.get_peak_memory(),
+        )
+        self._sums, self._steps, self._seconds = {}, 0, 0.0
+        flat = asdict(report)
+        self.write({"kind": "train", **flat.pop("metrics"), **flat})
+        if self._on_step is not None:
+            self._on_step(report)
+
+    def write(self, line: Mapping[str, Any]) -> None:
+        """Append one line.
+
+        Raises:
+            CheckpointError: if the file cannot be written.
+        """
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+        except OSError as error:
+            raise CheckpointError(f"{self.path}: cannot be written ({error.strerror})") from error
+
+
+def free_run_dir(stem: str, root: Union[str, Path] = "runs") -> Path:
+    """Give ``root/stem``, or ``root/stem-2``, ``-3``, ... where that is taken.
+
+    Args:
+        stem: usually the configuration file's name without suffix.
+        root: the folder of runs.
+    """
+    path, number = Path(root) / stem, 2
+    while path.exists() or path.is_symlink():
+        path = Path(root) / f"{stem}-{number}"
+        number += 1
+    return path
+
+
+def prepare_run_dir(config: ExperimentConfig) -> Path:
+    """Make the run folder and write the resolved configuration into it.
+
+    Args:
+        config: ``run_dir`` is filled in where it was open.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ConfigError: if it is a file, holds a run already, or cannot be made.
+    """
+    if config.run_dir is None:
+        config.run_dir = str(free_run_dir(config.stem))
+    run = Path(config.run_dir)
+    if run.exists() and not run.is_dir():
+        raise ConfigError(f"run_dir: {run} is a file; name a folder")
+    if (run / CONFIG).exists() or list_checkpoints(run):
+        raise ConfigError(f"run_dir: {run} holds a run already; name another folder or remove it")
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        save_config(config, run / CONFIG)
+    except OSError as error:
+        raise ConfigError(
+            f"run_dir: {run} cannot be made ({error.strerror}); name another folder"
+        ) from error
+    return run
+
+
+def save_interval(every: Optional[Union[int, str]]) -> Tuple[Optional[int], Optional[float]]:
+    """Split ``checkpoint.every`` into steps and seconds; at most one is set.
+
+    Args:
+        every: a number of steps, or minutes such as ``10min``, or None.
+    """
+    if every is None:
+        return None, None
+    if isinstance(every, int):
+        return every, None
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)min", every)
+    if match is None:
+        raise ConfigError(f"checkpoint.every: {every!r} is neither a number of steps nor '10min'")
+    return None, 60.0 * float(match.group(1))
