@@ -255,9 +255,9 @@ class _Replay:
         return self.errors
 
     def _note(self, quantity: str, error: float) -> None:
-        worst = self.errors.get(quantity, 0.0)
-        # NaN must stay: a comparison with it is never true, so keep it explicitly.
-        self.errors[quantity] = error if not error <= worst else worst
+        # NaN compares false with everything; as infinity it stays the largest.
+        error = error if math.isfinite(error) else math.inf
+        self.errors[quantity] = max(error, self.errors.get(quantity, 0.0))
 
     def _load(self, prefix: str) -> None:
         # Parameters after a step are recorded without the buffers, which stay as they were.

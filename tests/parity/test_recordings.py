@@ -1,0 +1,225 @@
+"""Parity with the reference: every recording is replayed step by step on this machine's CPU.
+
+The tolerances are those of ``mlx_trm.recordings``: four times the distance between the reference on
+one device and itself on another, as each recording states it, with floors that are a few roundings
+of the dtype. ``python -m mlx_trm.parity tests/reference/cuda`` prints the same table.
+"""
+
+import json
+import math
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from mlx_trm.errors import DataError
+from mlx_trm.recordings import FLOORS, Recording, compare, read_recordings
+
+FOLDER = Path(__file__).parents[1] / "reference" / "cuda"
+MANIFEST = json.loads((FOLDER / "manifest.json").read_text(encoding="utf-8"))
+
+OUTPUTS = {
+    "eval.logits",
+    "eval.q_halt_logits",
+    "eval.q_continue_logits",
+    "eval.carry",
+    "eval.loss",
+    "eval.loss_of_recorded",
+}
+STEPPED = OUTPUTS | {
+    "eval.steps",
+    "eval.halted",
+    "eval.counts",
+    "eval.accuracy",
+    "train.refill",
+    "train.steps",
+    "train.halted",
+    "train.counts",
+    "train.accuracy",
+    "train.loss_of_recorded",
+    "train.logits",
+    "train.q_halt_logits",
+    "train.q_continue_logits",
+    "train.loss",
+    "train.carry",
+    "train.grad",
+    "schedule",
+    "optimizer.param",
+    "ema",
+}
+
+
+@pytest.fixture(autouse=True)
+def on_the_cpu():
+    """Hosted runners have no dependable GPU; the recordings are replayed on the CPU everywhere."""
+    before = mx.default_device()
+    mx.set_default_device(mx.cpu)
+    yield
+    mx.set_default_device(before)
+
+
+def test_every_recording_of_the_manifest_is_here_and_unchanged():
+    from hashlib import sha256
+
+    assert sorted(path.stem for path in FOLDER.glob("*.safetensors")) == sorted(MANIFEST)
+    for case, entry in MANIFEST.items():
+        digest = sha256((FOLDER / f"{case}.safetensors").read_bytes()).hexdigest()
+        assert digest == entry["sha256"], case
+
+
+@pytest.mark.parametrize("case", sorted(MANIFEST))
+def test_case(case):
+    recording = Recording(FOLDER / f"{case}.safetensors")
+    comparisons = {entry.quantity: entry for entry in compare(recording)}
+    misses = [entry for entry in comparisons.values() if not entry.passed]
+    assert not misses
+    expected = OUTPUTS if case.startswith("full_") else STEPPED
+    if "nopuzzle" not in case and not case.startswith("full_"):
+        expected = expected | {"optimizer.puzzle_emb"}
+    assert set(comparisons) == expected
+    for entry in comparisons.values():
+        bound = limit(recording, entry.quantity)
+        assert entry.tolerance == pytest.approx(bound), entry
+        assert entry.error <= bound
+
+
+def limit(recording: Recording, quantity: str) -> float:
+    """The promise, written down a second time so that a loosened table cannot pass unseen."""
+    if quantity.endswith((".steps", ".halted", ".counts", ".refill")):
+        return 0.0
+    if quantity.endswith(("_of_recorded", ".accuracy")) or not quantity.startswith(
+        ("eval.", "train.")
+    ):
+        return 1e-6
+    half = recording.dtype == "bfloat16"
+    own = recording.self_deviation
+    kind = quantity.split(".")[1]
+    if kind == "loss":
+        return max(4 * own.get("train.loss", 0), 2e-3 if half else 1e-6)
+    if kind == "grad":
+        return max(4 * own["train.grad_rel"], 0.05 if half else 2e-5)
+    if kind.startswith("q_"):
+        return max(4 * own["eval.q_halt_logits"], 0.1 if half else 2e-5)
+    key = "eval.carry" if kind == "carry" else quantity
+    return max(4 * own[key], 0.1 if half else 2e-5)
+
+
+def altered(tmp_path: Path, case: str, change) -> Recording:
+    """Write a recording with arrays changed by ``change(arrays, metadata)`` and read it."""
+    arrays, metadata = mx.load(str(FOLDER / f"{case}.safetensors"), return_metadata=True)
+    change(arrays, metadata)
+    path = tmp_path / f"{case}.safetensors"
+    mx.save_safetensors(str(path), arrays, metadata)
+    return Recording(path)
+
+
+def test_a_row_of_a_weight_scaled_by_one_percent_is_noticed(tmp_path):
+    def scale_row(arrays, _):
+        name = "init.inner.L_level.layers.0.mlp.down_proj.weight"
+        weight = np.array(arrays[name])
+        weight[3] *= 1.01
+        arrays[name] = mx.array(weight)
+
+    recording = altered(tmp_path, "trm_mlp_f32", scale_row)
+    missed = {entry.quantity for entry in compare(recording) if not entry.passed}
+    assert {"eval.logits", "eval.carry", "train.logits", "train.grad"} <= missed
+
+
+@pytest.mark.parametrize(
+    "key, shift, quantity",
+    [
+        ("eval.step2.q_halt_logits", 1e-3, "eval.q_halt_logits"),
+        ("eval.step1.loss", 1e-3, "eval.loss"),
+        ("eval.step3.metric.count", 1.0, "eval.counts"),
+        ("train.step3.lr", 1e-5, "schedule"),
+        ("train.step2.loss", 1e-3, "train.loss"),
+        ("train.step7.loss", 1e-3, "train.loss_of_recorded"),
+        ("train.step2.carry.steps", 1, "train.steps"),
+        ("train.step6.carry.current_data.labels", 1, "train.refill"),
+        ("train.step2.param.inner.q_head.bias", 1e-5, "optimizer.param"),
+        ("train.step1.param.inner.puzzle_emb.weights", 1e-4, "optimizer.puzzle_emb"),
+        ("train.step3.ema.inner.lm_head.weight", 1e-5, "ema"),
+        ("train.step2.grad.inner.embed_tokens.embedding_weight", 1e-3, "train.grad"),
+        ("train.step1.grad.inner.puzzle_emb.local_weights", 1e-3, "train.grad"),
+        ("train.step3.entering.z_H", 1e-3, "train.carry"),
+    ],
+)
+def test_a_changed_number_is_noticed_where_it_belongs(tmp_path, key, shift, quantity):
+    def move(arrays, _):
+        arrays[key] = (arrays[key] + shift).astype(arrays[key].dtype)
+
+    missed = {
+        entry.quantity
+        for entry in compare(altered(tmp_path, "trm_explore_f32", move))
+        if not entry.passed
+    }
+    assert quantity in missed
+
+
+def test_halting_is_replayed_with_the_recorded_draws(tmp_path):
+    def explore_always(arrays, _):
+        for step in range(1, 9):
+            key = f"train.step{step}.explore."
+            arrays[key + "uniform"] = mx.zeros_like(arrays[key + "uniform"])
+            arrays[key + "randint"] = mx.full((6,), 4, dtype=mx.int32)
+
+    recording = altered(tmp_path, "trm_explore_f32", explore_always)
+    halted = next(entry for entry in compare(recording) if entry.quantity == "train.halted")
+    assert halted.error > 0 and not halted.passed
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_what_is_not_finite_is_a_miss_and_null(tmp_path, value):
+    def spoil(arrays, _):
+        arrays["eval.step1.logits"] = arrays["eval.step1.logits"] * 0 + value
+
+    entries = compare(altered(tmp_path, "trm_nopuzzle_f32", spoil))
+    logits = next(entry for entry in entries if entry.quantity == "eval.logits")
+    assert logits.error is None and not logits.passed
+
+
+def test_a_model_not_built_is_a_miss(tmp_path):
+    def rename(_, metadata):
+        metadata["model"] = "trm_hier6000"
+
+    entries = compare(altered(tmp_path, "trm_nopuzzle_f32", rename))
+    assert [(entry.quantity, entry.error, entry.passed) for entry in entries] == [
+        ("not supported", None, False)
+    ]
+
+
+def test_half_precision_floors_scale_with_the_mantissa():
+    for kind in ("values", "loss", "grad"):
+        assert FLOORS["float16"][kind] == pytest.approx(FLOORS["bfloat16"][kind] / 8)
+
+
+def test_unreadable_recordings_are_named(tmp_path):
+    with pytest.raises(DataError, match="no such folder"):
+        read_recordings(tmp_path / "none")
+    with pytest.raises(DataError, match="holds no recording"):
+        read_recordings(tmp_path)
+    (tmp_path / "bad.safetensors").write_bytes(b"not safetensors at all")
+    with pytest.raises(DataError, match=r"bad\.safetensors: cannot be read"):
+        read_recordings(tmp_path)
+    mx.save_safetensors(str(tmp_path / "bad.safetensors"), {"a": mx.zeros((1,))}, {"model": "trm"})
+    with pytest.raises(DataError, match=r"bad\.safetensors: the metadata"):
+        read_recordings(tmp_path)
+
+
+@pytest.mark.parametrize("key", ["train.step2.carry.halted", "eval.batch.labels", "init.inner.H_init"])
+def test_a_missing_array_is_named(tmp_path, key):
+    def drop(arrays, _):
+        del arrays[key]
+
+    with pytest.raises(DataError, match=r"trm_nopuzzle_f32\.safetensors"):
+        compare(altered(tmp_path, "trm_nopuzzle_f32", drop))
+
+
+def test_only_keeps_the_cases_named():
+    kept = read_recordings(FOLDER, ["trm_mlp_*", "full_sudoku_mlp_f32"])
+    assert [recording.case for recording in kept] == [
+        "full_sudoku_mlp_f32",
+        "trm_mlp_bf16",
+        "trm_mlp_f32",
+    ]
