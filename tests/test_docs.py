@@ -264,7 +264,7 @@ def test_spec_names_only_what_is_there() -> None:
 
 def test_reference_numbers_are_those_recorded() -> None:
     """Documents that name the reference's commit name the one the recordings were made from."""
-    manifest = json.loads((ROOT / "tests" / "reference" / "manifest.json").read_text())
+    manifest = json.loads((ROOT / "tests" / "reference" / "cuda" / "manifest.json").read_text())
     commits = set(re.findall(r'"upstream_commit": ?"(\w{7})', json.dumps(manifest)))
     guide = (ROOT / "docs" / "migration_guide.md").read_text(encoding="utf-8")
     for commit in commits:
