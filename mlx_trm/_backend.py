@@ -1,0 +1,121 @@
+"""The first thing the package imports: it checks that MLX loads, and says what to do if not.
+
+On a Mac `mlx` brings its Metal backend. On Linux the package `mlx` installs without any backend, and
+then `import mlx.core` ends in "libmlx.so: cannot open shared object file", which helps nobody.
+"""
+
+import os
+import platform
+import sys
+from pathlib import Path
+from typing import Dict, List, NoReturn, Optional
+
+BACKEND_PACKAGES = ("mlx-metal", "mlx-cpu", "mlx-cuda", "mlx-cuda-12", "mlx-cuda-13")
+
+
+def check_platform() -> None:
+    """Import MLX.
+
+    Raises:
+        ImportError: if MLX does not load; one line that says what to install.
+        SystemExit: with code 2 and that line on standard error, where one of this package's
+            commands is being started. The package is imported before the command's own code
+            runs, so an exception would be a traceback.
+    """
+    try:
+        import mlx.core  # noqa: F401  pylint: disable=unused-import
+    except ImportError as error:
+        _refuse(load_advice(error, platform.system(), platform.machine(), backends()), error)
+
+
+def load_advice(error: ImportError, system: str, machine: str, installed: Dict[str, str]) -> str:
+    """Say in one line why MLX does not load and what to do.
+
+    Args:
+        error: what ``import mlx.core`` raised.
+        system: of :func:`platform.system`.
+        machine: of :func:`platform.machine`.
+        installed: backend packages and their versions, from :func:`backends`.
+    """
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    if system == "Darwin" and machine != "arm64":
+        return (
+            f"MLX needs an Apple Silicon Mac and a native Python, and this Python is {machine} "
+            "(an Intel Mac, or Rosetta); install an arm64 Python, or use Linux"
+        )
+    if system == "Windows":
+        return f"mlx_trm does not run on Windows ({reason}); install it in WSL 2, as for Linux"
+    if system == "Darwin":
+        return (
+            f"MLX does not load ({reason}); it needs macOS 14 or newer: "
+            "pip install --upgrade --force-reinstall mlx"
+        )
+    names = [name for name in installed if name != "mlx-metal"]
+    if len(names) > 1:
+        return (
+            f"MLX does not load ({reason}): {' and '.join(names)} overwrite each other's files; "
+            f"pip uninstall -y mlx {' '.join(names)}, then pip install 'mlx-trm[cpu]'"
+        )
+    if names and "libmlx" in reason:
+        return (
+            f"MLX does not load ({reason}): files of {names[0]} are missing; "
+            f"pip install --force-reinstall --no-deps mlx {names[0]}"
+        )
+    if names:
+        return (
+            f"MLX does not load ({reason}); {names[0]} needs what is named there; "
+            f"to use the CPU: pip uninstall -y mlx {names[0]}, then pip install 'mlx-trm[cpu]'"
+        )
+    what = "MLX is not installed" if isinstance(error, ModuleNotFoundError) else "MLX has no backend"
+    return (
+        f"{what} ({reason}); choose an extra: pip install 'mlx-trm[cpu]', or for an "
+        "NVIDIA GPU 'mlx-trm[cuda13]' or 'mlx-trm[cuda12]' (in a clone: pip install -e '.[cpu]')"
+    )
+
+
+def backends() -> Dict[str, str]:
+    """Give the installed backend packages of MLX with their versions."""
+    from importlib import metadata
+
+    found = {}
+    for name in BACKEND_PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def starts_command(argv: List[str], original: Optional[List[str]]) -> bool:
+    """Tell whether a command of this package is being started, rather than the package imported.
+
+    Args:
+        argv: ``sys.argv``; while ``python -m`` looks for its module, its first entry is ``-m``.
+        original: the interpreter's whole command line, or None where it is not known.
+    """
+    program = os.path.basename(argv[0]) if argv else ""
+    if program in ("mlx-trm", "mlx-trm.exe"):
+        return True
+    if program != "-m" or original is None:
+        return False
+    for word, following in zip(original[1:], original[2:] + [""]):
+        if word.startswith("-m"):
+            return (word[2:] or following).split(".")[0] == "mlx_trm"
+    return False
+
+
+def _command_line() -> Optional[List[str]]:
+    line: Optional[List[str]] = getattr(sys, "orig_argv", None)
+    if line is None:  # Python 3.9
+        try:
+            line = Path("/proc/self/cmdline").read_text(encoding="utf-8").rstrip("\0").split("\0")
+        except (OSError, UnicodeDecodeError):
+            return None
+    return line
+
+
+def _refuse(message: str, error: ImportError) -> NoReturn:
+    if starts_command(sys.argv, _command_line()):
+        sys.stderr.write(message + "\n")
+        raise SystemExit(2) from None
+    raise ImportError(message, name=error.name, path=error.path) from error
