@@ -1,0 +1,279 @@
+"""A Sudoku solver for many puzzles at once: solutions, proof of uniqueness, rating.
+
+The candidates of a cell are the bits of a ``uint16`` (bit 0 is the digit 1). A pool of search
+states, ``(size, size, pool)`` with the pool last, goes through rounds of naked and hidden singles
+together; a state that no longer changes is solved or branches on its first cell with the fewest
+candidates, one child for each. The search ends when nothing is left to try, so the number of
+solutions is proved, and the rating of a puzzle with one solution, the number of candidates tried,
+is the size of the whole search tree: it does not depend on the order of the search.
+"""
+
+from typing import Iterator, List, NamedTuple, Optional, Tuple
+
+import numpy as np
+
+# (rows, columns) of a box for each size of grid.
+BOX_SHAPES = {4: (2, 2), 6: (2, 3), 9: (3, 3)}
+# For each set of candidates: how many they are, and the digit where it is one.
+NUMBER = np.array([bin(bits).count("1") for bits in range(1 << 9)], dtype=np.uint8)
+DIGIT = np.array([bits.bit_length() for bits in range(1 << 9)], dtype=np.uint8)
+
+# Search states that are worked on together: large enough to hide NumPy's overhead, small enough
+# for the cache. The bundled samples depend on it: a puzzle of many solutions shows the first found.
+_POOL = 2048
+_ONE = np.uint16(1)
+
+_States = Tuple[np.ndarray, np.ndarray]  # (size, size, n) uint16 candidates; (n,) puzzle numbers
+
+
+class SolveResult(NamedTuple):
+    """What :func:`solve_puzzles` found for N puzzles of S cells.
+
+    Attributes:
+        counts: (N,) int64, the number of solutions, at most ``max_solutions`` (then there may be
+            more).
+        solutions: (N, max_solutions, S) uint8, those found, in no particular order; 0 where none.
+        guesses: (N,) int64, candidates tried: the rating of a puzzle with one solution. For any
+            other it is what was tried before the answer was clear.
+    """
+
+    counts: np.ndarray
+    solutions: np.ndarray
+    guesses: np.ndarray
+
+
+def box_shape(size: int) -> Tuple[int, int]:
+    """Return (rows, columns) of one box.
+
+    Raises:
+        ValueError: if ``size`` is not 4, 6 or 9.
+    """
+    if size not in BOX_SHAPES:
+        raise ValueError(f"a Sudoku has size 4, 6 or 9, not {size}")
+    return BOX_SHAPES[size]
+
+
+def unit_cells(size: int) -> np.ndarray:
+    """Return the cells of each row, each column and each box, (3 * size, size) int64."""
+    rows, cols = box_shape(size)
+    cells = np.arange(size * size).reshape(size, size)
+    boxes = cells.reshape(size // rows, rows, size // cols, cols).swapaxes(1, 2)
+    return np.concatenate([cells, cells.T, boxes.reshape(size, size)])
+
+
+def valid_grids(grids: np.ndarray, size: int) -> np.ndarray:
+    """Say which grids are complete and keep the rules.
+
+    Args:
+        grids: (N, S) integers; the digits are 1..size.
+
+    Returns:
+        (N,) bool.
+    """
+    grids = np.asarray(grids)
+    wrong = conflicts(grids, size) | (grids < 1) | (grids > size)
+    return np.asarray(~wrong.any(axis=1))
+
+
+def conflicts(grids: np.ndarray, size: int) -> np.ndarray:
+    """Mark the cells whose digit stands twice in a row, a column or a box.
+
+    Args:
+        grids: (N, S) integers, 0 for blank.
+
+    Returns:
+        (N, S) bool.
+    """
+    grids = np.asarray(grids)
+    marked = np.zeros(grids.shape, dtype=bool)
+    units = unit_cells(size)
+    for kind in range(3):
+        cells = units[kind * size : (kind + 1) * size]
+        values = grids[:, cells]
+        twice = np.zeros(values.shape, dtype=bool)
+        for shift in range(1, size):
+            twice |= values == np.roll(values, shift, axis=2)
+        marked[:, cells] |= twice & (values != 0)
+    return marked
+
+
+def start_states(puzzles: np.ndarray, size: int) -> np.ndarray:
+    """Turn (N, S) puzzles into candidates, (size, size, N) uint16."""
+    table = np.concatenate([[(1 << size) - 1], 1 << np.arange(size)]).astype(np.uint16)
+    return np.ascontiguousarray(table[puzzles].T).reshape(size, size, len(puzzles))
+
+
+def singles_round(masks: np.ndarray, size: int) -> Tuple[np.ndarray, np.ndarray]:
+    """Apply naked and hidden singles once to (size, size, n) candidates.
+
+    Returns:
+        The new candidates, and (n,) bool: the state has a contradiction.
+    """
+    rows, cols = box_shape(size)
+    n = masks.shape[-1]
+    single = _all_bits((masks & (masks - _ONE)) == 0)
+    fixed = masks & single
+    lost = np.zeros_like(masks)  # digits fixed in a unit of the cell
+    hidden = np.zeros_like(masks)  # digits with one place left in a unit of the cell
+    wrong = np.zeros(n, dtype=np.uint16)
+    split = (size // rows, rows, size // cols, cols, n)
+    for shape, axes in ((masks.shape, (1,)), (masks.shape, (0,)), (split, (1, 3))):
+        once, twice = once_twice(fixed.reshape(shape), axes)
+        wrong |= np.bitwise_or.reduce(twice.reshape(-1, n), axis=0)
+        np.bitwise_or(lost.reshape(shape), once, out=lost.reshape(shape))
+        once, twice = once_twice(masks.reshape(shape), axes)
+        wrong |= np.bitwise_and.reduce(once.reshape(-1, n), axis=0) ^ np.uint16((1 << size) - 1)
+        np.bitwise_or(hidden.reshape(shape), once & ~twice, out=hidden.reshape(shape))
+    left = masks & ~(lost & ~single)
+    hidden &= left
+    left &= hidden | ~_all_bits(hidden != 0)
+    empty = (left == 0) | (hidden & (hidden - _ONE) != 0)
+    return left, (wrong != 0) | empty.reshape(-1, n).any(axis=0)
+
+
+def once_twice(values: np.ndarray, axes: Tuple[int, ...]) -> Tuple[np.ndarray, np.ndarray]:
+    """Return the bits that are set at least once, and at least twice, along ``axes``.
+
+    Args:
+        values: any shape, unsigned integers.
+        axes: the axes to go along; they are kept with length 1.
+    """
+    shape = tuple(1 if axis in axes else length for axis, length in enumerate(values.shape))
+    once = np.zeros(shape, dtype=values.dtype)
+    twice = np.zeros(shape, dtype=values.dtype)
+    both = np.empty(shape, dtype=values.dtype)
+    for place in np.ndindex(*(values.shape[axis] for axis in axes)):
+        index: List[slice] = [slice(None)] * values.ndim
+        for axis, at in zip(axes, place):
+            index[axis] = slice(at, at + 1)
+        part = values[tuple(index)]
+        np.bitwise_and(once, part, out=both)
+        np.bitwise_or(twice, both, out=twice)
+        np.bitwise_or(once, part, out=once)
+    return once, twice
+
+
+def _all_bits(flags: np.ndarray) -> np.ndarray:
+    """Return uint16 with every bit set where ``flags``, else 0 (faster than np.where)."""
+    return np.negative(flags.astype(np.uint16))
+
+
+def solve_puzzles(puzzles: np.ndarray, size: int, max_solutions: int = 2) -> SolveResult:
+    """Solve puzzles and prove how many solutions each has.
+
+    Args:
+        puzzles: (N, S) integers, 0 for blank, digits 1..size. Contradictory givens are allowed;
+            they have no solution.
+        size: 4, 6 or 9.
+        max_solutions: stop searching a puzzle where so many are found.
+
+    Returns:
+        The number of solutions, those found, and the guesses it took.
+
+    Raises:
+        ValueError: for another size or shape, or a digit out of range.
+    """
+    box_shape(size)
+    puzzles = np.asarray(puzzles)
+    if puzzles.ndim != 2 or puzzles.shape[1] != size * size:
+        raise ValueError(f"puzzles must have shape (N, {size * size}), not {puzzles.shape}")
+    if puzzles.size and (puzzles.min() < 0 or puzzles.max() > size):
+        raise ValueError(f"cells must be 0..{size}")
+    search = _Search(puzzles, size, max_solutions)
+    search.run()
+    return SolveResult(search.counts, search.solutions, search.guesses)
+
+
+class _Search:
+    """The state of one call of :func:`solve_puzzles`."""
+
+    def __init__(self, puzzles: np.ndarray, size: int, max_solutions: int) -> None:
+        self.puzzles = puzzles
+        self.size = size
+        self.max_solutions = max_solutions
+        self.counts = np.zeros(len(puzzles), dtype=np.int64)
+        self.solutions = np.zeros((len(puzzles), max_solutions, size * size), dtype=np.uint8)
+        self.guesses = np.zeros(len(puzzles), dtype=np.int64)
+        self.done = np.zeros(len(puzzles), dtype=bool)
+        self.stack: List[_States] = []
+        self.waiting = self._starts()
+
+    def _starts(self) -> Iterator[_States]:
+        for start in range(0, len(self.puzzles), _POOL // 2):
+            block = self.puzzles[start : start + _POOL // 2]
+            yield start_states(block, self.size), np.arange(start, start + len(block))
+
+    def run(self) -> None:
+        """Search until nothing is left to try."""
+        masks = np.empty((self.size, self.size, 0), dtype=np.uint16)
+        owner = np.empty(0, dtype=np.int64)
+        while True:
+            masks, owner = self._refill(masks, owner)
+            if not len(owner):
+                return
+            new, dead = singles_round(masks, self.size)
+            changed = (new != masks).reshape(-1, len(owner)).any(axis=0)
+            alive = ~dead & ~self.done[owner]
+            stuck = np.flatnonzero(alive & ~changed)
+            if len(stuck):
+                self._settle(new[:, :, stuck].reshape(-1, len(stuck)), owner[stuck])
+            keep = alive & changed
+            masks, owner = np.compress(keep, new, axis=2), owner[keep]
+
+    def _refill(self, masks: np.ndarray, owner: np.ndarray) -> _States:
+        """Top the pool up, from the stack and then from the puzzles not yet begun."""
+        parts = [(masks, owner)]
+        room = _POOL - len(owner)
+        while room > 0:
+            if self.stack:
+                block, who = self.stack.pop()
+                live = ~self.done[who]
+                if not live.all():
+                    block, who = block[:, :, live], who[live]
+            else:
+                begun = next(self.waiting, None) if room >= _POOL // 2 else None
+                if begun is None:
+                    break
+                block, who = begun
+            if len(who) > room:
+                self.stack.append((block[:, :, room:], who[room:]))
+                block, who = block[:, :, :room], who[:room]
+            parts.append((block, who))
+            room -= len(who)
+        if len(parts) == 1:
+            return parts[0]
+        return np.concatenate([p[0] for p in parts], 2), np.concatenate([p[1] for p in parts])
+
+    def _settle(self, cells: np.ndarray, owner: np.ndarray) -> None:
+        """Note the solutions among (S, n) states at rest; push the children of the others."""
+        number = NUMBER[cells]
+        is_open = (number > 1).any(axis=0)
+        if not is_open.all():
+            self._note(cells[:, ~is_open], owner[~is_open])
+        branch = np.flatnonzero(is_open & ~self.done[owner])
+        if not len(branch):
+            return
+        cells, owner, number = cells[:, branch], owner[branch], number[:, branch]
+        number[number < 2] = self.size + 1
+        cell = number.argmin(axis=0)
+        tries = number.min(axis=0).astype(np.int64)
+        np.add.at(self.guesses, owner, tries)
+        values = cells[cell, np.arange(len(branch)), None]
+        options = values & np.left_shift(1, np.arange(self.size)).astype(np.uint16)
+        children = np.repeat(cells, tries, axis=1)
+        children[np.repeat(cell, tries), np.arange(children.shape[1])] = options[options != 0]
+        self.stack.append(
+            (children.reshape(self.size, self.size, -1), np.repeat(owner, tries)),
+        )
+
+    def _note(self, cells: np.ndarray, owner: np.ndarray) -> None:
+        """Store (S, n) solved states, at most ``max_solutions`` for each puzzle."""
+        order = np.argsort(owner, kind="stable")
+        owner = owner[order]
+        _, first, number = np.unique(owner, return_index=True, return_counts=True)
+        place = self.counts[owner] + np.arange(len(owner)) - np.repeat(first, number)
+        fits = place < self.max_solutions
+        owner, place = owner[fits], place[fits]
+        self.solutions[owner, place] = DIGIT[cells[:, order[fits]]].T
+        np.add.at(self.counts, owner, 1)
+        self.done[owner] = self.counts[owner] == self.max_solutions
