@@ -1,0 +1,316 @@
+"""The report on this machine, its warnings, and the guard for an MLX without a backend."""
+
+import copy
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, Dict, List, Optional
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+import mlx_trm
+from mlx_trm import diagnostics
+from mlx_trm._backend import load_advice, starts_command
+from mlx_trm.diagnostics import blas_library, check_matmul, find_warnings, memory_report
+
+ROOT = Path(__file__).resolve().parents[1]
+NO_LIBRARY = ImportError("libmlx.so: cannot open shared object file: No such file or directory")
+
+
+@pytest.fixture(scope="module", name="report")
+def fixture_report() -> Dict[str, Any]:
+    """The report of the machine the tests run on."""
+    return diagnostics.device_report()
+
+
+def healthy() -> Dict[str, Any]:
+    """A report that deserves no warning."""
+    row = {"device": "cpu", "right": True}
+    return {
+        "versions": {"mlx": "0.32.4"},
+        "platform": {"system": "Linux", "machine": "x86_64"},
+        "devices": {"default": "cpu", "gpu_available": False},
+        "backends": {"mlx-cpu": "0.32.4"},
+        "compiler": "/usr/bin/g++",
+        "blas": "/usr/lib/openblas-pthread/libopenblasp-r0.3.21.so",
+        "matmul": [
+            {**row, "dtype": "float32", "error": 6e-7, "gflops": 200.0},
+            {**row, "dtype": "bfloat16", "error": 2e-3, "gflops": 6.0},
+        ],
+    }
+
+
+def test_report_survives_json(report: Dict[str, Any]) -> None:
+    """What is written to a file is what was measured."""
+    assert json.loads(json.dumps(report, allow_nan=False)) == report
+
+
+def test_report_names_the_versions(report: Dict[str, Any]) -> None:
+    """Of the package, MLX, NumPy and Python."""
+    assert report["versions"] == {
+        "mlx_trm": mlx_trm.__version__,
+        "mlx": mx.__version__,
+        "numpy": np.__version__,
+        "python": "{}.{}.{}".format(*sys.version_info[:3]),
+    }
+
+
+def test_report_knows_the_devices(report: Dict[str, Any]) -> None:
+    """The default device is MLX's; what MLX tells about a GPU is there when a GPU is."""
+    default = "gpu" if mx.default_device().type == mx.DeviceType.gpu else "cpu"
+    assert report["devices"]["default"] == default
+    assert report["devices"]["gpu_available"] == mx.is_available(mx.gpu)
+    assert (report["devices"]["gpu"] is not None) == mx.is_available(mx.gpu)
+
+
+def test_report_leaves_the_default_device(report: Dict[str, Any]) -> None:
+    """Measuring on the CPU does not move the caller to it."""
+    before = mx.default_device()
+    check_matmul(mx.cpu, "float32", size=8)
+    assert mx.default_device() == before and report["devices"]["default"] in str(before)
+
+
+def test_report_has_the_backend_in_use(report: Dict[str, Any]) -> None:
+    """MLX loaded, so a package of it is there, in MLX's version."""
+    assert mx.__version__ in report["backends"].values()
+
+
+@pytest.mark.skipif(platform.system() != "Linux", reason="/proc is Linux's")
+def test_report_of_linux_is_complete(report: Dict[str, Any]) -> None:
+    """Memory, processor and BLAS are known there."""
+    assert 0 < report["memory"]["available"] <= report["memory"]["total"]
+    assert report["memory"]["total"] <= os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    assert report["platform"]["processor"]
+    assert "blas" in Path(report["blas"]).name.lower() or "mkl" in report["blas"]
+    assert "scipy_openblas" not in report["blas"]
+    assert report["compiler"] == shutil.which("g++")
+
+
+def test_matmul_is_right_in_every_dtype(report: Dict[str, Any]) -> None:
+    """Each row has an error of its dtype's size: not zero, and not more than rounding explains."""
+    rows = {row["dtype"]: row for row in report["matmul"] if row["device"] == "cpu"}
+    assert set(rows) == {"float32", "bfloat16", "float16"}
+    for row in rows.values():
+        assert row["right"] and row["gflops"] > 0
+    assert 0 < rows["float32"]["error"] < 1e-5
+    assert 1e-5 < rows["float16"]["error"] < rows["bfloat16"]["error"] < 2e-2
+
+
+def test_a_wrong_product_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A product that is off by 1 % is not right, and one that is not finite has no error."""
+    own = diagnostics._product  # pylint: disable=protected-access
+
+    def scaled_by(factor: float) -> Any:
+        def product(*args: Any) -> Any:
+            value, a, b, seconds = own(*args)
+            return value * factor, a, b, seconds
+
+        return product
+
+    monkeypatch.setattr(diagnostics, "_product", scaled_by(1.01))
+    row = check_matmul(mx.cpu, "float32", size=16)
+    assert not row["right"] and row["error"] == pytest.approx(0.01, rel=1e-3)
+    monkeypatch.setattr(diagnostics, "_product", scaled_by(float("nan")))
+    row = check_matmul(mx.cpu, "float32", size=16)
+    assert not row["right"] and row["error"] is None
+
+
+def test_a_product_that_mlx_refuses_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The report goes on, with MLX's reason in one line."""
+
+    def product(*_: Any) -> Any:
+        raise RuntimeError("out of kernels\nsecond line")
+
+    monkeypatch.setattr(diagnostics, "_product", product)
+    row = check_matmul(mx.cpu, "float16", size=16)
+    assert row == {
+        "device": "cpu",
+        "dtype": "float16",
+        "error": None,
+        "right": False,
+        "gflops": None,
+        "problem": "out of kernels",
+    }
+    found = find_warnings({**healthy(), "matmul": [*healthy()["matmul"], row]})
+    assert len(found) == 1 and "float16" in found[0] and "out of kernels" in found[0]
+
+
+def test_a_healthy_machine_has_no_warning() -> None:
+    """Advice appears only where there is something to mend."""
+    assert not find_warnings(healthy())
+
+
+WARNINGS = {
+    "bundled BLAS": (
+        {"blas": "/venv/mlx_cpu.libs/libblas-bd8a282c.so.3.10.0", "matmul.0.gflops": 5.0},
+        "LD_PRELOAD=libopenblas.so.0",
+    ),
+    "no compiler": ({"compiler": None}, "g++"),
+    "Rosetta": ({"platform.system": "Darwin", "platform.machine": "x86_64"}, "arm64"),
+    "no Metal": ({"platform.system": "Darwin", "platform.machine": "arm64"}, "Metal"),
+    "Windows": ({"platform.system": "Windows"}, "WSL 2"),
+    "two backends": (
+        {"backends": {"mlx-cpu": "0.32.4", "mlx-cuda-13": "0.32.4"}, "devices.gpu_available": True},
+        "pip uninstall -y mlx mlx-cpu mlx-cuda-13",
+    ),
+    "another version": ({"backends": {"mlx-cpu": "0.31.0"}}, "pip install --upgrade mlx mlx-cpu"),
+    "CUDA without GPU": ({"backends": {"mlx-cuda-13": "0.32.4"}}, "nvidia-smi"),
+    "TF32": ({"matmul.0.error": 3e-4}, "MLX_ENABLE_TF32=0"),
+    "wrong": ({"matmul.1.right": False, "matmul.1.error": 0.5}, "bfloat16"),
+}
+
+
+@pytest.mark.parametrize("case", sorted(WARNINGS))
+def test_each_trouble_has_its_advice(case: str) -> None:
+    """One sentence, with what to do."""
+    changes, advice = WARNINGS[case]
+    report = copy.deepcopy(healthy())
+    for path, value in changes.items():
+        *folders, last = path.split(".")
+        place: Any = report
+        for name in folders:
+            place = place[int(name) if name.isdigit() else name]
+        place[last] = value
+    found = find_warnings(report)
+    assert len(found) == 1, found
+    assert advice in found[0] and "\n" not in found[0]
+
+
+def test_slow_blas_is_no_matter_where_the_gpu_computes() -> None:
+    """The CPU's BLAS is not used then."""
+    report = healthy()
+    report["blas"], report["matmul"][0]["gflops"] = "/x/libblas-1.so", 5.0
+    report["devices"] = {"default": "gpu", "gpu_available": True}
+    assert not find_warnings(report)
+
+
+MAPS = """\
+7f00-7f01 r-xp 00000000 fe:00 1 /venv/numpy.libs/libscipy_openblas64_-4b78795a.so
+7f01-7f02 r-xp 00000000 fe:00 2 /venv/my tools/mlx_cpu.libs/libblas-bd8a282c.so.3.10.0
+7f02-7f03 rw-p 00000000 00:00 0
+7f03-7f04 rw-p 00000000 00:00 0 [heap]
+"""
+OPENBLAS = "7f04-7f05 r-xp 00000000 fe:00 3 /usr/lib/openblas-pthread/libopenblasp-r0.3.21.so\n"
+
+
+@pytest.mark.skipif(platform.system() == "Darwin", reason="a Mac has Accelerate")
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        (MAPS, "/venv/my tools/mlx_cpu.libs/libblas-bd8a282c.so.3.10.0"),
+        (MAPS + OPENBLAS, "/usr/lib/openblas-pthread/libopenblasp-r0.3.21.so"),
+        ("7f02-7f03 rw-p 00000000 00:00 0 [stack]\n", None),
+    ],
+)
+def test_blas_is_found_among_the_mapped_files(
+    tmp_path: Path, text: str, expected: Optional[str]
+) -> None:
+    """An OpenBLAS loaded first comes before MLX's own; NumPy's private one never counts."""
+    maps = tmp_path / "maps"
+    maps.write_text(text)
+    assert blas_library(str(maps)) == expected
+
+
+def test_memory_of_a_container(tmp_path: Path) -> None:
+    """A container's limit counts where it is lower than the machine's memory."""
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc" / "meminfo").write_text("MemTotal: 64 kB\nMemAvailable: 48 kB\n")
+    assert memory_report(str(tmp_path)) == {"total": 64 * 1024, "available": 48 * 1024}
+    group = tmp_path / "sys" / "fs" / "cgroup"
+    group.mkdir(parents=True)
+    (group / "memory.max").write_text("max\n")
+    assert memory_report(str(tmp_path)) == {"total": 64 * 1024, "available": 48 * 1024}
+    (group / "memory.max").write_text(f"{32 * 1024}\n")
+    (group / "memory.current").write_text(f"{12 * 1024}\n")
+    assert memory_report(str(tmp_path)) == {"total": 32 * 1024, "available": 20 * 1024}
+
+
+ADVICE = [
+    ("Linux", "x86_64", NO_LIBRARY, {}, "pip install 'mlx-trm[cpu]'"),
+    ("Linux", "x86_64", ModuleNotFoundError("No module named 'mlx'"), {}, "MLX is not installed"),
+    ("Linux", "x86_64", NO_LIBRARY, {"mlx-cpu": "1"}, "--force-reinstall --no-deps mlx mlx-cpu"),
+    ("Linux", "x86_64", NO_LIBRARY, {"mlx-cpu": "1", "mlx-cuda-13": "1"}, "overwrite each other"),
+    (
+        "Linux",
+        "x86_64",
+        ImportError("libcudnn.so.9: cannot open shared object file"),
+        {"mlx-cuda-13": "1"},
+        "mlx-cuda-13 needs",
+    ),
+    ("Darwin", "x86_64", ModuleNotFoundError("No module named 'mlx'"), {}, "Rosetta"),
+    ("Darwin", "arm64", ImportError("symbol not found\nmore"), {"mlx-metal": "1"}, "macOS 14"),
+    ("Windows", "AMD64", ImportError("DLL load failed"), {}, "WSL 2"),
+]
+
+
+@pytest.mark.parametrize("system, machine, error, installed, advice", ADVICE)
+def test_advice_where_mlx_does_not_load(
+    system: str, machine: str, error: ImportError, installed: Dict[str, str], advice: str
+) -> None:
+    """One line that says what to do on this system."""
+    line = load_advice(error, system, machine, installed)
+    assert advice in line and "\n" not in line
+
+
+@pytest.mark.parametrize(
+    "argv, original, expected",
+    [
+        (["-m", "RUN"], ["python", "-m", "mlx_trm.solve", "RUN"], True),
+        (["-m"], ["python", "-X", "dev", "-mmlx_trm.train"], True),
+        (["-m"], ["python", "-m", "mlx_trm"], True),
+        (["-m", "-m", "mlx_trm"], ["python", "-m", "my_project.run", "-m", "mlx_trm"], False),
+        (["-m"], ["python", "-m", "mlx_trm_tools"], False),
+        (["-m"], None, False),
+        (["/venv/bin/mlx-trm", "solve"], None, True),
+        (["-c"], ["python", "-c", "import mlx_trm"], False),
+        (["script.py"], ["python", "script.py"], False),
+        ([""], ["python"], False),
+    ],
+)
+def test_commands_are_told_from_imports(
+    argv: List[str], original: Optional[List[str]], expected: bool
+) -> None:
+    """Only a command of this package ends the process; an import raises."""
+    assert starts_command(argv, original) is expected
+
+
+def without_backend(tmp_path: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    """Run Python where ``import mlx.core`` fails as it does without a backend package."""
+    broken = tmp_path / "site" / "mlx"
+    broken.mkdir(parents=True)
+    (broken / "__init__.py").write_text("")
+    (broken / "core.py").write_text(f"raise ImportError({str(NO_LIBRARY)!r})\n")
+    path = os.pathsep.join([str(tmp_path / "site"), str(ROOT)])
+    return subprocess.run(
+        [sys.executable, *arguments],
+        env={**os.environ, "PYTHONPATH": path},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_import_without_a_backend(tmp_path: Path) -> None:
+    """``import mlx_trm`` raises an ImportError that says what to do."""
+    done = without_backend(tmp_path, "-c", "import mlx_trm")
+    assert done.returncode == 1
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("ImportError: MLX") and "libmlx.so" in last and "pip install" in last
+
+
+@pytest.mark.parametrize("command", ["solve", "diagnose"])
+def test_command_without_a_backend(tmp_path: Path, command: str) -> None:
+    """A command ends with code 2 and that one line."""
+    done = without_backend(tmp_path, "-m", f"mlx_trm.{command}")
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert len(done.stderr.splitlines()) == 1
+    assert done.stderr.startswith("MLX does not load") or done.stderr.startswith("MLX has no")
+    assert "pip install" in done.stderr
