@@ -6,10 +6,21 @@ checked before anything runs, and every problem is reported in one go.
 Reference: ``PretrainConfig`` in pretrain.py, config/cfg_pretrain.yaml.
 """
 
+import dataclasses
+import os
+import re
 from dataclasses import dataclass, field
-from typing import List, Optional, Union
+from pathlib import Path
+from typing import Any, Dict, List, Mapping, Optional, Sequence, Union
+
+from mlx_trm.assembly import Layout
+from mlx_trm.errors import ConfigError, did_you_mean
+from mlx_trm.registry import MODELS, TASKS
+from mlx_trm.schema import Section, section_fields, show
 
 MAX_SEED = 2**32 - 1
+MINUTES = re.compile(r"\d+(\.\d+)?min")
+PACKAGED = Path(__file__).resolve().parent / "configs"
 
 
 @dataclass(frozen=True)
@@ -31,7 +42,7 @@ class TaskSpec:
 
 
 @dataclass
-class TaskConfig:
+class TaskConfig(Section):
     """Settings that every task has; a task adds its own in a subclass."""
 
     name: str
@@ -47,7 +58,7 @@ class TaskConfig:
 
 
 @dataclass
-class ModelConfig:
+class ModelConfig(Section):
     """Settings that every model has; a model adds its own in a subclass."""
 
     name: str
@@ -55,7 +66,7 @@ class ModelConfig:
 
 
 @dataclass
-class TrainConfig:
+class TrainConfig(Section):
     """The recipe: loss, optimisers, schedule."""
 
     batch_size: int = field(default=768, metadata={"min": 1})
@@ -95,7 +106,7 @@ class TrainConfig:
 
 
 @dataclass
-class EvalConfig:
+class EvalConfig(Section):
     """When and how much to evaluate."""
 
     interval: Optional[int] = field(default=None, metadata={"min": 1})
@@ -109,7 +120,7 @@ class EvalConfig:
 
 
 @dataclass
-class CheckpointConfig:
+class CheckpointConfig(Section):
     """When to save."""
 
     every: Optional[Union[int, str]] = None
@@ -117,9 +128,17 @@ class CheckpointConfig:
     keep: int = field(default=2, metadata={"min": 1})
     """Newest checkpoints that stay on disk."""
 
+    def problems(self) -> List[str]:
+        """Check that ``every`` is a number of steps or minutes."""
+        every = self.every
+        usable = MINUTES.fullmatch(every) if isinstance(every, str) else every is None or every > 0
+        if usable and every not in ("0min", "0.0min"):
+            return []
+        return [f"every: {show(every)} is neither a number of steps nor minutes such as 10min"]
+
 
 @dataclass
-class ExperimentConfig:
+class ExperimentConfig(Section):
     """Everything that decides a run."""
 
     task: TaskConfig
@@ -139,6 +158,20 @@ class ExperimentConfig:
     plugins: List[str] = field(default_factory=list)
     """Modules or .py files that register tasks and models; imported before the rest is read."""
 
+    def problems(self) -> List[str]:
+        """Check what takes more than one section to see."""
+        found = []
+        interval = self.eval.interval
+        if interval is not None and self.train.epochs % interval:
+            found.append(
+                f"eval.interval: {interval} does not divide train.epochs {self.train.epochs}"
+            )
+        if self.train.freeze == "weights" and getattr(self.model, "puzzle_emb_ndim", None) == 0:
+            found.append("train.freeze: nothing is left to train, model.puzzle_emb_ndim is 0")
+        if self.run_dir is not None and not self.run_dir.strip():
+            found.append("run_dir: is empty; name a folder or leave it out")
+        return found
+
     @property
     def task_seed(self) -> int:
         """Seed of the data: the task's own, or else the top-level one."""
@@ -150,6 +183,151 @@ class ExperimentConfig:
         return str(self.__dict__.get("_stem") or self.task.name)
 
 
-def load_config(source, overrides=()): ...
-def save_config(config, path): ...
-def validate_config(config): ...
+LAYOUT = Layout(
+    root=ExperimentConfig,
+    sections={
+        "task": TaskConfig,
+        "model": ModelConfig,
+        "train": TrainConfig,
+        "eval": EvalConfig,
+        "checkpoint": CheckpointConfig,
+    },
+    registries={"task": TASKS, "model": MODELS},
+    # The reference's names of settings that have another one here.
+    renamed={
+        "arch": "model.name",
+        "checkpoint_path": "run_dir",
+        "data_paths": "task.data_dir",
+        "eval_interval": "eval.interval",
+        "freeze_weights": "train.freeze",
+        "global_batch_size": "train.batch_size",
+        "loss_type": "train.loss",
+        "run_name": "run_dir",
+    },
+)
+
+
+def packaged_configs() -> List[str]:
+    """List the names of the configurations that come with the package."""
+    return sorted(path.name for path in PACKAGED.glob("*.yaml"))
+
+
+def load_config(
+    source: Union[str, "os.PathLike[str]"], overrides: Sequence[str] = ()
+) -> ExperimentConfig:
+    """Load a configuration from a YAML file.
+
+    Args:
+        source: a path, or the name of a packaged configuration; a path that exists wins.
+        overrides: such as ``train.lr=3e-4``; the last one for a key counts.
+
+    Returns:
+        The resolved configuration.
+
+    Raises:
+        ConfigError: with every problem, one line each.
+    """
+    from mlx_trm.strict_yaml import parse_yaml
+
+    where = os.fspath(source)
+    path = _find(where)
+    try:
+        values, duplicates = parse_yaml(path.read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise ConfigError(f"{where}: cannot be read ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{where}: is not UTF-8 text (byte {error.start})") from error
+    except ValueError as error:
+        raise ConfigError(f"{where}: {error}") from error
+    if values is None:
+        raise ConfigError(f"{where}: is empty; it needs at least task.name and model.name")
+    config: ExperimentConfig = LAYOUT.resolve(values, where, overrides, duplicates)
+    stem = path.absolute().parent.name if path.name == "config.yaml" else path.stem
+    vars(config)["_stem"] = stem
+    return config
+
+
+def config_from_dict(
+    values: Mapping[str, Any], where: str = "configuration", overrides: Sequence[str] = ()
+) -> ExperimentConfig:
+    """Build a configuration from nested dicts, checked as strictly as a file.
+
+    Args:
+        values: sections and top-level settings.
+        where: what messages call it.
+        overrides: such as ``train.lr=3e-4``.
+
+    Raises:
+        ConfigError: with every problem, one line each.
+    """
+    config: ExperimentConfig = LAYOUT.resolve(values, where, overrides)
+    return config
+
+
+def validate_config(config: ExperimentConfig) -> None:
+    """Check a configuration that was built in Python, as strictly as one from a file.
+
+    Raises:
+        ConfigError: with every problem, one line each.
+    """
+    LAYOUT.validate(config)
+
+
+def config_to_dict(config: ExperimentConfig) -> Dict[str, Any]:
+    """Turn a configuration into nested dicts of plain values, every field included."""
+    return {name: _plain(getattr(config, name)) for name in section_fields(type(config))}
+
+
+def dump_config(config: ExperimentConfig) -> str:
+    """Write a configuration as YAML; loading it gives an equal configuration."""
+    from mlx_trm.strict_yaml import dump_yaml
+
+    return dump_yaml(config_to_dict(config))
+
+
+def save_config(config: ExperimentConfig, path: Union[str, "os.PathLike[str]"]) -> None:
+    """Write a configuration to a file, which is replaced whole or not at all.
+
+    Raises:
+        OSError: if it cannot be written.
+    """
+    target = Path(path)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("w", encoding="utf-8", newline="\n") as file:
+            file.write(dump_config(config))
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, target)
+    finally:
+        if temporary.exists():
+            temporary.unlink()
+
+
+def _find(source: str) -> Path:
+    """Find a configuration file: a path first, then a packaged name."""
+    if os.path.isdir(source):
+        raise ConfigError(f"{source}: is a folder; name a YAML file in it")
+    if os.path.exists(source):
+        return Path(source)
+    if source in packaged_configs():
+        return PACKAGED / source
+    names = packaged_configs()
+    suggestion = did_you_mean(os.path.basename(source), names) or ";"
+    raise ConfigError(
+        f"{source or repr('')}: there is no such file{suggestion} (packaged: {', '.join(names)})"
+    )
+
+
+def _plain(value: Any) -> Any:
+    """Turn dataclasses and sequences into dicts and lists, subclasses of scalars into scalars."""
+    if dataclasses.is_dataclass(value):
+        return {name: _plain(getattr(value, name)) for name in section_fields(type(value))}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if value is None or isinstance(value, bool):
+        return value
+    for kind in (int, float, str):
+        if isinstance(value, kind):
+            return kind(value)
+    return value

@@ -35,16 +35,17 @@ class CheckpointError(TRMError):
     """A checkpoint or run folder that is missing, broken, or of another shape."""
 
 
-def did_you_mean(word: str, known: Iterable[str]) -> str:
+def did_you_mean(word: str, known: Iterable[str], prefix: str = "") -> str:
     """Suggest the known word that is closest to a mistyped one.
 
     Args:
         word: what was given.
         known: what would have been right.
+        prefix: put before the suggestion, such as a section and a dot.
 
     Returns:
         ``"; did you mean 'X'?"``, or an empty string where nothing is close.
     """
     by_case = {name.lower(): name for name in known}
     close = difflib.get_close_matches(word.lower(), list(by_case), n=1)
-    return f"; did you mean {by_case[close[0]]!r}?" if close else ""
+    return f"; did you mean {prefix + by_case[close[0]]!r}?" if close else ""
