@@ -117,9 +117,15 @@ def sign_sgd_rows(
     Reference: models/sparse_embedding.py ``CastedSparseEmbeddingSignSGD_Distributed``.
     """
     # A matrix product, not a scatter-add: its order of summation is fixed on every device, and
-    # nothing leaves the device to find the unique identifiers.
-    same = (identifiers[:, None] == identifiers[None, :]).astype(gradients.dtype)
-    return rows * (1.0 - lr * weight_decay) - lr * mx.sign(same @ gradients)
+    # nothing leaves the device to find the unique identifiers. GPUs may round a float32 product's
+    # inputs to TF32, so the gradients go in as three parts that TF32 and bfloat16 hold exactly.
+    parts, rest = [], gradients
+    for _ in range(3):
+        parts.append(rest.astype(mx.bfloat16).astype(mx.float32))
+        rest = rest - parts[-1]
+    same = (identifiers[:, None] == identifiers[None, :]).astype(mx.float32)
+    sums = mx.split(same @ mx.concatenate(parts, axis=-1), 3, axis=-1)
+    return rows * (1.0 - lr * weight_decay) - lr * mx.sign(sums[0] + (sums[1] + sums[2]))
 
 
 class EMA:

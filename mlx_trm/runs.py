@@ -33,7 +33,7 @@ class StepReport:
 
     step: int
     total: int
-    metrics: Metrics
+    metrics: Dict[str, float]
     lr: float
     steps_per_second: float
     peak_memory: int

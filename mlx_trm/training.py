@@ -21,6 +21,7 @@ from mlx_trm.config import ExperimentConfig, validate_config
 from mlx_trm.errors import ConfigError
 from mlx_trm.evaluation import Evaluator, Metrics, check_dimensions, should_compile
 from mlx_trm.losses import act_loss
+from mlx_trm.memory import check_fits
 from mlx_trm.models import build_model
 from mlx_trm.optim import EMA, AdamATan2, scheduled_lr, sign_sgd_rows
 from mlx_trm.runs import MetricsLog, StepReport, prepare_run_dir, save_interval
@@ -77,6 +78,7 @@ class Trainer:
         self.test_set = self.task.dataset("test")
         self.model = build_model(config.model, self.train_set.spec, seed=config.seed)
         check_dimensions(self.model, self.test_set)
+        check_fits(self.model, config.train.batch_size)
         train = config.train
         self.optimizer = AdamATan2(0.0, (train.beta1, train.beta2), train.weight_decay)
         self.optimizer.init(self.model.trained_weights())

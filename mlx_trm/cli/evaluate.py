@@ -1,0 +1,83 @@
+"""``python -m mlx_trm.evaluate``: score a trained model on its task's puzzles."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import List
+
+from tqdm import tqdm
+
+from mlx_trm.checkpoint import load_checkpoint
+from mlx_trm.cli import display
+from mlx_trm.config import config_from_dict, config_to_dict
+from mlx_trm.errors import ConfigError
+from mlx_trm.evaluation import Evaluator
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's own arguments."""
+    parser.add_argument("run", metavar="RUN", help="a run folder or a checkpoint folder")
+    parser.add_argument("--split", choices=("train", "test"), default="test")
+    parser.add_argument(
+        "--max-examples", type=positive, metavar="N", help="evaluate a seeded sample of N puzzles"
+    )
+    parser.add_argument(
+        "--steps", type=positive, metavar="N", help="supervision steps (default: as in training)"
+    )
+    parser.add_argument(
+        "--weights",
+        choices=("ema", "raw"),
+        default="ema",
+        help="the averaged weights, where the run kept an average, or the raw ones",
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the metrics there")
+
+
+def positive(text: str) -> int:
+    """Read a whole number of at least 1."""
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return value
+
+
+def run(args: argparse.Namespace, overrides: List[str]) -> int:
+    """Evaluate and print a table; the overrides change the run's configuration."""
+    checkpoint = load_checkpoint(args.run, weights=args.weights)
+    config = checkpoint.config
+    if overrides:
+        config = config_from_dict(config_to_dict(config), args.run, overrides)
+        if config.model != checkpoint.config.model:
+            raise ConfigError(
+                "model.*: cannot be overridden when evaluating, the weights were trained with it"
+            )
+    evaluator = Evaluator(checkpoint.model, config)
+    shown = sys.stderr.isatty() and not args.quiet
+    with tqdm(unit="puzzle", disable=not shown, dynamic_ncols=True) as bar:
+
+        def progress(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        metrics = evaluator.run(args.split, args.max_examples, args.steps, on_progress=progress)
+    if args.json is not None:
+        write_json(args.json, metrics)
+    print(f"{checkpoint.path}: step {checkpoint.step}, {checkpoint.weights} weights, {args.split}")
+    print(display.table(display.metric_rows(metrics), ("set", "metric", "value")))
+    return 0
+
+
+def write_json(path: Path, content: object) -> None:
+    """Write a JSON file whole.
+
+    Raises:
+        ConfigError: if it cannot be written.
+    """
+    try:
+        path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"--json {path}: cannot be written ({error.strerror})") from error

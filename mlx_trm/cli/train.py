@@ -1,0 +1,136 @@
+"""``python -m mlx_trm.train``: train a model from a configuration."""
+
+import argparse
+import logging
+import signal
+import sys
+from contextlib import contextmanager
+from typing import Any, Iterator, List, Tuple
+
+import mlx.core as mx
+import numpy as np
+from mlx.utils import tree_flatten
+
+from mlx_trm.cli import display
+from mlx_trm.config import ExperimentConfig, dump_config
+from mlx_trm.evaluation import should_compile
+from mlx_trm.inference import Solver
+from mlx_trm.training import Trainer, TrainReport
+
+LOGGER = logging.getLogger(__name__)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's own arguments."""
+    parser.add_argument(
+        "--print-config", action="store_true", help="print the resolved configuration and stop"
+    )
+
+
+def run(args: argparse.Namespace, config: ExperimentConfig) -> int:
+    """Train as the configuration says.
+
+    Args:
+        args: parsed arguments.
+        config: the resolved configuration.
+
+    Returns:
+        The exit code: 0 whether the run reached its end or was stopped with a checkpoint.
+    """
+    if args.print_config:
+        sys.stdout.write(dump_config(config))
+        return 0
+    trainer = Trainer(config)
+    quiet = args.quiet
+    if not quiet:
+        print(display.table(describe(trainer)), flush=True)
+    progress = display.Progress(trainer.planned_steps, quiet)
+    with stopping(trainer, progress):
+        try:
+            report = trainer.fit(on_eval=progress.evaluation, on_step=progress.step)
+        finally:
+            progress.close()
+    if not quiet:
+        finish(trainer, report)
+    return 0
+
+
+def describe(trainer: Trainer) -> List[Tuple[str, str]]:
+    """Say what a run is about to do, as rows of a table."""
+    model, config = trainer.model, trainer.config
+    count = sum(array.size for _, array in tree_flatten(model.trained_weights()))
+    stored = sum(array.nbytes for _, array in tree_flatten(model.parameters()))
+    averaged = 4 * count if config.train.ema else 0
+    compiled = "compiled" if should_compile(config.train.compile) else "not compiled"
+    rows = [
+        ("model", f"{config.model.name}, {count:,} trained parameters"),
+        ("data", f"{config.task.name}, {len(trainer.train_set):,} training examples, "
+                 f"{len(trainer.test_set):,} for testing"),
+        ("batch", f"{config.train.batch_size} puzzles"),
+        ("steps", f"{trainer.planned_steps:,} supervision steps"),
+        ("device", f"{device_name()}, {str(model.dtype).split('.')[-1]}, {compiled}"),
+        ("checkpoint", f"{display.size(stored + averaged)} each"),
+        ("run folder", config.run_dir or "chosen at the start"),
+    ]
+    return rows
+
+
+def device_name() -> str:
+    """Name the default device: cpu or gpu."""
+    return "gpu" if mx.default_device().type == mx.DeviceType.gpu else "cpu"
+
+
+def finish(trainer: Trainer, report: TrainReport) -> None:
+    """Print the evaluation, one test puzzle being solved, and where everything is."""
+    if report.evaluations:
+        step, metrics = report.evaluations[-1]
+        print(f"\nEvaluation at step {step}:")
+        print(display.table(display.metric_rows(metrics), ("set", "metric", "value")))
+        show_solving(trainer)
+    speed = report.steps / max(report.seconds, 1e-9)
+    state = "stopped" if report.interrupted else "done"
+    print(
+        f"\n{state}: {report.steps} of {report.total} steps in {display.duration(report.seconds)} "
+        f"({speed:.2f} steps/s with evaluations), peak memory {display.size(report.peak_memory)}"
+    )
+    print(f"checkpoint: {report.checkpoint}")
+    print(f"next: python -m mlx_trm.evaluate {report.run_dir}")
+
+
+def show_solving(trainer: Trainer) -> None:
+    """Print how the trained model solves the first test puzzle."""
+    _, arrays, _ = next(iter(trainer.test_set.eval_batches(1, 1, seed=trainer.config.seed)))
+    solver = Solver.from_checkpoint(trainer.config.run_dir or "")
+    puzzle = solver.task.format(arrays["inputs"][0].astype(np.uint8))
+    print(f"\nA test puzzle being solved: {puzzle}")
+    last: Any = None
+    for last in solver.steps(puzzle):
+        state = "right" if last.correct else "not right yet"
+        print(
+            f"  step {last.step:2d}  {last.answer}  halt {last.halt_probability:.3f}  "
+            f"{last.changed} cells changed, {state}"
+        )
+    print(solver.task.render(last.tokens, inputs=arrays["inputs"][0], color=use_color()))
+
+
+def use_color() -> bool:
+    """Whether standard output is a terminal that may be coloured."""
+    import os
+
+    return sys.stdout.isatty() and "NO_COLOR" not in os.environ
+
+
+@contextmanager
+def stopping(trainer: Trainer, progress: display.Progress) -> Iterator[None]:
+    """Make Ctrl-C finish the step and save; a second one stops at once."""
+
+    def handle(_number: int, _frame: Any) -> None:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        trainer.stop()
+        progress.line("stopping: finishing this step and saving; press Ctrl-C again to stop at once")
+
+    before = signal.signal(signal.SIGINT, handle)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -1,0 +1,82 @@
+"""How much memory a training step takes, before it is tried, and how much there is."""
+
+import os
+from typing import Any, Optional
+
+import mlx.core as mx
+from mlx.utils import tree_flatten
+
+from mlx_trm.errors import ConfigError
+from mlx_trm.layers import SwiGLU
+from mlx_trm.models import RecursiveModel
+
+GIB = 1 << 30
+
+
+def device_memory() -> Optional[int]:
+    """Give the bytes the default device may use, or None where that cannot be told.
+
+    On a Mac the GPU shares the machine's memory and may use most of it; MLX says how much.
+    """
+    if mx.default_device().type == mx.DeviceType.gpu:
+        read: Any = getattr(mx, "device_info", None) or mx.metal.device_info
+        info = read()
+        for key in ("max_recommended_working_set_size", "total_memory", "memory_size"):
+            if key in info:
+                return int(info[key])
+        return None
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, OSError, AttributeError):
+        return None
+
+
+def estimate_row_bytes(model: RecursiveModel) -> int:
+    """Estimate the bytes one row of the batch adds to a train step.
+
+    Almost all of it is what automatic differentiation keeps of the last H cycle. The factors were
+    fitted to peaks measured on the CPU in float32 (142 MB a row for the paper's MLP model, about 90
+    for its attention model) and agree with those of bfloat16 on a GPU to about a quarter;
+    tests/test_memory.py repeats the comparison on small models.
+    """
+    config = model.config
+    width, length = config.hidden_size, model.positions + model.spec.seq_len
+
+    def expansion(size: int) -> float:
+        return SwiGLU.inner_size(size, config.expansion, config.swiglu_multiple) / size
+
+    arrays = 10.0 + 5.0 * expansion(width)
+    if config.mlp_t:
+        arrays += 5.0 * expansion(length)
+    else:
+        arrays += 5.0 + 1.5 * config.num_heads * length / width
+    blocks = config.L_layers * (config.L_cycles + 1)
+    # Half-precision activations still meet a few float32 intermediates.
+    element = 4.0 if model.dtype == mx.float32 else 2.25
+    return int(arrays * length * width * blocks * element)
+
+
+def estimate_train_bytes(model: RecursiveModel, batch_size: int) -> int:
+    """Estimate the peak bytes of a train step: weights, moments, EMA, gradients and activations."""
+    weights = sum(array.nbytes for _, array in tree_flatten(model.trained_weights()))
+    everything = sum(array.nbytes for _, array in tree_flatten(model.parameters()))
+    return 10 * weights + everything + batch_size * estimate_row_bytes(model)
+
+
+def check_fits(model: RecursiveModel, batch_size: int) -> None:
+    """Refuse a batch whose train step cannot fit the device's memory.
+
+    Raises:
+        ConfigError: naming the override that helps.
+    """
+    limit = device_memory()
+    need = estimate_train_bytes(model, batch_size)
+    if limit is None or need <= limit:
+        return
+    room = limit * 0.8 - estimate_train_bytes(model, 0)
+    rows = max(1, int(room / estimate_row_bytes(model)))
+    rows = rows - rows % 8 if rows > 8 else rows
+    raise ConfigError(
+        f"train.batch_size: a batch of {batch_size} needs about {need / GIB:.0f} GiB and this "
+        f"device has {limit / GIB:.0f} GiB; use train.batch_size={rows} or less"
+    )

@@ -1,0 +1,60 @@
+"""The memory estimate against peaks that MLX measured."""
+
+import mlx.core as mx
+import pytest
+
+from mlx_trm.carry import random_batch
+from mlx_trm.config import TaskSpec
+from mlx_trm.errors import ConfigError
+from mlx_trm.losses import act_loss
+from mlx_trm.memory import check_fits, device_memory, estimate_row_bytes, estimate_train_bytes
+from mlx_trm.models import TRM, TRMConfig
+
+
+@pytest.mark.parametrize(
+    "settings, length, rows",
+    [
+        ({"hidden_size": 64, "L_cycles": 2}, 81, 16),
+        ({"hidden_size": 64, "L_cycles": 2, "num_heads": 8}, 240, 8),
+        ({"hidden_size": 64, "L_cycles": 3, "mlp_t": True, "pos_encodings": "none"}, 81, 16),
+    ],
+)
+def test_the_estimate_is_within_a_factor_of_two_of_the_peak(settings, length, rows):
+    spec = TaskSpec(vocab_size=11, seq_len=length)
+    config = TRMConfig(**{"num_heads": 4, "H_cycles": 2, "forward_dtype": "float32", **settings})
+    model = TRM(config, spec)
+    batch = random_batch(spec, rows)
+    carry = model.begin(model.initial_carry(batch), batch)
+    vectors = model.puzzle_rows(carry)
+    mx.eval(carry.pack(), vectors, model.parameters())
+
+    def loss_fn(weights, table_rows):
+        with model.using(weights):
+            left, outputs = model.step(carry, table_rows)
+        return act_loss(outputs, carry.current.labels, left.halted, left.steps)[0]
+
+    start = mx.get_active_memory()
+    mx.reset_peak_memory()
+    mx.eval(mx.grad(loss_fn, (0, 1))(model.trained_weights(), vectors))
+    peak = mx.get_peak_memory() - start
+    estimate = rows * estimate_row_bytes(model)
+    assert 0.5 < estimate / peak < 2.0
+
+
+def test_the_paper_s_batch_does_not_fit_a_small_machine(monkeypatch):
+    spec = TaskSpec(vocab_size=11, seq_len=81)
+    model = TRM(TRMConfig(mlp_t=True, pos_encodings="none", forward_dtype="float32"), spec)
+    assert 80 < estimate_train_bytes(model, 768) / 2**30 < 140
+    monkeypatch.setattr("mlx_trm.memory.device_memory", lambda: 16 << 30)
+    with pytest.raises(ConfigError) as caught:
+        check_fits(model, 768)
+    message = str(caught.value)
+    assert "768 needs about" in message and "16 GiB" in message
+    rows = int(message.split("train.batch_size=")[1].split()[0])
+    assert rows % 8 == 0 and 48 < rows < 120
+    check_fits(model, rows)
+
+
+def test_device_memory_is_that_of_this_machine():
+    found = device_memory()
+    assert found is None or 1 << 28 < found < 1 << 44

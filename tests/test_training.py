@@ -1,0 +1,320 @@
+"""The trainer: what a step changes, what a run writes, and how it stops."""
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from mlx.utils import tree_flatten
+
+import mlx_trm as trm
+from mlx_trm import memory
+from mlx_trm.carry import Batch
+from mlx_trm.config import CheckpointConfig, EvalConfig, ExperimentConfig, TaskConfig, TrainConfig
+from mlx_trm.errors import CheckpointError, ConfigError, TRMError
+from mlx_trm.losses import act_loss
+from mlx_trm.optim import EMA, AdamATan2, sign_sgd_rows
+from mlx_trm.training import Trainer
+
+
+@dataclass
+class MarksConfig(TaskConfig):
+    """A toy task: add a puzzle's own secret number to every token."""
+
+    name: str = "marks"
+
+
+@trm.register_task("marks", MarksConfig)
+class Marks(trm.Task):
+    """Eight puzzles of four examples; the answer depends on the puzzle's identifier."""
+
+    @property
+    def spec(self):
+        return trm.TaskSpec(vocab_size=6, seq_len=5, num_puzzle_identifiers=9)
+
+    def groups(self, split, rng):
+        for number in range(8):
+            inputs = rng.integers(1, 6, (4, 5)).astype(np.uint8)
+            labels = (1 + (inputs + number) % 5).astype(np.uint8)
+            yield [trm.Puzzle(f"puzzle {number}", inputs, labels)]
+
+
+@pytest.fixture(autouse=True)
+def private_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("MLX_TRM_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+
+
+def experiment(**changes) -> ExperimentConfig:
+    """A model of a few thousand parameters on the toy task."""
+    model = trm.TRMConfig(
+        hidden_size=16,
+        num_heads=2,
+        swiglu_multiple=16,
+        L_layers=1,
+        H_cycles=2,
+        L_cycles=1,
+        mlp_t=True,
+        pos_encodings="none",
+        puzzle_emb_len=1,
+        halt_max_steps=3,
+        halt_exploration_prob=0.5,
+        forward_dtype="float32",
+    )
+    train = TrainConfig(
+        batch_size=6, epochs=30, lr=3e-3, lr_warmup_steps=3, weight_decay=0.1, puzzle_emb_lr=1e-2,
+        ema_rate=0.9, log_interval=4,
+    )
+    config = ExperimentConfig(MarksConfig(), model, train, EvalConfig(), CheckpointConfig())
+    for name, value in changes.items():
+        section, _, key = name.partition("__")
+        setattr(getattr(config, section) if key else config, key or section, value)
+    return config
+
+
+def batches(trainer: Trainer, count: int) -> list:
+    arrays = trainer.train_set.train_batches(6, seed=0, epochs_per_iter=30)
+    return [Batch(*(mx.array(next(arrays)[name]) for name in Batch._fields)) for _ in range(count)]
+
+
+def flat(trainer: Trainer) -> dict:
+    found = dict(tree_flatten(trainer.model.parameters()))
+    if trainer.average is not None:
+        found.update({f"ema.{k}": v for k, v in tree_flatten(trainer.average.weights)})
+    return {name: np.array(array) for name, array in found.items()}
+
+
+def test_a_step_is_the_sum_of_its_parts():
+    """Three steps of the trainer against loss, gradients and optimisers called one by one."""
+    trainer, other = Trainer(experiment()), Trainer(experiment())
+    model, train = other.model.train(), other.config.train
+    adam = AdamATan2(0.0, (train.beta1, train.beta2), train.weight_decay)
+    average = EMA(model.trained_weights(), train.ema_rate)
+    carry = None
+    for number, batch in enumerate(batches(trainer, 3), start=1):
+        metrics = trainer.train_step(batch)
+        carry = model.initial_carry(batch) if carry is None else carry
+        carry = model.begin(carry, batch)
+        ids = carry.current.puzzle_identifiers
+        least = other._exploration(number, 6)
+
+        def loss_fn(weights, rows, carry=carry, least=least):
+            with model.using(weights):
+                left, outputs = model.step(carry, rows, least)
+            loss, sums = act_loss(outputs, carry.current.labels, left.halted, left.steps)
+            return loss / 6, left.pack(), sums
+
+        (_, packed, sums), (grads, row_grads) = mx.value_and_grad(loss_fn, (0, 1))(
+            model.trained_weights(), model.puzzle_rows(carry)
+        )
+        adam.learning_rate = train.lr * min(1.0, number / 3)
+        model.update(adam.apply_gradients(grads, model.trained_weights()))
+        average.update(model.trained_weights())
+        rows = sign_sgd_rows(
+            model.puzzle_emb.weights[ids], row_grads, ids, 1e-2 * min(1.0, number / 3), 1.0
+        )
+        model.puzzle_emb.weights[ids] = rows
+        carry = trm.Carry.unpack(packed)
+        for name, value in sums.items():
+            assert metrics[name].item() == pytest.approx(value.item(), rel=1e-5), name
+    expected = {name: np.array(value) for name, value in tree_flatten(model.parameters())}
+    ours = flat(trainer)
+    for name, value in expected.items():
+        np.testing.assert_allclose(ours[name], value, atol=1e-5, err_msg=name)
+    for name, value in tree_flatten(average.weights):
+        np.testing.assert_allclose(ours[f"ema.{name}"], np.array(value), atol=1e-5)
+
+
+def test_a_compiled_step_equals_a_plain_one():
+    plain = Trainer(experiment(train__compile="never"))
+    compiled = Trainer(experiment(train__compile="always"))
+    for batch in batches(plain, 4):
+        one, two = plain.train_step(batch), compiled.train_step(batch)
+        for name, value in one.items():
+            assert two[name].item() == pytest.approx(value.item(), rel=1e-4, abs=1e-5), name
+    ours, theirs = flat(compiled), flat(plain)
+    for name, value in theirs.items():
+        np.testing.assert_allclose(ours[name], value, atol=2e-4, err_msg=name)
+    assert compiled.learning_rate(4) == plain.learning_rate(4)
+    rate = compiled.optimizer.learning_rate.item()
+    assert rate == pytest.approx(3e-3), "the warm-up is not frozen in at the first trace"
+
+
+def test_only_the_rows_of_the_batch_move_in_the_table():
+    trainer = Trainer(experiment(train__lr_warmup_steps=0))
+    table = np.random.default_rng(0).standard_normal((9, 16)).astype(np.float32)
+    trainer.model.puzzle_emb.weights = mx.array(table)
+    batch = batches(trainer, 1)[0]
+    trainer.train_step(batch)
+    moved = set(np.array(batch.puzzle_identifiers).tolist())
+    after = np.array(trainer.model.puzzle_emb.weights)
+    assert 0 < len(moved) < 9
+    for row in range(9):
+        if row in moved:
+            step = after[row] - table[row] * (1 - 1e-2)
+            np.testing.assert_allclose(np.abs(step), 1e-2, atol=1e-6)
+        else:
+            assert np.array_equal(after[row], table[row])
+
+
+@pytest.mark.parametrize(
+    "freeze, trained, table", [("none", True, True), ("weights", False, True), ("puzzle_emb", True, False)]
+)
+def test_freeze(freeze, trained, table):
+    trainer = Trainer(experiment(train__freeze=freeze))
+    before = flat(trainer)
+    for batch in batches(trainer, 2):
+        trainer.train_step(batch)
+    after = flat(trainer)
+    changed = {name for name in before if not np.array_equal(before[name], after[name])}
+    assert ("L_level.layers.0.mlp.down_proj.weight" in changed) == trained
+    assert ("ema.lm_head.weight" in changed) == trained
+    assert ("puzzle_emb.weights" in changed) == table
+    assert not {"H_init", "L_init"} & changed
+
+
+def test_training_learns_the_toy_task():
+    trainer = Trainer(experiment(train__epochs=2400, train__max_steps=400))
+    report = trainer.fit()
+    (step, metrics), = report.evaluations
+    assert step == 400
+    assert metrics["all"]["accuracy"] > 0.5, "chance is 0.2; a table that is not learnt gives 0.2"
+
+
+def test_a_seed_decides_every_weight_and_metric(tmp_path):
+    def lines(name: str, seed: int) -> tuple:
+        trainer = Trainer(experiment(run_dir=str(tmp_path / name), seed=seed, train__max_steps=6))
+        trainer.fit()
+        read = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").open()]
+        kept = [{k: v for k, v in line.items() if k != "steps_per_second"} for line in read]
+        for line in kept:
+            line.pop("peak_memory", None)
+        return kept, flat(trainer)
+
+    one, two, three = lines("a", 0), lines("b", 0), lines("c", 1)
+    assert one[0] == two[0]
+    assert all(np.array_equal(value, two[1][name]) for name, value in one[1].items())
+    assert one[0] != three[0]
+
+
+def test_what_a_run_writes(tmp_path):
+    config = experiment(run_dir=str(tmp_path / "run"), eval__interval=10, checkpoint__keep=2)
+    events, steps = [], []
+    report = Trainer(config).fit(on_eval=events.append, on_step=steps.append)
+    # 10 epochs of 8 groups of 4 examples in batches of 6: 53 full batches, three times.
+    assert report.steps == report.total == 159
+    assert [event["step"] for event in events] == [53, 106, 159]
+    assert [step.step for step in steps][:3] == [4, 8, 12] and steps[-1].step == 159
+    run = tmp_path / "run"
+    names = {path.name for path in run.iterdir()}
+    assert names == {"config.yaml", "metrics.jsonl", "latest", "step_106", "step_159"}
+    assert (run / "latest").is_symlink() and not Path((run / "latest").readlink()).is_absolute()
+    assert (run / "latest").resolve().name == "step_159" == report.checkpoint.name
+    read = [json.loads(line) for line in (run / "metrics.jsonl").open()]
+    evals = [line for line in read if line["kind"] == "eval"]
+    assert [line["step"] for line in evals] == [53, 106, 159]
+    assert evals[-1]["exact_accuracy"] == events[-1]["metrics"]["all"]["exact_accuracy"]
+    trains = [line for line in read if line["kind"] == "train"]
+    assert {"step", "lm_loss", "q_halt_loss", "accuracy", "exact_accuracy", "lr"} <= set(trains[0])
+    assert trains[0]["lr"] == pytest.approx(3e-3)
+    assert trm.load_config(str(run / "config.yaml")) == config
+
+
+def test_evaluation_uses_the_average(tmp_path):
+    trainer = Trainer(experiment(run_dir=str(tmp_path / "run"), train__max_steps=10))
+    report = trainer.fit()
+    averaged = report.evaluations[-1][1]["all"]
+    raw = trainer.evaluator.run("test")["all"]
+    again = trainer.evaluator.run("test", weights=trainer.average.weights)["all"]
+    assert averaged == again
+    assert raw["lm_loss"] != averaged["lm_loss"]
+    ema = trm.load_checkpoint(tmp_path / "run")
+    assert trm.Evaluator(ema.model, ema.config).run("test")["all"] == pytest.approx(averaged)
+    loaded = trm.load_checkpoint(tmp_path / "run", weights="raw")
+    assert trm.Evaluator(loaded.model, loaded.config).run("test")["all"] == pytest.approx(raw)
+
+
+def test_stop_finishes_the_step_and_saves(tmp_path):
+    trainer = Trainer(experiment(run_dir=str(tmp_path / "run")))
+    report = trainer.fit(on_step=lambda step: trainer.stop() if step.step == 8 else None)
+    assert report.interrupted and report.steps == 8
+    assert report.checkpoint == tmp_path / "run" / "step_8"
+    assert trm.load_checkpoint(tmp_path / "run").step == 8
+    assert not report.evaluations
+
+
+def test_checkpoints_every_so_many_steps(tmp_path):
+    config = experiment(
+        run_dir=str(tmp_path / "run"), checkpoint__every=4, checkpoint__keep=9, train__max_steps=10
+    )
+    Trainer(config).fit()
+    saved = sorted(path.name for path in (tmp_path / "run").glob("step_*"))
+    assert saved == ["step_10", "step_4", "step_8"]
+
+
+def test_default_run_folders_do_not_collide(tmp_path):
+    folders = [Trainer(experiment(train__max_steps=1)).fit().run_dir for _ in range(3)]
+    assert [str(folder) for folder in folders] == ["runs/marks", "runs/marks-2", "runs/marks-3"]
+
+
+def test_a_folder_that_holds_a_run_is_left_alone(tmp_path):
+    Trainer(experiment(run_dir=str(tmp_path / "run"), train__max_steps=2)).fit()
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(ConfigError, match="holds a run already"):
+        Trainer(experiment(run_dir=str(tmp_path / "run"))).fit()
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_a_file_where_the_run_folder_should_be(tmp_path):
+    (tmp_path / "run").write_text("precious")
+    with pytest.raises(ConfigError, match="is a file"):
+        Trainer(experiment(run_dir=str(tmp_path / "run"))).fit()
+    assert (tmp_path / "run").read_text() == "precious"
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
+    trainer = Trainer(experiment(run_dir=str(tmp_path / "run")))
+    trainer.model.lm_head.weight = trainer.model.lm_head.weight * float("nan")
+    with pytest.raises(TRMError, match="step 1: the loss is not finite"):
+        trainer.fit()
+
+
+def test_a_batch_that_no_epoch_fills_is_refused():
+    with pytest.raises(ConfigError, match="train.batch_size: 700 is more than"):
+        Trainer(experiment(train__batch_size=700, train__epochs=10))
+
+
+def test_a_batch_that_cannot_fit_names_the_override(monkeypatch):
+    monkeypatch.setattr(memory, "device_memory", lambda: 5_000_000)
+    with pytest.raises(ConfigError, match=r"needs about .* use train.batch_size=\d+ or less"):
+        Trainer(experiment(train__batch_size=6000, train__epochs=3000))
+    Trainer(experiment())
+
+
+def test_softmax_and_no_average_train_too():
+    trainer = Trainer(experiment(train__loss="softmax", train__ema=False))
+    assert trainer.average is None
+    first = [trainer.train_step(batch)["lm_loss"].item() for batch in batches(trainer, 30)]
+    assert np.mean(first[-5:]) < np.mean(first[:5])
+
+
+def test_a_model_without_puzzle_vectors_trains():
+    config = experiment(train__max_steps=5)
+    config.model = dataclasses.replace(config.model, puzzle_emb_ndim=0, puzzle_emb_len=0)
+    report = Trainer(config).fit()
+    assert report.steps == 5
+
+
+def test_a_full_disk_ends_in_one_line(tmp_path, monkeypatch):
+    trainer = Trainer(experiment(run_dir=str(tmp_path / "run"), train__max_steps=2))
+
+    def full(*_args, **_kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("mlx_trm.checkpoint.save_config", full)
+    with pytest.raises(CheckpointError, match="No space left on device"):
+        trainer.fit()
+    assert not list((tmp_path / "run").glob("*step*"))
