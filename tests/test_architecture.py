@@ -20,7 +20,7 @@ PACKAGE = ROOT / "mlx_trm"
 # A module may import from lower layers, and from its own layer where that makes no cycle.
 LAYERS: List[Tuple[str, ...]] = [
     ("errors", "_backend"),
-    ("registry", "schema", "strict_yaml", "plugins"),
+    ("registry", "schema", "strict_yaml", "plugins", "assembly"),
     ("config",),
     ("carry", "layers", "losses", "optim", "diagnostics", "tasks"),
     ("models",),
@@ -181,7 +181,7 @@ def test_tasks_are_numpy_only(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["errors", "registry", "schema", "strict_yaml", "plugins", "config"]
+    "name", ["errors", "registry", "schema", "strict_yaml", "plugins", "assembly", "config"]
 )
 def test_config_needs_no_arrays(name: str) -> None:
     """The configuration loads where neither MLX nor NumPy is installed."""
