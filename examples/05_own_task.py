@@ -3,9 +3,9 @@
     python examples/05_own_task.py
     python examples/05_own_task.py train.max_steps=20 run_dir=runs/mirror
 
-A task needs a configuration, a ``spec`` and ``groups``; the methods below those two make it solvable
-from the command line. A configuration that names this file under ``plugins`` can be trained, evaluated
-and solved with by the ordinary commands.
+A task needs a configuration, a ``spec`` and ``groups``; the methods below those two make it
+solvable from the command line. A configuration that names this file under ``plugins`` can be
+trained, evaluated and solved with by the ordinary commands.
 """
 
 import sys
