@@ -313,7 +313,7 @@ def _find(source: str) -> Path:
     if source in packaged_configs():
         return PACKAGED / source
     names = packaged_configs()
-    suggestion = did_you_mean(os.path.basename(source), names) or ";"
+    suggestion = did_you_mean(os.path.basename(source), names)
     raise ConfigError(
         f"{source or repr('')}: there is no such file{suggestion} (packaged: {', '.join(names)})"
     )

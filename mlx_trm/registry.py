@@ -64,7 +64,7 @@ class Registry:
         """
         if isinstance(name, str) and name in self._entries:
             return self._entries[name]
-        suggestion = did_you_mean(str(name), self._entries) or ";"
+        suggestion = did_you_mean(str(name), self._entries)
         known = ", ".join(self.names()) or "none"
         raise ConfigError(f"unknown {self.kind} {name!r}{suggestion} (known: {known})")
 

@@ -1,0 +1,167 @@
+"""Arguments that commands share, and settings such as ``train.lr=3e-4`` anywhere on the line."""
+
+import argparse
+import re
+from typing import Any, Iterator, List, NoReturn, Set, Tuple
+
+from mlx_trm.config import ExperimentConfig, load_config, packaged_configs
+from mlx_trm.errors import ConfigError, did_you_mean
+
+SETTING = re.compile(r"[\w.-]*=")
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line, without the usage."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """Create a parser that takes no abbreviated options."""
+        kwargs.setdefault("allow_abbrev", False)
+        super().__init__(*args, **kwargs)
+
+    def error(self, message: str) -> NoReturn:
+        """Print one line and exit with code 2."""
+        self.exit(2, f"{' '.join(message.split())}; see {self.prog} --help\n")
+
+    def family(self) -> Iterator["Parser"]:
+        """Yield this parser and the parsers of its sub-commands."""
+        yield self
+        for action in self._actions:
+            if isinstance(action.choices, dict):
+                for parser in action.choices.values():
+                    yield from parser.family()
+
+    def options(self, with_value: bool = False) -> Set[str]:
+        """Give the options of the family, or only those that are followed by a value."""
+        return {
+            option
+            for parser in self.family()
+            for action in parser._actions  # pylint: disable=protected-access
+            for option in action.option_strings
+            if not with_value or action.nargs != 0
+        }
+
+
+def add_shared(parser: Parser) -> None:
+    """Declare the arguments that every command has, for its sub-commands too."""
+    for member in parser.family():
+        inherited = member is not parser  # the sub-command's defaults would hide what came before
+        group = member.add_argument_group("shared by all commands")
+        loudness = group.add_mutually_exclusive_group()
+        loudness.add_argument(
+            "-v",
+            "--verbose",
+            action="count",
+            default=argparse.SUPPRESS if inherited else 0,
+            help="say more; -vv adds the traceback of an error",
+        )
+        loudness.add_argument(
+            "-q",
+            "--quiet",
+            action="store_true",
+            default=argparse.SUPPRESS if inherited else False,
+            help="say less",
+        )
+        group.add_argument(
+            "--log-file",
+            metavar="FILE",
+            default=argparse.SUPPRESS if inherited else None,
+            help="also append messages to this file, with times",
+        )
+        group.add_argument(
+            "--device",
+            choices=("cpu", "gpu"),
+            default=argparse.SUPPRESS if inherited else None,
+            help="where to compute (default: the GPU, where MLX finds one)",
+        )
+
+
+def add_overrides(parser: argparse.ArgumentParser) -> None:
+    """Let a command or sub-command take settings; they are collected in ``args.overrides``."""
+    group = parser.add_argument_group("settings")
+    group.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="KEY=VALUE",
+        help="change a setting, such as train.lr=3e-4; anywhere on the line",
+    )
+    group.add_argument("--set", metavar="KEY=VALUE", help="the same as KEY=VALUE")
+    parser.set_defaults(takes_overrides=True)
+
+
+def add_config(parser: argparse.ArgumentParser) -> None:
+    """Let a command or sub-command take ``--config`` and settings; see :func:`read_config`."""
+    parser.add_argument(
+        "--config",
+        metavar="FILE",
+        help=f"a YAML file, or one that comes with the package: {', '.join(packaged_configs())}",
+    )
+    add_overrides(parser)
+
+
+def read_config(args: argparse.Namespace) -> ExperimentConfig:
+    """Load the configuration that :func:`add_config` took.
+
+    Raises:
+        ConfigError: if none was named, or for what is wrong in it.
+    """
+    if args.config is None:
+        known = ", ".join(packaged_configs())
+        files = [word for word in args.overrides if word.endswith((".yaml", ".yml"))]
+        hint = f"; did you mean --config {files[0]}?" if files else ""
+        raise ConfigError(f"--config FILE is missing{hint} (packaged: {known})")
+    return load_config(args.config, args.overrides)
+
+
+def parse_line(parser: Parser, argv: List[str]) -> argparse.Namespace:
+    """Parse a command line whose settings may stand anywhere.
+
+    Args:
+        parser: with everything declared.
+        argv: the words after the command's name.
+
+    Returns:
+        The arguments; ``overrides`` is a list, empty where the command takes none.
+
+    Raises:
+        SystemExit: with code 2 after one line on standard error, or 0 after ``--help``.
+    """
+    settings: List[str] = []
+    if any(member.get_default("takes_overrides") for member in parser.family()):
+        argv, settings = _split_settings(argv, parser.options(with_value=True))
+    args, extra = parser.parse_known_args(argv)
+    unknown = [word for word in extra if word.startswith("-")]
+    if unknown:
+        hint = did_you_mean(unknown[0].split("=")[0], parser.options())
+        parser.error(f"unknown option {unknown[0]!r}{hint}")
+    words = list(getattr(args, "overrides", [])) + extra + settings
+    if words and not getattr(args, "takes_overrides", False):
+        parser.error(f"unexpected {words[0]!r}")
+    args.overrides = words
+    return args
+
+
+def _split_settings(argv: List[str], valued: Set[str]) -> Tuple[List[str], List[str]]:
+    """Take settings out of a line, but not the values of options such as ``--log-file a=b``."""
+    rest: List[str] = []
+    settings: List[str] = []
+    words = iter(argv)
+    for word in words:
+        if word == "--":
+            rest += [word, *words]
+        elif word.startswith("--set="):
+            settings.append(word[len("--set=") :])
+        elif word == "--set":
+            value = next(words, None)
+            if value is None:
+                rest.append(word)  # the parser says what is missing
+            else:
+                settings.append(value)
+        elif word.startswith("-"):
+            rest.append(word)
+            if word in valued:
+                rest += [value for value in [next(words, None)] if value is not None]
+        elif SETTING.match(word):
+            settings.append(word)
+        else:
+            rest.append(word)
+    return rest, settings
