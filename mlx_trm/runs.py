@@ -156,7 +156,7 @@ def prepare_run_dir(config: ExperimentConfig) -> Path:
     """Make the run folder and write the resolved configuration into it.
 
     Args:
-        config: ``run_dir`` is filled in where it was open.
+        config: written as it is; where ``run_dir`` is open the folder is chosen by its name.
 
     Returns:
         The folder.
@@ -164,13 +164,11 @@ def prepare_run_dir(config: ExperimentConfig) -> Path:
     Raises:
         ConfigError: if it is a file, holds a run already, or cannot be made.
     """
-    if config.run_dir is None:
-        config.run_dir = str(free_run_dir(config.stem))
-    run = Path(config.run_dir)
+    run = free_run_dir(config.stem) if config.run_dir is None else Path(config.run_dir)
     if run.exists() and not run.is_dir():
         raise ConfigError(f"run_dir: {run} is a file; name a folder")
     if (run / CONFIG).exists() or list_checkpoints(run):
-        raise ConfigError(f"run_dir: {run} holds a run already; name another folder or remove it")
+        raise ConfigError(f"run_dir: {run} holds a run already; name another run_dir")
     try:
         run.mkdir(parents=True, exist_ok=True)
         save_config(config, run / CONFIG)

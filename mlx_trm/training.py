@@ -56,12 +56,13 @@ class Trainer:
     """Trains a model from a configuration.
 
     Attributes:
-        config: the resolved configuration, ``run_dir`` filled in when :meth:`fit` starts.
+        config: the resolved configuration.
         task, model, optimizer, average: what is trained, with what; ``average`` is None without
             EMA.
         step: supervision steps done.
         total_steps: of the whole recipe; the schedule runs over them.
-        planned_steps: what this run will do, ``train.max_steps`` and dropped batches considered.
+        planned_steps: what this run will do, ``train.max_steps`` and dropped batches considered;
+            an upper bound where puzzles have several examples.
     """
 
     def __init__(self, config: ExperimentConfig) -> None:

@@ -1,7 +1,7 @@
 """``python -m mlx_trm.train``: train a model from a configuration."""
 
 import argparse
-import logging
+import os
 import signal
 import sys
 from contextlib import contextmanager
@@ -16,9 +16,6 @@ from mlx_trm.config import ExperimentConfig, dump_config
 from mlx_trm.evaluation import should_compile
 from mlx_trm.inference import Solver
 from mlx_trm.training import Trainer, TrainReport
-
-LOGGER = logging.getLogger(__name__)
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's own arguments."""
@@ -62,17 +59,18 @@ def describe(trainer: Trainer) -> List[Tuple[str, str]]:
     stored = sum(array.nbytes for _, array in tree_flatten(model.parameters()))
     averaged = 4 * count if config.train.ema else 0
     compiled = "compiled" if should_compile(config.train.compile) else "not compiled"
-    rows = [
+    return [
         ("model", f"{config.model.name}, {count:,} trained parameters"),
-        ("data", f"{config.task.name}, {len(trainer.train_set):,} training examples, "
-                 f"{len(trainer.test_set):,} for testing"),
+        (
+            "data",
+            f"{config.task.name}, {len(trainer.train_set):,} training examples, "
+            f"{len(trainer.test_set):,} for testing",
+        ),
         ("batch", f"{config.train.batch_size} puzzles"),
         ("steps", f"{trainer.planned_steps:,} supervision steps"),
         ("device", f"{device_name()}, {str(model.dtype).split('.')[-1]}, {compiled}"),
         ("checkpoint", f"{display.size(stored + averaged)} each"),
-        ("run folder", config.run_dir or "chosen at the start"),
     ]
-    return rows
 
 
 def device_name() -> str:
@@ -86,7 +84,7 @@ def finish(trainer: Trainer, report: TrainReport) -> None:
         step, metrics = report.evaluations[-1]
         print(f"\nEvaluation at step {step}:")
         print(display.table(display.metric_rows(metrics), ("set", "metric", "value")))
-        show_solving(trainer)
+        show_solving(trainer, report)
     speed = report.steps / max(report.seconds, 1e-9)
     state = "stopped" if report.interrupted else "done"
     print(
@@ -94,13 +92,13 @@ def finish(trainer: Trainer, report: TrainReport) -> None:
         f"({speed:.2f} steps/s with evaluations), peak memory {display.size(report.peak_memory)}"
     )
     print(f"checkpoint: {report.checkpoint}")
-    print(f"next: python -m mlx_trm.evaluate {report.run_dir}")
+    print(f"run folder: {report.run_dir}  (python -m mlx_trm.evaluate {report.run_dir})")
 
 
-def show_solving(trainer: Trainer) -> None:
+def show_solving(trainer: Trainer, report: TrainReport) -> None:
     """Print how the trained model solves the first test puzzle."""
     _, arrays, _ = next(iter(trainer.test_set.eval_batches(1, 1, seed=trainer.config.seed)))
-    solver = Solver.from_checkpoint(trainer.config.run_dir or "")
+    solver = Solver.from_checkpoint(report.checkpoint)
     puzzle = solver.task.format(arrays["inputs"][0].astype(np.uint8))
     print(f"\nA test puzzle being solved: {puzzle}")
     last: Any = None
@@ -115,22 +113,23 @@ def show_solving(trainer: Trainer) -> None:
 
 def use_color() -> bool:
     """Whether standard output is a terminal that may be coloured."""
-    import os
-
     return sys.stdout.isatty() and "NO_COLOR" not in os.environ
 
 
 @contextmanager
 def stopping(trainer: Trainer, progress: display.Progress) -> Iterator[None]:
-    """Make Ctrl-C finish the step and save; a second one stops at once."""
+    """Make Ctrl-C (or SIGTERM) finish the step and save; a second one stops at once."""
+    signals = (signal.SIGINT, signal.SIGTERM)
 
     def handle(_number: int, _frame: Any) -> None:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        for number in signals:
+            signal.signal(number, signal.default_int_handler)
         trainer.stop()
-        progress.line("stopping: finishing this step and saving; press Ctrl-C again to stop at once")
+        progress.line("stopping: finishing this step and saving; Ctrl-C again stops at once")
 
-    before = signal.signal(signal.SIGINT, handle)
+    before = [signal.signal(number, handle) for number in signals]
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in zip(signals, before):
+            signal.signal(number, handler)
