@@ -4,35 +4,27 @@ A puzzle is thinned out of a random complete grid: givens are taken away in rand
 where the solver still proves one solution. All puzzles of a call go through each step together.
 """
 
-from typing import Collection, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Collection, List, Optional, Sequence, Tuple
 
 import numpy as np
 
 from mlx_trm.errors import DataError
 from mlx_trm.tasks.sudoku_keys import mix_bits, puzzle_keys
-from mlx_trm.tasks.sudoku_solver import DIGIT, NUMBER, box_shape, singles_round, solve_puzzles
+from mlx_trm.tasks.sudoku_solver import (
+    DIGIT,
+    NUMBER,
+    PuzzleSet,
+    box_shape,
+    singles_round,
+    solve_puzzles,
+)
+
+# Raised whenever the same seed gives other puzzles.
+GENERATOR_VERSION = 1
 
 # Givens (at least, at most) where nothing else is said: below, few random puzzles have one
 # solution; above, they are filled in without thinking.
 DEFAULT_GIVENS = {4: (6, 8), 6: (10, 14), 9: (24, 30)}
-
-
-class PuzzleSet(NamedTuple):
-    """N Sudoku puzzles.
-
-    Attributes:
-        puzzles: (N, S) uint8, digits from 1, 0 for blank.
-        solutions: (N, S) uint8.
-        ratings: (N,) int64, guesses of the solver.
-    """
-
-    puzzles: np.ndarray
-    solutions: np.ndarray
-    ratings: np.ndarray
-
-    def take(self, index: np.ndarray) -> "PuzzleSet":
-        """Return the puzzles at ``index``."""
-        return PuzzleSet(*(array[index] for array in self))
 
 
 def rate_puzzles(puzzles: np.ndarray, size: int) -> PuzzleSet:
@@ -192,9 +184,7 @@ def _empty(size: int) -> PuzzleSet:
     return PuzzleSet(cells, cells, np.zeros(0, dtype=np.int64))
 
 
-def _not_seen(
-    puzzles: np.ndarray, size: int, seen: np.ndarray
-) -> Tuple[np.ndarray, np.ndarray]:
+def _not_seen(puzzles: np.ndarray, size: int, seen: np.ndarray) -> Tuple[np.ndarray, np.ndarray]:
     """Drop puzzles that came before; return the rest and everything seen so far."""
     keys = puzzle_keys(puzzles, size, ())
     _, first = np.unique(keys, return_index=True)

@@ -12,9 +12,10 @@ from typing import List, Optional, Tuple
 import numpy as np
 
 from mlx_trm.errors import DataError
-from mlx_trm.tasks.sudoku_generator import PuzzleSet, random_grids, rate_puzzles, thin_out
+from mlx_trm.tasks.sudoku_generator import random_grids, rate_puzzles, thin_out
 from mlx_trm.tasks.sudoku_keys import puzzle_keys
-from mlx_trm.tasks.sudoku_solver import once_twice, solve_puzzles
+from mlx_trm.tasks.sudoku_solver import PuzzleSet, once_twice, solve_puzzles
+from mlx_trm.tasks.transforms import SYMMETRIES
 
 LOG = logging.getLogger(__name__)
 
@@ -29,7 +30,6 @@ _RATED = 32  # neighbours rated at most
 _EASIER = (17, 20)  # a step may go down to 17/20 of the rating
 _PAUSE = (8, 20)  # steps before a cell is tried again: listed, too many solutions
 _BLOCK = 1024  # walks worked on together
-_ALL = ("digits", "transpose", "bands", "rows", "stacks", "columns")
 
 
 def generate_hard(
@@ -69,13 +69,15 @@ def generate_hard(
                 "stage %d of %d: %d walks, rating %.0f on average, %d at most",
                 number, len(_STAGES), len(puzzles), ratings.mean(), ratings.max(),
             )  # fmt: skip
-    keys = puzzle_keys(puzzles, _SIZE, _ALL)
+    keys = puzzle_keys(puzzles, _SIZE, SYMMETRIES)
     fresh = np.zeros(len(keys), dtype=bool)
     fresh[np.unique(keys, return_index=True)[1]] = True
     if exclude is not None:
         fresh &= ~np.isin(keys, exclude)
     if fresh.sum() < count:
-        raise DataError(f"only {int(fresh.sum())} of {count} hard puzzles are new; try another seed")
+        raise DataError(
+            f"only {int(fresh.sum())} of {count} hard puzzles are new; try another seed"
+        )
     puzzles, ratings = puzzles[fresh], ratings[fresh]
     return rate_puzzles(puzzles[_hardest(ratings, count)], _SIZE)
 

@@ -8,7 +8,7 @@ solutions is proved, and the rating of a puzzle with one solution, the number of
 is the size of the whole search tree: it does not depend on the order of the search.
 """
 
-from typing import Iterator, List, NamedTuple, Optional, Tuple
+from typing import Iterator, List, NamedTuple, Tuple
 
 import numpy as np
 
@@ -24,6 +24,24 @@ _POOL = 2048
 _ONE = np.uint16(1)
 
 _States = Tuple[np.ndarray, np.ndarray]  # (size, size, n) uint16 candidates; (n,) puzzle numbers
+
+
+class PuzzleSet(NamedTuple):
+    """N puzzles with their only solution.
+
+    Attributes:
+        puzzles: (N, S) uint8, digits from 1, 0 for blank.
+        solutions: (N, S) uint8.
+        ratings: (N,) int64, guesses of the solver; -1 where not known.
+    """
+
+    puzzles: np.ndarray
+    solutions: np.ndarray
+    ratings: np.ndarray
+
+    def take(self, index: np.ndarray) -> "PuzzleSet":
+        """Return the puzzles at ``index``, places or a mask."""
+        return PuzzleSet(self.puzzles[index], self.solutions[index], self.ratings[index])
 
 
 class SolveResult(NamedTuple):
@@ -70,9 +88,18 @@ def valid_grids(grids: np.ndarray, size: int) -> np.ndarray:
     Returns:
         (N,) bool.
     """
+    table = np.concatenate([[0], 1 << np.arange(size)]).astype(np.uint16)
     grids = np.asarray(grids)
-    wrong = conflicts(grids, size) | (grids < 1) | (grids > size)
-    return np.asarray(~wrong.any(axis=1))
+    digits = np.where((grids >= 1) & (grids <= size), grids, 0)
+    n = len(grids)
+    bits = np.ascontiguousarray(table[digits].T).reshape(size, size, n)
+    rows, cols = box_shape(size)
+    boxes = bits.reshape(size // rows, rows, size // cols, cols, n)
+    valid = np.ones(n, dtype=bool)
+    for cells, axis in ((bits, 0), (bits, 1), (boxes, (1, 3))):
+        seen = np.bitwise_or.reduce(cells, axis=axis).reshape(size, n)
+        valid &= (seen == (1 << size) - 1).all(axis=0)
+    return valid
 
 
 def conflicts(grids: np.ndarray, size: int) -> np.ndarray:

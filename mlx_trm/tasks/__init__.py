@@ -1,0 +1,18 @@
+"""The tasks, by name: ``register_task`` adds one and ``build_task`` makes one. NumPy only."""
+
+from mlx_trm.tasks.base import Scorer, Task, build_task, register_task
+from mlx_trm.tasks.dataset import PuzzleDataset
+from mlx_trm.tasks.storage import Puzzle, PuzzleBlock
+from mlx_trm.tasks.sudoku import Sudoku, SudokuConfig
+
+__all__ = [
+    "Puzzle",
+    "PuzzleBlock",
+    "PuzzleDataset",
+    "Scorer",
+    "Sudoku",
+    "SudokuConfig",
+    "Task",
+    "build_task",
+    "register_task",
+]

@@ -1,0 +1,307 @@
+"""What a task is: a class with a ``spec`` and ``groups``, and whatever else it can do."""
+
+import hashlib
+import inspect
+import json
+import logging
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Callable, Dict, Iterable, Iterator, Optional, Sequence, Type, TypeVar, Union
+
+import numpy as np
+
+from mlx_trm.config import TaskConfig, TaskSpec
+from mlx_trm.errors import DataError
+from mlx_trm.registry import TASKS
+from mlx_trm.tasks.dataset import PuzzleDataset
+from mlx_trm.tasks.storage import (
+    FORMAT_VERSION,
+    MARKER,
+    SPLITS,
+    Group,
+    cache_folder,
+    whole_folder,
+    write_dataset,
+    write_identifiers,
+    write_json,
+)
+
+LOG = logging.getLogger(__name__)
+
+T = TypeVar("T", bound="Type[Task]")
+
+
+class Scorer:
+    """Scores a set by the rules of a task, beyond cell and exact accuracy."""
+
+    def update(self, inputs: np.ndarray, labels: np.ndarray, predictions: np.ndarray) -> None:
+        """Count some puzzles.
+
+        Args:
+            inputs: (n, S) integer tokens; no padding rows.
+            labels: (n, S) integer tokens, IGNORE_LABEL_ID where not scored.
+            predictions: (n, S) integer tokens.
+        """
+        raise NotImplementedError
+
+    def result(self) -> Dict[str, float]:
+        """Return the metrics by name."""
+        raise NotImplementedError
+
+
+class Task:
+    """Base of all tasks. A subclass writes ``spec`` and ``groups``; the rest has defaults.
+
+    Attributes:
+        version: raised whenever the same settings give other puzzles, so that no cached ones are
+            used. (A change in a plugin's file is noticed without it.)
+        config: the task's section of the configuration.
+        seed: decides generated and augmented puzzles.
+    """
+
+    version = 1
+
+    def __init__(self, config: Any, seed: int = 0) -> None:
+        """Keep the settings; nothing is read yet.
+
+        Args:
+            config: of the class that the task is registered with.
+            seed: of the data, :attr:`ExperimentConfig.task_seed`.
+        """
+        self.config = config
+        self.seed = seed
+
+    @property
+    def spec(self) -> TaskSpec:
+        """Dimensions and special tokens."""
+        raise NotImplementedError
+
+    def groups(self, split: str, rng: np.random.Generator) -> Iterable[Group]:
+        """Yield the puzzles of a split, in groups: a puzzle and its augmentations.
+
+        Args:
+            split: ``train`` or ``test``.
+            rng: decides everything that is random; its seed is the task's.
+
+        Returns:
+            Lists of :class:`Puzzle`, or :class:`PuzzleBlock` where there are millions.
+
+        Raises:
+            DataError: if the raw data cannot be used.
+        """
+        raise NotImplementedError
+
+    def augment(
+        self, inputs: np.ndarray, labels: np.ndarray, rng: np.random.Generator
+    ) -> "tuple[np.ndarray, np.ndarray]":
+        """Transform a batch of (B, S) uint8 inputs and labels; used with ``augment: online``."""
+        del rng
+        return inputs, labels
+
+    def parse(self, text: str) -> np.ndarray:
+        """Read one puzzle as a person writes it.
+
+        Returns:
+            (S,) uint8 tokens.
+
+        Raises:
+            DataError: if it is malformed, or the task has no written form.
+        """
+        raise DataError(f"the task {self.config.name!r} does not read puzzles as text")
+
+    def format(self, tokens: np.ndarray) -> str:
+        """Write (S,) tokens on one line."""
+        return " ".join(str(int(token)) for token in tokens)
+
+    def render(
+        self,
+        tokens: np.ndarray,
+        inputs: Optional[np.ndarray] = None,
+        labels: Optional[np.ndarray] = None,
+        color: bool = False,
+    ) -> str:
+        """Draw (S,) tokens for a terminal.
+
+        Args:
+            tokens: what is drawn.
+            inputs: the puzzle, to tell what was given.
+            labels: the answer, to mark what is wrong.
+            color: use ANSI colours.
+        """
+        del inputs, labels, color
+        return self.format(tokens)
+
+    def check(self, inputs: np.ndarray, tokens: np.ndarray) -> bool:
+        """Say by the rules alone whether (S,) ``tokens`` answer the puzzle ``inputs``.
+
+        Raises:
+            DataError: if the task has no rules to check by.
+        """
+        raise DataError(f"the task {self.config.name!r} cannot check an answer")
+
+    def scorer(self) -> Optional[Scorer]:
+        """Return a new scorer, if the task has one."""
+        return None
+
+    def content(self, split: str) -> Dict[str, Any]:
+        """Return everything that decides the puzzles of a split, as JSON; the cache's key.
+
+        Settings of the task that do not matter may be left out, so that they rebuild nothing.
+        """
+        settings = asdict(self.config)
+        settings.pop("data_dir", None)
+        for name in ("train_file", "test_file"):
+            if settings.get(name):
+                settings[name] = file_hash(settings[name])
+        return {**settings, "split": split, "seed": self.seed}
+
+    def dataset(self, split: str, progress: bool = False) -> PuzzleDataset:
+        """Open a split: that of ``data_dir``, or one built from the settings into the cache.
+
+        Args:
+            split: ``train`` or ``test``.
+            progress: show a bar while building.
+
+        Raises:
+            DataError: if the data cannot be read or built, or are not of this task's dimensions.
+        """
+        check_split(split)
+        if self.config.data_dir:
+            dataset = PuzzleDataset.load(self.config.data_dir, split)
+            for name in ("vocab_size", "seq_len"):
+                have, want = getattr(dataset.spec, name), getattr(self.spec, name)
+                if have != want:
+                    raise DataError(
+                        f"{dataset.path}: {name} is {have}, this task needs {want}; "
+                        "give the data_dir that was built for it"
+                    )
+            return dataset
+        # Names are numbered over all splits, so splits with names are built together.
+        splits = SPLITS if self.spec.num_puzzle_identifiers > 1 else (split,)
+        key = self.cache_key(splits)
+        folder = cache_folder() / f"{self.config.name}-{'-'.join(splits)}-{key[:16]}"
+        if not (folder / MARKER).is_file():
+            LOG.info("building %s into %s", " and ".join(splits), folder)
+            self.build(folder, splits, progress, keep_existing=True)
+        return PuzzleDataset.load(folder, split)
+
+    def cache_key(self, splits: Sequence[str] = SPLITS) -> str:
+        """Return a hash of everything that decides the built files."""
+        about = {
+            "format": FORMAT_VERSION,
+            "code": [self.version, _plugin_code(type(self))],
+            "content": [self.content(split) for split in splits],
+        }
+        return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
+
+    def build(
+        self,
+        folder: Union[str, Path],
+        splits: Sequence[str] = SPLITS,
+        progress: bool = False,
+        keep_existing: bool = False,
+    ) -> Dict[str, Dict[str, Any]]:
+        """Build a dataset in the reference's format; afterwards it is there whole or not at all.
+
+        Args:
+            folder: to make, or to replace if an earlier build made it.
+            splits: which ones.
+            progress: show a bar.
+            keep_existing: leave the folder if another process makes it meanwhile.
+
+        Returns:
+            What each split's ``dataset.json`` says.
+
+        Raises:
+            DataError: if the data cannot be read, or the folder not be written.
+        """
+        about: Dict[str, Dict[str, Any]] = {}
+        identifiers: Dict[str, int] = {}
+        with whole_folder(Path(folder).expanduser(), keep_existing) as temporary:
+            for split in splits:
+                rng = np.random.default_rng([self.seed, SPLITS.index(split)])
+                groups = _counted(self.groups(split, rng), split, progress)
+                about[split] = write_dataset(groups, temporary / split, self.spec, identifiers)
+            for split in splits:  # the later splits may have added names
+                about[split]["num_puzzle_identifiers"] = len(identifiers) + 1
+                write_json(temporary / split / "dataset.json", about[split])
+            write_identifiers(temporary, identifiers)
+            content = [self.content(split) for split in splits]
+            key = self.cache_key(splits)
+            write_json(temporary / MARKER, {"made_by": "mlx_trm", "key": key, "content": content})
+        return about
+
+
+def check_split(split: str) -> None:
+    """Refuse an unknown split.
+
+    Raises:
+        DataError: if it is neither ``train`` nor ``test``.
+    """
+    if split not in SPLITS:
+        raise DataError(f"no split {split!r}; there are {' and '.join(SPLITS)}")
+
+
+def register_task(name: str, config_class: Type[TaskConfig]) -> Callable[[T], T]:
+    """Register the decorated :class:`Task` under the name that ``task.name`` gives.
+
+    Args:
+        name: for configurations.
+        config_class: a dataclass derived from TaskConfig.
+    """
+    return TASKS.register(name, config_class)
+
+
+def build_task(config: TaskConfig, seed: int = 0) -> Task:
+    """Make the task that a configuration names.
+
+    Args:
+        config: a task section.
+        seed: of its data.
+
+    Raises:
+        ConfigError: if no task has that name.
+    """
+    task: Task = TASKS.get(config.name).cls(config, seed)
+    return task
+
+
+def file_hash(path: Union[str, Path]) -> str:
+    """Return the SHA-256 of a file.
+
+    Raises:
+        DataError: if it cannot be read.
+    """
+    digest = hashlib.sha256()
+    try:
+        with open(Path(path).expanduser(), "rb") as file:
+            for block in iter(lambda: file.read(1 << 20), b""):
+                digest.update(block)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
+    return digest.hexdigest()
+
+
+def _plugin_code(cls: Type[Task]) -> Optional[str]:
+    """Return a hash of the module that defines a task outside this package."""
+    if cls.__module__.split(".")[0] == __name__.split(".", maxsplit=1)[0]:
+        return None
+    try:
+        source = inspect.getsource(sys.modules[cls.__module__])
+    except (OSError, TypeError, KeyError):  # a notebook, say
+        return None
+    return hashlib.sha256(source.encode()).hexdigest()
+
+
+def _counted(groups: Iterable[Group], split: str, progress: bool) -> Iterator[Group]:
+    """Pass groups on, with a bar that counts puzzles if wanted."""
+    if not progress:
+        yield from groups
+        return
+    from tqdm import tqdm
+
+    with tqdm(desc=split, unit=" puzzles", unit_scale=True) as shown:
+        for group in groups:
+            yield group
+            shown.update(len(group) if isinstance(group, list) else len(group.inputs))
