@@ -90,6 +90,7 @@ class Trainer:
         self.epochs_per_iter = config.eval.interval or train.epochs
         per_iteration = int(self.epochs_per_iter * examples) // train.batch_size
         self.planned_steps = per_iteration * (train.epochs // self.epochs_per_iter)
+        self._cut_short = train.max_steps is not None and train.max_steps < self.planned_steps
         if train.max_steps is not None:
             self.planned_steps = min(self.planned_steps, train.max_steps)
         if per_iteration == 0:
@@ -112,11 +113,11 @@ class Trainer:
         def loss_fn(
             weights: Dict[str, Any],
             rows: Optional[mx.array],
-            carry: Carry,
+            packed: Tuple,
             min_steps: mx.array,
         ) -> Tuple:
             with model.using(weights):
-                carry, outputs = model.step(carry, rows, min_steps)
+                carry, outputs = model.step(Carry.unpack(packed), rows, min_steps)
             loss, metrics = act_loss(
                 outputs, carry.current.labels, carry.halted, carry.steps, config.loss
             )
@@ -130,7 +131,7 @@ class Trainer:
                 carry = model.begin(Carry.unpack(packed), Batch(*batch))
             differentiate: Any = mx.value_and_grad(loss_fn, 0 if rows is None else (0, 1))
             (_, packed, metrics), gradients = differentiate(
-                weights, rows, carry, draws["min_steps"]
+                weights, rows, carry.pack(), draws["min_steps"]
             )
             if rows is None:
                 gradients = (gradients,)
@@ -275,7 +276,9 @@ class Trainer:
         def evaluate() -> None:
             nonlocal evaluated_step
             weights = None if self.average is None else self.average.weights
-            metrics = self.evaluator.run("test", weights=weights, on_progress=on_eval_progress)
+            metrics = self.evaluator.run(
+                "test", self._sample(), weights=weights, on_progress=on_eval_progress
+            )
             evaluated_step = self.step
             report.evaluations.append((self.step, metrics))
             for name, values in metrics.items():
@@ -318,6 +321,19 @@ class Trainer:
         report.seconds = time.monotonic() - started
         report.peak_memory = mx.get_peak_memory()
         return report
+
+    def _sample(self) -> Optional[int]:
+        """Say how many test puzzles to evaluate; None for what the configuration says.
+
+        A run that ``train.max_steps`` cuts short does not spend more supervision steps on its last
+        evaluation than on its training: three steps on a laptop should not be followed by hours.
+        """
+        settings = self.config.eval
+        last_of_short = self._cut_short and self.step >= self.planned_steps
+        if settings.max_examples is not None or not last_of_short:
+            return None
+        each = settings.steps or self.model.config.halt_max_steps
+        return max(1, self.step * self.config.train.batch_size // each)
 
     def _batches(self) -> Iterator[Tuple[Optional[Batch], bool]]:
         """Yield batches in the reference's order, with whether an iteration ends after each."""

@@ -228,7 +228,7 @@ def test_what_a_run_writes(tmp_path):
 
 
 def test_evaluation_uses_the_average(tmp_path):
-    trainer = Trainer(experiment(run_dir=str(tmp_path / "run"), train__max_steps=10))
+    trainer = Trainer(experiment(run_dir=str(tmp_path / "run"), train__max_steps=20))
     report = trainer.fit()
     averaged = report.evaluations[-1][1]["all"]
     raw = trainer.evaluator.run("test")["all"]
@@ -239,6 +239,15 @@ def test_evaluation_uses_the_average(tmp_path):
     assert trm.Evaluator(ema.model, ema.config).run("test")["all"] == pytest.approx(averaged)
     loaded = trm.load_checkpoint(tmp_path / "run", weights="raw")
     assert trm.Evaluator(loaded.model, loaded.config).run("test")["all"] == pytest.approx(raw)
+
+
+@pytest.mark.parametrize(
+    "steps, limit, count", [(1, None, 2), (3, None, 6), (30, None, 32), (3, 9, 9), (500, None, 32)]
+)
+def test_a_short_run_ends_with_a_short_evaluation(steps, limit, count):
+    """6 puzzles a step and 3 steps a puzzle: one step pays for evaluating two puzzles of the 32."""
+    report = Trainer(experiment(train__max_steps=steps, eval__max_examples=limit)).fit()
+    assert report.evaluations[-1][1]["all"]["count"] == count
 
 
 def test_stop_finishes_the_step_and_saves(tmp_path):

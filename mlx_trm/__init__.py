@@ -1,0 +1,92 @@
+"""Tiny Recursive Models on Apple's MLX.
+
+Build and run a model, train it, evaluate it, watch its answer evolve; README.md has an example of
+each. The paper is "Less is More: Recursive Reasoning with Tiny Networks" (arXiv 2510.04871).
+"""
+
+# isort: off
+from mlx_trm._backend import check_platform
+
+check_platform()
+# isort: on
+
+# pylint: disable=wrong-import-position
+from mlx_trm.carry import Batch, Carry, Outputs, random_batch
+from mlx_trm.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from mlx_trm.config import (
+    CheckpointConfig,
+    EvalConfig,
+    ExperimentConfig,
+    ModelConfig,
+    TaskConfig,
+    TaskSpec,
+    TrainConfig,
+    load_config,
+    save_config,
+)
+from mlx_trm.diagnostics import device_report
+from mlx_trm.errors import CheckpointError, ConfigError, DataError, TRMError
+from mlx_trm.evaluation import Evaluator
+from mlx_trm.inference import Solver, SolverStep
+from mlx_trm.losses import act_loss, softmax_cross_entropy, stablemax_cross_entropy
+from mlx_trm.models import TRM, RecursiveModel, TRMConfig, build_model, register_model
+from mlx_trm.optim import EMA, AdamATan2
+from mlx_trm.tasks import (
+    Puzzle,
+    PuzzleDataset,
+    Sudoku,
+    SudokuConfig,
+    Task,
+    build_task,
+    register_task,
+)
+from mlx_trm.training import Trainer, TrainReport
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "EMA",
+    "TRM",
+    "AdamATan2",
+    "Batch",
+    "Carry",
+    "Checkpoint",
+    "CheckpointConfig",
+    "CheckpointError",
+    "ConfigError",
+    "DataError",
+    "EvalConfig",
+    "Evaluator",
+    "ExperimentConfig",
+    "ModelConfig",
+    "Outputs",
+    "Puzzle",
+    "PuzzleDataset",
+    "RecursiveModel",
+    "Solver",
+    "SolverStep",
+    "Sudoku",
+    "SudokuConfig",
+    "TRMConfig",
+    "TRMError",
+    "Task",
+    "TaskConfig",
+    "TaskSpec",
+    "TrainConfig",
+    "TrainReport",
+    "Trainer",
+    "__version__",
+    "act_loss",
+    "build_model",
+    "build_task",
+    "device_report",
+    "load_checkpoint",
+    "load_config",
+    "random_batch",
+    "register_model",
+    "register_task",
+    "save_checkpoint",
+    "save_config",
+    "softmax_cross_entropy",
+    "stablemax_cross_entropy",
+]
