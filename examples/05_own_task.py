@@ -15,6 +15,7 @@ from typing import Iterator, List
 import numpy as np
 
 import mlx_trm as trm
+from mlx_trm.config import config_from_dict
 
 
 @dataclass
@@ -95,7 +96,7 @@ def main() -> None:
             "ema_rate": 0.95,
         },
     }
-    config = trm.config_from_dict(values, "05_own_task.py", sys.argv[1:])
+    config = config_from_dict(values, "05_own_task.py", sys.argv[1:])
     report = trm.Trainer(config).fit(on_eval=print)
     last = trm.Solver.from_checkpoint(report.run_dir).solve("abcdeabcdeab")
     print(f"abcdeabcdeab -> {last.answer} ({'right' if last.correct else 'wrong'})")

@@ -216,37 +216,17 @@ def test_readme_commands_are_what_ci_runs() -> None:
     assert '-e ".[dev]"' in script and test in script
 
 
-def tests_of(path: Path) -> Iterator[Tuple[str, bool]]:
-    """Pairs (test function, is it marked slow) of a test file; methods are ``Class::method``."""
-    module = ast.parse(path.read_text(encoding="utf-8"))
-    whole = any(
-        isinstance(node, ast.Assign)
-        and ast.unparse(node.targets[0]) == "pytestmark"
-        and "slow" in ast.unparse(node.value)
-        for node in module.body
-    )
-    for node in module.body:
-        members = node.body if isinstance(node, ast.ClassDef) else [node]
-        prefix = f"{node.name}::" if isinstance(node, ast.ClassDef) else ""
-        for member in members:
-            if isinstance(member, ast.FunctionDef) and member.name.startswith("test_"):
-                marks = [ast.unparse(d) for d in member.decorator_list]
-                slow = whole or any("mark.slow" in mark for mark in marks)
-                yield prefix + member.name, slow
-
-
 def test_test_plan_is_complete() -> None:
-    """The plan names every test file, every slow test, and no test that does not exist."""
+    """The plan maps behaviours to tests that exist; its index, generated, has every test file."""
     plan = (ROOT / "docs" / "test_plan.md").read_text(encoding="utf-8")
-    named = re.findall(r"`(test_\w+)`", plan)
+    chosen, index = plan.split("<!-- generated: tests -->")
     files = sorted((ROOT / "tests").rglob("test_*.py"))
-    every = {}
-    for path in files:
-        assert f"`{path.relative_to(ROOT).as_posix()}`" in plan, f"{ident(path)} is not in the plan"
-        for name, slow in tests_of(path):
-            every[name.split("::")[-1]] = every.get(name.split("::")[-1], False) or slow
-    assert [name for name in named if name not in every] == []
-    assert [name for name, slow in every.items() if slow and name not in named] == []
+    every = {name for path in files for name, _, _ in generator().functions_in(path)}
+    named = set(re.findall(r"`(test_\w+)`", chosen))
+    assert named - every == set()
+    assert set(re.findall(r"`(test_\w+)`", index)) == every
+    for path in set(re.findall(r"`(tests/[\w/]+\.py)`", chosen)):
+        assert (ROOT / path).is_file(), path
 
 
 def test_spec_names_only_what_is_there() -> None:

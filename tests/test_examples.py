@@ -62,9 +62,9 @@ def test_train_evaluate_and_watch(tmp_path: Path) -> None:
     scores = example(tmp_path, "03_evaluate.py", "run").splitlines()
     assert [line.split(" steps")[0] for line in scores] == ["1", "2", "4", "8"]
     for line in scores:
-        exact, low, high = map(
-            float, re.search(r"exact ([\d.]+) .* ([\d.]+) to ([\d.]+)\)", line).groups()  # type: ignore
-        )
+        found = re.search(r"exact ([\d.]+) .* ([\d.]+) to ([\d.]+)\)", line)
+        assert found is not None
+        exact, low, high = map(float, found.groups())
         assert low <= exact <= high
 
     watched = example(tmp_path, "04_watch_the_answer.py", "run").splitlines()
