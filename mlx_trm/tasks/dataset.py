@@ -88,10 +88,22 @@ class PuzzleDataset:
         dataset = cls(path, spec, sets)
         if about["total_groups"] != dataset.total_groups:
             raise DataError(
-                f"{path / 'dataset.json'}: total_groups is {about['total_groups']}, the arrays hold "
-                f"{dataset.total_groups}; build the dataset again"
+                f"{path / 'dataset.json'}: total_groups is {about['total_groups']}, "
+                f"the arrays hold {dataset.total_groups}; build the dataset again"
             )
         return dataset
+
+    def example(self, index: int) -> Tuple[np.ndarray, np.ndarray]:
+        """Return the (S,) inputs and labels of one example, counted over all sets.
+
+        Raises:
+            IndexError: if there is no such example.
+        """
+        for data in self._data.values():
+            if 0 <= index < len(data.inputs):
+                return np.array(data.inputs[index]), np.array(data.labels[index])
+            index -= len(data.inputs)
+        raise IndexError("no such example")
 
     def train_batches(
         self,

@@ -78,15 +78,12 @@ def write_csv(path: Union[str, Path], rows: PuzzleSet, source: str) -> None:
         DataError: if it cannot be written.
     """
     path = Path(path).expanduser()
-    lines = [",".join(COLUMNS)]
-    for puzzle, solution, rating in zip(*rows):
-        lines.append(f"{source},{puzzle_text(puzzle)},{puzzle_text(solution)},{int(rating)}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         number, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
         try:
             with open(number, "w", encoding="utf-8", newline="") as file:
-                file.write("\n".join(lines) + "\n")
+                file.write(csv_text(rows, source))
             # mkstemp's files are private; give it the rights of any other new file.
             mask = os.umask(0)
             os.umask(mask)
@@ -97,6 +94,14 @@ def write_csv(path: Union[str, Path], rows: PuzzleSet, source: str) -> None:
             raise
     except OSError as error:
         raise DataError(f"{path}: cannot be written: {error.strerror or error}") from error
+
+
+def csv_text(rows: PuzzleSet, source: str) -> str:
+    """Write puzzles as a CSV; ``source`` goes into the first column."""
+    lines = [",".join(COLUMNS)]
+    for puzzle, solution, rating in zip(*rows):
+        lines.append(f"{source},{puzzle_text(puzzle)},{puzzle_text(solution)},{int(rating)}")
+    return "\n".join(lines) + "\n"
 
 
 def puzzle_text(cells: np.ndarray) -> str:
@@ -187,8 +192,8 @@ def _read_text(path: Path, file: BinaryIO, size: int) -> Iterator[PuzzleSet]:
         if not words:
             continue
         if len(words) > 2:
-            raise DataError(f"{path}:{number}: {len(words)} columns; expected a puzzle, or a puzzle "
-                            "and its answer")  # fmt: skip
+            wanted = "expected a puzzle, or a puzzle and its answer"
+            raise DataError(f"{path}:{number}: {len(words)} columns; {wanted}")
         answer = words[1] if len(words) == 2 else None
         problem = _row_problem(words[0], answer, size)
         if problem is not None:

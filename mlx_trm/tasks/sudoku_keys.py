@@ -6,7 +6,7 @@ transposition: a colour refinement, which never gives equivalent puzzles differe
 gives different puzzles the same key now and then only keeps out one puzzle too many.
 """
 
-from typing import Collection
+from typing import Collection, Tuple, Union
 
 import numpy as np
 
@@ -95,6 +95,6 @@ def _refined_keys(puzzles: np.ndarray, size: int) -> np.ndarray:
     return mix_bits(_sum(mix_bits(colour), 1))
 
 
-def _sum(values: np.ndarray, axis: object) -> np.ndarray:
+def _sum(values: np.ndarray, axis: Union[int, Tuple[int, ...]]) -> np.ndarray:
     """Add up uint64, letting it wrap."""
-    return np.asarray(np.add.reduce(values, axis=axis, dtype=np.uint64))  # type: ignore[arg-type]
+    return np.asarray(np.add.reduce(values, axis=axis, dtype=np.uint64))

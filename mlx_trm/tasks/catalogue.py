@@ -1,0 +1,73 @@
+"""What data there is: samples that come with the package, and datasets built into the cache."""
+
+import json
+from pathlib import Path
+from typing import Iterator, List, NamedTuple, Optional
+
+from mlx_trm.errors import DataError
+from mlx_trm.tasks.dataset import PuzzleDataset
+from mlx_trm.tasks.storage import MARKER, SPLITS, cache_folder
+from mlx_trm.tasks.sudoku import SAMPLES
+
+
+class DataEntry(NamedTuple):
+    """One line of ``data list``.
+
+    Attributes:
+        name: of the file or folder.
+        content: what it holds, in words.
+        examples: how many puzzles; None where that cannot be told.
+        size: bytes on disk.
+        path: where it is.
+    """
+
+    name: str
+    content: str
+    examples: Optional[int]
+    size: int
+    path: Path
+
+
+def bundled_samples() -> List[DataEntry]:
+    """List the puzzles that come with the package."""
+    return [
+        DataEntry(
+            path.stem,
+            path.stem.replace("_", " ") + " puzzles",
+            path.read_bytes().count(b"\n") - 1,
+            path.stat().st_size,
+            path,
+        )
+        for path in sorted(SAMPLES.glob("*.csv"))
+    ]
+
+
+def built_datasets(folder: Optional[Path] = None) -> List[DataEntry]:
+    """List the datasets in the cache.
+
+    Args:
+        folder: where to look; default :func:`~mlx_trm.tasks.storage.cache_folder`.
+    """
+    root = cache_folder() if folder is None else folder
+    found = []
+    for marker in sorted(root.glob(f"*/{MARKER}")):
+        size = sum(path.stat().st_size for path in marker.parent.rglob("*") if path.is_file())
+        splits = list(_splits(marker.parent))
+        examples: Optional[int] = sum(len(dataset) for dataset in splits) if splits else None
+        content = " and ".join(dataset.path.name for dataset in splits) or "damaged"
+        try:
+            about = json.loads(marker.read_text(encoding="utf-8"))["content"][0]
+            content = f"{about['task']} {content}, seed {about.get('seed', 'not used')}"
+        except (OSError, ValueError, LookupError, TypeError):
+            pass  # a task of somebody's own may describe itself otherwise
+        found.append(DataEntry(marker.parent.name, content, examples, size, marker.parent))
+    return found
+
+
+def _splits(folder: Path) -> Iterator[PuzzleDataset]:
+    """Open the splits of a built dataset that can be opened."""
+    for split in SPLITS:
+        try:
+            yield PuzzleDataset.load(folder, split)
+        except DataError:
+            continue
