@@ -56,6 +56,14 @@ class TaskConfig(Section):
     seed: Optional[int] = field(default=None, metadata={"min": 0, "max": MAX_SEED})
     """Seed of generated or augmented data; unset for the top-level seed."""
 
+    def problems(self) -> List[str]:
+        """Check that no file is given that a built folder would hide."""
+        files = [name for name in ("train_file", "test_file") if getattr(self, name)]
+        if self.data_dir is None or not files:
+            return []
+        hidden = " and ".join(files)
+        return [f"data_dir: is used as it is, so {hidden} would be ignored; give only one"]
+
 
 @dataclass
 class ModelConfig(Section):

@@ -1,6 +1,5 @@
 """Imports the modules that a configuration names under ``plugins``."""
 
-import hashlib
 import importlib
 import importlib.util
 import os
@@ -48,6 +47,8 @@ def _import_file(path: Path) -> None:
         file = getattr(module, "__file__", None)
         if isinstance(file, str) and os.path.abspath(file) == str(path):
             return
+    import hashlib  # not needed by whoever has no plugins
+
     digest = hashlib.sha256(str(path).encode("utf-8", "surrogateescape")).hexdigest()[:8]
     name = f"mlx_trm_plugin_{path.stem}_{digest}"
     spec = importlib.util.spec_from_file_location(name, path)

@@ -16,6 +16,7 @@ UNKNOWN, VALUE, NAME, JOINT = range(4)  # the order in which problems are report
 NUMBER_LIMIT = 2**63
 WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
 WORDS[type(None)] = "null"
+WORDS_FOR_MANY = {int: "whole numbers", float: "numbers", str: "text"}
 YES_NO = {"yes": "true", "on": "true", "y": "true", "no": "false", "off": "false", "n": "false"}
 
 
@@ -140,7 +141,7 @@ def _convert(value: Any, hint: Any, lenient: bool) -> Any:
         if not isinstance(value, (list, tuple)):
             raise _Mismatch
         item_hint = arguments[0] if arguments else Any
-        return [_convert(item, item_hint, lenient) for item in value]
+        return [_convert_item(item, item_hint, i + 1, lenient) for i, item in enumerate(value)]
     if hint is float:
         return _convert_float(value, lenient)
     if hint not in WORDS:
@@ -150,6 +151,15 @@ def _convert(value: Any, hint: Any, lenient: bool) -> Any:
     if hint is int and abs(value) >= NUMBER_LIMIT:
         raise _Mismatch("the number is too large")
     return value
+
+
+def _convert_item(value: Any, hint: Any, number: int, lenient: bool) -> Any:
+    """Give an item of a list as the type wanted, or say which item does not fit."""
+    try:
+        return _convert(value, hint, lenient)
+    except _Mismatch as mismatch:
+        text = str(mismatch) or f"expected {_describe(hint)}, not {show(value)}"
+        raise _Mismatch(f"item {number}: {text}") from None
 
 
 def _convert_union(value: Any, arms: Tuple[Any, ...], lenient: bool) -> Any:
@@ -190,7 +200,8 @@ def _describe(hint: Any) -> str:
     if _is_union(hint):
         return " or ".join(_describe(arm) for arm in arguments)
     if typing.get_origin(hint) is list or hint in (list, List):
-        return f"a list of {_describe(arguments[0])}" if arguments else "a list"
+        item = WORDS_FOR_MANY.get(arguments[0], "values") if arguments else "values"
+        return f"a list of {item}"
     return WORDS.get(hint, "another value")
 
 
@@ -201,8 +212,8 @@ def _advice(value: Any, hint: Any) -> str:
         return f"; write {YES_NO[value.lower()]}"
     if isinstance(value, float) and int in kinds and math.isfinite(value) and value == int(value):
         return f"; write {int(value)}"
-    if str in kinds and isinstance(value, (bool, int, float)):
-        return "; write text that looks like something else in quotes"
+    if str in kinds and not kinds & {int, float} and isinstance(value, (bool, int, float)):
+        return "; put it in quotes if it is meant as text"
     if List[str] in kinds and isinstance(value, str):
         return f"; write [{value}]" if value.isidentifier() else "; write it in brackets"
     return ""

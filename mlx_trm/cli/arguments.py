@@ -20,7 +20,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Print one line and exit with code 2."""
-        self.exit(2, f"{' '.join(message.split())}; see {self.prog} --help\n")
+        self.exit(2, f"{' '.join(message.split())} (see {self.prog} --help)\n")
 
     def family(self) -> Iterator["Parser"]:
         """Yield this parser and the parsers of its sub-commands."""
@@ -81,6 +81,7 @@ def add_overrides(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "overrides",
         nargs="*",
+        default=[],
         metavar="KEY=VALUE",
         help="change a setting, such as train.lr=3e-4; anywhere on the line",
     )

@@ -42,16 +42,17 @@ def main(
             arguments; they have ``verbose`` (0, 1, 2), ``quiet`` and ``overrides``.
         argv: the words after the command's name; default those of the process.
         needs: ``config``: add ``--config`` and settings, and call ``run(args, config)``;
-            ``overrides``: add settings, and call ``run(args, overrides)``; or ``nothing``. A command
-            with sub-commands declares settings in them by :func:`add_overrides` or
+            ``overrides``: add settings, and call ``run(args, overrides)``; or ``nothing``. A
+            command with sub-commands declares settings in them by :func:`add_overrides` or
             :func:`add_config`.
 
     Returns:
         The exit code.
     """
+    summary = COMMANDS.get(command, command)
     parser = Parser(
         prog=f"python -m mlx_trm.{command}",
-        description=COMMANDS.get(command, command).capitalize() + ".",
+        description=summary[:1].upper() + summary[1:] + ".",
         epilog="Exit code: 0 done, 1 the answer is no or a bug, 2 something you can mend.",
     )
     add_arguments(parser)
@@ -60,13 +61,15 @@ def main(
     elif needs == "overrides":
         add_overrides(parser)
     add_shared(parser)
+    words = sys.argv[1:] if argv is None else argv
     try:
-        args = parse_line(parser, sys.argv[1:] if argv is None else argv)
+        args = parse_line(parser, words)
     except SystemExit as stop:
         return int(stop.code or 0)
     with console_messages(args.verbose, args.quiet):
         try:
             with file_messages(args.log_file), default_device(args.device):
+                LOGGER.debug("%s", " ".join([parser.prog, *words]))
                 return _run(args, run, needs)
         except ConfigError as error:  # of the log file or the device
             return report_error(error)
@@ -74,7 +77,6 @@ def main(
 
 def _run(args: argparse.Namespace, run: Callable[..., Optional[int]], needs: str) -> int:
     """Call a command's function and turn what it raises into an exit code."""
-    LOGGER.debug("arguments: %s", vars(args))
     try:
         if needs == "config":
             code = run(args, read_config(args))
