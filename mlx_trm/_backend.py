@@ -1,7 +1,7 @@
 """The first thing the package imports: it checks that MLX loads, and says what to do if not.
 
-On a Mac `mlx` brings its Metal backend. On Linux the package `mlx` installs without any backend, and
-then `import mlx.core` ends in "libmlx.so: cannot open shared object file", which helps nobody.
+On a Mac `mlx` brings its Metal backend. On Linux the package `mlx` installs without any backend,
+and then `import mlx.core` ends in "libmlx.so: cannot open shared object file".
 """
 
 import os
@@ -66,7 +66,9 @@ def load_advice(error: ImportError, system: str, machine: str, installed: Dict[s
             f"MLX does not load ({reason}); {names[0]} needs what is named there; "
             f"to use the CPU: pip uninstall -y mlx {names[0]}, then pip install 'mlx-trm[cpu]'"
         )
-    what = "MLX is not installed" if isinstance(error, ModuleNotFoundError) else "MLX has no backend"
+    what = (
+        "MLX is not installed" if isinstance(error, ModuleNotFoundError) else "MLX has no backend"
+    )
     return (
         f"{what} ({reason}); choose an extra: pip install 'mlx-trm[cpu]', or for an "
         "NVIDIA GPU 'mlx-trm[cuda13]' or 'mlx-trm[cuda12]' (in a clone: pip install -e '.[cpu]')"

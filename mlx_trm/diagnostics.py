@@ -68,7 +68,7 @@ def device_report() -> Dict[str, Any]:
             if name in VARIABLES or (name.startswith("MLX_") and name != "MLX_TRM_CACHE")
         },
         "matmul": [
-            check_matmul(device, dtype)
+            check_matmul(device, dtype, MATMUL_SIZE)
             for device in ([mx.cpu, mx.gpu] if gpu else [mx.cpu])
             for dtype in TOLERANCES
         ],
@@ -165,7 +165,7 @@ def blas_library(maps: str = "/proc/self/maps") -> Optional[str]:
     return None
 
 
-def check_matmul(device: Any, dtype: str, size: int = MATMUL_SIZE) -> Dict[str, Any]:
+def check_matmul(device: Any, dtype: str, size: int) -> Dict[str, Any]:
     """Multiply two random matrices and compare with float64.
 
     Args:

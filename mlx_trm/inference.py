@@ -25,7 +25,8 @@ class SolverStep:
         step: from 1.
         answer: on one line, as the task writes it.
         halt_probability: the model's belief that the answer is right, sigmoid(q_halt).
-        correct: whether the answer is right for the puzzle by the task's rules alone.
+        correct: whether the answer is right for the puzzle by the task's rules alone; None where
+            the task has none to check by.
         changed: cells that differ from the step before, at step 1 from the puzzle itself.
         tokens: (S,) uint8, the answer.
     """
@@ -33,7 +34,7 @@ class SolverStep:
     step: int
     answer: str
     halt_probability: float
-    correct: bool
+    correct: Optional[bool]
     changed: int
     tokens: np.ndarray = field(repr=False, compare=False)
 
@@ -151,7 +152,9 @@ class Solver:
 
     # Below: arrays of tokens, (n, S) uint8 -----------------------------------------------------
 
-    def _watch(self, inputs: np.ndarray, steps: int, stop_when_halted: bool) -> Iterator[SolverStep]:
+    def _watch(
+        self, inputs: np.ndarray, steps: int, stop_when_halted: bool
+    ) -> Iterator[SolverStep]:
         before = inputs[0]
         for number, (answers, q_halt) in enumerate(self._advance(inputs, steps), start=1):
             yield self._describe(inputs[0], before, answers[0], q_halt[0], number)
@@ -201,10 +204,16 @@ class Solver:
             step=number,
             answer=self.task.format(tokens),
             halt_probability=_sigmoid(float(q_halt)),
-            correct=bool(self.task.check(inputs, tokens)),
+            correct=self._check(inputs, tokens),
             changed=int(np.count_nonzero(tokens != before)),
             tokens=tokens,
         )
+
+    def _check(self, inputs: np.ndarray, tokens: np.ndarray) -> Optional[bool]:
+        try:
+            return bool(self.task.check(inputs, tokens))
+        except DataError:  # the base class's: this task has no rules
+            return None
 
     def _parse(self, puzzles: Sequence[str]) -> np.ndarray:
         """Read puzzles into (n, S) uint8."""

@@ -17,6 +17,7 @@ import pytest
 import mlx_trm
 from mlx_trm import diagnostics
 from mlx_trm._backend import load_advice, starts_command
+from mlx_trm.diagnose import main as diagnose
 from mlx_trm.diagnostics import blas_library, check_matmul, find_warnings, memory_report
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -314,3 +315,49 @@ def test_command_without_a_backend(tmp_path: Path, command: str) -> None:
     assert len(done.stderr.splitlines()) == 1
     assert done.stderr.startswith("MLX does not load") or done.stderr.startswith("MLX has no")
     assert "pip install" in done.stderr
+
+
+@pytest.fixture(name="small_products")
+def fixture_small_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Products that take no time; what they show is not timed."""
+    monkeypatch.setattr(diagnostics, "MATMUL_SIZE", 32)
+
+
+@pytest.mark.usefixtures("small_products")
+def test_diagnose_prints_and_writes_the_report(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Everything a reader needs to help is on the screen; the file has the whole report."""
+    file = tmp_path / "report.json"
+    assert diagnose(["--json", str(file)]) == 0
+    report = json.loads(file.read_text(encoding="utf-8"))
+    lines = capsys.readouterr().out.splitlines()
+    assert f"mlx_trm         {mlx_trm.__version__}" in lines
+    assert f"mlx             {mx.__version__}" in lines
+    assert any(
+        line.split() == ["default", "device", report["devices"]["default"]] for line in lines
+    )
+    table = [line.split()[:3] for line in lines if line.startswith("cpu")]
+    assert table == [["cpu", name, "right"] for name in ("float32", "bfloat16", "float16")]
+    assert [line[9:] for line in lines if line.startswith("warning: ")] == report["warnings"]
+
+
+@pytest.mark.usefixtures("small_products")
+def test_diagnose_says_no_where_products_are_wrong(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Exit code 1, and the trouble is named even with -q."""
+    monkeypatch.setitem(diagnostics.TOLERANCES, "bfloat16", 1e-9)
+    assert diagnose(["-q"]) == 1
+    out = capsys.readouterr().out
+    assert out.startswith("warning: bfloat16 products on the cpu are wrong (error 0.00")
+    assert "WRONG" not in out
+
+
+@pytest.mark.usefixtures("small_products")
+def test_diagnose_cannot_write_its_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One line and exit code 2."""
+    assert diagnose(["--json", str(tmp_path)]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == "" and len(captured.err.splitlines()) == 1
+    assert "cannot be written" in captured.err

@@ -1,0 +1,335 @@
+"""``python -m mlx_trm.solve``: what it prints, writes and refuses."""
+
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, List, NamedTuple, Optional
+
+import numpy as np
+import pytest
+from scripted import (
+    FIRST,
+    FIRST_SOLVED,
+    SECOND,
+    SECOND_SOLVED,
+    experiment,
+    scripted_model,
+)
+
+from mlx_trm.checkpoint import save_checkpoint
+from mlx_trm.cli.solve import side_by_side, underline_changes
+from mlx_trm.models import TRM, TRMConfig
+from mlx_trm.solve import main
+from mlx_trm.tasks import build_task
+
+ROOT = Path(__file__).resolve().parents[1]
+GIVEN = """\
+┌─────┬─────┐
+│ 1 . │ . . │
+│ . . │ 2 . │
+├─────┼─────┤
+│ . 3 │ . . │
+│ . . │ . 4 │
+└─────┴─────┘
+"""
+AFTER_TWO = """\
+┌─────┬─────┐
+│ 1 2 │ 4 3 │
+│ 3 4 │ 2 1 │
+├─────┼─────┤
+│!1!1 │ 1!1 │
+│!1 1 │!1!1 │
+└─────┴─────┘
+"""
+SOLVED = """\
+┌─────┬─────┐
+│ 1 2 │ 4 3 │
+│ 3 4 │ 2 1 │
+├─────┼─────┤
+│ 4 3 │ 1 2 │
+│ 2 1 │ 3 4 │
+└─────┴─────┘
+"""
+
+
+class Result(NamedTuple):
+    """What a command did."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture(scope="module", name="run_dir")
+def fixture_run_dir(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A run of the scripted model."""
+    run = tmp_path_factory.mktemp("runs") / "scripted"
+    save_checkpoint(run, scripted_model(), experiment(), 7)
+    return str(run)
+
+
+@pytest.fixture(name="solve")
+def fixture_solve(capsys: pytest.CaptureFixture[str], run_dir: str) -> Any:
+    """Run the command in this process; the run folder is put in."""
+
+    def call(*words: str, run: Optional[str] = None) -> Result:
+        code = main([run or run_dir, *words])
+        captured = capsys.readouterr()
+        return Result(code, captured.out, captured.err)
+
+    return call
+
+
+def test_the_final_answer_stands_beside_the_puzzle(solve: Any) -> None:
+    """With what the model believes and whether the answer is right."""
+    done = solve(FIRST)
+    assert (done.code, done.err) == (0, "")
+    lines = done.out.splitlines()
+    assert lines[0] == f"puzzle: {FIRST}"
+    pairs = zip(GIVEN.splitlines(), SOLVED.splitlines())
+    assert lines[1:-1] == [f"{left}   {right}" for left, right in pairs]
+    assert lines[-1] == "after 4 steps: right, halt probability 0.924"
+
+
+def test_every_step_is_shown_when_asked_for(solve: Any) -> None:
+    """The puzzle, then each answer with its belief; a wrong digit is marked."""
+    done = solve(FIRST, "--show", "steps")
+    assert done.code == 0
+    assert done.out.startswith(f"puzzle: {FIRST}\n{GIVEN}\nstep 1: 15 cells changed, wrong (")
+    second = "\nstep 2: 3 cells changed, wrong (10 of 16 cells right), halt probability 0.622\n"
+    assert second + AFTER_TWO + "\nstep 3: 3 cells changed" in done.out
+    last = "\nstep 4: 3 cells changed, right, halt probability 0.924\n" + SOLVED
+    assert done.out.endswith(last + "after 4 steps: right, halt probability 0.924\n")
+    assert len(re.findall("^step ", done.out, flags=re.MULTILINE)) == 4
+
+
+@pytest.mark.parametrize("show", ["final", "steps"])
+def test_steps_can_be_fewer(solve: Any, show: str) -> None:
+    """By number, or because the model believes its answer right."""
+    done = solve(FIRST, "--show", show, "--steps", "1")
+    assert "after 1 step: wrong (7 of 16 cells right), halt probability 0.378\n" in done.out
+    done = solve(FIRST, "--show", show, "--stop-when-halted")
+    assert "after 2 steps: wrong (10 of 16 cells right), halt probability 0.622\n" in done.out
+
+
+def test_a_file_holds_several_puzzles(solve: Any, tmp_path: Path) -> None:
+    """One a line, with comments; the last line sums up."""
+    file = tmp_path / "puzzles.txt"
+    file.write_text(f"# two puzzles\n1... ..2. .3.. ...4\n\n{SECOND}  # easy\n", encoding="utf-8")
+    for show in ("final", "steps"):
+        done = solve(str(file), "--show", show)
+        assert done.code == 0
+        assert f"puzzle 1 of 2 ({file}:2): {FIRST}\n" in done.out
+        assert f"puzzle 2 of 2 ({file}:4): {SECOND}\n" in done.out
+        assert done.out.endswith(
+            "2 puzzles: 2 right (100.0 %), 4.0 steps and halt probability 0.871 on average\n"
+        )
+    done = solve(str(file), "--steps", "3", "--stop-when-halted")
+    assert "2 puzzles: 0 right (0.0 %), 2.5 steps and" in done.out
+
+
+def test_quiet_is_a_line_for_each_puzzle(solve: Any, tmp_path: Path) -> None:
+    """The answer comes first, so that it can be cut out; both ways of solving say the same."""
+    file = tmp_path / "puzzles.txt"
+    file.write_text(f"{SECOND}\n{FIRST}\n", encoding="utf-8")
+    expected = [
+        f"{SECOND_SOLVED}  after 4 steps: right, halt probability 0.818",
+        f"{FIRST_SOLVED}  after 4 steps: right, halt probability 0.924",
+    ]
+    assert solve(str(file), "-q").out.splitlines()[:-1] == expected
+    assert solve(str(file), "-q", "--show", "steps").out.splitlines()[:-1] == expected
+
+
+def test_more_puzzles_than_a_batch(solve: Any, tmp_path: Path) -> None:
+    """They come out in the order they came in."""
+    file = tmp_path / "puzzles.txt"
+    file.write_text(f"{FIRST}\n{FIRST}\n{SECOND}\n" * 24, encoding="utf-8")
+    answers = [line[:16] for line in solve(str(file), "-q").out.splitlines()[:-1]]
+    assert answers == [FIRST_SOLVED, FIRST_SOLVED, SECOND_SOLVED] * 24
+
+
+def test_a_csv_of_the_references_columns(solve: Any, tmp_path: Path) -> None:
+    """Its column ``question`` is solved."""
+    file = tmp_path / "puzzles.csv"
+    rows = f"a,{FIRST},{FIRST_SOLVED},0\nb,{SECOND},{SECOND_SOLVED},1\n"
+    file.write_text(f"source,question,answer,rating\n{rows}", encoding="utf-8")
+    done = solve(str(file))
+    assert f"puzzle 2 of 2 ({file}:3): {SECOND}\n" in done.out
+
+
+def test_standard_input(solve: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``-`` reads puzzles from there, a line each."""
+    text = io.TextIOWrapper(io.BytesIO(f"{FIRST}\n".encode()), encoding="utf-8")
+    monkeypatch.setattr(sys, "stdin", text)
+    assert f"puzzle (standard input:1): {FIRST}\n" in solve("-").out
+
+
+@pytest.mark.parametrize("show", ["final", "steps"])
+def test_json_holds_every_step(solve: Any, tmp_path: Path, show: str) -> None:
+    """Also where only the last is shown."""
+    file = tmp_path / "steps.json"
+    done = solve(FIRST, "--show", show, "--json", str(file))
+    assert done.code == 0 and "after 4 steps: right" in done.out
+    (entry,) = json.loads(file.read_text(encoding="utf-8"))
+    assert (entry["puzzle"], entry["solution"]) == (FIRST, FIRST_SOLVED)
+    assert [step["step"] for step in entry["steps"]] == [1, 2, 3, 4]
+    assert [step["correct"] for step in entry["steps"]] == [False, False, False, True]
+    assert [step["changed"] for step in entry["steps"]] == [15, 3, 3, 3]
+    assert entry["steps"][1]["answer"] == FIRST_SOLVED[:8] + "1" * 8
+    assert entry["steps"][1]["halt_probability"] == pytest.approx(0.6224593)
+
+
+BAD_PUZZLES = {
+    "empty": ("", "the puzzle has 0 cells, 4x4 needs 16"),
+    "short": ("1234", "the puzzle has 4 cells, 4x4 needs 16"),
+    "9x9": ("." * 81, "the puzzle has 81 cells, 4x4 needs 16"),
+    "letter": ("1...x...........", "'x'"),
+    "digit": ("1...5...........", "'5'"),
+    "contradiction": ("11..............", "contradictory givens: 1 stands twice in row 1"),
+    "no solution": ("123...4.........", "the puzzle has no solution"),
+    "two solutions": ("1....2....3....4", "more than one solution: row "),
+    "blank": ("." * 16, "more than one solution: row "),
+    "no file": ("puzzles.txt", "puzzles.txt: no such file"),
+    "no such path": ("some/where", "some/where: no such file"),
+}
+
+
+@pytest.mark.parametrize("show", ["final", "steps"])
+@pytest.mark.parametrize("case", sorted(BAD_PUZZLES))
+def test_impossible_puzzles_are_refused(solve: Any, case: str, show: str) -> None:
+    """One line, exit code 2, and nothing is solved."""
+    puzzle, message = BAD_PUZZLES[case]
+    done = solve(puzzle, "--show", show)
+    assert (done.code, done.out) == (2, "")
+    assert message in done.err
+    assert len(done.err.splitlines()) == 1
+
+
+BAD_FILES = {
+    "empty": (b"\n  \n", "holds no puzzle"),
+    "comments": (b"# nothing\n", "holds no puzzle"),
+    "not text": (b"\xff\xfe\x00", "is not UTF-8 text"),
+    "one bad line": (f"{FIRST}\n12\n".encode(), "bad.txt:2: the puzzle has 2 cells"),
+}
+
+
+@pytest.mark.parametrize("case", sorted(BAD_FILES))
+def test_files_that_cannot_be_used(solve: Any, tmp_path: Path, case: str) -> None:
+    """One line that names the file, and exit code 2."""
+    content, message = BAD_FILES[case]
+    file = tmp_path / "bad.txt"
+    file.write_bytes(content)
+    done = solve(str(file))
+    assert (done.code, done.out) == (2, "")
+    assert done.err.startswith(str(file)) and message in done.err
+    assert len(done.err.splitlines()) == 1
+
+
+def test_every_bad_line_is_reported(solve: Any, tmp_path: Path) -> None:
+    """A heading and a line each in the file's order, ten at most."""
+    file = tmp_path / "bad.txt"
+    file.write_text(f"{FIRST}\n{'.' * 16}\n1\n", encoding="utf-8")
+    lines = solve(str(file)).err.splitlines()
+    assert lines[0] == f"{file} has 2 problems:"
+    assert lines[1].startswith(f"  {file}:2: the puzzle has more than one solution")
+    assert lines[2] == f"  {file}:3: the puzzle has 1 cells, 4x4 needs 16"
+    file.write_text("1\n" * 13, encoding="utf-8")
+    lines = solve(str(file)).err.splitlines()
+    assert lines[0] == f"{file} has 13 problems:" and len(lines) == 12
+    assert lines[-1] == "  and 3 more"
+
+
+def test_other_things_that_can_be_mended(solve: Any, tmp_path: Path) -> None:
+    """A folder for a puzzle, no run, a file for a run, no place for the JSON file, bad options."""
+    folder = str(tmp_path)
+    file = tmp_path / "file"
+    file.write_text("", encoding="utf-8")
+    cases: List[Any] = [
+        (solve(folder), f"{folder}: is a folder"),
+        (solve(FIRST, run=str(tmp_path / "none")), "no such run"),
+        (solve(FIRST, run=folder), "holds no checkpoint"),
+        (solve(FIRST, run=str(file)), "is a file"),
+        (solve(FIRST, "-q", "--json", str(file / "x.json")), "cannot be written"),
+        (solve(FIRST, "--steps", "0"), "'0' is not a whole number of at least 1"),
+        (solve(FIRST, "--show", "all"), "--show"),
+        (solve(FIRST, SECOND), SECOND),
+    ]
+    for done, message in cases:
+        assert done.code == 2, message
+        assert message in done.err
+        assert len(done.err.splitlines()) == 1
+
+
+def test_colour_is_for_terminals(solve: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not for files and pipes, and not where NO_COLOR is set."""
+    assert "\033" not in solve(FIRST, "--show", "steps").out
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    colored = solve(FIRST, "--show", "steps").out
+    assert "\033[1m1\033[0m" in colored  # a given
+    # After step 2 row 2 has changed to 3421, whose 2 is given; its 1 was there before.
+    assert " \033[4m3\033[24m \033[4m4\033[24m │ \033[1m\033[4m2\033[24m\033[0m 1 │" in colored
+    assert re.sub("\033\\[[0-9]+m", "", colored) == solve_plain(solve, monkeypatch)
+
+
+def solve_plain(solve: Any, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The same in a terminal without colours."""
+    monkeypatch.setenv("NO_COLOR", "1")
+    plain: str = solve(FIRST, "--show", "steps").out
+    assert "\033" not in plain
+    return plain
+
+
+def test_side_by_side_ignores_colour() -> None:
+    """Codes take no room, and the shorter drawing is filled up."""
+    left = "a\033[1mb\033[0m\nabc"
+    assert side_by_side(left, "x\ny\nz", " ") == "a\033[1mb\033[0m  x\nabc y\n    z"
+
+
+def test_underlining_needs_drawings_of_one_shape() -> None:
+    """A task whose drawings vary in length is shown without it."""
+    assert underline_changes("abc", "abc", "abcd") == "abc"
+    assert underline_changes("!\033[31mb\033[0mc", " bc", " xc") == (
+        "!\033[31m\033[4mb\033[24m\033[0mc"
+    )
+
+
+def test_a_real_model_from_the_command_line(tmp_path: Path) -> None:
+    """In a process of its own: random weights answer, wrongly, and that is exit code 0."""
+    config = experiment(
+        TRMConfig(hidden_size=16, num_heads=2, L_layers=1, swiglu_multiple=16, halt_max_steps=3)
+    )
+    model = TRM(config.model, build_task(config.task).spec, seed=1)
+    save_checkpoint(tmp_path / "run", model, config, 0)
+    done = subprocess.run(
+        [sys.executable, "-m", "mlx_trm.solve", str(tmp_path / "run"), FIRST, "--device", "cpu"],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONIOENCODING": "utf-8"},
+        capture_output=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+    last = done.stdout.decode("utf-8").splitlines()[-1]
+    match = re.fullmatch(r"after 3 steps: wrong \((\d+) of 16 cells right\), .* 0\.007", last)
+    assert match and int(match.group(1)) < 16
+    assert np.isclose(1 / (1 + np.exp(5.0)), 0.007, atol=5e-4)  # the Q head starts at -5
+
+
+def test_every_step_of_a_belief_that_is_no_number(
+    solve: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model that diverged still gives a readable file: null."""
+    own = type(scripted_model()).reason
+
+    def reason(self: Any, carry: Any, rows: Any) -> Any:
+        latents, outputs = own(self, carry, rows)
+        return latents, outputs._replace(q_halt=outputs.q_halt * float("nan"))
+
+    monkeypatch.setattr(type(scripted_model()), "reason", reason)
+    assert solve(FIRST, "--json", str(tmp_path / "x.json"), "--steps", "1").code == 0
+    (entry,) = json.loads((tmp_path / "x.json").read_text(encoding="utf-8"))
+    assert entry["steps"][0]["halt_probability"] is None
