@@ -14,7 +14,7 @@ from mlx_trm.cli import display
 from mlx_trm.cli.arguments import add_config, read_config
 from mlx_trm.errors import ConfigError
 from mlx_trm.registry import TASKS
-from mlx_trm.tasks import PuzzleDataset, Task, build_task
+from mlx_trm.tasks import PuzzleDataset, SudokuConfig, Task, build_task
 from mlx_trm.tasks.catalogue import DataEntry, built_datasets, bundled_samples
 from mlx_trm.tasks.storage import SPLITS, cache_folder
 from mlx_trm.tasks.sudoku_files import csv_text, read_puzzles, write_csv
@@ -193,14 +193,12 @@ def draw_pair(task: Task, inputs: np.ndarray, labels: np.ndarray, color: bool) -
 def run_generate(args: argparse.Namespace) -> None:
     """Generate puzzles into a file or to standard output."""
     if args.hard and (args.size != 9 or args.min_givens or args.max_givens):
-        raise ConfigError(
-            "--hard: searches 9x9 puzzles of any number of givens; leave out the rest"
-        )
+        raise ConfigError("--hard: makes 9x9 puzzles with any number of givens; leave the rest out")
     if args.effort is not None and not args.hard:
         raise ConfigError("--effort: goes with --hard")
     if args.output is not None and args.output.exists() and not args.force:
         raise ConfigError(f"--output {args.output}: is there already; --force replaces it")
-    config = TASKS.get("sudoku").config_class(
+    config = SudokuConfig(
         name="sudoku", size=args.size, min_givens=args.min_givens, max_givens=args.max_givens
     )
     problems = config.problems()
@@ -231,7 +229,7 @@ def summary(made: PuzzleSet) -> str:
     """Describe puzzles in a line."""
     givens, ratings = (made.puzzles > 0).sum(axis=1), made.ratings
     return (
-        f"{len(ratings):,} puzzles: {givens.min()} to {givens.max()} givens, {givens.mean():.1f} on "
-        f"average; rating {ratings.min()} to {ratings.max()}, {ratings.mean():.1f} on average, "
-        f"median {np.median(ratings):.0f}"
+        f"{len(ratings):,} puzzles: givens {givens.min()} to {givens.max()}, "
+        f"mean {givens.mean():.1f}; rating {ratings.min()} to {ratings.max()}, "
+        f"mean {ratings.mean():.1f}, median {np.median(ratings):.0f}"
     )

@@ -26,6 +26,9 @@ SAMPLES = Path(__file__).resolve().parents[1] / "samples"
 SAMPLE_FILES = {"train": "sudoku_hard_train.csv", "test": "sudoku_hard_test.csv"}
 DEFAULT_COUNTS = {"train": 4000, "test": 1000}
 
+# With fewer, no puzzle has one solution.
+FEWEST_GIVENS = {4: 4, 6: 8, 9: 17}
+
 _CHUNK = 8192
 _BOLD, _RED, _PLAIN = "\033[1m", "\033[31m", "\033[0m"
 
@@ -66,6 +69,9 @@ class SudokuConfig(TaskConfig):
         low, high = self.givens
         if low > high:
             found.append(f"min_givens: {low} is more than max_givens {high}")
+        elif high < FEWEST_GIVENS[self.size]:
+            fewest = FEWEST_GIVENS[self.size]
+            found.append(f"max_givens: {self.size}x{self.size} needs at least {fewest} givens")
         elif high >= self.size**2:
             found.append(f"max_givens: {high} leaves no blank in {self.size**2} cells")
         return found

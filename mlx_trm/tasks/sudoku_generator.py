@@ -26,6 +26,9 @@ GENERATOR_VERSION = 1
 # solution; above, they are filled in without thinking.
 DEFAULT_GIVENS = {4: (6, 8), 6: (10, 14), 9: (24, 30)}
 
+# Candidates after which nothing found means that nothing will be.
+_HOPELESS = 4096
+
 
 def rate_puzzles(puzzles: np.ndarray, size: int) -> PuzzleSet:
     """Solve puzzles that have one solution, and rate them.
@@ -156,7 +159,7 @@ def generate_sets(
     seen = np.empty(0, dtype=np.uint64)
     drawn, limit = 0, 20 * sum(counts) + 20000
     while (have < counts).any():
-        if drawn >= limit:
+        if drawn >= limit or (drawn >= _HOPELESS and not have.any()):
             raise DataError(
                 f"{size}x{size} puzzles with {low}-{high} givens: only {int(have.sum())} different "
                 f"ones found, {sum(counts)} wanted; ask for fewer, or for other numbers of givens"

@@ -1,0 +1,632 @@
+"""The on-disk format, the reference's batch order, and what a damaged dataset says."""
+
+import json
+import os
+import shutil
+from collections import Counter
+from pathlib import Path
+from typing import Any, Dict, Iterator, List
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mlx_trm.config import TaskConfig, TaskSpec
+from mlx_trm.errors import ConfigError, DataError
+from mlx_trm.tasks import Puzzle, PuzzleBlock, PuzzleDataset, Task, build_task
+from mlx_trm.tasks.dataset import IGNORE_LABEL_ID, SetArrays
+from mlx_trm.tasks.storage import cache_folder, whole_folder, write_dataset
+
+SAMPLER = Path(__file__).parent / "reference" / "arc_toy" / "sampler"
+SPEC = TaskSpec(vocab_size=9, seq_len=3, num_puzzle_identifiers=1)
+
+
+def puzzle(number: int, examples: int = 1, name: Any = None) -> Puzzle:
+    """A puzzle whose cells tell which it is."""
+    rows = np.arange(examples)[:, None] % 8 + 1
+    inputs = np.concatenate([np.full((examples, 1), number % 9), rows, rows * 0 + 2], axis=1)
+    labels = np.concatenate([rows, rows * 0, rows * 0 + 7], axis=1)
+    return Puzzle(name, inputs.astype(np.uint8), labels.astype(np.uint8))
+
+
+def written(folder: Path, groups: Any, spec: TaskSpec = SPEC, names: Any = None) -> PuzzleDataset:
+    """Write a split and open it."""
+    write_dataset(groups, folder / "train", spec, names)
+    return PuzzleDataset.load(folder, "train")
+
+
+def all_rows(dataset: PuzzleDataset, batch_size: int = 4) -> Dict[str, np.ndarray]:
+    """Every example as evaluation sees it, without padding."""
+    parts = [
+        {key: array[:size] for key, array in batch.items()}
+        for _, batch, size in dataset.eval_batches(batch_size)
+    ]
+    return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+
+
+# The reference's order -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("iteration", [0, 1])
+def test_the_order_is_the_references(iteration: int) -> None:
+    """Every array of every batch equals the recording, and there are as many batches."""
+    with np.load(SAMPLER / "expected_batches.npz") as recorded:
+        expected = {key: recorded[key] for key in recorded.files}
+    dataset = PuzzleDataset.load(SAMPLER, "train")
+    batches = list(dataset.train_batches(5, 3, 4, iteration=iteration + 1))
+    keys = [key for key in expected if key.startswith(f"iter{iteration}.")]
+    assert len(keys) == 3 * len(batches) > 0
+    for number, batch in enumerate(batches):
+        for name, array in batch.items():
+            assert array.dtype == np.int32
+            wanted = expected[f"iter{iteration}.batch{number}.{name}"]
+            assert array.tolist() == wanted.tolist(), (number, name)
+
+
+def test_one_draw_for_a_batch_equals_one_by_one() -> None:
+    """The recording is small; this compares thousands of draws with the reference's loop."""
+    dataset = PuzzleDataset.load(SAMPLER, "train")
+    arrays = SetArrays(*(np.load(SAMPLER / "train" / f"all__{f}.npy") for f in SetArrays._fields))
+    rng = np.random.Generator(np.random.Philox(11 + 2))
+    groups = np.concatenate([rng.permutation(8) for _ in range(500)])
+    drawn = [
+        int(rng.integers(arrays.group_indices[g], arrays.group_indices[g + 1])) for g in groups
+    ]
+    got = [batch["puzzle_identifiers"] for batch in dataset.train_batches(7, 11, 500, iteration=2)]
+    assert (
+        np.concatenate(got).tolist() == arrays.puzzle_identifiers[drawn][: 4000 // 7 * 7].tolist()
+    )
+
+
+def test_the_reference_could_read_what_is_written(tmp_path: Path) -> None:
+    """Its metadata keys and file names, and arrays NumPy opens."""
+    write_dataset([[puzzle(1), puzzle(2)], [puzzle(3)]], tmp_path / "train", SPEC)
+    about = json.loads((tmp_path / "train" / "dataset.json").read_text())
+    recorded = json.loads((SAMPLER / "train" / "dataset.json").read_text())
+    assert set(about) == set(recorded)
+    assert about["total_groups"] == 2 and about["total_puzzles"] == 3
+    assert about["mean_puzzle_examples"] == 1.0 and about["sets"] == ["all"]
+    names = {path.name for path in (tmp_path / "train").iterdir()}
+    assert names == {path.name for path in (SAMPLER / "train").iterdir()}
+    inputs = np.load(tmp_path / "train" / "all__inputs.npy")
+    assert inputs.tolist() == [[1, 1, 2], [2, 1, 2], [3, 1, 2]] and inputs.dtype == np.uint8
+    assert np.load(tmp_path / "train" / "all__puzzle_indices.npy").tolist() == [0, 1, 2, 3]
+    assert np.load(tmp_path / "train" / "all__group_indices.npy").tolist() == [0, 2, 3]
+
+
+# Laws ------------------------------------------------------------------------------------------
+
+GROUPS = st.lists(
+    st.lists(st.integers(1, 4), min_size=1, max_size=4), min_size=1, max_size=9
+)  # examples of each puzzle of each group
+
+
+@settings(deadline=None, max_examples=40)
+@given(sizes=GROUPS, batch_size=st.integers(1, 7))
+def test_what_is_written_is_read(tmp_path_factory: Any, sizes: Any, batch_size: int) -> None:
+    """All examples, in order, with the identifiers of their puzzles; the rest is padding."""
+    count = iter(range(10**6))
+    groups = [[puzzle(next(count), n, f"p{next(count)}") for n in group] for group in sizes]
+    flat = [p for group in groups for p in group]
+    folder = tmp_path_factory.mktemp("written")
+    dataset = written(folder, iter(groups))
+    assert len(dataset) == sum(map(sum, sizes))
+    assert dataset.total_puzzles == len(flat) and dataset.total_groups == len(groups)
+    assert dataset.mean_puzzle_examples == pytest.approx(len(dataset) / len(flat))
+    assert dataset.spec == TaskSpec(9, 3, num_puzzle_identifiers=len(flat) + 1)
+    rows = all_rows(dataset, batch_size)
+    assert (rows["inputs"] == np.concatenate([p.inputs for p in flat])).all()
+    labels = np.concatenate([p.labels for p in flat]).astype(int)
+    labels[labels == 0] = IGNORE_LABEL_ID
+    assert (rows["labels"] == labels).all()
+    numbers = [i + 1 for i, p in enumerate(flat) for _ in p.inputs]
+    assert rows["puzzle_identifiers"].tolist() == numbers
+    shutil.rmtree(folder)
+
+
+@settings(deadline=None, max_examples=40)
+@given(groups=st.integers(1, 12), copies=st.integers(1, 3), epochs=st.integers(1, 4),
+       batch_size=st.integers(1, 9), seed=st.integers(0, 2**32 - 1))  # fmt: skip
+def test_each_epoch_takes_each_group_once(
+    groups: int, copies: int, epochs: int, batch_size: int, seed: int
+) -> None:
+    """Full batches only; within each epoch no group twice; a puzzle always of its own group."""
+    total = groups * copies
+    inputs = np.arange(total)[:, None].repeat(3, axis=1)
+    arrays = SetArrays(inputs, inputs, np.zeros(total, int), np.arange(total + 1),
+                       np.arange(0, total + 1, copies))  # fmt: skip
+    dataset = PuzzleDataset(Path("memory"), SPEC, {"all": arrays})
+    batches = list(dataset.train_batches(batch_size, seed, epochs))
+    assert len(batches) == groups * epochs // batch_size
+    assert all(b["inputs"].shape == (batch_size, 3) for b in batches)
+    if batches:
+        taken = np.concatenate([b["inputs"][:, 0] for b in batches]) // copies
+        for start in range(0, len(taken), groups):
+            epoch = taken[start : start + groups].tolist()
+            assert max(Counter(epoch).values()) == 1
+            assert len(epoch) < groups or sorted(epoch) == list(range(groups))
+
+
+def test_a_large_puzzle_gives_different_examples() -> None:
+    """They are drawn without replacement, from the same generator, and cut to the room left."""
+    sizes = [3, 10, 1, 4]
+    edges = np.cumsum([0] + sizes)
+    inputs = np.arange(18)[:, None].repeat(3, axis=1)
+    arrays = SetArrays(inputs, inputs, np.arange(4), edges, np.arange(5))
+    spec = TaskSpec(99, 3, num_puzzle_identifiers=4, ignore_label_id=None)
+    dataset = PuzzleDataset(Path("memory"), spec, {"all": arrays})
+    rng = np.random.Generator(np.random.Philox(5 + 1))
+    groups = np.concatenate([rng.permutation(4) for _ in range(30)])
+    taken = 0
+    batches = list(dataset.train_batches(6, 5, 30))
+    assert len(batches) > 20
+    for batch in batches:
+        rows: List[int] = []
+        while len(rows) < 6:
+            group, taken = groups[taken], taken + 1
+            take = min(sizes[group], 6 - len(rows))
+            assert rng.integers(group, group + 1) == group
+            picked = rng.choice(sizes[group], take, replace=False) if sizes[group] > 1 else [0]
+            assert len(set(np.asarray(picked).tolist())) == take
+            rows += [int(edges[group] + i) for i in picked]
+        assert batch["inputs"][:, 0].tolist() == rows
+        owner = np.searchsorted(edges, rows, side="right") - 1
+        assert batch["puzzle_identifiers"].tolist() == owner.tolist()
+
+
+def test_skipping_batches_changes_nothing_else() -> None:
+    """The order and the augmentation of later batches do not depend on earlier ones being made."""
+    dataset = PuzzleDataset.load(SAMPLER, "train")
+
+    def noise(inputs: np.ndarray, labels: np.ndarray, rng: np.random.Generator) -> Any:
+        return inputs, labels + rng.integers(0, 9, labels.shape).astype(np.uint8)
+
+    whole = list(dataset.train_batches(5, 3, 4, 1, noise))
+    rest = list(dataset.train_batches(5, 3, 4, 1, noise, first=3))
+    assert len(rest) == len(whole) - 3
+    for a, b in zip(whole[3:], rest):
+        assert all((a[key] == b[key]).all() for key in a)
+    plain = list(dataset.train_batches(5, 3, 4, 1))
+    assert all((a["inputs"] == b["inputs"]).all() for a, b in zip(whole, plain))
+    assert any((a["labels"] != b["labels"]).any() for a, b in zip(whole, plain))
+    assert (
+        whole[0]["labels"] - plain[0]["labels"] != whole[1]["labels"] - plain[1]["labels"]
+    ).any()
+
+
+def test_seeds_and_iterations_give_other_orders() -> None:
+    """Iteration i of seed s is iteration 1 of seed s + i - 1, as in the reference."""
+    dataset = PuzzleDataset.load(SAMPLER, "train")
+
+    def order(seed: int, iteration: int) -> List[List[int]]:
+        return [
+            b["puzzle_identifiers"].tolist() for b in dataset.train_batches(5, seed, 4, iteration)
+        ]
+
+    assert order(3, 1) == order(3, 1)
+    assert order(3, 2) == order(4, 1)
+    assert order(3, 1) != order(3, 2)
+
+
+def test_evaluation_pads_the_last_batch(tmp_path: Path) -> None:
+    """Padding rows hold pad_id, IGNORE_LABEL_ID and the blank identifier."""
+    spec = TaskSpec(9, 3, pad_id=8, blank_identifier_id=0)
+    dataset = written(tmp_path, [[puzzle(5, 3, "a")]], spec)
+    batches = list(dataset.eval_batches(2))
+    assert [(name, size) for name, _, size in batches] == [("all", 2), ("all", 1)]
+    last = batches[1][1]
+    assert last["inputs"].tolist() == [[5, 3, 2], [8, 8, 8]]
+    assert last["labels"].tolist() == [[3, -100, 7], [-100, -100, -100]]
+    assert last["puzzle_identifiers"].tolist() == [1, 0]
+
+
+def test_a_sample_is_seeded_and_in_order() -> None:
+    """max_examples: without replacement, ascending, the same for a seed; all if there are less."""
+    inputs = np.arange(50)[:, None].repeat(3, axis=1)
+    arrays = SetArrays(inputs, inputs, np.zeros(50, int), np.arange(51), np.arange(51))
+    dataset = PuzzleDataset(Path("memory"), TaskSpec(50, 3), {"all": arrays})
+
+    def sample(count: int, seed: int) -> List[int]:
+        batches = dataset.eval_batches(4, count, seed)
+        return [int(i) for _, b, n in batches for i in b["inputs"][:n, 0]]
+
+    assert len(sample(10, 0)) == len(set(sample(10, 0))) == 10
+    assert sample(10, 0) == sorted(sample(10, 0)) == sample(10, 0)
+    assert sample(10, 0) != sample(10, 1)
+    assert sample(80, 0) == list(range(50))
+
+
+def test_labels_that_all_count() -> None:
+    """With ignore_label_id null no label is turned into -100."""
+    inputs = np.zeros((2, 3), dtype=np.uint8)
+    arrays = SetArrays(inputs, inputs, np.zeros(2, int), np.arange(3), np.arange(3))
+    for ignore, expected in ((None, 0), (0, IGNORE_LABEL_ID)):
+        spec = TaskSpec(9, 3, ignore_label_id=ignore)
+        dataset = PuzzleDataset(Path("memory"), spec, {"all": arrays})
+        (batch,) = dataset.train_batches(2, 0, 1)
+        assert (batch["labels"] == expected).all()
+
+
+def test_several_sets_mix_in_training_and_stay_apart_in_evaluation() -> None:
+    """Rows of both sets stand in one batch; evaluation names the set."""
+    sets = {}
+    for name, start, count in (("a", 0, 6), ("b", 6, 4)):
+        inputs = np.arange(start, start + count)[:, None].repeat(3, axis=1)
+        sets[name] = SetArrays(inputs, inputs, np.arange(start, start + count),
+                               np.arange(count + 1), np.arange(count + 1))  # fmt: skip
+    dataset = PuzzleDataset(Path("memory"), TaskSpec(20, 3, 10, ignore_label_id=None), sets)
+    (batch,) = dataset.train_batches(10, 0, 1)
+    assert sorted(batch["inputs"][:, 0].tolist()) == list(range(10))
+    assert (batch["inputs"][:, 0] == batch["puzzle_identifiers"]).all()
+    assert (batch["inputs"] == batch["labels"]).all()
+    names = [(name, b["inputs"][:n, 0].tolist()) for name, b, n in dataset.eval_batches(4)]
+    assert names == [("a", [0, 1, 2, 3]), ("a", [4, 5]), ("b", [6, 7, 8, 9])]
+    assert dataset.example(7)[0].tolist() == [7, 7, 7]
+    with pytest.raises(IndexError):
+        dataset.example(10)
+
+
+@pytest.mark.parametrize("arguments", [(0, 0, 1), (4, 0, 0), (4, 0, 1, 0)])
+def test_batch_arguments_are_checked(arguments: Any) -> None:
+    """Numbers below 1 are a mistake of the caller."""
+    dataset = PuzzleDataset.load(SAMPLER, "train")
+    with pytest.raises(ValueError, match="at least 1"):
+        next(dataset.train_batches(*arguments))
+
+
+# Damaged datasets ------------------------------------------------------------------------------
+
+
+def edit_json(folder: Path, **changes: Any) -> None:
+    """Change keys of dataset.json."""
+    path = folder / "train" / "dataset.json"
+    about = json.loads(path.read_text())
+    about.update(changes)
+    path.write_text(json.dumps(about))
+
+
+def edit_array(folder: Path, name: str, index: Any, value: int) -> None:
+    """Change a number of an array."""
+    path = folder / "train" / f"all__{name}.npy"
+    array = np.load(path)
+    array[index] = value
+    np.save(path, array)
+
+
+def replace_array(folder: Path, name: str, array: Any) -> None:
+    """Put another array in a file's place."""
+    np.save(folder / "train" / f"all__{name}.npy", array, allow_pickle=True)
+
+
+def truncate(folder: Path, name: str) -> None:
+    """Cut the end off a file."""
+    path = folder / "train" / name
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+DAMAGE = {
+    "no metadata": (lambda f: (f / "train/dataset.json").unlink(), "dataset.json: cannot be read"),
+    "not JSON": (
+        lambda f: (f / "train/dataset.json").write_text('{"sets": ["all"'),
+        "dataset.json: is not JSON",
+    ),
+    "not UTF-8": (
+        lambda f: (f / "train/dataset.json").write_bytes(b'{"sets": "\xff"}'),
+        "dataset.json: is not JSON",
+    ),
+    "a list": (lambda f: (f / "train/dataset.json").write_text("[]"), "is not a JSON object"),
+    "no vocab": (lambda f: edit_json(f, vocab_size=None), "vocab_size must be a whole number"),
+    "true": (lambda f: edit_json(f, seq_len=True), "seq_len must be a whole number from 1 up"),
+    "negative": (lambda f: edit_json(f, pad_id=-1), "pad_id must be a whole number from 0 up"),
+    "path as set": (lambda f: edit_json(f, sets=["../../x"]), "sets must be a list"),
+    "no set": (lambda f: edit_json(f, sets=[]), "sets must be a list"),
+    "other set": (lambda f: edit_json(f, sets=["b"]), "b__inputs.npy: no such file"),
+    "other groups": (lambda f: edit_json(f, total_groups=7), "total_groups is 7"),
+    "other length": (
+        lambda f: edit_json(f, seq_len=4),
+        "inputs.npy: rows of 3 cells, seq_len is 4",
+    ),
+    "missing": (lambda f: (f / "train/all__labels.npy").unlink(), "all__labels.npy: no such file"),
+    "truncated": (lambda f: truncate(f, "all__inputs.npy"), "all__inputs.npy: is damaged"),
+    "truncated index": (
+        lambda f: truncate(f, "all__group_indices.npy"),
+        "all__group_indices.npy: is damaged",
+    ),
+    "empty file": (
+        lambda f: (f / "train/all__inputs.npy").write_bytes(b""),
+        "all__inputs.npy: is damaged",
+    ),
+    "no npy": (
+        lambda f: (f / "train/all__labels.npy").write_text("hello, this is text, not an array"),
+        "all__labels.npy: is damaged",
+    ),
+    "pickle": (
+        lambda f: replace_array(f, "labels", np.array([{}], dtype=object)),
+        "all__labels.npy: is damaged",
+    ),
+    "floats": (
+        lambda f: replace_array(f, "inputs", np.zeros((3, 3))),
+        "is not an array of whole numbers",
+    ),
+    "one dimension": (
+        lambda f: replace_array(f, "inputs", np.zeros(9, np.uint8)),
+        "with 2 dimensions",
+    ),
+    "no rows": (lambda f: replace_array(f, "inputs", np.zeros((0, 3), np.uint8)), "labels.npy"),
+    "short labels": (
+        lambda f: replace_array(f, "labels", np.zeros((2, 3), np.uint8)),
+        "labels.npy: shape (2, 3), the inputs have (3, 3)",
+    ),
+    "token": (lambda f: edit_array(f, "inputs", (1, 1), 9), "inputs.npy: token 9 is not in 0..8"),
+    "label": (lambda f: edit_array(f, "labels", (1, 1), 99), "labels.npy: token 99"),
+    "identifier": (
+        lambda f: edit_array(f, "puzzle_identifiers", 0, 3),
+        "puzzle_identifiers.npy: identifier 3 is not in 0..2",
+    ),
+    "falling": (
+        lambda f: edit_array(f, "puzzle_indices", 1, 3),
+        "puzzle_indices.npy: must rise from 0 to 3",
+    ),
+    "beyond": (
+        lambda f: edit_array(f, "group_indices", -1, 9),
+        "group_indices.npy: must rise from 0 to 2",
+    ),
+    "counts": (
+        lambda f: replace_array(f, "puzzle_indices", np.array([0, 3], np.int32)),
+        "has 1 puzzles, 2 have an identifier",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_damage_is_named(tmp_path: Path, kind: str) -> None:
+    """One line that names the file."""
+    break_it, message = DAMAGE[kind]
+    written(tmp_path, [[puzzle(1, 2, "a")], [puzzle(2, 1, "b")]])
+    break_it(tmp_path)
+    with pytest.raises(DataError) as caught:
+        PuzzleDataset.load(tmp_path, "train")
+    assert message in str(caught.value)
+    assert str(tmp_path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_missing_folders_are_named(tmp_path: Path) -> None:
+    """No folder, a file in its place, no such split."""
+    with pytest.raises(DataError, match="nowhere: no such folder"):
+        PuzzleDataset.load(tmp_path / "nowhere", "train")
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(DataError, match="file: is not a folder"):
+        PuzzleDataset.load(tmp_path / "file", "train")
+    written(tmp_path, [[puzzle(1)]])
+    with pytest.raises(DataError, match="no split 'test'"):
+        PuzzleDataset.load(tmp_path, "test")
+
+
+# Writing ---------------------------------------------------------------------------------------
+
+
+def test_blocks_equal_lists(tmp_path: Path) -> None:
+    """A block of nameless puzzles writes the bytes that lists of puzzles write."""
+    puzzles = [puzzle(n) for n in range(6)]
+    lists = [puzzles[:2], puzzles[2:4], puzzles[4:]]
+    block = PuzzleBlock(
+        np.concatenate([p.inputs for p in puzzles]), np.concatenate([p.labels for p in puzzles]), 2
+    )
+    write_dataset(lists, tmp_path / "a", SPEC)
+    write_dataset([block], tmp_path / "b", SPEC)
+    for path in (tmp_path / "a").iterdir():
+        assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    "group",
+    [
+        [Puzzle(None, np.zeros((1, 4), np.uint8), np.zeros((1, 4), np.uint8))],
+        [Puzzle(None, np.zeros((1, 3)), np.zeros((1, 3)))],
+        [Puzzle(None, np.zeros((2, 3), np.uint8), np.zeros((1, 3), np.uint8))],
+        PuzzleBlock(np.zeros((3, 3), np.uint8), np.zeros((3, 3), np.uint8), 2),
+    ],
+)
+def test_a_task_that_yields_other_shapes_hears_of_it(tmp_path: Path, group: Any) -> None:
+    """The wrong width, dtype, number of labels, or a group size that does not divide."""
+    with pytest.raises(ValueError):
+        write_dataset([group], tmp_path / "train", SPEC)
+
+
+class Counting(Task):
+    """A task that counts, for the tests of Task itself."""
+
+    built = 0
+    broken: Any = None
+
+    @property
+    def spec(self) -> TaskSpec:
+        """Named puzzles."""
+        return TaskSpec(9, 3, num_puzzle_identifiers=2 if self.config.train_file == "named" else 1)
+
+    def groups(self, split: str, rng: np.random.Generator) -> Iterator[List[Puzzle]]:
+        """Two puzzles, the second of a seeded number."""
+        type(self).built += 1
+        named = self.config.train_file == "named"
+        yield [puzzle(1, 1, split if named else None)]
+        if self.broken is not None:
+            raise self.broken
+        yield [puzzle(int(rng.integers(9)), 2, "both" if named else None)]
+
+    def content(self, split: str) -> Dict[str, Any]:
+        """No file behind it."""
+        return {"split": split, "seed": self.seed, "file": self.config.train_file}
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: Any) -> Path:
+    """Nothing of these tests goes into the user's cache."""
+    monkeypatch.setenv("MLX_TRM_CACHE", str(tmp_path / "cache"))
+    Counting.built = 0
+    return tmp_path / "cache"
+
+
+def files(folder: Path) -> Dict[str, bytes]:
+    """Every file below a folder."""
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def test_a_dataset_is_built_once(own_cache: Path) -> None:
+    """Afterwards it comes from the cache, until something that matters changes."""
+    config = TaskConfig(name="counting")
+    first = Counting(config, 1).dataset("train")
+    assert len(first) == 3 and Counting.built == 1
+    assert len(Counting(config, 1).dataset("train")) == 3 and Counting.built == 1
+    assert len(list(own_cache.iterdir())) == 1
+    Counting(config, 2).dataset("train")
+    assert Counting.built == 2
+    Counting(config, 1).dataset("test")  # nameless: the splits are independent
+    assert Counting.built == 3
+
+
+def test_named_puzzles_are_numbered_over_both_splits() -> None:
+    """A name has one row of the puzzle table, whichever split it stands in."""
+    task = Counting(TaskConfig(name="counting", train_file="named"), 1)
+    train, test = task.dataset("train"), task.dataset("test")
+    assert Counting.built == 2
+    assert train.spec.num_puzzle_identifiers == test.spec.num_puzzle_identifiers == 4
+    assert all_rows(train)["puzzle_identifiers"].tolist() == [1, 2, 2]
+    assert all_rows(test)["puzzle_identifiers"].tolist() == [3, 2, 2]
+    names = json.loads((train.path.parent / "identifiers.json").read_text())
+    assert names == ["<blank>", "train", "both", "test"]
+
+
+def test_a_seed_decides_every_byte(tmp_path: Path) -> None:
+    """Built twice it is the same; another seed is not."""
+    config = TaskConfig(name="counting")
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        Counting(config, seed).build(tmp_path / name)
+    assert files(tmp_path / "a") == files(tmp_path / "b")
+    assert files(tmp_path / "a").keys() == files(tmp_path / "c").keys()
+    assert files(tmp_path / "a") != files(tmp_path / "c")
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), RuntimeError("x"), DataError("bad row")])
+def test_an_interrupted_build_leaves_nothing(tmp_path: Path, own_cache: Path, error: Any) -> None:
+    """Neither a half dataset nor a temporary folder, in a new place, the cache, or an old one."""
+    task = Counting(TaskConfig(name="counting"), 1)
+    task.build(tmp_path / "old")
+    before = files(tmp_path)
+    task.broken = error
+    for folder in (tmp_path / "new", tmp_path / "old"):
+        with pytest.raises(type(error)):
+            task.build(folder)
+    with pytest.raises(type(error)):
+        task.dataset("train")
+    assert files(tmp_path) == before
+    assert not (tmp_path / "new").exists() and not list(own_cache.iterdir())
+
+
+def test_other_peoples_folders_are_left_alone(tmp_path: Path) -> None:
+    """An empty folder or an earlier build is replaced; anything else is refused."""
+    task = Counting(TaskConfig(name="counting"), 1)
+    (tmp_path / "empty").mkdir()
+    task.build(tmp_path / "empty")
+    task.build(tmp_path / "empty")
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "thesis.txt").write_text("years of work")
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "empty" / "train" / "notes.txt").write_text("mine")
+    for name, message in (
+        ("notes", "notes: is not empty and was not made by data build"),
+        ("file", "file: is not a folder"),
+        ("empty", "train: holds files that are not the dataset's"),
+    ):
+        before = files(tmp_path)
+        with pytest.raises(DataError, match=message):
+            task.build(tmp_path / name)
+        assert files(tmp_path) == before
+
+
+def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
+    """A file where a parent folder should be: one line, with the place."""
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(DataError, match="cannot be written: (Not a directory|File exists)"):
+        Counting(TaskConfig(name="counting"), 1).build(tmp_path / "file" / "below")
+
+
+def test_two_builders_of_the_same_cache_entry(tmp_path: Path) -> None:
+    """Whoever comes second keeps what the first has put there."""
+    target = tmp_path / "entry"
+    with whole_folder(target, keep_existing=True) as mine:
+        (mine / "x").write_text("second")
+        target.mkdir()
+        (target / "x").write_text("first")
+    assert (target / "x").read_text() == "first"
+    assert os.listdir(tmp_path) == ["entry"]
+
+
+def test_a_plugins_code_is_part_of_the_key(tmp_path: Path, monkeypatch: Any) -> None:
+    """A task outside the package is rebuilt when its file changes."""
+    import importlib
+    import linecache
+
+    monkeypatch.syspath_prepend(str(tmp_path))
+    source = "from mlx_trm.tasks import Task\nclass Mine(Task):\n    def content(self, split):\n"
+    path = tmp_path / "plugin_of_mine.py"
+    path.write_text(source + "        return {}\n")
+    module = importlib.import_module("plugin_of_mine")
+    before = module.Mine(TaskConfig(name="mine"), 0).cache_key()
+    assert before == module.Mine(TaskConfig(name="mine"), 0).cache_key()
+    path.write_text(source + "        return {}  # other puzzles now\n")
+    linecache.clearcache()
+    module = importlib.reload(module)
+    assert before != module.Mine(TaskConfig(name="mine"), 0).cache_key()
+
+
+def test_the_caches_place(monkeypatch: Any, tmp_path: Path) -> None:
+    """MLX_TRM_CACHE first, then the platform's habits."""
+    assert cache_folder() == tmp_path / "cache"
+    monkeypatch.delenv("MLX_TRM_CACHE")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    monkeypatch.setattr("sys.platform", "linux")
+    assert cache_folder() == tmp_path / "xdg" / "mlx_trm"
+    monkeypatch.setattr("sys.platform", "darwin")
+    assert cache_folder() == tmp_path / "Library" / "Caches" / "mlx_trm"
+
+
+def test_data_dir_must_fit_the_task(tmp_path: Path) -> None:
+    """A built dataset is used as it is, if its dimensions are the task's."""
+    written(tmp_path, [[puzzle(1)]])
+    task = Counting(TaskConfig(name="counting", data_dir=str(tmp_path)), 0)
+    assert len(task.dataset("train")) == 1 and Counting.built == 0
+    other = tmp_path / "other"
+    write_dataset([[Puzzle(None, *[np.ones((1, 5), np.uint8)] * 2)]], other / "train",
+                  TaskSpec(9, 5))  # fmt: skip
+    task = Counting(TaskConfig(name="counting", data_dir=str(other)), 0)
+    with pytest.raises(DataError, match="seq_len is 5, this task needs 3"):
+        task.dataset("train")
+
+
+def test_unknown_splits_and_tasks() -> None:
+    """Both say what there is."""
+    task = Counting(TaskConfig(name="counting"), 0)
+    with pytest.raises(DataError, match="no split 'val'; there are train and test"):
+        task.dataset("val")
+    with pytest.raises(ConfigError, match="unknown task 'sudoko'; did you mean 'sudoku'"):
+        build_task(TaskConfig(name="sudoko"))
+
+
+def test_what_a_task_need_not_have() -> None:
+    """Defaults: plain text, no parser, no rules, no scorer."""
+    task = Counting(TaskConfig(name="counting"), 0)
+    tokens = np.array([1, 0, 7], dtype=np.uint8)
+    assert task.format(tokens) == task.render(tokens) == "1 0 7"
+    assert task.scorer() is None
+    inputs, labels = task.augment(tokens[None], tokens[None], np.random.default_rng(0))
+    assert inputs.tolist() == labels.tolist() == [[1, 0, 7]]
+    with pytest.raises(DataError, match="'counting' does not read puzzles"):
+        task.parse("1 0 7")
+    with pytest.raises(DataError, match="'counting' cannot check"):
+        task.check(tokens, tokens)
