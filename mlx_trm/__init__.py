@@ -4,13 +4,14 @@ Build and run a model, train it, evaluate it, watch its answer evolve; README.md
 each. The paper is "Less is More: Recursive Reasoning with Tiny Networks" (arXiv 2510.04871).
 """
 
+# flake8: noqa: E402
+# pylint: disable=wrong-import-position
 # isort: off
 from mlx_trm._backend import check_platform
 
 check_platform()
 # isort: on
 
-# pylint: disable=wrong-import-position
 from mlx_trm.carry import Batch, Carry, Outputs, random_batch
 from mlx_trm.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from mlx_trm.config import (

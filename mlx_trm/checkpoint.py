@@ -20,12 +20,11 @@ from pathlib import Path
 from typing import Any, Dict, List, Optional, Union
 
 import mlx.core as mx
-from mlx.utils import tree_flatten
 
 from mlx_trm.config import ExperimentConfig, TaskSpec, load_config, save_config
 from mlx_trm.conversion import load_weights
 from mlx_trm.errors import CheckpointError, ConfigError
-from mlx_trm.models import RecursiveModel, build_model
+from mlx_trm.models import RecursiveModel, build_model, named_arrays
 
 FORMAT_VERSION = 1
 STATE, MODEL, AVERAGE, CONFIG = "state.json", "model.safetensors", "ema.safetensors", "config.yaml"
@@ -81,9 +80,9 @@ def save_checkpoint(
     try:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
-        mx.save_safetensors(str(temporary / MODEL), dict(tree_flatten(model.parameters())))
+        mx.save_safetensors(str(temporary / MODEL), dict(named_arrays(model.parameters())))
         if average is not None:
-            mx.save_safetensors(str(temporary / AVERAGE), dict(tree_flatten(average)))
+            mx.save_safetensors(str(temporary / AVERAGE), dict(named_arrays(average)))
         save_config(config, temporary / CONFIG)
         state = {
             "format": FORMAT_VERSION,

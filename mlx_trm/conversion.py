@@ -10,11 +10,11 @@ Reference: pretrain.py (the wrappers a checkpoint was saved through), config/arc
 from typing import Any, Dict, List, Mapping, Tuple
 
 import mlx.core as mx
-from mlx.utils import tree_flatten, tree_unflatten
+from mlx.utils import tree_unflatten
 
 from mlx_trm.config import ModelConfig, TaskSpec
 from mlx_trm.errors import CheckpointError
-from mlx_trm.models import RecursiveModel
+from mlx_trm.models import RecursiveModel, named_arrays
 from mlx_trm.registry import MODELS
 
 # torch.compile, the loss head and the ACT wrapper each put their name before a parameter's.
@@ -89,7 +89,7 @@ def load_weights(
     Raises:
         CheckpointError: naming everything missing, unexpected or of another shape.
     """
-    own = dict(tree_flatten(model.parameters()))
+    own = dict(named_arrays(model.parameters()))
     problems = []
     for name in sorted(set(own) - set(arrays)) if not partial else ():
         problems.append(f"missing {name} {tuple(own[name].shape)}")
@@ -105,4 +105,4 @@ def load_weights(
             f"{where}: {len(problems)} weights do not fit the model: {shown}; "
             "use the configuration the weights were trained with"
         )
-    model.update(tree_unflatten([(name, value) for name, value in arrays.items()]))
+    model.update(tree_unflatten(list(arrays.items())))

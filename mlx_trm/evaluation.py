@@ -12,7 +12,7 @@ import numpy as np
 from mlx_trm.carry import Batch, Carry, Outputs
 from mlx_trm.config import ExperimentConfig
 from mlx_trm.errors import ConfigError
-from mlx_trm.losses import act_loss
+from mlx_trm.losses import act_loss, metric_values
 from mlx_trm.models import RecursiveModel
 from mlx_trm.tasks import PuzzleDataset, Task, build_task
 
@@ -180,7 +180,7 @@ class Evaluator:
         )
         mx.eval(metrics)
         predictions = np.array(mx.argmax(outputs.logits, axis=-1)).astype(np.uint8)
-        return predictions, {name: float(value.item()) for name, value in metrics.items()}
+        return predictions, metric_values(metrics)
 
 
 def check_dimensions(model: RecursiveModel, dataset: PuzzleDataset) -> None:

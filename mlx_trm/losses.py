@@ -3,13 +3,18 @@
 Reference: models/losses.py.
 """
 
-from typing import Dict, Tuple
+from typing import Dict, Tuple, cast
 
 import mlx.core as mx
 
 from mlx_trm.carry import IGNORE_LABEL_ID, Outputs
 
 Metrics = Dict[str, mx.array]
+
+
+def metric_values(metrics: Metrics) -> Dict[str, float]:
+    """Fetch scalar metrics from the device as Python floats."""
+    return {name: float(cast(float, value.item())) for name, value in metrics.items()}
 
 
 def _stablemax(x: mx.array) -> mx.array:

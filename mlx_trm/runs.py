@@ -13,6 +13,7 @@ import mlx.core as mx
 from mlx_trm.checkpoint import CONFIG, list_checkpoints
 from mlx_trm.config import ExperimentConfig, save_config
 from mlx_trm.errors import CheckpointError, ConfigError, TRMError
+from mlx_trm.losses import Metrics, metric_values
 
 METRICS = "metrics.jsonl"
 
@@ -79,14 +80,14 @@ class MetricsLog:
         """Leave what was done since the last step (evaluating, saving) out of the speed."""
         self._resumed = time.monotonic()
 
-    def add(self, step: int, metrics: Mapping[str, mx.array], lr: float) -> None:
+    def add(self, step: int, metrics: Metrics, lr: float) -> None:
         """Take the metric sums of a step; report when ``interval`` of them are there.
 
         Raises:
             TRMError: if the loss is not finite.
         """
-        for name, value in metrics.items():
-            self._sums[name] = self._sums.get(name, 0.0) + float(value.item())
+        for name, value in metric_values(metrics).items():
+            self._sums[name] = self._sums.get(name, 0.0) + value
         now = time.monotonic()
         self._seconds += now - self._resumed
         self._resumed = now

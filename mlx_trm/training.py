@@ -27,6 +27,7 @@ from mlx_trm.optim import EMA, AdamATan2, scheduled_lr, sign_sgd_rows
 from mlx_trm.runs import MetricsLog, StepReport, prepare_run_dir, save_interval
 from mlx_trm.tasks import build_task
 
+
 @dataclass
 class TrainReport:
     """What a run did.
@@ -124,7 +125,11 @@ class Trainer:
             return loss / config.batch_size, carry.pack(), metrics
 
         def traced(
-            state: Dict[str, Any], packed: Tuple, batch: Tuple, rows: Optional[mx.array], draws: Dict
+            state: Dict[str, Any],
+            packed: Tuple,
+            batch: Tuple,
+            rows: Optional[mx.array],
+            draws: Dict,
         ) -> Tuple:
             weights = state["weights"]
             with model.using(state["initial"]):
@@ -141,9 +146,7 @@ class Trainer:
                 new["weights"] = optimizer.apply_gradients(gradients[0], weights)
                 new["optimizer"] = optimizer.state
                 if "average" in state:
-                    new["average"] = EMA.average(
-                        state["average"], new["weights"], config.ema_rate
-                    )
+                    new["average"] = EMA.average(state["average"], new["weights"], config.ema_rate)
             if rows is not None and config.freeze != "puzzle_emb":
                 rows = sign_sgd_rows(
                     rows,
@@ -300,8 +303,9 @@ class Trainer:
             if batch is not None:
                 metrics = self.train_step(batch)
                 log.add(self.step, metrics, self.learning_rate(self.step))
-                due = every_steps and self.step % every_steps == 0
-                due = due or (every_seconds and time.monotonic() - saved_at >= every_seconds)
+                due = every_steps is not None and self.step % every_steps == 0
+                if every_seconds is not None:
+                    due = time.monotonic() - saved_at >= every_seconds
                 if due and not last_of_iteration:
                     save()
             finished = self.step >= self.planned_steps
@@ -337,7 +341,9 @@ class Trainer:
 
     def _batches(self) -> Iterator[Tuple[Optional[Batch], bool]]:
         """Yield batches in the reference's order, with whether an iteration ends after each."""
-        augment = self.task.augment if getattr(self.config.task, "augment", "") == "online" else None
+        augment = (
+            self.task.augment if getattr(self.config.task, "augment", "") == "online" else None
+        )
         for iteration in range(1, self.config.train.epochs // self.epochs_per_iter + 1):
             waiting: Optional[Batch] = None
             for arrays in self.train_set.train_batches(

@@ -89,7 +89,12 @@ def test_newer_checkpoints_take_over_and_old_ones_go(run, model, config):
     for step in (9, 30, 100):
         trm.save_checkpoint(run, model, config, step)
     assert trm.load_checkpoint(run).step == 100
-    assert [path.name for path in list_checkpoints(run)] == ["step_7", "step_9", "step_30", "step_100"]
+    assert [path.name for path in list_checkpoints(run)] == [
+        "step_7",
+        "step_9",
+        "step_30",
+        "step_100",
+    ]
     prune_checkpoints(run, keep=2)
     assert [path.name for path in list_checkpoints(run)] == ["step_30", "step_100"]
     assert trm.load_checkpoint(run).step == 100

@@ -56,7 +56,7 @@ def test_settings_become_a_configuration_and_dimensions():
 
 def test_arrays_become_float32():
     state = {"inner.lm_head.weight": mx.array([1.5, -2.0]).astype(mx.bfloat16)}
-    (name, value), = from_upstream_names(state).items()
+    ((name, value),) = from_upstream_names(state).items()
     assert name == "lm_head.weight" and value.dtype == mx.float32
     assert np.array(value).tolist() == [1.5, -2.0]
 

@@ -148,7 +148,12 @@ def test_data_of_other_dimensions_are_refused(evaluator):
 
 @pytest.mark.parametrize(
     "right, count, low, high",
-    [(0, 32, 0.0, 0.10718), (16, 32, 0.33629, 0.66371), (32, 32, 0.89282, 1.0), (7, 10, 0.39677, 0.89221)],
+    [
+        (0, 32, 0.0, 0.10718),
+        (16, 32, 0.33629, 0.66371),
+        (32, 32, 0.89282, 1.0),
+        (7, 10, 0.39677, 0.89221),
+    ],
 )
 def test_wilson_interval_against_published_values(right, count, low, high):
     found = wilson_interval(right, count)

@@ -41,7 +41,9 @@ def test_trunc_normal_has_the_standard_deviation_asked_for_after_truncation():
 
 
 def test_trunc_normal_of_zero_is_zero():
-    assert np.array_equal(np.array(trunc_normal((3, 2), 0, KeySequence(0).next())), np.zeros((3, 2)))
+    assert np.array_equal(
+        np.array(trunc_normal((3, 2), 0, KeySequence(0).next())), np.zeros((3, 2))
+    )
 
 
 def test_keys_differ_and_a_seed_decides_them():
@@ -139,12 +141,12 @@ def test_swiglu_has_the_gate_first():
     layer = SwiGLU(4, 6, KeySequence(0))
     x = normal(2, 3, 4)
     projected = x @ np.array(layer.gate_up_proj.weight).T
-    expected = (np_silu(projected[..., :6]) * projected[..., 6:]) @ np.array(layer.down_proj.weight).T
+    expected = (np_silu(projected[..., :6]) * projected[..., 6:]) @ np.array(
+        layer.down_proj.weight
+    ).T
     np.testing.assert_allclose(np.array(layer(mx.array(x))), expected, rtol=1e-5, atol=1e-6)
     turned = layer.left(mx.array(x.transpose(0, 2, 1)))
-    np.testing.assert_allclose(
-        np.array(turned), expected.transpose(0, 2, 1), rtol=1e-5, atol=1e-6
-    )
+    np.testing.assert_allclose(np.array(turned), expected.transpose(0, 2, 1), rtol=1e-5, atol=1e-6)
 
 
 def test_rope_rotates_pairs_half_a_head_apart():
@@ -181,6 +183,4 @@ def test_attention_equals_plain_arithmetic(rope):
     shares /= shares.sum(-1, keepdims=True)
     mixed = (shares @ value).transpose(0, 2, 1, 3).reshape(2, positions, size)
     expected = mixed @ np.array(layer.o_proj.weight).T
-    np.testing.assert_allclose(
-        np.array(layer(mx.array(x), tables)), expected, rtol=1e-4, atol=1e-6
-    )
+    np.testing.assert_allclose(np.array(layer(mx.array(x), tables)), expected, rtol=1e-4, atol=1e-6)

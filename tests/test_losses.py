@@ -165,9 +165,7 @@ def test_padding_rows_can_be_left_out_of_the_losses():
     def metrics(rows: int, skip: bool) -> dict:
         outputs = Outputs(mx.array(logits[:rows]), mx.array(q[:rows]), mx.zeros((rows,)))
         halted, steps = mx.ones((rows,)) > 0, mx.ones((rows,), dtype=mx.int32)
-        found = act_loss(
-            outputs, mx.array(labels[:rows]), halted, steps, skip_unlabelled=skip
-        )[1]
+        found = act_loss(outputs, mx.array(labels[:rows]), halted, steps, skip_unlabelled=skip)[1]
         return {name: value.item() for name, value in found.items()}
 
     assert metrics(5, True) == pytest.approx(metrics(3, True), rel=1e-6)

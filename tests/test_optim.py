@@ -108,7 +108,10 @@ def test_sign_sgd_sums_rows_of_one_identifier_before_the_sign():
 
 
 def test_ema_walks_lists_and_keeps_its_rate():
-    weights = {"layers": [{"w": mx.array([1.0, 2.0])}, {"w": mx.array([4.0])}], "b": mx.array([0.0])}
+    weights = {
+        "layers": [{"w": mx.array([1.0, 2.0])}, {"w": mx.array([4.0])}],
+        "b": mx.array([0.0]),
+    }
     average = EMA(weights, rate=0.75)
     average.update(
         {"layers": [{"w": mx.array([5.0, 2.0])}, {"w": mx.array([0.0])}], "b": mx.array([8.0])}

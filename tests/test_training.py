@@ -65,8 +65,14 @@ def experiment(**changes) -> ExperimentConfig:
         forward_dtype="float32",
     )
     train = TrainConfig(
-        batch_size=6, epochs=30, lr=3e-3, lr_warmup_steps=3, weight_decay=0.1, puzzle_emb_lr=1e-2,
-        ema_rate=0.9, log_interval=4,
+        batch_size=6,
+        epochs=30,
+        lr=3e-3,
+        lr_warmup_steps=3,
+        weight_decay=0.1,
+        puzzle_emb_lr=1e-2,
+        ema_rate=0.9,
+        log_interval=4,
     )
     config = ExperimentConfig(MarksConfig(), model, train, EvalConfig(), CheckpointConfig())
     for name, value in changes.items():
@@ -161,7 +167,8 @@ def test_only_the_rows_of_the_batch_move_in_the_table():
 
 
 @pytest.mark.parametrize(
-    "freeze, trained, table", [("none", True, True), ("weights", False, True), ("puzzle_emb", True, False)]
+    "freeze, trained, table",
+    [("none", True, True), ("weights", False, True), ("puzzle_emb", True, False)],
 )
 def test_freeze(freeze, trained, table):
     trainer = Trainer(experiment(train__freeze=freeze))
@@ -207,8 +214,8 @@ def test_what_a_run_writes(tmp_path):
     config = experiment(run_dir=str(tmp_path / "run"), eval__interval=10, checkpoint__keep=2)
     events, steps = [], []
     report = Trainer(config).fit(on_eval=events.append, on_step=steps.append)
-    # Ten passes over 8 groups, of which each batch of 6 takes one whole puzzle of 4 examples and 2 of
-    # another: 40 batches, three times.
+    # Ten passes over 8 groups, of which each batch of 6 takes one puzzle's 4 examples and 2 of
+    # another's: 40 batches, three times.
     assert report.steps == 120 and not report.interrupted
     assert [event["step"] for event in events] == [40, 80, 120]
     assert [step.step for step in steps][:3] == [4, 8, 12] and steps[-1].step == 120

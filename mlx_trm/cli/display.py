@@ -63,7 +63,9 @@ def metric_rows(metrics: Dict[str, Dict[str, float]]) -> List[Tuple[str, str, st
 class Progress:
     """Shows a training run; give its methods to :meth:`mlx_trm.training.Trainer.fit`."""
 
-    def __init__(self, total: int, quiet: bool = False, seconds_between_lines: float = 10.0) -> None:
+    def __init__(
+        self, total: int, quiet: bool = False, seconds_between_lines: float = 10.0
+    ) -> None:
         """Start the display.
 
         Args:

@@ -9,7 +9,8 @@ from typing import List
 
 from mlx_trm.cli import display
 from mlx_trm.cli.evaluate import write_json
-from mlx_trm.recordings import Comparison, compare, read_recordings
+from mlx_trm.recordings import read_recordings
+from mlx_trm.replay import Comparison, compare
 
 HEADER = ("case", "quantity", "largest error", "tolerance", "")
 

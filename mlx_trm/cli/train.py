@@ -9,13 +9,15 @@ from typing import Any, Iterator, List, Tuple
 
 import mlx.core as mx
 import numpy as np
-from mlx.utils import tree_flatten
 
 from mlx_trm.cli import display
 from mlx_trm.config import ExperimentConfig, dump_config
 from mlx_trm.evaluation import should_compile
 from mlx_trm.inference import Solver
+from mlx_trm.models import named_arrays
+from mlx_trm.models.base import DTYPES
 from mlx_trm.training import Trainer, TrainReport
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's own arguments."""
@@ -55,9 +57,10 @@ def run(args: argparse.Namespace, config: ExperimentConfig) -> int:
 def describe(trainer: Trainer) -> List[Tuple[str, str]]:
     """Say what a run is about to do, as rows of a table."""
     model, config = trainer.model, trainer.config
-    count = sum(array.size for _, array in tree_flatten(model.trained_weights()))
-    stored = sum(array.nbytes for _, array in tree_flatten(model.parameters()))
+    count = sum(array.size for _, array in named_arrays(model.trained_weights()))
+    stored = sum(array.nbytes for _, array in named_arrays(model.parameters()))
     averaged = 4 * count if config.train.ema else 0
+    dtype = next(name for name, value in DTYPES.items() if value == model.dtype)
     compiled = "compiled" if should_compile(config.train.compile) else "not compiled"
     return [
         ("model", f"{config.model.name}, {count:,} trained parameters"),
@@ -68,7 +71,7 @@ def describe(trainer: Trainer) -> List[Tuple[str, str]]:
         ),
         ("batch", f"{config.train.batch_size} puzzles"),
         ("steps", f"{trainer.planned_steps:,} supervision steps"),
-        ("device", f"{device_name()}, {str(model.dtype).split('.')[-1]}, {compiled}"),
+        ("device", f"{device_name()}, {dtype}, {compiled}"),
         ("checkpoint", f"{display.size(stored + averaged)} each"),
     ]
 

@@ -7,10 +7,11 @@ Reference: models/recursive_reasoning/trm.py, the ACT wrapper and ``_input_embed
 """
 
 from contextlib import contextmanager
-from typing import Any, Callable, Dict, Iterator, Optional, Tuple, Type
+from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple, Type
 
 import mlx.core as mx
 from mlx import nn
+from mlx.utils import tree_flatten
 
 from mlx_trm.carry import Batch, Carry, Outputs, empty_carry, halt, refill
 from mlx_trm.config import ModelConfig, TaskSpec
@@ -48,10 +49,17 @@ class RecursiveModel(nn.Module):
 
     initial_names: Tuple[str, ...] = ()
 
-    def __init__(self, config: ModelConfig, spec: TaskSpec, positions: int) -> None:
-        """Keep the dimensions; subclasses add the layers."""
+    def __init__(self, config: Any, spec: TaskSpec, positions: int) -> None:
+        """Keep the dimensions; subclasses add the layers.
+
+        Args:
+            config: with ``forward_dtype``, ``puzzle_emb_ndim`` (a number), ``hidden_size``,
+                ``halt_max_steps``, ``halt_exploration_prob`` and ``no_ACT_continue``.
+            spec: the task's dimensions.
+            positions: P.
+        """
         super().__init__()
-        self.config: Any = config
+        self.config = config
         self.spec = spec
         self.positions = positions
         self.dtype = resolve_dtype(self.config.forward_dtype)
@@ -95,9 +103,7 @@ class RecursiveModel(nn.Module):
         """
         raise NotImplementedError(f"{type(self).__name__} must implement reason(carry, rows)")
 
-    def halt(
-        self, carry: Carry, outputs: Outputs, min_steps: Optional[mx.array] = None
-    ) -> Carry:
+    def halt(self, carry: Carry, outputs: Outputs, min_steps: Optional[mx.array] = None) -> Carry:
         """Count the step and mark the rows that are finished.
 
         Args:
@@ -180,6 +186,12 @@ class RecursiveModel(nn.Module):
             yield self
         finally:
             self.update(own)
+
+
+def named_arrays(tree: Any) -> List[Tuple[str, mx.array]]:
+    """Flatten a tree of arrays, lists in it included, to dotted names and arrays."""
+    flat: Any = tree_flatten(tree)
+    return list(flat)
 
 
 def embed_inputs(

@@ -188,7 +188,9 @@ class TRM(RecursiveModel):
             self._cos_sin = rope_tables(config.head_dim, length, config.rope_theta)
         elif config.pos_encodings == "learned":
             self.embed_pos = CastedEmbedding(length, size, std, keys)
-        self.L_level = ReasoningModule([Block(config, length, keys) for _ in range(config.L_layers)])
+        self.L_level = ReasoningModule(
+            [Block(config, length, keys) for _ in range(config.L_layers)]
+        )
         self.H_init = trunc_normal((size,), 1.0, keys.next())
         self.L_init = trunc_normal((size,), 1.0, keys.next())
         self.freeze(recurse=False, keys=["H_init", "L_init"])

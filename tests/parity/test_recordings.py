@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 from mlx_trm.errors import DataError
-from mlx_trm.recordings import FLOORS, Recording, compare, read_recordings
+from mlx_trm.recordings import FLOORS, Recording, read_recordings
+from mlx_trm.replay import compare
 
 FOLDER = Path(__file__).parents[1] / "reference" / "cuda"
 MANIFEST = json.loads((FOLDER / "manifest.json").read_text(encoding="utf-8"))
@@ -207,7 +208,9 @@ def test_unreadable_recordings_are_named(tmp_path):
         read_recordings(tmp_path)
 
 
-@pytest.mark.parametrize("key", ["train.step2.carry.halted", "eval.batch.labels", "init.inner.H_init"])
+@pytest.mark.parametrize(
+    "key", ["train.step2.carry.halted", "eval.batch.labels", "init.inner.H_init"]
+)
 def test_a_missing_array_is_named(tmp_path, key):
     def drop(arrays, _):
         del arrays[key]
