@@ -489,6 +489,18 @@ def test_a_dataset_is_built_once(own_cache: Path) -> None:
     assert Counting.built == 3
 
 
+def test_a_damaged_cache_is_mended(own_cache: Path, caplog: Any) -> None:
+    """A cached dataset that cannot be opened is built again, with a warning that says why."""
+    task = Counting(TaskConfig(name="counting"), 1)
+    before = all_rows(task.dataset("train"))
+    (broken,) = own_cache.glob("*/train/all__labels.npy")
+    broken.write_bytes(broken.read_bytes()[:-5])
+    after = all_rows(task.dataset("train"))
+    assert Counting.built == 2 and "all__labels.npy: is damaged" in caplog.text
+    assert all((before[key] == after[key]).all() for key in before)
+    assert len(list(own_cache.iterdir())) == 1
+
+
 def test_named_puzzles_are_numbered_over_both_splits() -> None:
     """A name has one row of the puzzle table, whichever split it stands in."""
     task = Counting(TaskConfig(name="counting", train_file="named"), 1)

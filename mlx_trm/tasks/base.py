@@ -184,7 +184,12 @@ class Task:
         if not (folder / MARKER).is_file():
             LOG.info("building %s into %s", " and ".join(splits), folder)
             self.build(folder, splits, progress, keep_existing=True)
-        return PuzzleDataset.load(folder, split)
+        try:
+            return PuzzleDataset.load(folder, split)
+        except DataError as error:
+            LOG.warning("%s: building it anew", error)
+            self.build(folder, splits, progress)
+            return PuzzleDataset.load(folder, split)
 
     def cache_key(self, splits: Sequence[str] = SPLITS) -> str:
         """Return a hash of everything that decides the built files."""

@@ -16,7 +16,7 @@ from mlx_trm.config import TaskConfig, TaskSpec
 from mlx_trm.errors import DataError
 from mlx_trm.tasks.base import Scorer, Task, check_split, file_hash, register_task
 from mlx_trm.tasks.storage import PuzzleBlock
-from mlx_trm.tasks.sudoku_files import parse_puzzle, read_puzzles
+from mlx_trm.tasks.sudoku_files import check_no_folder, parse_puzzle, read_puzzles
 from mlx_trm.tasks.sudoku_generator import DEFAULT_GIVENS, GENERATOR_VERSION, generate_sets
 from mlx_trm.tasks.sudoku_keys import puzzle_keys
 from mlx_trm.tasks.sudoku_solver import PuzzleSet, box_shape, valid_grids
@@ -206,6 +206,7 @@ class Sudoku(Task):
         about: Dict[str, Any] = {"task": config.name, "split": split, "size": config.size}
         random = {"seed": self.seed}
         if path is not None:
+            check_no_folder(path)
             about.update(file=file_hash(path), min_difficulty=config.min_difficulty)
         else:
             train = config.train_file

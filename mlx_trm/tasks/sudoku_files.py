@@ -45,9 +45,7 @@ def read_puzzles(path: Union[str, Path], size: int) -> Iterator[PuzzleSet]:
         DataError: at the first thing wrong, naming file and line.
     """
     path = Path(path).expanduser()
-    if path.is_dir():
-        hint = "; for a built dataset use data_dir" if (path / "train").is_dir() else ""
-        raise DataError(f"{path}: is a folder, not a CSV or text file{hint}")
+    check_no_folder(path)
     found = False
     try:
         with open(path, "rb") as file:
@@ -64,6 +62,17 @@ def read_puzzles(path: Union[str, Path], size: int) -> Iterator[PuzzleSet]:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
     if not found:
         raise DataError(f"{path}: holds no puzzles")
+
+
+def check_no_folder(path: Path) -> None:
+    """Refuse a folder where a file should be.
+
+    Raises:
+        DataError: saying so.
+    """
+    if path.is_dir():
+        hint = "; for a built dataset use data_dir" if (path / "train").is_dir() else ""
+        raise DataError(f"{path}: is a folder, not a CSV or text file{hint}")
 
 
 def write_csv(path: Union[str, Path], rows: PuzzleSet, source: str) -> None:
@@ -319,7 +328,9 @@ class _CsvBlock:
         table[ord("1") : ord("1") + size] = np.arange(1, size + 1)
         starts, ends = self.fields[name]
         bad = ends - starts != size * size
-        if bad.all() and len(bad):
+        if not len(bad):
+            return np.zeros((0, size * size), dtype=np.uint8), bad
+        if bad.all():
             self._refuse(0, size)
         windows = np.lib.stride_tricks.sliding_window_view(self.bytes, size * size)
         cells = table[windows[np.where(bad, starts[~bad][:1], starts)]]

@@ -27,7 +27,7 @@ GENERATOR_VERSION = 1
 DEFAULT_GIVENS = {4: (6, 8), 6: (10, 14), 9: (24, 30)}
 
 # Candidates after which nothing found means that nothing will be.
-_HOPELESS = 4096
+_HOPELESS = 2048
 
 
 def rate_puzzles(puzzles: np.ndarray, size: int) -> PuzzleSet:
@@ -165,7 +165,7 @@ def generate_sets(
                 f"ones found, {sum(counts)} wanted; ask for fewer, or for other numbers of givens"
             )
         wanted = np.subtract(counts, have) / np.maximum(counts, 1)
-        chunk = int(np.clip(1.2 * wanted.max() * sum(counts), 256, 8192))
+        chunk = int(np.clip(1.2 * wanted.max() * sum(counts), 64, 8192))
         drawn += chunk
         target = rng.integers(low, high + 1, chunk)
         puzzles = thin_out(random_grids(chunk, size, rng), size, rng, target)

@@ -14,7 +14,7 @@ import numpy as np
 from mlx_trm.errors import DataError
 from mlx_trm.tasks.sudoku_generator import random_grids, rate_puzzles, thin_out
 from mlx_trm.tasks.sudoku_keys import puzzle_keys
-from mlx_trm.tasks.sudoku_solver import PuzzleSet, once_twice, solve_puzzles
+from mlx_trm.tasks.sudoku_solver import PuzzleSet, solve_puzzles
 from mlx_trm.tasks.transforms import SYMMETRIES
 
 LOG = logging.getLogger(__name__)
@@ -131,9 +131,12 @@ def _neighbours(
     """
     n = len(here)
     bits = np.left_shift(1, solutions, dtype=np.uint16) >> np.uint16(1)
-    once, twice = once_twice(bits, (1,))
+    once, twice = np.zeros_like(bits[:, 0]), np.zeros_like(bits[:, 0])
+    for number in range(bits.shape[1]):
+        twice |= once & bits[:, number]
+        once |= bits[:, number]
     own = (np.arange(_CELLS) == cell[:, None]) * (np.left_shift(1, here, dtype=np.uint16) >> 1)
-    new = (once & ~twice)[:, 0] & ~own.astype(np.uint16)
+    new = once & ~twice & ~own.astype(np.uint16)
     new[(counts < 2) | (counts >= _LISTED)] = 0
     new[less != 0] = 0
     digit_bits = np.left_shift(1, np.arange(_SIZE)).astype(np.uint16)

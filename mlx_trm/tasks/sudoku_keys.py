@@ -2,8 +2,9 @@
 
 They keep test puzzles apart from training puzzles. Digits alone: a key of the puzzle with its
 digits renamed in order of appearance, so equal keys mean equal puzzles. With rows, columns or
-transposition: a colour refinement, which never gives equivalent puzzles different keys; that it
-gives different puzzles the same key now and then only keeps out one puzzle too many.
+transposition: a colour refinement, which never gives equivalent puzzles different keys. That
+different puzzles may have the same key only keeps out more than it must; among the bundled puzzles
+it does not happen, among complete grids, where all cells look alike, it always does.
 """
 
 from typing import Collection, Tuple, Union

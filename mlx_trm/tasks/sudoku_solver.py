@@ -8,7 +8,7 @@ solutions is proved, and the rating of a puzzle with one solution, the number of
 is the size of the whole search tree: it does not depend on the order of the search.
 """
 
-from typing import Iterator, List, NamedTuple, Tuple
+from typing import Iterator, List, NamedTuple, Optional, Tuple
 
 import numpy as np
 
@@ -138,46 +138,54 @@ def singles_round(masks: np.ndarray, size: int) -> Tuple[np.ndarray, np.ndarray]
     """
     rows, cols = box_shape(size)
     n = masks.shape[-1]
-    single = _all_bits((masks & (masks - _ONE)) == 0)
-    fixed = masks & single
-    lost = np.zeros_like(masks)  # digits fixed in a unit of the cell
-    hidden = np.zeros_like(masks)  # digits with one place left in a unit of the cell
-    wrong = np.zeros(n, dtype=np.uint16)
-    split = (size // rows, rows, size // cols, cols, n)
-    for shape, axes in ((masks.shape, (1,)), (masks.shape, (0,)), (split, (1, 3))):
-        once, twice = once_twice(fixed.reshape(shape), axes)
-        wrong |= np.bitwise_or.reduce(twice.reshape(-1, n), axis=0)
-        np.bitwise_or(lost.reshape(shape), once, out=lost.reshape(shape))
-        once, twice = once_twice(masks.reshape(shape), axes)
-        wrong |= np.bitwise_and.reduce(once.reshape(-1, n), axis=0) ^ np.uint16((1 << size) - 1)
-        np.bitwise_or(hidden.reshape(shape), once & ~twice, out=hidden.reshape(shape))
-    left = masks & ~(lost & ~single)
+    cells = masks.reshape(size // rows, rows, size // cols, cols, n)
+    single = _all_bits((cells & (cells - _ONE)) == 0)
+    pair = np.stack([cells, cells & single])  # all candidates, and those of fixed cells
+    third = _once_twice(pair, None, 4)  # of each row within each box
+    units = [
+        _once_twice(*third, 3),
+        _once_twice(*_once_twice(pair, None, 2), 1),
+        _once_twice(*third, 2),
+    ]
+    # Digits fixed in a unit of the cell, and digits with one place left in a unit of the cell.
+    (_, lost), (_, column_lost), (_, box_lost) = (once for once, _ in units)
+    hidden, column_hidden, box_hidden = (once[0] & ~twice[0] for once, twice in units)
+    lost, hidden = lost | column_lost, hidden | column_hidden
+    lost |= box_lost
+    hidden |= box_hidden
+    left = cells & ~(lost & ~single)
     hidden &= left
     left &= hidden | ~_all_bits(hidden != 0)
     empty = (left == 0) | (hidden & (hidden - _ONE) != 0)
-    return left, (wrong != 0) | empty.reshape(-1, n).any(axis=0)
+    dead = empty.reshape(-1, n).any(axis=0)
+    full = np.uint16((1 << size) - 1)
+    for once, twice in units:
+        dead |= np.bitwise_or.reduce(twice[1].reshape(-1, n), axis=0) != 0
+        dead |= np.bitwise_and.reduce(once[0].reshape(-1, n), axis=0) != full
+    return left.reshape(masks.shape), dead
 
 
-def once_twice(values: np.ndarray, axes: Tuple[int, ...]) -> Tuple[np.ndarray, np.ndarray]:
-    """Return the bits that are set at least once, and at least twice, along ``axes``.
+def _once_twice(
+    once: np.ndarray, twice: Optional[np.ndarray], axis: int
+) -> Tuple[np.ndarray, np.ndarray]:
+    """Return the bits set at least once, and at least twice, along an axis of 2 or 3.
 
     Args:
-        values: any shape, unsigned integers.
-        axes: the axes to go along; they are kept with length 1.
+        once: bits set at least once in each part.
+        twice: bits set at least twice in each part; None: there are none.
+        axis: along which the parts stand; it stays, with length 1.
     """
-    shape = tuple(1 if axis in axes else length for axis, length in enumerate(values.shape))
-    once = np.zeros(shape, dtype=values.dtype)
-    twice = np.zeros(shape, dtype=values.dtype)
-    both = np.empty(shape, dtype=values.dtype)
-    for place in np.ndindex(*(values.shape[axis] for axis in axes)):
-        index: List[slice] = [slice(None)] * values.ndim
-        for axis, at in zip(axes, place):
-            index[axis] = slice(at, at + 1)
-        part = values[tuple(index)]
-        np.bitwise_and(once, part, out=both)
-        np.bitwise_or(twice, both, out=twice)
-        np.bitwise_or(once, part, out=once)
-    return once, twice
+    places = [(slice(None),) * axis + (slice(i, i + 1),) for i in range(once.shape[axis])]
+    seen = once[places[0]]
+    again = seen & once[places[1]]
+    seen = seen | once[places[1]]
+    for place in places[2:]:
+        again |= seen & once[place]
+        seen |= once[place]
+    if twice is not None:
+        for place in places:
+            again |= twice[place]
+    return seen, again
 
 
 def _all_bits(flags: np.ndarray) -> np.ndarray:
