@@ -101,6 +101,8 @@ def configuration_sections() -> str:
     parts = ["### Top level\n", field_table(config.ExperimentConfig, skip=sections)]
     for kind, registry in (("task", TASKS), ("model", MODELS)):
         for name in registry.names():
+            if not registry.get(name).cls.__module__.startswith("mlx_trm."):
+                continue  # a task or model of a test or a plugin
             parts += [f"\n### `{kind}` with `name: {name}`\n"]
             parts += [field_table(registry.get(name).config_class)]
     for name, cls in (

@@ -49,6 +49,13 @@ class _Dumper(yaml.SafeDumper):  # pylint: disable=too-many-ancestors
         super().increase_indent(flow, False)
 
 
+def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    """Quote and escape text with line breaks that only Unicode knows; YAML would fold them."""
+    style = '"' if set(text) & set("\x85\u2028\u2029\ufeff") else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_Dumper.add_representer(str, _represent_text)
 for _name, _pattern, _first in SCALARS:
     _Loader.add_implicit_resolver(TAG + _name, _pattern, list(_first))
     _Dumper.add_implicit_resolver(TAG + _name, _pattern, list(_first))

@@ -26,7 +26,7 @@ LAYERS: List[Tuple[str, ...]] = [
     ("models",),
     ("conversion", "memory"),
     ("checkpoint",),
-    ("inference", "evaluation", "recordings", "runs"),
+    ("inference", "evaluation", "recordings", "replay", "runs"),
     ("training",),
     ("cli",),
 ]
