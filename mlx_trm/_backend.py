@@ -4,17 +4,39 @@ On a Mac `mlx` brings its Metal backend. On Linux the package `mlx` installs wit
 and then `import mlx.core` ends in "libmlx.so: cannot open shared object file".
 """
 
+import ctypes
 import os
 import platform
 import sys
 from pathlib import Path
 from typing import Dict, List, NoReturn, Optional
 
+OPENBLAS = "libopenblas.so.0"
 BACKEND_PACKAGES = ("mlx-metal", "mlx-cpu", "mlx-cuda", "mlx-cuda-12", "mlx-cuda-13")
 
 
+def prefer_fast_blas() -> Optional[str]:
+    """On Linux, load OpenBLAS where it is installed, before MLX looks for its BLAS.
+
+    MLX's CPU wheel for Linux brings the single-threaded reference BLAS; symbols of a library that
+    is there first win, which makes a train step about ten times faster (docs/faq.md). Nothing is
+    loaded where MLX is loaded already or the environment has MLX_TRM_OPENBLAS=0.
+
+    Returns:
+        The library's name if it was loaded, else None.
+    """
+    wanted = os.environ.get("MLX_TRM_OPENBLAS", "1") != "0"
+    if not wanted or not sys.platform.startswith("linux") or "mlx.core" in sys.modules:
+        return None
+    try:
+        ctypes.CDLL(OPENBLAS, mode=ctypes.RTLD_GLOBAL)
+    except OSError:
+        return None
+    return OPENBLAS
+
+
 def check_platform() -> None:
-    """Import MLX.
+    """Import MLX, with a fast BLAS where there is one.
 
     Raises:
         ImportError: if MLX does not load; one line that says what to install.
@@ -22,6 +44,7 @@ def check_platform() -> None:
             commands is being started. The package is imported before the command's own code
             runs, so an exception would be a traceback.
     """
+    prefer_fast_blas()
     try:
         import mlx.core  # noqa: F401  pylint: disable=unused-import
     except ImportError as error:

@@ -21,7 +21,13 @@ TOLERANCES = {"float32": 2e-3, "bfloat16": 2e-2, "float16": 2e-3}
 FULL_FLOAT32 = 1e-5
 SLOW_GFLOPS = 20.0
 MATMUL_SIZE = 256
-VARIABLES = ("LD_PRELOAD", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "CUDA_VISIBLE_DEVICES")
+VARIABLES = (
+    "LD_PRELOAD",
+    "MLX_TRM_OPENBLAS",
+    "OMP_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "CUDA_VISIBLE_DEVICES",
+)
 
 
 def device_report() -> Dict[str, Any]:
@@ -284,8 +290,7 @@ def _cpu_warnings(report: Dict[str, Any]) -> List[str]:
     if linux and blas.startswith(("libblas", "libcblas")) and (speed["float32"] or 0) < SLOW_GFLOPS:
         found.append(
             f"MLX uses its bundled BLAS ({speed['float32']} GFLOP/s); OpenBLAS is many times "
-            "faster: sudo apt-get install libopenblas0-pthread, then start commands with "
-            "LD_PRELOAD=libopenblas.so.0"
+            "faster and is used where it is installed: sudo apt-get install libopenblas0-pthread"
         )
     if linux and report["compiler"] is None:
         found.append(

@@ -1,6 +1,7 @@
 """The report on this machine, its warnings, and the guard for an MLX without a backend."""
 
 import copy
+import ctypes.util
 import json
 import os
 import platform
@@ -150,7 +151,7 @@ def test_a_healthy_machine_has_no_warning() -> None:
 WARNINGS = {
     "bundled BLAS": (
         {"blas": "/venv/mlx_cpu.libs/libblas-bd8a282c.so.3.10.0", "matmul.0.gflops": 5.0},
-        "LD_PRELOAD=libopenblas.so.0",
+        "libopenblas0-pthread",
     ),
     "no compiler": ({"compiler": None}, "g++"),
     "Rosetta": ({"platform.system": "Darwin", "platform.machine": "x86_64"}, "arm64"),
@@ -361,3 +362,19 @@ def test_diagnose_cannot_write_its_file(tmp_path: Path, capsys: pytest.CaptureFi
     captured = capsys.readouterr()
     assert captured.out == "" and len(captured.err.splitlines()) == 1
     assert "cannot be written" in captured.err
+
+
+@pytest.mark.parametrize("setting, loaded", [(None, True), ("1", True), ("0", False)])
+def test_openblas_is_used_where_it_is_installed(setting: Optional[str], loaded: bool) -> None:
+    """It comes before MLX's own BLAS, unless the environment says no."""
+    if ctypes.util.find_library("openblas") is None or sys.platform != "linux":
+        pytest.skip("no OpenBLAS here")
+    left = ("LD_PRELOAD", "MLX_TRM_OPENBLAS")
+    environment = {name: value for name, value in os.environ.items() if name not in left}
+    if setting is not None:
+        environment["MLX_TRM_OPENBLAS"] = setting
+    code = "import mlx_trm.diagnostics as d; print(d.blas_library())"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment
+    )
+    assert ("libopenblas" in done.stdout) == loaded
