@@ -1,6 +1,7 @@
 """The documents say what the code does: commands, options, names, links, tables."""
 
 import ast
+import hashlib
 import importlib.util
 import json
 import re
@@ -251,3 +252,10 @@ def test_reference_numbers_are_those_recorded() -> None:
     guide = (ROOT / "docs" / "migration_guide.md").read_text(encoding="utf-8")
     for commit in commits:
         assert commit in guide
+
+
+def test_bundled_data_are_described() -> None:
+    """data/README.md has the checksum of every bundled file."""
+    text = (ROOT / "data" / "README.md").read_text(encoding="utf-8")
+    for path in (ROOT / "mlx_trm" / "samples").iterdir():
+        assert hashlib.sha256(path.read_bytes()).hexdigest() in text, path.name
