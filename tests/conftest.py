@@ -2,6 +2,7 @@
 
 import os
 
+import mlx_trm  # isort: skip  # before MLX, so that it can load a fast BLAS on Linux
 import mlx.core as mx
 import pytest
 
@@ -21,4 +22,4 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_report_header() -> str:
     """Say it in the first lines of the output."""
-    return f"mlx: {mx.__version__}, {mx.default_device()}"
+    return f"mlx_trm {mlx_trm.__version__}, mlx {mx.__version__}, {mx.default_device()}"
