@@ -247,6 +247,7 @@ class Trainer:
         self,
         on_eval: Optional[Callable[[Dict[str, Any]], None]] = None,
         on_step: Optional[Callable[[StepReport], None]] = None,
+        on_tick: Optional[Callable[[int], None]] = None,
         on_eval_progress: Optional[Callable[[int, int], None]] = None,
     ) -> TrainReport:
         """Train to the end of the recipe, to ``train.max_steps``, or until :meth:`stop`.
@@ -254,6 +255,7 @@ class Trainer:
         Args:
             on_eval: called after each evaluation with ``{"step": N, "metrics": {set: {...}}}``.
             on_step: called every ``train.log_interval`` steps and at the last one.
+            on_tick: called after every step with its number.
             on_eval_progress: called during evaluations with (puzzles done, puzzles in all).
 
         Returns:
@@ -303,6 +305,8 @@ class Trainer:
             if batch is not None:
                 metrics = self.train_step(batch)
                 log.add(self.step, metrics, self.learning_rate(self.step))
+                if on_tick is not None:
+                    on_tick(self.step)
                 due = every_steps is not None and self.step % every_steps == 0
                 if every_seconds is not None:
                     due = time.monotonic() - saved_at >= every_seconds

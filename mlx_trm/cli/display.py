@@ -75,8 +75,10 @@ class Progress:
         """
         self.quiet = quiet
         self._between = seconds_between_lines
-        self._last_line = -float("inf")
+        self._total = total
+        self._last_line = time.monotonic()
         self._bar: Any = None
+        self._eval_bar: Any = None
         if not quiet and sys.stderr.isatty():
             self._bar = tqdm(total=total, unit="step", dynamic_ncols=True, smoothing=0.1)
 
@@ -92,18 +94,43 @@ class Progress:
         }
         if self._bar is not None:
             self._bar.set_postfix(shown, refresh=False)
-            self._bar.update(report.step - self._bar.n)
             return
-        now = time.monotonic()
-        if now - self._last_line < self._between and report.step < report.total:
+        if not self._line_is_due() and report.step < report.total:
             return
-        self._last_line = now
         left = (report.total - report.step) / max(report.steps_per_second, 1e-9)
         line = "  ".join(f"{name} {value}" for name, value in shown.items())
         self.line(
             f"step {report.step}/{report.total}  {line}  lr {report.lr:.2e}  "
             f"{report.steps_per_second:.2f} steps/s  {duration(left)} left"
         )
+
+    def tick(self, step: int) -> None:
+        """Show that a step is done; lines only where steps are so slow that nothing else comes."""
+        if self._bar is not None:
+            self._bar.update(step - self._bar.n)
+        elif self._line_is_due():
+            self.line(f"step {step}/{self._total}")
+
+    def evaluating(self, done: int, total: int) -> None:
+        """Show how far an evaluation is."""
+        if self._bar is not None:
+            if self._eval_bar is None:
+                self._eval_bar = tqdm(
+                    total=total, unit="puzzle", desc="evaluating", leave=False, dynamic_ncols=True
+                )
+            self._eval_bar.update(done - self._eval_bar.n)
+            if done >= total:
+                self._eval_bar.close()
+                self._eval_bar = None
+        elif self._line_is_due():
+            self.line(f"evaluating: {done}/{total} puzzles")
+
+    def _line_is_due(self) -> bool:
+        now = time.monotonic()
+        if self.quiet or now - self._last_line < self._between:
+            return False
+        self._last_line = now
+        return True
 
     def evaluation(self, event: Dict[str, Any]) -> None:
         """Show the result of an evaluation in one line."""
@@ -128,6 +155,7 @@ class Progress:
             print(text, file=sys.stderr, flush=True)
 
     def close(self) -> None:
-        """End the bar."""
-        if self._bar is not None:
-            self._bar.close()
+        """End the bars."""
+        for bar in (self._eval_bar, self._bar):
+            if bar is not None:
+                bar.close()

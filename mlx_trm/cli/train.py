@@ -46,7 +46,12 @@ def run(args: argparse.Namespace, config: ExperimentConfig) -> int:
     progress = display.Progress(trainer.planned_steps, quiet)
     with stopping(trainer, progress):
         try:
-            report = trainer.fit(on_eval=progress.evaluation, on_step=progress.step)
+            report = trainer.fit(
+                on_eval=progress.evaluation,
+                on_step=progress.step,
+                on_tick=progress.tick,
+                on_eval_progress=progress.evaluating,
+            )
         finally:
             progress.close()
     if not quiet:
