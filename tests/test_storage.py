@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 from pathlib import Path
 from typing import Any, Dict, Iterator, List
 
@@ -198,6 +199,22 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(DataError, match="cannot be written: (Not a directory|File exists)"):
         Counting(TaskConfig(name="counting"), 1).build(tmp_path / "file" / "below")
+
+
+def test_leftovers_of_killed_builds_go(own_cache: Path) -> None:
+    """In the cache, after a day; what is younger may be somebody's at work."""
+    for name, age in ((".old.x1", 90000), (".young.x2", 60)):
+        (own_cache / name / "new" / "train").mkdir(parents=True)
+        os.utime(own_cache / name, (time.time() - age,) * 2)
+    Counting(TaskConfig(name="counting"), 1).dataset("train")
+    assert sorted(p.name for p in own_cache.iterdir() if p.name[0] == ".") == [".young.x2"]
+
+
+def test_a_cache_that_cannot_be_written(own_cache: Path) -> None:
+    """The message says how to choose another place."""
+    own_cache.write_text("a file")
+    with pytest.raises(DataError, match="cannot be written: .*; MLX_TRM_CACHE can name another"):
+        Counting(TaskConfig(name="counting"), 1).dataset("train")
 
 
 def test_two_builders_of_the_same_cache_entry(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from mlx_trm.config import TaskSpec
 from mlx_trm.errors import DataError
 from mlx_trm.tasks import PuzzleDataset, Sudoku, SudokuConfig
 from mlx_trm.tasks import sudoku_files as files_module
+from mlx_trm.tasks.base import file_hash
 from mlx_trm.tasks.sudoku import SAMPLES
 from mlx_trm.tasks.sudoku_files import puzzle_text, read_puzzles, write_csv
 from mlx_trm.tasks.sudoku_generator import random_grids
@@ -167,6 +168,16 @@ def test_the_bundled_sample() -> None:
     found = solve_puzzles(some.puzzles, 9)
     assert (found.counts == 1).all() and (found.solutions[:, 0] == some.solutions).all()
     assert found.guesses.tolist() == some.ratings.tolist()
+
+
+def test_the_readme_has_the_samples_checksums() -> None:
+    """data/README.md says what is in the package."""
+    text = (Path(__file__).resolve().parents[1] / "data" / "README.md").read_text("utf-8")
+    files = sorted(SAMPLES.glob("*.csv"))
+    assert [path.name for path in files] == ["sudoku_hard_test.csv", "sudoku_hard_train.csv"]
+    for path in files:
+        row = f"| `{path.name}` | 1,000 | {path.stat().st_size:,} | `{file_hash(path)}` |"
+        assert row in text
 
 
 @pytest.mark.slow

@@ -7,7 +7,19 @@ import logging
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterable, Iterator, Optional, Sequence, Type, TypeVar, Union
+from typing import (
+    Any,
+    Callable,
+    Dict,
+    Iterable,
+    Iterator,
+    Optional,
+    Sequence,
+    Tuple,
+    Type,
+    TypeVar,
+    Union,
+)
 
 import numpy as np
 
@@ -94,7 +106,7 @@ class Task:
 
     def augment(
         self, inputs: np.ndarray, labels: np.ndarray, rng: np.random.Generator
-    ) -> "tuple[np.ndarray, np.ndarray]":
+    ) -> Tuple[np.ndarray, np.ndarray]:
         """Transform a batch of (B, S) uint8 inputs and labels; used with ``augment: online``."""
         del rng
         return inputs, labels

@@ -12,6 +12,7 @@ import os
 import shutil
 import sys
 import tempfile
+import time
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -31,6 +32,7 @@ BLANK_NAME = "<blank>"
 ARRAYS = ("inputs", "labels", "puzzle_identifiers", "puzzle_indices", "group_indices")
 
 _HEADER_BYTES = 128
+_LEFTOVER_SECONDS = 86400
 
 
 class Puzzle(NamedTuple):
@@ -95,6 +97,10 @@ def whole_folder(target: Path, keep_existing: bool = False) -> Iterator[Path]:
     temporary: Optional[Path] = None
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
+        if keep_existing:
+            _remove_leftovers(target.parent)
+        if keep_existing:
+            _remove_leftovers(target.parent)
         temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
         # mkdtemp is for secrets; a dataset has the rights that any new folder has.
         content = temporary / "new"
@@ -113,12 +119,20 @@ def whole_folder(target: Path, keep_existing: bool = False) -> Iterator[Path]:
                 os.rename(temporary / "old", target)
             raise
     except OSError as error:
+        advice = "; MLX_TRM_CACHE can name another folder" if keep_existing else ""
         raise DataError(
-            f"{error.filename or target}: cannot be written: {error.strerror or error}"
+            f"{error.filename or target}: cannot be written: {error.strerror or error}{advice}"
         ) from error
     finally:
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _remove_leftovers(cache: Path) -> None:
+    """Remove what builds left in the cache that were killed more than a day ago."""
+    for path in cache.glob(".*"):
+        if (path / "new").is_dir() and time.time() - path.stat().st_mtime > _LEFTOVER_SECONDS:
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def check_replaceable(target: Path) -> None:
