@@ -71,6 +71,14 @@ def test_a_csv_is_read(tmp_path: Path, ending: str, quote: str) -> None:
     assert rows.puzzles.dtype == rows.solutions.dtype == np.uint8
 
 
+def test_a_comment_is_no_header(tmp_path: Path) -> None:
+    """A CSV need not be called so; a comment about questions makes no CSV of a text file."""
+    (tmp_path / "a.txt").write_text(f"# a question\n{QUESTION}\n")
+    assert read_all(tmp_path / "a.txt").ratings.tolist() == [0]
+    (tmp_path / "b.txt").write_text(f"Source,Question,Answer,Rating\n{GOOD}\n")
+    assert read_all(tmp_path / "b.txt").ratings.tolist() == [3]
+
+
 def test_columns_in_another_order(tmp_path: Path) -> None:
     """The header says which is which; source and rating may be missing."""
     path = csv_file(tmp_path / "p.csv", f"{ANSWER},7,{QUESTION}", header="Answer,extra,question")

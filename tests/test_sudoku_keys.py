@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from mlx_trm.tasks.sudoku import SAMPLES
 from mlx_trm.tasks.sudoku_files import read_puzzles
-from mlx_trm.tasks.sudoku_generator import random_grids
+from mlx_trm.tasks.sudoku_generator import generate_sets, random_grids
 from mlx_trm.tasks.sudoku_keys import puzzle_keys, rename_digits
 from mlx_trm.tasks.sudoku_solver import PuzzleSet
 from mlx_trm.tasks.transforms import SYMMETRIES, default_symmetries, random_transforms
@@ -73,3 +73,18 @@ def test_digits_are_renamed_in_order_of_appearance() -> None:
     one, two, other = (puzzle_keys(digits(p), 4, ["digits"]) for p in
                        (".3.1..31........", ".2.4..24........", ".3.1..13........"))  # fmt: skip
     assert one == two != other
+
+
+def test_keys_against_all_symmetries_of_4x4() -> None:
+    """The smallest of 128 rearrangements, digits renamed, is exact: equal there, equal keys."""
+    (made,) = generate_sets([1500], 4, np.random.default_rng(0))
+    moves = random_transforms(3000, 4, default_symmetries(4)[1:], np.random.default_rng(1))
+    orders = np.unique(moves.cells, axis=0)
+    assert len(orders) == 128
+    weights = 5 ** np.arange(16, dtype=np.int64)
+    exact = np.min([rename_digits(made.puzzles[:, o], 4) @ weights for o in orders], axis=0)
+    pairs = np.unique(np.stack([exact, puzzle_keys(made.puzzles, 4, SYMMETRIES).view(np.int64)]).T,
+                      axis=0)  # fmt: skip
+    classes = len(np.unique(exact))
+    assert 900 < classes == len(pairs)
+    assert len(np.unique(pairs[:, 1])) >= 0.99 * classes

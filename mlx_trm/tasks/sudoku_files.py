@@ -50,7 +50,8 @@ def read_puzzles(path: Union[str, Path], size: int) -> Iterator[PuzzleSet]:
     try:
         with open(path, "rb") as file:
             first = file.readline()
-            if path.suffix.lower() == ".csv" or b"question" in first:
+            header = b"question" in first.lower() and not first.lstrip().startswith(b"#")
+            if header or path.suffix.lower() == ".csv":
                 parts = _read_csv(path, file, first, size)
             else:
                 file.seek(0)
