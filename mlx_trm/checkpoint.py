@@ -22,7 +22,7 @@ from typing import Any, Dict, List, Optional, Union
 import mlx.core as mx
 
 from mlx_trm.config import ExperimentConfig, TaskSpec, load_config, save_config
-from mlx_trm.conversion import load_weights
+from mlx_trm.conversion import load_weights, read_safetensors
 from mlx_trm.errors import CheckpointError, ConfigError
 from mlx_trm.models import RecursiveModel, build_model, named_arrays
 
@@ -204,9 +204,15 @@ def _read_state(folder: Path) -> Dict[str, Any]:
             )
         if not (isinstance(state["step"], int) and isinstance(state["sha256"], dict)):
             raise TypeError("step or sha256 has the wrong type")
-        TaskSpec(**state["spec"])
+        spec = asdict(TaskSpec(**state["spec"]))
+        for name, value in spec.items():
+            least = 0 if name.endswith("_id") else 1
+            if value is None and name == "ignore_label_id":
+                continue
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+                raise TypeError(f"spec.{name} must be a whole number from {least} up")
         return dict(state)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(
             f"{file}: damaged or not a checkpoint's ({_reason(error)}); use another checkpoint"
         ) from error
@@ -214,10 +220,8 @@ def _read_state(folder: Path) -> Dict[str, Any]:
 
 def _read_arrays(file: Path) -> Dict[str, mx.array]:
     try:
-        arrays: Any = mx.load(str(file))
-        mx.eval(arrays)
-        return dict(arrays)
-    except (RuntimeError, ValueError, OSError, TypeError) as error:
+        return read_safetensors(file)[0]
+    except ValueError as error:
         raise CheckpointError(
             f"{file}: cannot be read as safetensors ({_reason(error)}); use another checkpoint"
         ) from error

@@ -7,6 +7,9 @@ that the reference ignores are not part of a model configuration here.
 Reference: pretrain.py (the wrappers a checkpoint was saved through), config/arch/*.yaml.
 """
 
+import json
+import os
+from pathlib import Path
 from typing import Any, Dict, List, Mapping, Tuple
 
 import mlx.core as mx
@@ -29,6 +32,40 @@ _NOT_SETTINGS = (
     "seq_len",
     "vocab_size",
 )
+
+
+def read_safetensors(path: Path) -> Tuple[Dict[str, mx.array], Dict[str, str]]:
+    """Read a safetensors file whole; what is cut short or no such file is refused.
+
+    Args:
+        path: of the file.
+
+    Returns:
+        Its arrays and its metadata.
+
+    Raises:
+        ValueError: saying what is wrong in one line.
+    """
+    try:
+        # MLX 0.29 reads what is missing at the end of a file as whatever the memory holds.
+        size = os.path.getsize(path)
+        with open(path, "rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if size < 8 or length > size - 8:
+                raise ValueError("it is cut short, or not such a file")
+            header = json.loads(file.read(length).decode("utf-8"))
+        ends = [entry["data_offsets"][1] for name, entry in header.items() if name[:2] != "__"]
+        if 8 + length + max(ends, default=0) > size:
+            raise ValueError("it is cut short")
+        loaded: Any = mx.load(str(path), format="safetensors", return_metadata=True)
+        mx.eval(loaded[0])
+        return dict(loaded[0]), dict(loaded[1])
+    except (KeyError, IndexError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError("its header is malformed") from error
+    except OSError as error:
+        raise ValueError(error.strerror or str(error)) from error
+    except (ValueError, RuntimeError) as error:
+        raise ValueError(" ".join(str(error).split())) from error
 
 
 def strip_prefix(name: str) -> str:

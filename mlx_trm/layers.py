@@ -16,11 +16,15 @@ import mlx.core as mx
 import numpy as np
 from mlx import nn
 
+from mlx_trm.errors import ConfigError
+
 CosSin = Tuple[mx.array, mx.array]
 
 # The standard deviation of a standard normal truncated to [-2, 2]. Dividing by it gives the drawn
 # numbers the standard deviation asked for, as JAX's initialisers do and PyTorch's do not.
 _TRUNCATED_STD = 0.87962566103423978
+# MLX aborts the process over arrays with more elements than a 32-bit number counts.
+_TOO_MANY = 2**31
 
 
 class KeySequence:
@@ -47,8 +51,16 @@ def trunc_normal(shape: Tuple[int, ...], std: float, key: mx.array) -> mx.array:
     Returns:
         float32 array of ``shape``.
 
+    Raises:
+        ConfigError: if that is more than MLX can make.
+
     Reference: models/common.py ``trunc_normal_init_``.
     """
+    if math.prod(shape) >= _TOO_MANY:
+        raise ConfigError(
+            f"model: a weight of shape {shape} is too large for MLX; lower hidden_size, expansion "
+            "or whatever makes it so"
+        )
     if std == 0:
         return mx.zeros(shape, dtype=mx.float32)
     draws = mx.random.truncated_normal(-2.0, 2.0, shape, dtype=mx.float32, key=key)

@@ -5,12 +5,14 @@ that entered each step. tests/reference/README.md describes the format; ``replay
 """
 
 import json
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Mapping, Sequence
 
 import mlx.core as mx
 
 from mlx_trm.carry import Batch
+from mlx_trm.conversion import read_safetensors
 from mlx_trm.errors import DataError
 
 Arrays = Dict[str, mx.array]
@@ -68,12 +70,13 @@ class Recording:
         self.case = path.stem
         self.path = path
         try:
-            loaded: Any = mx.load(str(path), return_metadata=True)
-            self.arrays: Arrays = loaded[0]
-            metadata: Mapping[str, str] = loaded[1]
-        except (RuntimeError, ValueError, OSError) as error:
-            reason = str(error).splitlines()[0]
-            raise DataError(f"{path}: cannot be read as safetensors ({reason})") from error
+            self.arrays: Arrays
+            metadata: Mapping[str, str]
+            self.arrays, metadata = read_safetensors(path)
+        except ValueError as error:
+            raise DataError(
+                f"{path}: cannot be read as safetensors ({error}); copy or record it again"
+            ) from error
         try:
             self.model = metadata["model"]
             self.settings: Dict[str, Any] = json.loads(metadata["config"])
@@ -82,7 +85,7 @@ class Recording:
             self.loss = metadata["loss"].replace("_cross_entropy", "")
             self.dtype = self.settings["forward_dtype"]
             self.halt_max_steps = int(self.settings["halt_max_steps"])
-        except (KeyError, ValueError) as error:
+        except (KeyError, ValueError, TypeError) as error:
             raise DataError(
                 f"{path}: the metadata of a recording is missing or malformed ({error!r}); "
                 "it needs model, config and loss"
@@ -136,11 +139,12 @@ def read_recordings(folder: Path, only: Sequence[str] = ()) -> List[Recording]:
         DataError: if the folder is not one, holds none, or one of them cannot be read.
     """
     if not folder.is_dir():
-        raise DataError(f"{folder}: no such folder of recordings")
+        state = "is no folder; name the one that holds" if folder.exists() else "no such folder of"
+        raise DataError(f"{folder}: {state} recordings")
     paths = sorted(path for path in folder.glob("*.safetensors"))
     if only:
-        paths = [path for path in paths if any(Path(path.stem).match(name) for name in only)]
+        paths = [path for path in paths if any(fnmatchcase(path.stem, name) for name in only)]
     if not paths:
-        chosen = f" whose name matches {', '.join(only)}" if only else ""
+        chosen = f" whose name matches {' or '.join(map(repr, only))}" if only else ""
         raise DataError(f"{folder}: holds no recording (*.safetensors){chosen}")
     return [Recording(path) for path in paths]

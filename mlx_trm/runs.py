@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import re
 import time
 from dataclasses import asdict, dataclass
@@ -153,6 +154,38 @@ def free_run_dir(stem: str, root: Union[str, Path] = "runs") -> Path:
     return path
 
 
+def check_run_dir(config: ExperimentConfig) -> Path:
+    """Choose the run folder and see, before the work begins, that it can be used.
+
+    Args:
+        config: where its ``run_dir`` is open the folder is chosen by its name.
+
+    Returns:
+        The folder, which need not be there yet.
+
+    Raises:
+        ConfigError: if it is a file, holds a run already, or could not be made.
+    """
+    run = free_run_dir(config.stem) if config.run_dir is None else Path(config.run_dir)
+    try:
+        if run.exists() and not run.is_dir():
+            raise ConfigError(f"run_dir: {run} is a file; name a folder")
+        if (run / CONFIG).exists() or list_checkpoints(run):
+            raise ConfigError(f"run_dir: {run} holds a run already; name another run_dir")
+        above = next(folder for folder in (run, *run.absolute().parents) if folder.exists())
+    except OSError as error:  # a name that is too long, say
+        raise ConfigError(
+            f"run_dir: {run} cannot be made ({error.strerror}); name another folder"
+        ) from error
+    if not above.is_dir():
+        raise ConfigError(f"run_dir: {run} cannot be made, {above} is a file; name another folder")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise ConfigError(
+            f"run_dir: {run} cannot be made, {above} is not writable; name another folder"
+        )
+    return run
+
+
 def prepare_run_dir(config: ExperimentConfig) -> Path:
     """Make the run folder and write the resolved configuration into it.
 
@@ -165,11 +198,7 @@ def prepare_run_dir(config: ExperimentConfig) -> Path:
     Raises:
         ConfigError: if it is a file, holds a run already, or cannot be made.
     """
-    run = free_run_dir(config.stem) if config.run_dir is None else Path(config.run_dir)
-    if run.exists() and not run.is_dir():
-        raise ConfigError(f"run_dir: {run} is a file; name a folder")
-    if (run / CONFIG).exists() or list_checkpoints(run):
-        raise ConfigError(f"run_dir: {run} holds a run already; name another run_dir")
+    run = check_run_dir(config)
     try:
         run.mkdir(parents=True, exist_ok=True)
         save_config(config, run / CONFIG)

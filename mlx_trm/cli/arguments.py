@@ -1,7 +1,9 @@
 """Arguments that commands share, and settings such as ``train.lr=3e-4`` anywhere on the line."""
 
 import argparse
+import os
 import re
+from pathlib import Path
 from typing import Any, Iterator, List, NoReturn, Set, Tuple
 
 from mlx_trm.config import ExperimentConfig, load_config, packaged_configs
@@ -73,6 +75,30 @@ def add_shared(parser: Parser) -> None:
             default=argparse.SUPPRESS if inherited else None,
             help="where to compute (default: the GPU, where MLX finds one)",
         )
+
+
+def add_json(parser: argparse.ArgumentParser, text: str) -> None:
+    """Let a command take ``--json FILE``, which is checked before the command works for it.
+
+    Args:
+        parser: of the command.
+        text: the option's help.
+    """
+    parser.add_argument("--json", type=_writable, metavar="FILE", help=text)
+
+
+def _writable(text: str) -> Path:
+    """Read the name of a file to write."""
+    path, problem = Path(text), ""
+    if path.is_dir() or not text:
+        problem = "it is a folder" if text else "the name is empty"
+    elif not path.parent.is_dir():
+        problem = f"there is no folder {path.parent}"
+    elif not os.access(path if path.exists() else path.parent, os.W_OK):
+        problem = "it is not writable"
+    if problem:
+        raise argparse.ArgumentTypeError(f"{text}: cannot be written ({problem})")
+    return path
 
 
 def add_overrides(parser: argparse.ArgumentParser) -> None:

@@ -1,11 +1,14 @@
 """The list of commands, and how ``python -m mlx_trm`` and ``mlx-trm`` start them."""
 
 import importlib
+import io
+import os
 import sys
 from typing import Dict, List
 
 from mlx_trm.errors import did_you_mean
 
+INTERRUPTED, BROKEN_PIPE = 130, 141
 COMMANDS: Dict[str, str] = {
     "train": "train a model from a configuration",
     "evaluate": "score a trained model on its task's puzzles",
@@ -36,13 +39,24 @@ def start_command(argv: List[str]) -> int:
     Returns:
         The exit code.
     """
+    prepare_streams()
+    try:
+        return _start(argv)
+    except BrokenPipeError:
+        return close_output()
+    except KeyboardInterrupt:  # while the command is being imported
+        sys.stderr.write("interrupted\n")
+        return INTERRUPTED
+
+
+def _start(argv: List[str]) -> int:
     if not argv or argv[0] in ("-h", "--help", "help"):
-        print(overview())
+        print(overview(), flush=True)
         return 0
     if argv[0] in ("-V", "--version"):
         from mlx_trm import __version__
 
-        print(f"mlx_trm {__version__}")
+        print(f"mlx_trm {__version__}", flush=True)
         return 0
     name = argv[0]
     if name not in COMMANDS:
@@ -52,3 +66,32 @@ def start_command(argv: List[str]) -> int:
         return 2
     code: int = importlib.import_module(f"mlx_trm.{name}").main(argv[1:])
     return code
+
+
+def prepare_streams() -> None:
+    """Make standard output and error usable, whatever the shell has done to them.
+
+    A closed one swallows what is written. One with a small character set shows ``?`` for what it
+    lacks, such as the lines of a grid.
+    """
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            # Open until the process ends, like those it stands for.
+            nowhere = open(os.devnull, "w", encoding="utf-8")  # pylint: disable=R1732
+            setattr(sys, name, nowhere)
+        elif name == "stdout" and isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+
+
+def close_output() -> int:
+    """Send what is still to be written to standard output nowhere: its reader, ``head``, has left.
+
+    Returns:
+        The exit code for it. Without this, Python would complain once more at exit.
+    """
+    try:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (OSError, ValueError):  # standard output is no file
+        pass
+    return BROKEN_PIPE

@@ -6,7 +6,6 @@ interrupted. Results go to standard output, everything else to standard error.
 
 import argparse
 import logging
-import os
 import sys
 from contextlib import contextmanager
 from typing import Callable, Iterator, List, Optional
@@ -19,10 +18,10 @@ from mlx_trm.cli.arguments import (
     parse_line,
     read_config,
 )
-from mlx_trm.cli.commands import COMMANDS
+from mlx_trm.cli.commands import COMMANDS, INTERRUPTED, close_output, prepare_streams
 from mlx_trm.errors import ConfigError, TRMError
 
-DONE, NO, USER, INTERRUPTED, BROKEN_PIPE = 0, 1, 2, 130, 141
+DONE, NO, USER = 0, 1, 2
 LOGGER = logging.getLogger("mlx_trm")
 
 
@@ -62,6 +61,7 @@ def main(
         add_overrides(parser)
     add_shared(parser)
     words = sys.argv[1:] if argv is None else argv
+    prepare_streams()
     try:
         args = parse_line(parser, words)
     except SystemExit as stop:
@@ -87,9 +87,7 @@ def _run(args: argparse.Namespace, run: Callable[..., Optional[int]], needs: str
         sys.stdout.flush()
         return code or DONE
     except BrokenPipeError:
-        # The reader, `head` say, has left. Python would complain about it once more at exit.
-        _discard_output()
-        return BROKEN_PIPE
+        return close_output()
     except (Exception, KeyboardInterrupt) as error:  # pylint: disable=broad-exception-caught
         return report_error(error)
 
@@ -217,11 +215,3 @@ def default_device(name: Optional[str]) -> Iterator[None]:
         yield
     finally:
         mx.set_default_device(before)
-
-
-def _discard_output() -> None:
-    """Send what is still to be written to standard output nowhere."""
-    try:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except (OSError, ValueError):  # standard output is no file
-        pass

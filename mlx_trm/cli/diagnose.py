@@ -1,17 +1,17 @@
 """``python -m mlx_trm.diagnose``: report the system, MLX and its devices."""
 
 import argparse
-from pathlib import Path
 from typing import Any, Dict, List, Tuple
 
 from mlx_trm.cli import display
+from mlx_trm.cli.arguments import add_json
 from mlx_trm.cli.evaluate import write_json
 from mlx_trm.diagnostics import device_report
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's own arguments."""
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the report there")
+    add_json(parser, "also write the report there")
 
 
 def run(args: argparse.Namespace) -> int:

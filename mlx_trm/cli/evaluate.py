@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import sys
 from pathlib import Path
 from typing import List
@@ -10,6 +11,7 @@ from tqdm import tqdm
 
 from mlx_trm.checkpoint import load_checkpoint
 from mlx_trm.cli import display
+from mlx_trm.cli.arguments import add_json
 from mlx_trm.config import config_from_dict, config_to_dict
 from mlx_trm.errors import ConfigError
 from mlx_trm.evaluation import Evaluator
@@ -31,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="ema",
         help="the averaged weights, where the run kept an average, or the raw ones",
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the metrics there")
+    add_json(parser, "also write the metrics there")
 
 
 def positive(text: str) -> int:
@@ -78,6 +80,17 @@ def write_json(path: Path, content: object) -> None:
         ConfigError: if it cannot be written.
     """
     try:
-        path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        text = json.dumps(content, indent=2) + "\n"
+        if path.exists() and not path.is_file():  # /dev/stdout, say
+            path.write_text(text, encoding="utf-8")
+            return
+        target = Path(os.path.realpath(path))
+        temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+        try:
+            temporary.write_text(text, encoding="utf-8")
+            os.replace(temporary, target)
+        finally:
+            if temporary.exists():
+                temporary.unlink()
     except OSError as error:
         raise ConfigError(f"--json {path}: cannot be written ({error.strerror})") from error

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import List
 
 from mlx_trm.cli import display
+from mlx_trm.cli.arguments import add_json
 from mlx_trm.cli.evaluate import write_json
 from mlx_trm.recordings import read_recordings
 from mlx_trm.replay import Comparison, compare
@@ -25,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="CASE",
         help="compare only this case, or those that match a pattern such as 'trm_*' (repeatable)",
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the table there")
+    add_json(parser, "also write the table there")
 
 
 def run(args: argparse.Namespace) -> int:

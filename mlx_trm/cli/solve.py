@@ -5,12 +5,12 @@ import math
 import os
 import re
 import sys
-from pathlib import Path
 from typing import Any, Dict, Iterator, List, Sequence
 
 import numpy as np
 
 from mlx_trm.checkpoint import load_checkpoint
+from mlx_trm.cli.arguments import add_json
 from mlx_trm.cli.evaluate import positive, write_json
 from mlx_trm.cli.puzzles import Given, read_given
 from mlx_trm.inference import Solver, SolverStep
@@ -50,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="ema",
         help="the averaged weights, where the run kept an average, or the raw ones",
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write every step there")
+    add_json(parser, "also write every step there")
 
 
 def run(args: argparse.Namespace) -> int:

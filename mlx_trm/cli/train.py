@@ -16,6 +16,7 @@ from mlx_trm.evaluation import should_compile
 from mlx_trm.inference import Solver
 from mlx_trm.models import named_arrays
 from mlx_trm.models.base import DTYPES
+from mlx_trm.runs import check_run_dir
 from mlx_trm.training import Trainer, TrainReport
 
 
@@ -39,6 +40,7 @@ def run(args: argparse.Namespace, config: ExperimentConfig) -> int:
     if args.print_config:
         sys.stdout.write(dump_config(config))
         return 0
+    check_run_dir(config)
     trainer = Trainer(config)
     quiet = args.quiet
     if not quiet:
