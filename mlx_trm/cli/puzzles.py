@@ -13,6 +13,8 @@ from mlx_trm.tasks import Sudoku, Task
 from mlx_trm.tasks.sudoku_solver import solve_puzzles
 
 LISTED_PROBLEMS = 10
+# A text with a larger share of digits, points and spaces is a puzzle, not a file's name.
+MOSTLY = 0.85
 
 
 class Given(NamedTuple):
@@ -76,7 +78,9 @@ def read_lines(source: str) -> Iterator[Tuple[int, str]]:
     path = os.path.expanduser(source)
     if source != "-" and not os.path.exists(path):
         # A typing error in a file's name should not be reported as a strange puzzle.
-        if re.search(r"\.[A-Za-z]\w*$", source) or "/" in source:
+        cells = len(re.findall(r"[\d.\s]", source))
+        named = re.search(r"\.[A-Za-z]\w*$", source) and cells <= MOSTLY * len(source)
+        if named or "/" in source:
             raise DataError(f"{source}: no such file, and not a puzzle either")
         yield 0, source
         return

@@ -289,7 +289,7 @@ def _read_metadata(path: Path) -> Tuple[Dict[str, Any], TaskSpec]:
         about = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
-    except ValueError as error:  # bad UTF-8 or bad JSON
+    except (ValueError, RecursionError) as error:  # bad UTF-8 or bad JSON
         raise DataError(f"{path}: is not JSON: {error}; build the dataset again") from error
     if not isinstance(about, dict):
         raise DataError(f"{path}: is not a JSON object; build the dataset again")
@@ -301,6 +301,12 @@ def _read_metadata(path: Path) -> Tuple[Dict[str, Any], TaskSpec]:
             continue
         if not isinstance(value, int) or isinstance(value, bool) or value < low:
             raise DataError(f"{path}: {key} must be a whole number from {low} up, not {value!r}")
+    for key, limit in (
+        ("pad_id", "vocab_size"),
+        ("blank_identifier_id", "num_puzzle_identifiers"),
+    ):
+        if about[key] >= about[limit]:
+            raise DataError(f"{path}: {key} is {about[key]}, {limit} is only {about[limit]}")
     sets = about.get("sets")
     plain = isinstance(sets, list) and all(
         isinstance(name, str) and name and not set(name) & set("/\\\0") for name in sets

@@ -243,7 +243,10 @@ def _decode(path: Path, line: bytes, number: int) -> str:
 
 def _read_csv(path: Path, file: BinaryIO, header: bytes, size: int) -> Iterator[PuzzleSet]:
     """Read the lines after the header, in blocks of whole lines."""
-    fields = next(csv.reader([_decode(path, header, 1)]), [])
+    try:
+        fields = next(csv.reader([_decode(path, header, 1)]), [])
+    except csv.Error as error:  # NUL bytes before Python 3.11, or a field without end
+        raise DataError(f"{path}:1: {error}; the columns must be {','.join(COLUMNS)}") from error
     names = [name.strip().lower() for name in fields]
     if not {"question", "answer"} <= set(names):
         given = ",".join(names) if any(names) else "nothing"

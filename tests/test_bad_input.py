@@ -1,0 +1,698 @@
+"""What a user can do wrong, at the command line: one line that helps, code 2, nothing damaged."""
+
+import io
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import MappingProxyType
+from typing import Callable, Dict, List, Mapping, NamedTuple, Optional
+
+import mlx.core as mx
+import pytest
+
+from mlx_trm import load_checkpoint
+from mlx_trm.__main__ import main
+from mlx_trm.checkpoint import _sha256 as sha256
+from mlx_trm.diagnostics import gpu_available
+from mlx_trm.errors import CheckpointError
+
+ROOT = Path(__file__).resolve().parents[1]
+RECORDING = ROOT / "tests" / "reference" / "cuda" / "trm_att_rope_bf16.safetensors"
+TINY = "--config sudoku_tiny.yaml task.train_puzzles=64 task.test_puzzles=16 train.batch_size=8"
+SHORT = f"{TINY} train.max_steps=1"
+NINE = "--config sudoku.yaml train.batch_size=2 train.max_steps=1"
+HARD = "53..7....6..195....98....6.8...6...34..8.3..17...2...6.6....28....419..5....8..79"
+SOLVED = "534678912672195348198342567859761423426853791713924856961537284287419635345286179"
+FOUR, FOUR_SOLVED = "1.....2..3.....4", "1243342143122134"
+HEADER = "source,question,answer,rating\n"
+ROW = f"x,{HARD},{SOLVED},5\n"
+YAML = "task: {name: sudoku, size: 4}\nmodel: {name: trm}\n"
+
+
+class Case(NamedTuple):
+    """A wrong command line.
+
+    Attributes:
+        line: the words after ``python -m mlx_trm``; a word of a list may hold spaces.
+        says: what the message has to contain, several separated by ``|``.
+        files: written first, by name in the working folder; None makes a folder.
+        prepare: called first, in the working folder, after that.
+        stdin: what standard input holds.
+        problems: lines below a heading; 0 for a message of one line.
+    """
+
+    line: "str | List[str]"
+    says: str
+    files: Mapping[str, "str | bytes | None"] = MappingProxyType({})
+    prepare: Optional[Callable[[], None]] = None
+    stdin: str = ""
+    problems: int = 0
+
+
+# Preparations: they run in the working folder, which holds a run in `run` and data in `built`.
+
+
+def rewrite(path: str, change: Callable[[bytes], bytes], seal: bool = False) -> Callable[[], None]:
+    """Change a file's bytes; with ``seal`` its checksum in ``state.json`` too."""
+
+    def prepare() -> None:
+        file = Path(path)
+        file.write_bytes(change(file.read_bytes()))
+        if seal:
+            state = json.loads((file.parent / "state.json").read_text())
+            state["sha256"][file.name] = sha256(file)
+            (file.parent / "state.json").write_text(json.dumps(state))
+
+    return prepare
+
+
+def edit_json(path: str, **values: object) -> Callable[[], None]:
+    """Change entries of a JSON object; None removes one."""
+
+    def change(content: bytes) -> bytes:
+        held = {**json.loads(content), **values}
+        return json.dumps({key: value for key, value in held.items() if value is not None}).encode()
+
+    return rewrite(path, change)
+
+
+def remove(*paths: str) -> Callable[[], None]:
+    """Remove files, links and folders."""
+
+    def prepare() -> None:
+        for path in map(Path, paths):
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+
+    return prepare
+
+
+def cut(content: bytes) -> bytes:
+    """The first two thirds."""
+    return content[: len(content) * 2 // 3]
+
+
+def other_shape(content: bytes) -> bytes:
+    """Safetensors with a weight of another shape."""
+    Path("x.safetensors").write_bytes(content)
+    arrays = dict(mx.load("x.safetensors"))
+    arrays["lm_head.weight"] = mx.zeros((3, 5))
+    mx.save_safetensors("x.safetensors", arrays)
+    changed = Path("x.safetensors").read_bytes()
+    os.unlink("x.safetensors")
+    return changed
+
+
+def recording(metadata: Dict[str, str]) -> Callable[[], None]:
+    """A folder ``recorded`` with a small file that has this metadata."""
+
+    def prepare() -> None:
+        os.mkdir("recorded")
+        mx.save_safetensors("recorded/a.safetensors", {"a": mx.zeros((1,))}, metadata)
+
+    return prepare
+
+
+def train_csv(text: "str | bytes", says: str, more: str = "") -> Case:
+    """A 9x9 training file with this content."""
+    return Case(f"train {NINE} task.train_file=a.csv {more}", says, {"a.csv": text})
+
+
+def with_data(says: str, prepare: Callable[[], None], more: str = "") -> Case:
+    """The built folder, changed, as ``data_dir``."""
+    line = "train --config sudoku_tiny.yaml train.batch_size=8 train.max_steps=1"
+    return Case(f"{line} task.data_dir=built {more}", says, prepare=prepare)
+
+
+def config(text: "str | bytes", says: str, problems: int = 0) -> Case:
+    """A configuration file with this content."""
+    return Case("train --config a.yaml", says, {"a.yaml": text}, problems=problems)
+
+
+def evaluated(says: str, prepare: Callable[[], None]) -> Case:
+    """The run, changed."""
+    return Case("evaluate run -q", says, prepare=prepare)
+
+
+STEP = "run/step_1/"
+
+CASES: Dict[str, Case] = {
+    # Configurations -----------------------------------------------------------------------------
+    "config/missing": Case("train", "--config FILE is missing"),
+    "config/no-file": Case("train --config nope.yaml", "nope.yaml: there is no such file"),
+    "config/misspelt": Case("train --config sudoku_tini.yaml", "did you mean 'sudoku_tiny.yaml'"),
+    "config/folder": Case("train --config sub", "is a folder", {"sub": None}),
+    "config/no-option": Case("train sudoku.yaml", "did you mean --config sudoku.yaml"),
+    "config/not-yaml": config("task: [1\nmodel: {", "a.yaml: line"),
+    "config/tab": config("task:\n\tname: sudoku\n", "line 2"),
+    "config/not-utf8": config(b"task: \xff\xfe\n", "is not UTF-8"),
+    "config/nul": config("task: {name: 'a\0b'}", "not allowed"),
+    "config/duplicate": config(YAML + "seed: 1\nseed: 2\n", "seed|a.yaml: "),
+    "config/empty": config("", "is empty"),
+    "config/list": config("- 1\n- 2\n", "expected sections"),
+    "config/scalar": config("hello", "expected sections"),
+    "config/alias": config(YAML + "seed: &a 1\nrun_dir: *a\n", "alias"),
+    "config/no-names": config("seed: 1\n", "task.name|model.name", problems=2),
+    "config/section-is-list": config(YAML + "train: [1]\n", "expected a section"),
+    "config/several": config(
+        YAML + "train: {batchsize: 1, loss: stable}\neval: {interval: x}\n",
+        "train.batchsize|'train.batch_size'|'stablemax'|eval.interval",
+        problems=3,
+    ),
+    "key/unknown": Case(f"train {SHORT} train.batchsize=8", "did you mean 'train.batch_size'"),
+    "key/unknown-section": Case(f"train {SHORT} optim.lr=1", "unknown key 'optim.lr'"),
+    "key/of-reference": Case(f"train {SHORT} global_batch_size=8", "'train.batch_size'"),
+    "key/section-alone": Case(f"train {SHORT} train=1", "is a section"),
+    "key/no-equals": Case(f"train {SHORT} --set train.lr", "'=' is missing"),
+    "key/no-name": Case(f"train {SHORT} =3", "the name before '=' is missing"),
+    "key/no-value": Case(f"train {SHORT} train.lr=", "train.lr: expected a number, not null"),
+    "value/type": Case(f"train {SHORT} train.lr=fast", "train.lr: expected a number"),
+    "value/bool-as-int": Case(f"train {SHORT} train.batch_size=true", "expected a whole number"),
+    "value/text-as-bool": Case(f"train {SHORT} train.ema=yes", "write true"),
+    "value/batch-0": Case(f"train {TINY} train.batch_size=0", "train.batch_size: must be at least"),
+    "value/negative": Case(f"train {SHORT} train.lr=-1", "train.lr: must be at least 0"),
+    "value/infinite": Case(f"train {SHORT} train.lr=.inf", "must be a finite number"),
+    "value/nan": Case(f"train {SHORT} train.weight_decay=.nan", "must be a finite number"),
+    "value/1e999": Case(f"train {SHORT} train.lr=1e999", "must be a finite number"),
+    "value/too-large": Case(f"train {SHORT} seed=99999999999999999999", "the number is too large"),
+    "value/choice": Case(f"train {SHORT} train.loss=stable", "did you mean 'stablemax'"),
+    "value/heads": Case(
+        f"train {SHORT} model.mlp_t=false model.num_heads=3", "num_heads|hidden_size"
+    ),
+    "value/huge-model": Case(f"train {SHORT} model.hidden_size=1000000000", "too large"),
+    "value/large-model": Case(f"train {SHORT} model.hidden_size=28000", "GiB"),
+    "value/huge-expansion": Case(f"train {SHORT} model.expansion=1e300", "model"),
+    "value/huge-puzzle-len": Case(f"train {SHORT} model.puzzle_emb_len=100000000000", "too large"),
+    "value/task": Case(f"train {SHORT} task.name=sudoko", "did you mean 'sudoku'"),
+    "value/model": Case(f"train {SHORT} model.name=trn", "did you mean 'trm'"),
+    "value/interval": Case(f"train {SHORT} eval.interval=3", "does not divide train.epochs"),
+    "value/eval-0": Case(f"train {SHORT} eval.max_examples=0", "eval.max_examples: must be at"),
+    "value/every": Case(f"train {SHORT} checkpoint.every=soon", "checkpoint.every"),
+    "value/nul": Case(f'train {SHORT} run_dir="a\\0b"', "run_dir: has a character"),
+    "value/other-encoding": Case(f"train {SHORT} run_dir=caf\udcff", "run_dir: has a character"),
+    "value/symmetries": Case(f"train {SHORT} task.symmetries=[turn]", "task.symmetries"),
+    "value/givens": Case(f"train {SHORT} task.min_givens=9 task.max_givens=5", "min_givens"),
+    "value/batch-memory": Case(f"train {TINY} train.batch_size=100000000", "GiB|train.batch_size="),
+    "plugin/unknown": Case(f"train {SHORT} plugins=[no_such_module]", "no module 'no_such_module'"),
+    "plugin/no-file": Case(f"train {SHORT} plugins=[nope.py]", "nope.py: No such file"),
+    "plugin/raises": Case(
+        f"train {SHORT} plugins=[p.py]",
+        "p.py: ValueError: first",
+        {"p.py": "raise ValueError('first\\nsecond')\n"},
+    ),
+    "plugin/syntax": Case(f"train {SHORT} plugins=[q.py]", "SyntaxError", {"q.py": "def (:\n"}),
+    # Data files ---------------------------------------------------------------------------------
+    "file/missing": Case(f"train {NINE} task.train_file=no.csv", "no.csv: cannot be read"),
+    "file/missing-test": Case(f"train {NINE} task.test_file=no.csv", "no.csv: cannot be read"),
+    "file/folder": Case(f"train {NINE} task.train_file=sub", "sub: ", {"sub": None}),
+    "file/built": Case(f"train {NINE} task.train_file=built", "built: "),
+    "file/empty": train_csv("", "a.csv:1: the columns must be"),
+    "file/header-only": train_csv(HEADER, "a.csv: holds no puzzles"),
+    "file/columns": train_csv("puzzle,solution\n1,2\n", "the columns must be source,question"),
+    "file/ragged": train_csv(HEADER + ROW + "x,y\n", "a.csv:3: 2 columns, the header has 4"),
+    "file/80-cells": train_csv(HEADER + f"x,{HARD[1:]},{SOLVED},5\n", "has 80 cells"),
+    "file/letter": train_csv(HEADER + f"x,{HARD[:-1]}k,{SOLVED},5\n", "a.csv:2: |'k' in row 9"),
+    "file/givens": train_csv(HEADER + f"x,5{HARD[:1]}{HARD[2:]},{SOLVED},5\n", "contradictory"),
+    "file/answer-differs": train_csv(HEADER + f"x,{HARD},6{SOLVED[1:]},5\n", "where 5 is given"),
+    "file/answer-wrong": train_csv(
+        HEADER + f"x,{HARD},{SOLVED[:2]}6{SOLVED[3:]},5\n", "the answer is wrong: 6 stands twice"
+    ),
+    "file/answer-blank": train_csv(HEADER + f"x,{HARD},{HARD},5\n", "has a blank in row 1"),
+    "file/rating": train_csv(HEADER + f"x,{HARD},{SOLVED},hard\n", "rating must be a whole number"),
+    "file/quotes": train_csv(HEADER + f'x,"{HARD},{SOLVED},5\n', "a.csv:2: "),
+    "file/binary": train_csv(bytes(range(256)) * 20, "a.csv:1: "),
+    "file/nul": train_csv("source,\0\n", "a.csv:1: "),
+    "file/header-quote": train_csv('"' + "x" * 200000 + "\n", "a.csv:1: "),
+    "file/utf16": train_csv((HEADER + ROW).encode("utf-16"), "a.csv:1: is not UTF-8"),
+    "file/size": Case(
+        f"train {SHORT} task.train_file=a.csv", "81 cells, 4x4 needs 16", {"a.csv": HEADER + ROW}
+    ),
+    "file/min-difficulty": train_csv(
+        HEADER + ROW, "highest rating is 5; min_difficulty is 9", "task.min_difficulty=9"
+    ),
+    "file/no-rating": train_csv(
+        f"question,answer\n{HARD},{SOLVED}\n", "has no column 'rating'", "task.min_difficulty=9"
+    ),
+    "file/batch-larger": Case(f"train {TINY} train.batch_size=600", "no batch is ever full"),
+    "file/two-solutions": Case(
+        f"train {SHORT} task.train_file=a.txt",
+        "a.txt:2: the puzzle has more than one solution",
+        {"a.txt": f"{FOUR}\n{'.' * 16}\n"},
+    ),
+    "file/no-solution": Case(
+        f"data build {TINY} task.train_file=a.txt",
+        "a.txt:1: the puzzle has no solution",
+        {"a.txt": "123....4........\n"},
+    ),
+    "file/hidden": Case(f"train {SHORT} task.data_dir=built task.train_file=a.csv", "ignored"),
+    # Built data ---------------------------------------------------------------------------------
+    "built/missing": Case("data show --config sudoku_tiny.yaml task.data_dir=no", "no: no such"),
+    "built/is-file": Case(
+        "data show --config sudoku_tiny.yaml task.data_dir=a", "a: is not a folder", {"a": ""}
+    ),
+    "built/other-vocabulary": Case(
+        f"train {NINE} task.data_dir=built", "vocab_size is 6, this task needs 11"
+    ),
+    "built/no-test": with_data("has no split 'test'", remove("built/test")),
+    "built/no-array": with_data("labels.npy: no such", remove("built/train/all__labels.npy")),
+    "built/truncated": with_data("is damaged", rewrite("built/train/all__inputs.npy", cut)),
+    "built/empty-array": with_data(
+        "is damaged", rewrite("built/train/all__group_indices.npy", lambda _: b"")
+    ),
+    "built/not-npy": with_data(
+        "is damaged", rewrite("built/train/all__inputs.npy", lambda _: b"hello" * 99)
+    ),
+    "built/not-json": with_data("is not JSON", rewrite("built/train/dataset.json", cut)),
+    "built/deep-json": with_data(
+        "is not JSON", rewrite("built/train/dataset.json", lambda _: b"[" * 100000)
+    ),
+    "built/no-key": with_data("seq_len", edit_json("built/train/dataset.json", seq_len=None)),
+    "built/pad-id": with_data("pad_id", edit_json("built/train/dataset.json", pad_id=99)),
+    "built/count": with_data("total_groups", edit_json("built/train/dataset.json", total_groups=9)),
+    "built/token": with_data(
+        "token 255 is not in 0..5",
+        rewrite("built/test/all__inputs.npy", lambda content: content[:-1] + b"\xff"),
+    ),
+    # Runs ---------------------------------------------------------------------------------------
+    "run/missing": Case("evaluate nope", "nope: no such run"),
+    "run/missing-solve": Case(f"solve nope {FOUR}", "nope: no such run"),
+    "run/is-file": Case("evaluate a", "a: is a file", {"a": "x"}),
+    "run/empty": Case("evaluate sub", "sub: holds no checkpoint", {"sub": None}),
+    "run/no-checkpoint": evaluated("run: holds no checkpoint", remove("run/latest", "run/step_1")),
+    "run/dangling-link": evaluated("run: holds no checkpoint", remove("run/step_1")),
+    "run/state-cut": evaluated("state.json: damaged", rewrite(STEP + "state.json", cut)),
+    "run/state-list": evaluated(
+        "state.json: damaged", rewrite(STEP + "state.json", lambda _: b"[]")
+    ),
+    "run/state-deep": evaluated(
+        "state.json: damaged", rewrite(STEP + "state.json", lambda _: b"[" * 100000)
+    ),
+    "run/state-format": evaluated("format 99", edit_json(STEP + "state.json", format=99)),
+    "run/state-spec": evaluated(
+        "spec.vocab_size",
+        edit_json(STEP + "state.json", spec={"vocab_size": "6", "seq_len": 16}),
+    ),
+    "run/state-other-spec": evaluated(
+        "do not fit the model", edit_json(STEP + "state.json", spec={"vocab_size": 9, "seq_len": 4})
+    ),
+    "run/model-missing": evaluated(
+        "model.safetensors: missing", remove(STEP + "model.safetensors")
+    ),
+    "run/model-cut": evaluated("SHA-256", rewrite(STEP + "model.safetensors", cut)),
+    "run/ema-changed": evaluated(
+        "ema.safetensors: its SHA-256",
+        rewrite(STEP + "ema.safetensors", lambda content: content[:-1] + b"?"),
+    ),
+    "run/config-changed": evaluated(
+        "config.yaml: its SHA-256",
+        rewrite(STEP + "config.yaml", lambda content: content + b"\n"),
+    ),
+    "run/sealed-cut": evaluated(
+        "cannot be read as safetensors", rewrite(STEP + "model.safetensors", cut, seal=True)
+    ),
+    "run/sealed-other-format": evaluated(
+        "cannot be read as safetensors",
+        rewrite(STEP + "model.safetensors", lambda _: b"PK\x03\x04" * 100, seal=True),
+    ),
+    "run/sealed-other-shape": evaluated(
+        "lm_head.weight is (3, 5)", rewrite(STEP + "model.safetensors", other_shape, seal=True)
+    ),
+    "run/sealed-config": evaluated(
+        "its configuration cannot be used",
+        rewrite(STEP + "config.yaml", lambda _: b"task: [", seal=True),
+    ),
+    "run/model-override": Case("evaluate run model.H_cycles=1", "cannot be overridden"),
+    "run/unknown-override": Case("evaluate run eval.batchsize=1", "did you mean 'eval.batch_size'"),
+    "run/other-data": Case(
+        "evaluate run task.size=6 task.min_givens=30 task.max_givens=34 task.train_puzzles=4",
+        "do not fit the model: vocab_size is 8",
+    ),
+    "run/steps-0": Case("evaluate run --steps 0", "'0' is not a whole number of at least 1"),
+    "run/steps-negative": Case("evaluate run --steps -1", "'-1' is not a whole number"),
+    "run/steps-text": Case("evaluate run --steps x", "'x' is not a whole number"),
+    "run/max-examples": Case("evaluate run --max-examples 0", "'0' is not a whole number"),
+    "run/split": Case("evaluate run --split dev", "'dev'"),
+    "run/json-folder": Case(
+        "evaluate run --json no/a.json", "--json: no/a.json: cannot be written"
+    ),
+    "run/json-directory": Case("evaluate run --json sub", "it is a folder", {"sub": None}),
+    "run/log-file": Case("evaluate run --log-file no/a.log", "--log-file no/a.log"),
+    "run/log-directory": Case("evaluate run --log-file sub", "--log-file sub", {"sub": None}),
+    "run_dir/holds-run": Case(f"train {SHORT} run_dir=run", "holds a run already"),
+    "run_dir/file": Case(f"train {SHORT} run_dir=a", "a is a file; name a folder", {"a": "x"}),
+    "run_dir/under-file": Case(f"train {SHORT} run_dir=a/b/c", "a is a file", {"a": "x"}),
+    "run_dir/long": Case(f"train {SHORT} run_dir={'n' * 300}", "name too long"),
+    "run_dir/empty": Case(f'train {SHORT} run_dir=""', "run_dir: is empty"),
+    # Solving ------------------------------------------------------------------------------------
+    "solve/empty": Case(["solve", "run", ""], "the puzzle has 0 cells, 4x4 needs 16"),
+    "solve/short": Case("solve run 123", "the puzzle has 3 cells"),
+    "solve/nine": Case(f"solve run {HARD}", "the puzzle has 81 cells"),
+    "solve/letter": Case("solve run 1.....2..3.....x", "'x' in row 4 column 4"),
+    "solve/givens": Case("solve run 11....2..3.....4", "contradictory givens: 1 stands twice"),
+    "solve/none": Case("solve run 123....4........", "the puzzle has no solution"),
+    "solve/two": Case("solve run 1...............", "more than one solution"),
+    "solve/no-file": Case("solve run puzzles.txt", "puzzles.txt: no such file"),
+    "solve/folder": Case("solve run sub", "sub: is a folder", {"sub": None}),
+    "solve/binary": Case("solve run a.bin", "is not UTF-8", {"a.bin": b"\xff\xfe\x00"}),
+    "solve/empty-file": Case("solve run a.txt", "a.txt: holds no puzzle", {"a.txt": "# none\n"}),
+    "solve/empty-stdin": Case("solve run -", "standard input: holds no puzzle"),
+    "solve/stdin": Case("solve run -", "standard input:1: |2: ", stdin="12\n3x\n", problems=2),
+    "solve/steps": Case(f"solve run {FOUR} --steps 0", "--steps: '0'"),
+    "solve/json": Case(f"solve run {FOUR} --json no/a", "--json: no/a: cannot be written"),
+    # Parity -------------------------------------------------------------------------------------
+    "parity/missing": Case("parity nope", "nope: no such folder of recordings"),
+    "parity/file": Case("parity a", "a: is no folder", {"a": "x"}),
+    "parity/empty": Case("parity sub", "sub: holds no recording", {"sub": None}),
+    "parity/corrupt": Case(
+        "parity sub",
+        "a.safetensors: cannot be read as safetensors",
+        {"sub/a.safetensors": b"\x10\0\0\0\0\0\0\0{'what': 'nothing'"},
+    ),
+    "parity/cut": Case(
+        "parity sub",
+        "it is cut short",
+        {"sub/a.safetensors": RECORDING.read_bytes()[:-1000]},
+    ),
+    "parity/offsets": Case(
+        "parity sub",
+        "header is malformed",
+        {"sub/a.safetensors": b'\x0d\0\0\0\0\0\0\0{"a":{"b":1}}'},
+    ),
+    "parity/no-metadata": Case("parity recorded", "the metadata", prepare=recording({})),
+    "parity/config": Case(
+        "parity recorded",
+        "the metadata",
+        prepare=recording({"model": "trm", "config": "[1]", "loss": "softmax"}),
+    ),
+    "parity/settings": Case(
+        "parity recorded",
+        "does not hold what it should",
+        prepare=recording(
+            {
+                "model": "trm",
+                "config": '{"forward_dtype": "float32", "halt_max_steps": 4}',
+                "loss": "softmax",
+            }
+        ),
+    ),
+    "parity/only": Case(
+        "parity sub --only nope",
+        "holds no recording (*.safetensors) whose name matches 'nope'",
+        {"sub/a.safetensors": "x"},
+    ),
+    "parity/only-empty": Case(
+        ["parity", "sub", "--only", ""], "whose name matches ''", {"sub/a.safetensors": "x"}
+    ),
+    # Data ---------------------------------------------------------------------------------------
+    "build/foreign": Case(
+        f"data build {TINY} --output mine", "mine: is not empty", {"mine/thesis.txt": "years"}
+    ),
+    "build/half-foreign": Case(
+        f"data build {TINY} --output built",
+        "holds files that are not the dataset's",
+        {"built/train/thesis.txt": "years"},
+    ),
+    "build/file": Case(f"data build {TINY} --output a", "a: is not a folder", {"a": "x"}),
+    "build/under-file": Case(f"data build {TINY} --output a/b", "cannot be written", {"a": "x"}),
+    "build/task": Case(f"data build {TINY} task.name=chess", "unknown task 'chess'"),
+    "build/bad-file": Case(
+        f"data build {NINE} task.train_file=a.csv --output new",
+        "a.csv:3: 1 columns",
+        {"a.csv": HEADER + ROW + "what\n"},
+    ),
+    "build/again": Case(f"data build {TINY} task.data_dir=built", "is built already"),
+    "show/index": Case(f"data show {TINY} --index 99", "--index 99: the split test has 16"),
+    "show/count": Case(f"data show {TINY} --count 0", "'0' is not a whole number"),
+    "generate/exists": Case("data generate --output a", "is there already", {"a": "x"}),
+    "generate/hard-4x4": Case("data generate --size 4 --hard", "--hard"),
+    "generate/under-file": Case(
+        "data generate --size 4 --count 1 --output a/b.csv", "cannot be written", {"a": "x"}
+    ),
+    # The line -----------------------------------------------------------------------------------
+    "line/command": Case("trian", "did you mean 'train'"),
+    "line/option": Case(f"train {SHORT} --stpes 3", "unknown option '--stpes'"),
+    "line/no-run": Case("evaluate", "RUN"),
+    "line/no-puzzle": Case("solve run", "PUZZLE"),
+    "line/no-folder": Case("parity", "DIR"),
+    "line/no-action": Case("data", "ACTION"),
+    "line/action": Case("data biuld", "biuld"),
+    "line/extra": Case(f"solve run {FOUR} {FOUR}", "unexpected"),
+    "line/device": Case("evaluate run --device tpu", "'tpu'"),
+    "line/loud-and-quiet": Case("evaluate run -v -q", "not allowed with"),
+    "diagnose/json": Case("diagnose --json no/a.json", "cannot be written"),
+    "diagnose/extra": Case("diagnose now", "unexpected 'now'"),
+}
+if not gpu_available():
+    for _name, _line in {"train": f"train {SHORT}", "evaluate": "evaluate run"}.items():
+        CASES[f"gpu/{_name}"] = Case(f"{_line} --device gpu", "--device gpu: MLX finds no GPU here")
+
+# In a process of their own: what the shell sees must be the same.
+PROCESSES = ("config/several", "run/sealed-cut", "solve/empty-stdin", "parity/cut")
+MODULES = ("value/huge-model", "file/letter", "line/no-action")
+
+
+def environment(cache: Path) -> Dict[str, str]:
+    """The environment of a process."""
+    return {**os.environ, "MLX_TRM_CACHE": str(cache), "PYTHONPATH": str(ROOT)}
+
+
+@pytest.fixture(name="made", scope="module")
+def make_run_and_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a run, a built dataset, and the cache."""
+    folder: Path = tmp_path_factory.mktemp("made")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLX_TRM_CACHE", str(folder / "cache"))
+        assert main(f"train {SHORT} -q run_dir={folder / 'run'}".split()) == 0
+        assert main(f"data build {TINY} --output {folder / 'built'}".split()) == 0
+    return folder
+
+
+@pytest.fixture(name="work")
+def make_work(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working folder: copies of the run and of the data."""
+    monkeypatch.setenv("MLX_TRM_CACHE", str(made / "cache"))
+    monkeypatch.chdir(tmp_path)
+    for name in ("run", "built"):
+        shutil.copytree(made / name, tmp_path / name, symlinks=True)
+    return tmp_path
+
+
+def snapshot(folder: Path) -> Dict[str, Optional[bytes]]:
+    """Every file's content, None for folders; Python's caches left out."""
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes() if path.is_file() else None
+        for path in sorted(folder.rglob("*"))
+        if "__pycache__" not in path.parts
+    }
+
+
+def set_up(case: Case) -> List[str]:
+    """Make a case's files; give its words."""
+    for name, content in case.files.items():
+        path = Path(name)
+        if content is None:
+            path.mkdir()
+            continue
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
+    if case.prepare is not None:
+        case.prepare()
+    return case.line.split() if isinstance(case.line, str) else list(case.line)
+
+
+def check(case: Case, code: int, out: str, err: str) -> None:
+    """One line that says it, or a heading and a line for each problem; nothing else."""
+    assert "Traceback" not in err and "a bug" not in err, err
+    assert code == 2, err
+    assert out == ""
+    assert err.endswith("\n"), err
+    lines = [line for line in err[:-1].split("\n") if not line.startswith("building ")]
+    assert len(lines) == 1 + case.problems, err
+    if case.problems:
+        assert re.fullmatch(rf".+ has {case.problems} problems:", lines[0])
+        assert all(re.match(r"  \S", line) for line in lines[1:])
+    for part in case.says.split("|"):
+        assert part in err, err
+    assert len(max(lines, key=len)) < 700, "too long to read"
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_bad_input(
+    name: str,
+    work: Path,
+    made: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Code 2, one telling line, and every file as it was before."""
+    case = CASES[name]
+    words = set_up(case)
+    before = snapshot(work)
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(case.stdin.encode())))
+    code = main(words)
+    check(case, code, *capfd.readouterr())
+    assert snapshot(work) == before
+    assert not list((made / "cache").glob(".*")), "half-built data was left in the cache"
+
+
+@pytest.mark.parametrize("name", PROCESSES + MODULES)
+def test_bad_input_in_a_process(name: str, work: Path, made: Path) -> None:
+    """The same through ``python -m mlx_trm COMMAND`` and ``python -m mlx_trm.COMMAND``."""
+    case = CASES[name]
+    words = set_up(case)
+    start = [f"mlx_trm.{words[0]}", *words[1:]] if name in MODULES else ["mlx_trm", *words]
+    before = snapshot(work)
+    done = subprocess.run(
+        [sys.executable, "-m", *start],
+        input=case.stdin,
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environment(made / "cache"),
+        timeout=60,
+    )
+    check(case, done.returncode, done.stdout, done.stderr)
+    assert snapshot(work) == before
+
+
+def test_there_are_enough_cases() -> None:
+    """And their names say what they are about."""
+    assert len(CASES) >= 150
+    assert {name.split("/")[0] for name in CASES} >= {"config", "file", "built", "run", "solve"}
+
+
+# Odd surroundings -------------------------------------------------------------------------------
+
+
+def shell(line: str, made: Path) -> "subprocess.CompletedProcess[str]":
+    """Run a line of the shell in which ``mlx`` starts the commands."""
+    start = f"mlx() {{ '{sys.executable}' -m mlx_trm \"$@\"; }}; "
+    return subprocess.run(
+        ["bash", "-c", start + line],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environment(made / "cache"),
+        timeout=60,
+    )
+
+
+@pytest.mark.parametrize(
+    "line, code",
+    [
+        ("mlx | head -0; exit ${PIPESTATUS[0]}", 141),
+        ("mlx data generate --size 4 --count 900 -q | head -1; exit ${PIPESTATUS[0]}", 141),
+        ("mlx train --help | head -0; exit ${PIPESTATUS[0]}", 141),
+        (f"mlx data show {TINY} >&-", 0),
+        ("mlx evaluate nope 2>&-", 2),
+        (f"PYTHONIOENCODING=ascii mlx data show {TINY}", 0),
+    ],
+)
+def test_odd_streams(line: str, code: int, made: Path) -> None:
+    """A reader that leaves early, closed streams, and a small character set: no noise."""
+    done = shell(line, made)
+    assert done.stderr == ""
+    assert done.returncode in (code, 0 if code == 141 else code)
+
+
+def test_a_full_disk(made: Path) -> None:
+    """Where output cannot be written, one line says so."""
+    if not os.path.exists("/dev/full"):
+        pytest.skip("no /dev/full")
+    done = shell(f"mlx data show {TINY} > /dev/full", made)
+    assert done.returncode == 2 and done.stderr == "No space left on device\n"
+
+
+# Interruptions ----------------------------------------------------------------------------------
+
+
+def started(words: List[str], made: Path) -> "subprocess.Popen[str]":
+    """Start a command whose output can be read while it works."""
+    return subprocess.Popen(  # pylint: disable=consider-using-with
+        [sys.executable, "-u", "-m", "mlx_trm", *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment(made / "cache"),
+    )
+
+
+def wait_for(path: Path, pattern: str, process: "subprocess.Popen[str]") -> None:
+    """Wait until a folder holds something."""
+    for _ in range(3000):
+        if list(path.glob(pattern)):
+            return
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+    raise AssertionError(f"{path} holds no {pattern}")
+
+
+def test_training_stops_cleanly(work: Path, made: Path) -> None:
+    """Ctrl-C: the step is finished and saved, the code is 0, the checkpoint loads."""
+    process = started(f"train {TINY} train.epochs=800000 run_dir=stopped".split(), made)
+    wait_for(work / "stopped", "metrics.jsonl", process)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    assert "Traceback" not in err and "stopping: finishing this step and saving" in err
+    assert "\nstopped: " in out
+    checkpoint = load_checkpoint(work / "stopped")
+    assert checkpoint.step >= 10
+    steps = [json.loads(line) for line in (work / "stopped" / "metrics.jsonl").open()]
+    assert steps[-1]["step"] == checkpoint.step
+
+
+@pytest.mark.parametrize("command", ["build", "evaluate"])
+def test_interrupted_commands(command: str, work: Path, made: Path, tmp_path: Path) -> None:
+    """Ctrl-C: one line, code 130, and nothing half done is left."""
+    if command == "build":
+        cache = tmp_path / "cache"
+        words = "data build --config sudoku.yaml task.num_aug=20000".split()
+        process = started([*words, "--output", str(tmp_path / "out" / "data")], made)
+        wait_for(tmp_path / "out", ".*/new/train/*inputs.npy", process)
+        assert not cache.exists()
+    else:
+        before = snapshot(work)
+        process = started("evaluate run --steps 10000000 --log-file log".split(), made)
+        wait_for(work, "log", process)
+        time.sleep(0.3)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out, err) == (130, "", "interrupted\n")
+    if command == "build":
+        assert not list((tmp_path / "out").iterdir())
+    else:
+        (work / "log").unlink()
+        assert snapshot(work) == before
+
+
+@pytest.mark.slow
+def test_killed_while_saving(work: Path, made: Path) -> None:
+    """kill -9 at any moment of many saves: the run loads, or says that it has no checkpoint."""
+    draws = random.Random(0)
+    loaded = 0
+    for number in range(10):
+        words = f"train {TINY} train.epochs=800000 checkpoint.every=1 run_dir=k{number}".split()
+        process = started(words, made)
+        wait_for(work, f"k{number}/config.yaml", process)
+        time.sleep(draws.uniform(0.0, 0.6))
+        process.kill()
+        process.communicate()
+        try:
+            checkpoint = load_checkpoint(work / f"k{number}")
+        except CheckpointError as error:
+            assert "holds no checkpoint" in str(error)
+            continue
+        steps = [int(path.name[5:]) for path in (work / f"k{number}").glob("step_*")]
+        assert checkpoint.step >= max(steps) - 1
+        loaded += 1
+    assert loaded >= 5
