@@ -77,6 +77,7 @@ def save_checkpoint(
     run = Path(run_dir)
     target = run / f"step_{step}"
     temporary = run / f".step_{step}.tmp-{os.getpid()}"
+    aside = run / f".step_{step}.old-{os.getpid()}"
     try:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
@@ -95,7 +96,7 @@ def save_checkpoint(
             _flush(path)
         _flush(temporary)
         if target.exists():
-            shutil.rmtree(target)
+            os.replace(target, aside)
         os.replace(temporary, target)
         _point(run / LATEST, target.name)
         _flush(run)
@@ -105,7 +106,10 @@ def save_checkpoint(
             "earlier checkpoints are untouched; free some space or choose another run_dir"
         ) from error
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        if aside.exists() and not target.exists():
+            os.replace(aside, target)
+        for rest in (temporary, aside):
+            shutil.rmtree(rest, ignore_errors=True)
     return target
 
 

@@ -82,7 +82,7 @@ def softmax_cross_entropy(logits: mx.array, labels: mx.array) -> mx.array:
     """
     _check_shapes(logits, labels)
     # Differs from reference: usable as train.loss; there the loss head calls it with an argument it
-    # does not take, and crashes.
+    # does not take, and it views logits that are not contiguous, so it crashes either way.
     wide = logits.astype(mx.float32)
     log_probability = _of_label(wide, labels) - mx.logsumexp(wide, axis=-1)
     return mx.where(labels != IGNORE_LABEL_ID, -log_probability, 0.0)
@@ -101,7 +101,9 @@ def binary_cross_entropy(logits: mx.array, targets: mx.array) -> mx.array:
     Returns:
         (B,) float32.
     """
-    return mx.logaddexp(logits, mx.zeros_like(logits)) - logits * targets
+    zero = mx.zeros_like(logits)
+    # log(1 + exp(-x)) and log(1 + exp(x)): no difference of large numbers, at any confidence.
+    return targets * mx.logaddexp(-logits, zero) + (1.0 - targets) * mx.logaddexp(logits, zero)
 
 
 def act_loss(

@@ -5,9 +5,10 @@ that entered each step. tests/reference/README.md describes the format; ``replay
 """
 
 import json
+import re
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Mapping, Sequence
+from typing import Any, Dict, List, Mapping, Sequence
 
 import mlx.core as mx
 
@@ -45,7 +46,7 @@ _BOUNDS = {
     "train.grad": ("train.grad_rel", "grad"),
 }
 # Whole numbers, and copies of recorded ones: they are equal or wrong.
-_EXACT = ("steps", "halted", "refill", "counts")
+_EXACT = ("steps", "halted", "refill", "counts", "preds")
 
 
 class Recording:
@@ -112,12 +113,20 @@ class Recording:
         """Give the Batch recorded under a prefix."""
         return Batch(*(self[prefix + name].astype(mx.int32) for name in Batch._fields))
 
-    def steps(self, kind: str) -> Iterator[int]:
-        """Give the step numbers recorded for ``eval`` (from 0) or ``train`` (from 1), in order."""
-        step = 0 if kind == "eval" else 1
-        while f"{kind}.step{step}.logits" in self:
-            yield step
-            step += 1
+    def steps(self, kind: str) -> List[int]:
+        """Give the step numbers recorded for ``eval`` (from 0) or ``train`` (from 1), in order.
+
+        Raises:
+            DataError: if there are none, or one is missing in between.
+        """
+        found = {re.match(rf"{kind}\.step(\d+)\.", key) for key in self.arrays}
+        numbers = sorted({int(match.group(1)) for match in found if match})
+        first = 0 if kind == "eval" else 1
+        expected = list(range(first, max(numbers, default=first) + 1))
+        if numbers != expected:
+            missing = min(set(expected) - set(numbers))
+            raise DataError(f"{self.path}: the recording has no array {kind}.step{missing}.*")
+        return numbers
 
     def tolerance(self, quantity: str) -> float:
         """Give the largest error allowed for a quantity."""

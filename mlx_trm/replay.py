@@ -4,6 +4,7 @@ Every step is replayed from the state that is recorded as entering it: the recur
 rounding, the reference's own included, so two free runs would drift apart and prove nothing.
 """
 
+import logging
 import math
 import zlib
 from dataclasses import dataclass
@@ -22,6 +23,10 @@ from mlx_trm.optim import EMA, AdamATan2, scheduled_lr, sign_sgd_rows
 from mlx_trm.recordings import Arrays, Recording
 from mlx_trm.registry import MODELS
 
+LOGGER = logging.getLogger(__name__)
+
+# Training steps whose gradients, weights and average are recorded.
+FULL_STEPS = 3
 _COUNTS = ("count", "exact_accuracy", "q_halt_accuracy", "steps")
 
 
@@ -44,7 +49,8 @@ def compare(recording: Recording) -> List[Comparison]:
     """Replay a recording on the default device and compare everything that it holds.
 
     Args:
-        recording: of a model that is registered, or not: then the result says so and is a miss.
+        recording: of a model that is registered, with settings that it takes; else the result says
+            "not supported" and is a miss.
 
     Returns:
         One comparison a quantity, in the order of their replay.
@@ -52,10 +58,16 @@ def compare(recording: Recording) -> List[Comparison]:
     Raises:
         DataError: if the recording lacks arrays that its kind has.
     """
+    unsupported = [Comparison(recording.case, "not supported", None, None, False)]
     if recording.model not in MODELS.names():
-        return [Comparison(recording.case, "not supported", None, None, False)]
+        return unsupported
     try:
-        errors = _Replay(recording).run()
+        config, spec, _ = upstream_model_config(recording.model, recording.settings)
+        problems = config.problems()
+        if problems:
+            LOGGER.warning("%s: not supported here: %s", recording.path, "; ".join(problems))
+            return unsupported
+        errors = _Replay(recording, build_model(config, spec)).run()
     except DataError:
         raise
     except (TRMError, ValueError, KeyError, TypeError, RuntimeError) as problem:
@@ -104,10 +116,9 @@ def _differences(ours: mx.array, theirs: mx.array) -> float:
 class _Replay:
     """Replays one recording and keeps the largest error of each quantity."""
 
-    def __init__(self, recording: Recording) -> None:
+    def __init__(self, recording: Recording, model: RecursiveModel) -> None:
         self.recording = recording
-        config, spec, _ = upstream_model_config(recording.model, recording.settings)
-        self.model: RecursiveModel = build_model(config, spec)
+        self.model = model
         self.latent_names = ["z_" + name.replace("_init", "") for name in self.model.initial_names]
         self.errors: Dict[str, float] = {}
 
@@ -167,11 +178,24 @@ class _Replay:
             self._compare_metrics(kind, prefix, metrics)
 
     def _compare_recorded(self, kind: str, prefix: str, carry: Carry) -> None:
-        """Compare what follows from the recorded outputs alone: loss and counts."""
+        """Compare what follows from the recorded outputs alone: losses, answers and counts."""
         rec = self.recording
         outputs = self._recorded_outputs(prefix)
         loss, metrics = self._loss(carry, outputs)
-        self._note(f"{kind}.loss_of_recorded", _relative(loss, rec[prefix + "loss"]))
+        whole = rec[prefix + "loss"]
+        self._note(f"{kind}.loss_of_recorded", _relative(loss, whole))
+        for name, theirs in rec.group(prefix + "metric.").items():
+            if name.endswith("_loss"):
+                # Relative to the whole loss: the parts may be next to nothing.
+                difference = _largest(metrics[name], theirs) if name in metrics else math.inf
+                size = float(np.linalg.norm(_host(whole)))
+                self._note(f"{kind}.loss_of_recorded", difference / size if size else difference)
+        if prefix + "preds" in rec:
+            # Of equal logits, either may be the answer.
+            logits, answers = _host(outputs.logits), np.array(rec[prefix + "preds"])
+            best = logits == np.max(logits, axis=-1, keepdims=True)
+            right = np.any(best & (answers[..., None] == np.arange(logits.shape[-1])), axis=-1)
+            self._note(f"{kind}.preds", float(np.sum(~right)))
         self._compare_metrics(kind, prefix, metrics)
 
     def _recorded_outputs(self, prefix: str) -> Outputs:
@@ -305,10 +329,10 @@ class _Replay:
                 for name in ("lr", "puzzle_emb_lr")
             )
             self._note("schedule", abs(lr - float(np.array(rec[prefix + "lr"]))))
-            recorded_grads = from_upstream_names(rec.group(prefix + "grad."))
-            recorded_after = from_upstream_names(rec.group(prefix + "param."))
-            if not recorded_grads or not recorded_after:
+            if step > FULL_STEPS:
                 continue
+            recorded_grads = self._required(prefix + "grad.")
+            recorded_after = self._required(prefix + "param.")
             self._load("init" if step == 1 else f"train.step{step - 1}.param")
             row_grads = recorded_grads.pop("puzzle_emb.local_weights", None)
             adam.learning_rate = lr
@@ -326,5 +350,16 @@ class _Replay:
                 self._note("optimizer.puzzle_emb", _largest(table, theirs))
             average.update(tree_unflatten([(n, recorded_after[n]) for n in updated]))
             averaged = dict(named_arrays(average.weights))
-            for name, theirs in from_upstream_names(rec.group(prefix + "ema.")).items():
-                self._note("ema", _largest(averaged[name], theirs))
+            recorded_average = self._required(prefix + "ema.")
+            for name in set(averaged) | set(recorded_average):
+                error = math.inf  # for a weight that only one side averages
+                if name in averaged and name in recorded_average:
+                    error = _largest(averaged[name], recorded_average[name])
+                self._note("ema", error)
+
+    def _required(self, prefix: str) -> Arrays:
+        """Give a group of arrays by our names; DataError where there are none."""
+        found = from_upstream_names(self.recording.group(prefix))
+        if not found:
+            raise DataError(f"{self.recording.path}: the recording has no array {prefix}*")
+        return found

@@ -87,7 +87,13 @@ class Trainer:
         self.average = EMA(self.model.trained_weights(), train.ema_rate) if train.ema else None
         self.step = 0
         examples = self.train_set.total_groups * self.train_set.mean_puzzle_examples
-        self.total_steps = int(train.epochs * examples / train.batch_size)
+        # In the reference's order of operations, which decides how it rounds.
+        self.total_steps = int(
+            train.epochs
+            * self.train_set.total_groups
+            * self.train_set.mean_puzzle_examples
+            / train.batch_size
+        )
         self.epochs_per_iter = config.eval.interval or train.epochs
         per_iteration = int(self.epochs_per_iter * examples) // train.batch_size
         self.planned_steps = per_iteration * (train.epochs // self.epochs_per_iter)
@@ -162,6 +168,9 @@ class Trainer:
 
     def train_step(self, batch: Batch) -> Dict[str, mx.array]:
         """Take one supervision step and update everything that is trained.
+
+        The puzzle table is updated in place, so a reference to it that was taken before changes
+        too; copy it where its state is to be kept.
 
         Args:
             batch: incoming puzzles, (B, S), (B, S) and (B,) int32; only the rows that have halted
@@ -266,6 +275,7 @@ class Trainer:
             CheckpointError: if a checkpoint cannot be written.
             TRMError: if the loss is no longer finite.
         """
+        self._stop = False
         run = prepare_run_dir(self.config)
         report = TrainReport(run_dir=run, checkpoint=run, total=self.planned_steps)
         started = saved_at = time.monotonic()

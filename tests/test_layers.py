@@ -165,6 +165,15 @@ def test_rope_rotates_pairs_half_a_head_apart():
             )
 
 
+def test_rope_frequencies_are_rounded_once():
+    cos, sin = rope_tables(64, 916, 10000.0)
+    powers = np.float32(10000.0 ** (np.arange(0, 64, 2) / 64.0))
+    angles = np.arange(916, dtype=np.float32)[:, None] * (np.float32(1) / powers)
+    # A frequency one unit in the last place off would be 3e-5 away at the last position.
+    np.testing.assert_allclose(np.array(cos)[:, :32], np.cos(angles.astype(np.float64)), atol=1e-6)
+    np.testing.assert_allclose(np.array(sin)[:, 32:], np.sin(angles.astype(np.float64)), atol=1e-6)
+
+
 @pytest.mark.parametrize("rope", [False, True])
 def test_attention_equals_plain_arithmetic(rope):
     size, heads, positions = 8, 2, 5

@@ -106,6 +106,12 @@ def test_binary_cross_entropy_and_its_gradient(logit, target):
     assert gradient.item() == pytest.approx(1 / (1 + np.exp(-logit)) - target, rel=1e-5, abs=1e-7)
 
 
+@pytest.mark.parametrize("logit, target", [(12.0, 1.0), (30.0, 1.0), (-12.0, 0.0)])
+def test_binary_cross_entropy_keeps_its_digits_where_the_model_is_sure(logit, target):
+    value = binary_cross_entropy(mx.array([logit]), mx.array([target])).item()
+    assert value == pytest.approx(np.log1p(np.exp(-abs(logit))), rel=1e-5)
+
+
 def outputs_for(predictions: np.ndarray, q_halt: np.ndarray, target=None) -> Outputs:
     logits = np.where(np.arange(7) == predictions[..., None], 5.0, -1.0).astype(np.float32)
     q = mx.array(q_halt.astype(np.float32))

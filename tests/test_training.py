@@ -266,6 +266,20 @@ def test_stop_finishes_the_step_and_saves(tmp_path):
     assert not report.evaluations
 
 
+def test_a_stopped_trainer_can_go_on(tmp_path):
+    trainer = Trainer(experiment(run_dir=str(tmp_path / "one"), train__max_steps=12))
+    trainer.fit(on_step=lambda step: trainer.stop() if step.step == 4 else None)
+    trainer.config.run_dir = str(tmp_path / "two")
+    report = trainer.fit()
+    assert report.steps == 12 and not report.interrupted
+
+
+def test_steps_of_the_recipe_are_counted_as_the_reference_counts_them():
+    """floor(epochs * groups * mean / batch), in that order: 30 * 8 * 4 / 6."""
+    trainer = Trainer(experiment())
+    assert trainer.total_steps == int(30 * 8 * 4.0 / 6) == 160
+
+
 def test_checkpoints_every_so_many_steps(tmp_path):
     config = experiment(
         run_dir=str(tmp_path / "run"), checkpoint__every=4, checkpoint__keep=9, train__max_steps=10
