@@ -1,12 +1,22 @@
-"""Which device the tests compute on: MLX's default, or that of MLX_TRM_TEST_DEVICE (cpu or gpu)."""
+"""How the tests run.
+
+They compute on MLX's default device, or on that of MLX_TRM_TEST_DEVICE (cpu or gpu). Where CI is set,
+Hypothesis draws the same examples every time; elsewhere it looks for new ones.
+"""
 
 import os
 
 import mlx_trm  # isort: skip  # before MLX, so that it can load a fast BLAS on Linux
 import mlx.core as mx
 import pytest
+from hypothesis import settings
 
 DEVICES = {"cpu": mx.cpu, "gpu": mx.gpu}
+
+
+settings.register_profile("ci", derandomize=True)
+if os.environ.get("CI"):
+    settings.load_profile("ci")
 
 
 def pytest_configure(config: pytest.Config) -> None:

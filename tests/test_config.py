@@ -535,7 +535,8 @@ def test_stem(write: Any) -> None:
 # Saving -----------------------------------------------------------------------------------------
 
 numbers = st.floats(min_value=0, allow_infinity=False, allow_nan=False)
-texts = st.text(max_size=12) | st.sampled_from(
+characters = st.characters(exclude_characters="\0", codec="utf-8")
+texts = st.text(characters, max_size=12) | st.sampled_from(
     [
         "1e-4",
         "yes",
