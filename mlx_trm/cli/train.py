@@ -68,7 +68,11 @@ def describe(trainer: Trainer) -> List[Tuple[str, str]]:
     stored = sum(array.nbytes for _, array in named_arrays(model.parameters()))
     averaged = 4 * count if config.train.ema else 0
     dtype = next(name for name, value in DTYPES.items() if value == model.dtype)
-    compiled = "compiled" if should_compile(config.train.compile) else "not compiled"
+    compiled = (
+        "compiled (the first steps take longer)"
+        if should_compile(config.train.compile)
+        else "not compiled"
+    )
     return [
         ("model", f"{config.model.name}, {count:,} trained parameters"),
         (
