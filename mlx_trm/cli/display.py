@@ -108,7 +108,7 @@ class Progress:
         """Show that a step is done; lines only where steps are so slow that nothing else comes."""
         if self._bar is not None:
             self._bar.update(step - self._bar.n)
-        elif self._line_is_due():
+        elif self._line_is_due(patience=3.0):
             self.line(f"step {step}/{self._total}")
 
     def evaluating(self, done: int, total: int) -> None:
@@ -125,9 +125,10 @@ class Progress:
         elif self._line_is_due():
             self.line(f"evaluating: {done}/{total} puzzles")
 
-    def _line_is_due(self) -> bool:
+    def _line_is_due(self, patience: float = 1.0) -> bool:
+        """Whether it is time for the next line; what says less has more patience."""
         now = time.monotonic()
-        if self.quiet or now - self._last_line < self._between:
+        if self.quiet or now - self._last_line < patience * self._between:
             return False
         self._last_line = now
         return True
