@@ -1,7 +1,7 @@
 """How the tests run.
 
-They compute on MLX's default device, or on that of MLX_TRM_TEST_DEVICE (cpu or gpu). Where CI is set,
-Hypothesis draws the same examples every time; elsewhere it looks for new ones.
+They compute on MLX's default device, or on that of MLX_TRM_TEST_DEVICE (cpu or gpu). Where CI is
+set, Hypothesis draws the same examples every time; elsewhere it looks for new ones.
 """
 
 import os
