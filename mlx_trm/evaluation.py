@@ -12,6 +12,7 @@ import numpy as np
 from mlx_trm.carry import Batch, Carry, Outputs
 from mlx_trm.config import ExperimentConfig
 from mlx_trm.errors import ConfigError
+from mlx_trm.layers import on_gpu
 from mlx_trm.losses import act_loss, metric_values
 from mlx_trm.models import RecursiveModel
 from mlx_trm.tasks import PuzzleDataset, Task, build_task
@@ -28,7 +29,7 @@ def should_compile(setting: str) -> bool:
     than it gains.
     """
     if setting == "auto":
-        return bool(mx.default_device().type == mx.DeviceType.gpu)
+        return on_gpu()
     return setting == "always"
 
 

@@ -27,6 +27,11 @@ _TRUNCATED_STD = 0.87962566103423978
 _TOO_MANY = 2**31
 
 
+def on_gpu() -> bool:
+    """Whether MLX computes on a GPU by default."""
+    return bool(mx.default_device().type == mx.DeviceType.gpu)
+
+
 class KeySequence:
     """A stream of independent random keys from one seed, so that a seed decides every weight."""
 
@@ -240,7 +245,7 @@ def attend(query: mx.array, key: mx.array, value: mx.array, scale: float) -> mx.
     Returns:
         (B, h, T, head_dim) in the dtype of ``query``.
     """
-    if mx.default_device().type == mx.DeviceType.gpu:
+    if on_gpu():
         return mx.fast.scaled_dot_product_attention(query, key, value, scale=scale)
     dtype = query.dtype
     query, key, value = (part.astype(mx.float32) for part in (query, key, value))

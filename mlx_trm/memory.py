@@ -6,7 +6,7 @@ from typing import Any, Optional
 import mlx.core as mx
 
 from mlx_trm.errors import ConfigError
-from mlx_trm.layers import SwiGLU
+from mlx_trm.layers import SwiGLU, on_gpu
 from mlx_trm.models import RecursiveModel, named_arrays
 
 GIB = 1 << 30
@@ -17,7 +17,7 @@ def device_memory() -> Optional[int]:
 
     On a Mac the GPU shares the machine's memory and may use most of it; MLX says how much.
     """
-    if mx.default_device().type == mx.DeviceType.gpu:
+    if on_gpu():
         read: Any = getattr(mx, "device_info", None) or mx.metal.device_info
         info = read()
         for key in ("max_recommended_working_set_size", "total_memory", "memory_size"):

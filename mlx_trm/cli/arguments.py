@@ -87,6 +87,16 @@ def add_json(parser: argparse.ArgumentParser, text: str) -> None:
     parser.add_argument("--json", type=_writable, metavar="FILE", help=text)
 
 
+def add_weights(parser: argparse.ArgumentParser) -> None:
+    """Let a command choose between a run's averaged and raw weights."""
+    parser.add_argument(
+        "--weights",
+        choices=("ema", "raw"),
+        default="ema",
+        help="the averaged weights, where the run kept an average, or the raw ones",
+    )
+
+
 def _writable(text: str) -> Path:
     """Read the name of a file to write."""
     path, problem = Path(text), ""

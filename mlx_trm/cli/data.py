@@ -2,7 +2,6 @@
 
 import argparse
 import logging
-import os
 import sys
 import time
 from pathlib import Path
@@ -173,7 +172,7 @@ def run_show(args: argparse.Namespace) -> None:
             f"--index {args.index}: the split {args.split} has {len(dataset):,} puzzles, "
             f"0 to {len(dataset) - 1}"
         )
-    color = sys.stdout.isatty() and "NO_COLOR" not in os.environ
+    color = display.use_color()
     for index in range(args.index, min(args.index + args.count, len(dataset))):
         inputs, labels = dataset.example(index)
         print(f"{config.task.name} {args.split} puzzle {index} of {len(dataset):,}")

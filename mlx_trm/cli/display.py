@@ -1,5 +1,6 @@
 """What the commands show while they work: a bar in a terminal, plain lines elsewhere."""
 
+import os
 import sys
 import time
 from typing import Any, Dict, List, Optional, Sequence, Tuple
@@ -58,6 +59,11 @@ def metric_rows(metrics: Dict[str, Dict[str, float]]) -> List[Tuple[str, str, st
                 text += f"  (95 % interval {low:.4f} to {high:.4f})"
             rows.append((name, key, text))
     return rows
+
+
+def use_color() -> bool:
+    """Whether standard output is a terminal that may be coloured."""
+    return sys.stdout.isatty() and not os.environ.get("NO_COLOR")
 
 
 class Progress:

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from mlx_trm.checkpoint import load_checkpoint
 from mlx_trm.cli import display
-from mlx_trm.cli.arguments import add_json
+from mlx_trm.cli.arguments import add_json, add_weights
 from mlx_trm.config import config_from_dict, config_to_dict
 from mlx_trm.errors import ConfigError
 from mlx_trm.evaluation import Evaluator
@@ -27,12 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--steps", type=positive, metavar="N", help="supervision steps (default: as in training)"
     )
-    parser.add_argument(
-        "--weights",
-        choices=("ema", "raw"),
-        default="ema",
-        help="the averaged weights, where the run kept an average, or the raw ones",
-    )
+    add_weights(parser)
     add_json(parser, "also write the metrics there")
 
 

@@ -2,15 +2,14 @@
 
 import argparse
 import math
-import os
 import re
-import sys
 from typing import Any, Dict, Iterator, List, Sequence
 
 import numpy as np
 
 from mlx_trm.checkpoint import load_checkpoint
-from mlx_trm.cli.arguments import add_json
+from mlx_trm.cli.arguments import add_json, add_weights
+from mlx_trm.cli.display import use_color
 from mlx_trm.cli.evaluate import positive, write_json
 from mlx_trm.cli.puzzles import Given, read_given
 from mlx_trm.inference import Solver, SolverStep
@@ -44,12 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="end a puzzle as soon as its halt probability is above one half",
     )
-    parser.add_argument(
-        "--weights",
-        choices=("ema", "raw"),
-        default="ema",
-        help="the averaged weights, where the run kept an average, or the raw ones",
-    )
+    add_weights(parser)
     add_json(parser, "also write every step there")
 
 
@@ -161,11 +155,6 @@ class Display:
 
     def _draw(self, tokens: np.ndarray, puzzle: Given) -> str:
         return self.task.render(tokens, puzzle.inputs, puzzle.labels, self.color)
-
-
-def use_color() -> bool:
-    """Whether standard output is a terminal that may be coloured."""
-    return sys.stdout.isatty() and not os.environ.get("NO_COLOR")
 
 
 def verdict(puzzle: Given, step: SolverStep) -> str:

@@ -1,19 +1,18 @@
 """``python -m mlx_trm.train``: train a model from a configuration."""
 
 import argparse
-import os
 import signal
 import sys
 from contextlib import contextmanager
 from typing import Any, Iterator, List, Tuple
 
-import mlx.core as mx
 import numpy as np
 
 from mlx_trm.cli import display
 from mlx_trm.config import ExperimentConfig, dump_config
 from mlx_trm.evaluation import should_compile
 from mlx_trm.inference import Solver
+from mlx_trm.layers import on_gpu
 from mlx_trm.models import named_arrays
 from mlx_trm.models.base import DTYPES
 from mlx_trm.runs import check_run_dir
@@ -89,7 +88,7 @@ def describe(trainer: Trainer) -> List[Tuple[str, str]]:
 
 def device_name() -> str:
     """Name the default device: cpu or gpu."""
-    return "gpu" if mx.default_device().type == mx.DeviceType.gpu else "cpu"
+    return "gpu" if on_gpu() else "cpu"
 
 
 def finish(trainer: Trainer, report: TrainReport) -> None:
@@ -122,12 +121,7 @@ def show_solving(trainer: Trainer, report: TrainReport) -> None:
             f"  step {last.step:2d}  {last.answer}  halt {last.halt_probability:.3f}  "
             f"{last.changed} cells changed, {state}"
         )
-    print(solver.task.render(last.tokens, inputs=arrays["inputs"][0], color=use_color()))
-
-
-def use_color() -> bool:
-    """Whether standard output is a terminal that may be coloured."""
-    return sys.stdout.isatty() and "NO_COLOR" not in os.environ
+    print(solver.task.render(last.tokens, inputs=arrays["inputs"][0], color=display.use_color()))
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from mlx.utils import tree_flatten
 
 from mlx_trm.carry import Batch, Carry, Outputs, empty_carry, halt, refill
 from mlx_trm.config import ModelConfig, TaskSpec
-from mlx_trm.layers import PuzzleEmbedding, scaled
+from mlx_trm.layers import PuzzleEmbedding, on_gpu, scaled
 from mlx_trm.registry import MODELS
 
 DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16, "float16": mx.float16}
@@ -29,8 +29,7 @@ def resolve_dtype(name: str) -> mx.Dtype:
             half-precision products are slow.
     """
     if name == "auto":
-        on_gpu = mx.default_device().type == mx.DeviceType.gpu
-        name = "bfloat16" if on_gpu else "float32"
+        name = "bfloat16" if on_gpu() else "float32"
     return DTYPES[name]
 
 
