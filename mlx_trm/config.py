@@ -47,8 +47,8 @@ class TaskConfig(Section):
 
     name: str
     """Which task."""
-    data_dir: Optional[str] = None
-    """Folder of a built dataset to use as it is (reference: data_paths)."""
+    data_dir: Optional[Union[str, List[str]]] = None
+    """Folder of a built dataset to use as it is, or a list of several (reference: data_paths)."""
     train_file: Optional[str] = None
     """Raw training puzzles, a CSV or text file; what is built from it is cached."""
     test_file: Optional[str] = None
@@ -58,6 +58,10 @@ class TaskConfig(Section):
 
     def problems(self) -> List[str]:
         """Check that no file is given that a built folder would hide."""
+        if isinstance(self.data_dir, list) and len(set(self.data_dir)) < max(1, len(self.data_dir)):
+            return [
+                "data_dir: " + ("names a folder twice" if self.data_dir else "is an empty list")
+            ]
         files = [name for name in ("train_file", "test_file") if getattr(self, name)]
         if self.data_dir is None or not files:
             return []
@@ -299,11 +303,20 @@ def save_config(config: ExperimentConfig, path: Union[str, "os.PathLike[str]"]) 
     Raises:
         OSError: if it cannot be written.
     """
+    write_text(path, dump_config(config))
+
+
+def write_text(path: Union[str, "os.PathLike[str]"], text: str) -> None:
+    """Write a text file, which is replaced whole or not at all.
+
+    Raises:
+        OSError: if it cannot be written.
+    """
     target = Path(path)
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("w", encoding="utf-8", newline="\n") as file:
-            file.write(dump_config(config))
+            file.write(text)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, target)

@@ -15,7 +15,7 @@ from mlx_trm.errors import ConfigError
 from mlx_trm.layers import on_gpu
 from mlx_trm.losses import act_loss, metric_values
 from mlx_trm.models import RecursiveModel
-from mlx_trm.tasks import PuzzleDataset, Task, build_task
+from mlx_trm.tasks import PuzzleDataset, ScoredRows, Task, build_task
 
 Metrics = Dict[str, float]
 Progress = Callable[[int, int], None]
@@ -87,6 +87,7 @@ class Evaluator:
         model: the model; its own weights are used unless :meth:`run` is given others.
         config: the experiment it belongs to.
         task: built from the configuration, or the one given.
+        files: what the last run's scorers have to keep, by set and file name: ARC's submission.
     """
 
     def __init__(
@@ -96,6 +97,7 @@ class Evaluator:
         self.model = model
         self.config = config
         self.task = task or build_task(config.task, config.task_seed)
+        self.files: Dict[str, Dict[str, str]] = {}
         self._reason = compile_reason(model, should_compile(config.train.compile))
 
     def run(
@@ -127,6 +129,7 @@ class Evaluator:
         """
         dataset = self.task.dataset(split)
         check_dimensions(self.model, dataset)
+        self.files = {}
         if max_examples is None:
             max_examples = self.config.eval.max_examples
         taken = steps or self.config.eval.steps or self.model.config.halt_max_steps
@@ -141,26 +144,39 @@ class Evaluator:
         try:
             batches = dataset.eval_batches(rows, max_examples, seed=self.config.seed)
             for name, arrays, size in batches:
-                predictions, metrics = self._batch(arrays, taken, weights)
+                predictions, q_halt, metrics = self._batch(arrays, taken, weights)
                 held = sums.setdefault(name, dict.fromkeys(metrics, 0.0))
                 for key, value in metrics.items():
                     held[key] += value
-                scorer = scorers.setdefault(name, self.task.scorer())
-                if scorer is not None:
-                    scorer.update(
-                        arrays["inputs"][:size], arrays["labels"][:size], predictions[:size]
+                if name not in scorers:
+                    scorers[name] = self.task.scorer(dataset.source(name))
+                if scorers[name] is not None:
+                    scorers[name].update(
+                        ScoredRows(
+                            arrays["inputs"][:size],
+                            arrays["labels"][:size],
+                            predictions[:size],
+                            arrays["puzzle_identifiers"][:size],
+                            q_halt[:size],
+                            arrays["places"][:size],
+                        )
                     )
                 done += size
                 if on_progress is not None:
                     on_progress(done, total)
         finally:
             self.model.train(was_training)
+        self.files = {
+            name: files
+            for name, files in ((n, s.files()) for n, s in scorers.items() if s is not None)
+            if files
+        }
         return {name: _means(held, scorers[name]) for name, held in sums.items()}
 
     def _batch(
         self, arrays: Dict[str, np.ndarray], steps: int, weights: Optional[Dict[str, Any]]
-    ) -> Tuple[np.ndarray, Metrics]:
-        """Run one batch; give (n, S) predictions and metric sums over the labelled rows."""
+    ) -> Tuple[np.ndarray, np.ndarray, Metrics]:
+        """Run one batch; give (n, S) predictions, (n,) q_halt and sums over the labelled rows."""
         batch = Batch(*(mx.array(arrays[name]) for name in Batch._fields))
         tree = self.model.weights()
         carry = self.model.begin(self.model.initial_carry(batch), batch)
@@ -181,7 +197,7 @@ class Evaluator:
         )
         mx.eval(metrics)
         predictions = np.array(mx.argmax(outputs.logits, axis=-1)).astype(np.uint8)
-        return predictions, metric_values(metrics)
+        return predictions, np.array(outputs.q_halt), metric_values(metrics)
 
 
 def check_dimensions(model: RecursiveModel, dataset: PuzzleDataset) -> None:

@@ -7,12 +7,12 @@ import re
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Callable, Dict, Mapping, Optional, Tuple, Union
+from typing import Any, Callable, Dict, List, Mapping, Optional, Tuple, Union
 
 import mlx.core as mx
 
 from mlx_trm.checkpoint import CONFIG, list_checkpoints
-from mlx_trm.config import ExperimentConfig, save_config
+from mlx_trm.config import ExperimentConfig, save_config, write_text
 from mlx_trm.errors import CheckpointError, ConfigError, TRMError
 from mlx_trm.losses import Metrics, metric_values
 
@@ -207,6 +207,34 @@ def prepare_run_dir(config: ExperimentConfig) -> Path:
             f"run_dir: {run} cannot be made ({error.strerror}); name another folder"
         ) from error
     return run
+
+
+def save_evaluation_files(folder: Path, files: Mapping[str, Mapping[str, str]]) -> List[Path]:
+    """Write what an evaluation has to keep, each file whole or not at all.
+
+    Args:
+        folder: made where there is anything to write.
+        files: texts by set and file name; with several sets each gets a folder of its own.
+
+    Returns:
+        The files.
+
+    Raises:
+        CheckpointError: if one cannot be written.
+    """
+    written = []
+    for name, texts in files.items():
+        place = folder / name.replace("/", "_") if len(files) > 1 else folder
+        for file, text in texts.items():
+            try:
+                place.mkdir(parents=True, exist_ok=True)
+                write_text(place / file, text)
+            except OSError as error:
+                raise CheckpointError(
+                    f"{place / file}: cannot be written ({error.strerror or error})"
+                ) from error
+            written.append(place / file)
+    return written
 
 
 def save_interval(every: Optional[Union[int, str]]) -> Tuple[Optional[int], Optional[float]]:

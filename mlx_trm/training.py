@@ -24,7 +24,13 @@ from mlx_trm.losses import act_loss
 from mlx_trm.memory import check_fits
 from mlx_trm.models import build_model
 from mlx_trm.optim import EMA, AdamATan2, scheduled_lr, sign_sgd_rows
-from mlx_trm.runs import MetricsLog, StepReport, prepare_run_dir, save_interval
+from mlx_trm.runs import (
+    MetricsLog,
+    StepReport,
+    prepare_run_dir,
+    save_evaluation_files,
+    save_interval,
+)
 from mlx_trm.tasks import build_task
 
 
@@ -296,6 +302,7 @@ class Trainer:
             )
             evaluated_step = self.step
             report.evaluations.append((self.step, metrics))
+            save_evaluation_files(run / "evaluations" / f"step_{self.step}", self.evaluator.files)
             for name, values in metrics.items():
                 log.write({"kind": "eval", "step": self.step, "set": name, **values})
             log.resume_clock()

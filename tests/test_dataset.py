@@ -4,16 +4,16 @@ import json
 import shutil
 from collections import Counter
 from pathlib import Path
-from typing import Any, Dict, List
+from typing import Any, Dict, Iterator, List
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlx_trm.config import TaskSpec
+from mlx_trm.config import TaskConfig, TaskSpec
 from mlx_trm.errors import DataError
-from mlx_trm.tasks import Puzzle, PuzzleDataset
+from mlx_trm.tasks import Puzzle, PuzzleDataset, Task
 from mlx_trm.tasks.dataset import IGNORE_LABEL_ID, SetArrays
 from mlx_trm.tasks.storage import write_dataset
 
@@ -400,3 +400,88 @@ def test_missing_folders_are_named(tmp_path: Path) -> None:
     written(tmp_path, [[puzzle(1)]])
     with pytest.raises(DataError, match="no split 'test'"):
         PuzzleDataset.load(tmp_path, "test")
+
+
+# Several folders as one ------------------------------------------------------------------------
+
+
+class Named(Task):
+    """Puzzles with names and two examples each."""
+
+    @property
+    def spec(self) -> TaskSpec:
+        return TaskSpec(vocab_size=20, seq_len=4, num_puzzle_identifiers=2)
+
+    def groups(self, split: str, rng: np.random.Generator) -> Iterator[List[Puzzle]]:
+        for number in range(3):
+            rows = rng.integers(1, 20, (2, 4)).astype(np.uint8)
+            yield [Puzzle(f"{self.seed}-{number}", rows, rows)]
+
+
+def named(folder: Path, seed: int) -> Path:
+    """Build one."""
+    Named(TaskConfig(name="named"), seed).build(folder)
+    return folder
+
+
+def test_several_folders_are_numbered_on(tmp_path: Path) -> None:
+    """Identifiers do not collide, sets keep their folders' names, the blank one stays 0."""
+    folders = [str(named(tmp_path / name, seed)) for name, seed in (("a", 1), ("b", 2), ("c", 3))]
+    dataset = PuzzleDataset.load(folders, "test")
+    assert dataset.sets == ["a", "b", "c"] and len(dataset) == 18
+    assert dataset.spec.num_puzzle_identifiers == 10 and dataset.total_groups == 9
+    found = {}
+    for name, batch, size in dataset.eval_batches(4):
+        found.setdefault(name, []).append(
+            (batch["puzzle_identifiers"][:size], batch["inputs"][:size], batch["places"][:size])
+        )
+        assert (batch["puzzle_identifiers"][size:] == 0).all()
+    for number, (name, parts) in enumerate(found.items()):
+        identifiers, inputs, places = map(np.concatenate, zip(*parts))
+        alone = PuzzleDataset.load(folders[number], "test")
+        assert list(identifiers) == [3 * number + i for i in (1, 1, 2, 2, 3, 3)]
+        assert (inputs == [alone.example(i)[0] for i in range(6)]).all()
+        assert list(places) == list(range(6))
+        source = dataset.source(name)
+        assert source.folder == tmp_path / "abc"[number] and source.first_identifier == 3 * number
+    assert PuzzleDataset.load(folders[:1], "train").sets == ["a"]
+
+
+def test_training_mixes_the_groups_of_several_folders(tmp_path: Path) -> None:
+    """A batch has puzzles of both; an epoch takes each group once."""
+    folders = [str(named(tmp_path / "x" / "d", 1)), str(named(tmp_path / "y" / "d", 2))]
+    dataset = PuzzleDataset.load(folders, "train")
+    assert dataset.sets == ["x/d", "y/d"]
+    batches = list(dataset.train_batches(4, seed=5, epochs_per_iter=20))
+    counts = np.bincount(np.concatenate([b["puzzle_identifiers"] for b in batches]), minlength=7)
+    assert len(batches) == 60 and list(counts) == [0] + [40] * 6
+    mixed = [len({int(i) > 3 for i in b["puzzle_identifiers"]}) == 2 for b in batches]
+    assert 15 < sum(mixed) < 50
+    for batch in batches[:5]:
+        for row, number in zip(batch["inputs"], batch["puzzle_identifiers"]):
+            alone = PuzzleDataset.load(folders[(number - 1) // 3], "train")
+            first = 2 * ((number - 1) % 3)
+            assert any((row == alone.example(first + i)[0]).all() for i in (0, 1))
+
+
+def change_metadata(path: Path, **values: Any) -> None:
+    about = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps({**about, **values}), encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    "values, says",
+    [
+        ({"vocab_size": 21}, "vocab_size is 21, in .* it is 20"),
+        ({"ignore_label_id": None}, "ignore_label_id is None"),
+        ({"num_puzzle_identifiers": 9}, "num_puzzle_identifiers is 9, in train it is 4"),
+    ],
+)
+def test_folders_that_do_not_fit_together(
+    tmp_path: Path, values: Dict[str, Any], says: str
+) -> None:
+    """Refused, with the file and what differs."""
+    folders = [named(tmp_path / "a", 1), named(tmp_path / "b", 2)]
+    change_metadata(folders[1] / "test" / "dataset.json", **values)
+    with pytest.raises(DataError, match=f"b.test: {says}"):
+        PuzzleDataset.load([str(folder) for folder in folders], "test")

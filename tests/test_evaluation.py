@@ -11,6 +11,7 @@ from mlx_trm.carry import Batch
 from mlx_trm.config import EvalConfig, ExperimentConfig, TaskConfig, TrainConfig
 from mlx_trm.errors import ConfigError
 from mlx_trm.evaluation import Evaluator, should_compile, wilson_interval
+from mlx_trm.tasks import Scorer
 
 SPEC = trm.TaskSpec(vocab_size=6, seq_len=5, num_puzzle_identifiers=1)
 MODEL = trm.TRMConfig(
@@ -42,19 +43,27 @@ class Digits(trm.Task):
             labels[0, 4] = 0  # a cell that does not count
             yield [trm.Puzzle(None, inputs, labels)]
 
-    def scorer(self):
+    def scorer(self, source=None):
+        assert source.name == "all" and source.split == "test" and source.first_identifier == 0
         return self.Seen()
 
-    class Seen:
+    class Seen(Scorer):
         """Counts rows and cells that keep the input's token."""
 
         def __init__(self):
             self.rows = self.kept = 0
+            self.last = -1
 
-        def update(self, inputs, labels, predictions):
-            assert inputs.shape == labels.shape == predictions.shape
-            self.rows += len(inputs)
-            self.kept += int((inputs == predictions).sum())
+        def update(self, rows):
+            assert rows.inputs.shape == rows.labels.shape == rows.predictions.shape
+            assert rows.q_halt.shape == rows.puzzle_identifiers.shape == (len(rows.inputs),)
+            assert (np.diff([self.last, *rows.places]) > 0).all() and rows.places[-1] < 23
+            self.last = rows.places[-1]
+            self.rows += len(rows.inputs)
+            self.kept += int((rows.inputs == rows.predictions).sum())
+
+        def files(self):
+            return {"seen.txt": str(self.rows)}
 
         def result(self):
             return {"rows_seen": self.rows, "kept": self.kept / self.rows}
@@ -76,7 +85,9 @@ def make_evaluator(tmp_path, monkeypatch):
 
 
 def test_metrics_do_not_depend_on_the_batch_size(evaluator):
-    whole = evaluator(23).run("test")["all"]
+    used = evaluator(23)
+    whole = used.run("test")["all"]
+    assert used.files == {"all": {"seen.txt": "23"}}
     assert whole["count"] == whole["rows_seen"] == 23
     for batch_size in (1, 4, 10, 40):
         assert evaluator(batch_size).run("test")["all"] == pytest.approx(whole, rel=1e-5)

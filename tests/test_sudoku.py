@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from mlx_trm.config import TaskSpec
 from mlx_trm.errors import DataError
-from mlx_trm.tasks import PuzzleDataset, Sudoku, SudokuConfig
+from mlx_trm.tasks import PuzzleDataset, ScoredRows, Sudoku, SudokuConfig
 from mlx_trm.tasks import sudoku_files as files_module
 from mlx_trm.tasks.base import file_hash
 from mlx_trm.tasks.sudoku import SAMPLES
@@ -131,6 +131,12 @@ def test_render() -> None:
     assert {len(line) for line in lines} == {25}
 
 
+def scored(inputs: np.ndarray, predictions: np.ndarray) -> ScoredRows:
+    """Rows for a scorer that looks at nothing else."""
+    rows = np.arange(len(inputs))
+    return ScoredRows(inputs, inputs, predictions, rows * 0, rows * 0.0, rows)
+
+
 def test_check_and_score() -> None:
     """Complete, valid, and the givens kept."""
     task = sudoku()
@@ -142,11 +148,14 @@ def test_check_and_score() -> None:
     assert task.check(np.ones(81, np.uint8), other)
     scorer = task.scorer()
     assert scorer.result() == {"valid_grids": 0.0}
-    labels = np.array([answer] * 2, dtype=np.int32)
-    scorer.update(np.array([puzzle, puzzle]), labels, np.array([answer, puzzle]))
-    scorer.update(puzzle[None], labels[:1], answer[None].astype(np.int64))
-    scorer.update(puzzle[None], labels[:1], np.zeros((1, 81), np.int32))
+    scorer.update(scored(np.array([puzzle, puzzle]), np.array([answer, puzzle])))
+    scorer.update(scored(puzzle[None], answer[None].astype(np.int64)))
+    scorer.update(scored(puzzle[None], np.zeros((1, 81), np.int32)))
     assert scorer.result() == {"valid_grids": 0.5}
+    other_process = task.scorer()
+    other_process.update(scored(puzzle[None], answer[None]))
+    scorer.merge(other_process.state())
+    assert scorer.result() == {"valid_grids": 3 / 5} and scorer.files() == {}
 
 
 def test_the_bundled_sample() -> None:

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import logging
 import os
 import sys
 from pathlib import Path
@@ -12,9 +13,12 @@ from tqdm import tqdm
 from mlx_trm.checkpoint import load_checkpoint
 from mlx_trm.cli import display
 from mlx_trm.cli.arguments import add_json, add_weights
-from mlx_trm.config import config_from_dict, config_to_dict
+from mlx_trm.config import config_from_dict, config_to_dict, write_text
 from mlx_trm.errors import ConfigError
 from mlx_trm.evaluation import Evaluator
+from mlx_trm.runs import save_evaluation_files
+
+LOGGER = logging.getLogger(__name__)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,6 +30,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--steps", type=positive, metavar="N", help="supervision steps (default: as in training)"
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        metavar="DIR",
+        help="write there what the task has to keep: ARC's submission.json",
     )
     add_weights(parser)
     add_json(parser, "also write the metrics there")
@@ -52,6 +62,8 @@ def run(args: argparse.Namespace, overrides: List[str]) -> int:
             raise ConfigError(
                 "model.*: cannot be overridden when evaluating, the weights were trained with it"
             )
+    if args.output is not None and args.output.exists() and not args.output.is_dir():
+        raise ConfigError(f"--output {args.output}: is a file; name a folder")
     evaluator = Evaluator(checkpoint.model, config)
     shown = sys.stderr.isatty() and not args.quiet
     with tqdm(unit="puzzle", disable=not shown, dynamic_ncols=True) as bar:
@@ -63,6 +75,11 @@ def run(args: argparse.Namespace, overrides: List[str]) -> int:
         metrics = evaluator.run(args.split, args.max_examples, args.steps, on_progress=progress)
     if args.json is not None:
         write_json(args.json, metrics)
+    if args.output is not None:
+        for path in save_evaluation_files(args.output, evaluator.files):
+            print(f"written: {path}")
+        if not evaluator.files:
+            LOGGER.warning("--output: the task %s has nothing to keep", config.task.name)
     print(f"{checkpoint.path}: step {checkpoint.step}, {checkpoint.weights} weights, {args.split}")
     print(display.table(display.metric_rows(metrics), ("set", "metric", "value")))
     return 0
@@ -80,12 +97,6 @@ def write_json(path: Path, content: object) -> None:
             path.write_text(text, encoding="utf-8")
             return
         target = Path(os.path.realpath(path))
-        temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-        try:
-            temporary.write_text(text, encoding="utf-8")
-            os.replace(temporary, target)
-        finally:
-            if temporary.exists():
-                temporary.unlink()
+        write_text(target, text)
     except OSError as error:
         raise ConfigError(f"--json {path}: cannot be written ({error.strerror})") from error

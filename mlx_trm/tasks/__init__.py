@@ -1,7 +1,7 @@
 """The tasks, by name: ``register_task`` adds one and ``build_task`` makes one. NumPy only."""
 
-from mlx_trm.tasks.base import Scorer, Task, build_task, register_task
-from mlx_trm.tasks.dataset import PuzzleDataset
+from mlx_trm.tasks.base import ScoredRows, Scorer, Task, build_task, register_task
+from mlx_trm.tasks.dataset import PuzzleDataset, SetSource
 from mlx_trm.tasks.storage import Puzzle, PuzzleBlock
 from mlx_trm.tasks.sudoku import Sudoku, SudokuConfig
 
@@ -9,7 +9,9 @@ __all__ = [
     "Puzzle",
     "PuzzleBlock",
     "PuzzleDataset",
+    "ScoredRows",
     "Scorer",
+    "SetSource",
     "Sudoku",
     "SudokuConfig",
     "Task",

@@ -13,6 +13,7 @@ from typing import (
     Dict,
     Iterable,
     Iterator,
+    NamedTuple,
     Optional,
     Sequence,
     Tuple,
@@ -26,7 +27,7 @@ import numpy as np
 from mlx_trm.config import TaskConfig, TaskSpec
 from mlx_trm.errors import DataError
 from mlx_trm.registry import TASKS
-from mlx_trm.tasks.dataset import PuzzleDataset
+from mlx_trm.tasks.dataset import PuzzleDataset, SetSource
 from mlx_trm.tasks.storage import (
     FORMAT_VERSION,
     MARKER,
@@ -44,22 +45,48 @@ LOG = logging.getLogger(__name__)
 T = TypeVar("T", bound="Type[Task]")
 
 
+class ScoredRows(NamedTuple):
+    """Some examples of a set with what a model answered; no padding rows.
+
+    Attributes:
+        inputs: (n, S) integer tokens.
+        labels: (n, S) integer tokens, IGNORE_LABEL_ID where not scored.
+        predictions: (n, S) integer tokens.
+        puzzle_identifiers: (n,) rows of the puzzle table.
+        q_halt: (n,) float, the logit of the model's belief that the prediction is right.
+        places: (n,) the examples' places in their set.
+    """
+
+    inputs: np.ndarray
+    labels: np.ndarray
+    predictions: np.ndarray
+    puzzle_identifiers: np.ndarray
+    q_halt: np.ndarray
+    places: np.ndarray
+
+
 class Scorer:
     """Scores a set by the rules of a task, beyond cell and exact accuracy."""
 
-    def update(self, inputs: np.ndarray, labels: np.ndarray, predictions: np.ndarray) -> None:
-        """Count some puzzles.
-
-        Args:
-            inputs: (n, S) integer tokens; no padding rows.
-            labels: (n, S) integer tokens, IGNORE_LABEL_ID where not scored.
-            predictions: (n, S) integer tokens.
-        """
+    def update(self, rows: ScoredRows) -> None:
+        """Count some examples; how they are cut into batches makes no difference."""
         raise NotImplementedError
 
     def result(self) -> Dict[str, float]:
         """Return the metrics by name."""
         raise NotImplementedError
+
+    def state(self) -> Dict[str, np.ndarray]:
+        """Return everything counted so far as arrays, to be sent to another process."""
+        raise NotImplementedError
+
+    def merge(self, state: Dict[str, np.ndarray]) -> None:
+        """Add what another scorer of the same set counted, as its :meth:`state` says."""
+        raise NotImplementedError
+
+    def files(self) -> Dict[str, str]:
+        """Return texts worth keeping, by file name: a submission, say. By default none."""
+        return {}
 
 
 class Task:
@@ -86,8 +113,17 @@ class Task:
 
     @property
     def spec(self) -> TaskSpec:
-        """Dimensions and special tokens."""
+        """Dimensions and special tokens.
+
+        How many identifiers there are may be known to the built dataset only; then any number
+        above 1 says that there are some.
+        """
         raise NotImplementedError
+
+    @property
+    def names_puzzles(self) -> bool:
+        """Whether puzzles have names. They are numbered over all splits, built together then."""
+        return self.spec.num_puzzle_identifiers > 1
 
     def groups(self, split: str, rng: np.random.Generator) -> Iterable[Group]:
         """Yield the puzzles of a split, in groups: a puzzle and its augmentations.
@@ -152,9 +188,30 @@ class Task:
         """
         raise DataError(f"the task {self.config.name!r} cannot check an answer")
 
-    def scorer(self) -> Optional[Scorer]:
-        """Return a new scorer, if the task has one."""
+    def scorer(self, source: Optional[SetSource] = None) -> Optional[Scorer]:
+        """Return a new scorer, if the task has one.
+
+        Args:
+            source: the set to be scored; None where it does not matter which one.
+        """
+        del source
         return None
+
+    def image(self, tokens: np.ndarray, inputs: Optional[np.ndarray] = None) -> np.ndarray:
+        """Paint (S,) tokens.
+
+        Args:
+            tokens: what is painted.
+            inputs: the puzzle, where it decides what is shown.
+
+        Returns:
+            (H, W, 3) uint8, one pixel a cell, red green blue.
+
+        Raises:
+            DataError: if the task is not one of coloured grids.
+        """
+        del tokens, inputs
+        raise DataError(f"the task {self.config.name!r} has no pictures; it is drawn as text")
 
     def content(self, split: str) -> Dict[str, Any]:
         """Return everything that decides the puzzles of a split, as JSON; the cache's key.
@@ -185,12 +242,11 @@ class Task:
                 have, want = getattr(dataset.spec, name), getattr(self.spec, name)
                 if have != want:
                     raise DataError(
-                        f"{dataset.path}: {name} is {have}, this task needs {want}; "
+                        f"{dataset.name}: {name} is {have}, this task needs {want}; "
                         "give the data_dir that was built for it"
                     )
             return dataset
-        # Names are numbered over all splits, so splits with names are built together.
-        splits = SPLITS if self.spec.num_puzzle_identifiers > 1 else (split,)
+        splits = SPLITS if self.names_puzzles else (split,)
         key = self.cache_key(splits)
         folder = cache_folder() / f"{self.config.name}-{'-'.join(splits)}-{key[:16]}"
         if not (folder / MARKER).is_file():
@@ -233,20 +289,30 @@ class Task:
         Raises:
             DataError: if the data cannot be read, or the folder not be written.
         """
-        about: Dict[str, Dict[str, Any]] = {}
-        identifiers: Dict[str, int] = {}
         with whole_folder(Path(folder).expanduser(), keep_existing) as temporary:
-            for split in splits:
-                rng = np.random.default_rng([self.seed, SPLITS.index(split)])
-                groups = _counted(self.groups(split, rng), split, progress)
-                about[split] = write_dataset(groups, temporary / split, self.spec, identifiers)
-            for split in splits:  # the later splits may have added names
-                about[split]["num_puzzle_identifiers"] = len(identifiers) + 1
-                write_json(temporary / split / "dataset.json", about[split])
-            write_identifiers(temporary, identifiers)
+            about = self.write(temporary, splits, progress)
             content = [self.content(split) for split in splits]
             key = self.cache_key(splits)
             write_json(temporary / MARKER, {"made_by": "mlx_trm", "key": key, "content": content})
+        return about
+
+    def write(
+        self, folder: Path, splits: Sequence[str], progress: bool
+    ) -> Dict[str, Dict[str, Any]]:
+        """Write the files of a built dataset into a new folder; :meth:`build` makes it whole.
+
+        Arguments and return value are those of :meth:`build`.
+        """
+        about: Dict[str, Dict[str, Any]] = {}
+        identifiers: Dict[str, int] = {}
+        for split in splits:
+            rng = np.random.default_rng([self.seed, SPLITS.index(split)])
+            groups = _counted(self.groups(split, rng), split, progress)
+            about[split] = write_dataset(groups, folder / split, self.spec, identifiers)
+        for split in splits:  # the later splits may have added names
+            about[split]["num_puzzle_identifiers"] = len(identifiers) + 1
+            write_json(folder / split / "dataset.json", about[split])
+        write_identifiers(folder, identifiers)
         return about
 
 

@@ -3,14 +3,16 @@
 Reference: puzzle_dataset.py.
 """
 
-import json
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Tuple, Union
+from typing import Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple, Union
 
 import numpy as np
 
 from mlx_trm.config import TaskSpec
 from mlx_trm.errors import DataError
+from mlx_trm.tasks.dataset_files import SetArrays, load_set, read_metadata
+from mlx_trm.tasks.storage import SET_NAME, SPLITS
 
 # The label of cells that no loss counts (mlx_trm.carry has the same number for the MLX side).
 IGNORE_LABEL_ID = -100
@@ -21,29 +23,29 @@ Arrays = Dict[str, np.ndarray]
 _AUGMENT_STREAM = 0x5EED
 
 
-class SetArrays(NamedTuple):
-    """The arrays of one set: E examples in P puzzles in G groups.
+class SetSource(NamedTuple):
+    """Where a set comes from.
 
     Attributes:
-        inputs: (E, S) tokens, mapped from the file.
-        labels: (E, S) tokens, mapped from the file.
-        puzzle_identifiers: (P,) rows of the puzzle table.
-        puzzle_indices: (P + 1,) the examples of puzzle p are [p] to [p + 1] - 1.
-        group_indices: (G + 1,) the puzzles of group g are [g] to [g + 1] - 1.
+        folder: of the built dataset, which holds the splits and ``identifiers.json``.
+        split: ``train`` or ``test``.
+        name: what the set is called, alone or among those of other folders.
+        first_identifier: what was added to each of its identifiers but the blank one, because
+            other folders have identifiers too.
     """
 
-    inputs: np.ndarray
-    labels: np.ndarray
-    puzzle_identifiers: np.ndarray
-    puzzle_indices: np.ndarray
-    group_indices: np.ndarray
+    folder: Path
+    split: str
+    name: str
+    first_identifier: int
 
 
 class PuzzleDataset:
-    """One split of a built dataset.
+    """One split of a built dataset, or of several as one.
 
     Attributes:
-        path: the split's folder.
+        path: the split's folder; of several the first one's.
+        name: what messages call it: the folder, or the folders.
         spec: dimensions and special tokens.
         sets: names of the sets.
         total_groups: puzzles not counting their augmentations, over all sets.
@@ -51,10 +53,20 @@ class PuzzleDataset:
         mean_puzzle_examples: examples in a puzzle, on average.
     """
 
-    def __init__(self, path: Path, spec: TaskSpec, sets: Dict[str, SetArrays]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        spec: TaskSpec,
+        sets: Dict[str, SetArrays],
+        sources: Optional[Dict[str, SetSource]] = None,
+    ) -> None:
         """Use arrays that are in memory or mapped; :meth:`load` checks them first."""
         self.path = path
+        self.name = str(path)
         self.spec = spec
+        self._sources = sources or {
+            name: SetSource(path.parent, path.name, name, 0) for name in sets
+        }
         self.sets = list(sets)
         self._data = sets
         self.total_groups = sum(len(s.group_indices) - 1 for s in sets.values())
@@ -66,16 +78,20 @@ class PuzzleDataset:
         return sum(len(s.inputs) for s in self._data.values())
 
     @classmethod
-    def load(cls, folder: Union[str, Path], split: str) -> "PuzzleDataset":
+    def load(cls, folder: Union[str, Path, Sequence[str]], split: str) -> "PuzzleDataset":
         """Open a split and check it: shapes, ranges, boundaries.
 
         Args:
-            folder: holds one folder for each split.
+            folder: holds one folder for each split. Of several folders the groups mix, the
+                identifiers numbered on, and each set keeps its folder's name.
             split: ``train`` or ``test``.
 
         Raises:
-            DataError: if something is missing or wrong; it names the file.
+            DataError: if something is missing or wrong, or folders do not fit together; it names
+                the file.
         """
+        if not isinstance(folder, (str, Path)):
+            return cls._joined([cls.load(each, split) for each in folder])
         path = Path(folder).expanduser()
         if not path.is_dir():
             state = "is not a folder" if path.exists() else "no such folder"
@@ -83,8 +99,8 @@ class PuzzleDataset:
         path = path / split
         if not path.is_dir():
             raise DataError(f"{path}: no such folder; the dataset has no split {split!r}")
-        about, spec = _read_metadata(path / "dataset.json")
-        sets = {name: _load_set(path, name, spec) for name in about["sets"]}
+        about, spec = read_metadata(path / "dataset.json")
+        sets = {name: load_set(path, name, spec) for name in about["sets"]}
         dataset = cls(path, spec, sets)
         if about["total_groups"] != dataset.total_groups:
             raise DataError(
@@ -92,6 +108,40 @@ class PuzzleDataset:
                 f"the arrays hold {dataset.total_groups}; build the dataset again"
             )
         return dataset
+
+    # Differs from reference: there the identifiers of several datasets collide, and their sets
+    # train one after the other; here identifiers are numbered on and groups are mixed.
+    @classmethod
+    def _joined(cls, parts: List["PuzzleDataset"]) -> "PuzzleDataset":
+        """Put the splits of several folders together."""
+        first = parts[0]
+        labels = _different_names([part.path.parent for part in parts])
+        sets: Dict[str, SetArrays] = {}
+        sources: Dict[str, SetSource] = {}
+        total = 1
+        for part, label in zip(parts, labels):
+            _check_alike(first, part)
+            blank = part.spec.blank_identifier_id
+            for name, data in part._data.items():
+                whole = label if part.sets == [SET_NAME] else f"{label}/{name}"
+                numbers = data.puzzle_identifiers.astype(np.int64)
+                numbers[numbers != blank] += total - 1
+                sets[whole] = data._replace(puzzle_identifiers=numbers)
+                source = part.source(name)
+                sources[whole] = source._replace(name=whole, first_identifier=total - 1)
+            total += part.spec.num_puzzle_identifiers - 1
+        spec = replace(first.spec, num_puzzle_identifiers=total)
+        dataset = cls(first.path, spec, sets, sources)
+        dataset.name = ", ".join(str(part.path) for part in parts)
+        return dataset
+
+    def source(self, name: str) -> SetSource:
+        """Return where a set comes from.
+
+        Raises:
+            KeyError: if there is no such set.
+        """
+        return self._sources[name]
 
     def example(self, index: int) -> Tuple[np.ndarray, np.ndarray]:
         """Return the (S,) inputs and labels of one example, counted over all sets.
@@ -164,7 +214,8 @@ class PuzzleDataset:
             seed: decides the sample.
 
         Returns:
-            The set's name, a batch as of :meth:`train_batches`, and its number of real rows.
+            The set's name; a batch as of :meth:`train_batches` with ``places`` besides, (B,) int64,
+            where its rows stand in the set; and its number of real rows.
 
         Raises:
             ValueError: if a number is too small.
@@ -187,6 +238,7 @@ class PuzzleDataset:
                 batch = self._collate(
                     data.inputs[rows], data.labels[rows], data.puzzle_identifiers[puzzles]
                 )
+                batch["places"] = rows
                 yield name, self._pad(batch, batch_size), len(rows)
             start = stop
 
@@ -205,6 +257,7 @@ class PuzzleDataset:
             "inputs": self.spec.pad_id,
             "labels": IGNORE_LABEL_ID,
             "puzzle_identifiers": self.spec.blank_identifier_id,
+            "places": -1,
         }
         missing = batch_size - len(batch["inputs"])
         return {
@@ -275,114 +328,45 @@ class _Pool:
         return inputs, labels
 
 
+def _different_names(folders: List[Path]) -> List[str]:
+    """Return short names of folders: their last parts, as many as tell them apart."""
+    resolved = [folder.absolute() for folder in folders]
+    for parts in range(1, max(len(folder.parts) for folder in resolved) + 1):
+        names = ["/".join(folder.parts[-parts:]) for folder in resolved]
+        if len(set(names)) == len(names):
+            break
+    return names
+
+
+def _check_alike(first: PuzzleDataset, other: PuzzleDataset) -> None:
+    """Refuse a dataset that cannot be mixed with the first one."""
+    for field in ("vocab_size", "seq_len", "pad_id", "ignore_label_id", "blank_identifier_id"):
+        want, have = getattr(first.spec, field), getattr(other.spec, field)
+        if have != want:
+            raise DataError(
+                f"{other.path}: {field} is {have}, in {first.path} it is {want}; "
+                "only datasets of one kind can be mixed"
+            )
+    if other.spec.blank_identifier_id != 0:
+        raise DataError(
+            f"{other.path}: blank_identifier_id is {other.spec.blank_identifier_id}; "
+            "only datasets where it is 0 can be mixed"
+        )
+    for split in SPLITS:  # both splits must be numbered on alike
+        beside = other.path.parent / split / "dataset.json"
+        have = other.spec.num_puzzle_identifiers
+        if beside.is_file():
+            want = read_metadata(beside)[1].num_puzzle_identifiers
+            if have != want:
+                raise DataError(
+                    f"{other.path}: num_puzzle_identifiers is {have}, in {split} it is {want}; "
+                    "build the dataset again"
+                )
+
+
 def _joined(boundaries: List[np.ndarray]) -> np.ndarray:
     """Put the boundaries of several sets one after the other."""
     joined = [np.zeros(1, dtype=np.int64)]
     for part in boundaries:
         joined.append(joined[-1][-1] + part[1:].astype(np.int64))
     return np.concatenate(joined)
-
-
-def _read_metadata(path: Path) -> Tuple[Dict[str, Any], TaskSpec]:
-    """Read and check ``dataset.json``."""
-    try:
-        about = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
-    except (ValueError, RecursionError) as error:  # bad UTF-8 or bad JSON
-        raise DataError(f"{path}: is not JSON: {error}; build the dataset again") from error
-    if not isinstance(about, dict):
-        raise DataError(f"{path}: is not a JSON object; build the dataset again")
-    least = dict.fromkeys(("pad_id", "ignore_label_id", "blank_identifier_id"), 0)
-    least.update(vocab_size=1, seq_len=1, num_puzzle_identifiers=1, total_groups=1)
-    for key, low in least.items():
-        value = about.get(key)
-        if key == "ignore_label_id" and key in about and value is None:
-            continue
-        if not isinstance(value, int) or isinstance(value, bool) or value < low:
-            raise DataError(f"{path}: {key} must be a whole number from {low} up, not {value!r}")
-    for key, limit in (
-        ("pad_id", "vocab_size"),
-        ("blank_identifier_id", "num_puzzle_identifiers"),
-    ):
-        if about[key] >= about[limit]:
-            raise DataError(f"{path}: {key} is {about[key]}, {limit} is only {about[limit]}")
-    sets = about.get("sets")
-    plain = isinstance(sets, list) and all(
-        isinstance(name, str) and name and not set(name) & set("/\\\0") for name in sets
-    )
-    if not plain or not sets or len(set(sets)) != len(sets):
-        raise DataError(f"{path}: sets must be a list of different names, not {sets!r}")
-    spec = TaskSpec(
-        vocab_size=about["vocab_size"],
-        seq_len=about["seq_len"],
-        num_puzzle_identifiers=about["num_puzzle_identifiers"],
-        pad_id=about["pad_id"],
-        blank_identifier_id=about["blank_identifier_id"],
-        ignore_label_id=about["ignore_label_id"],
-    )
-    return about, spec
-
-
-def _load_set(folder: Path, name: str, spec: TaskSpec) -> SetArrays:
-    """Open and check the arrays of one set."""
-    files = {field: folder / f"{name}__{field}.npy" for field in SetArrays._fields}
-    data = SetArrays(
-        **{
-            field: _load_array(path, 2 if field in ("inputs", "labels") else 1)
-            for field, path in files.items()
-        }
-    )
-    rows, width = data.inputs.shape
-    if width != spec.seq_len:
-        _refuse(files["inputs"], f"rows of {width} cells, seq_len is {spec.seq_len}")
-    if data.labels.shape != data.inputs.shape:
-        _refuse(files["labels"], f"shape {data.labels.shape}, the inputs have {data.inputs.shape}")
-    for field in ("inputs", "labels"):
-        _check_range(files[field], getattr(data, field), "token", spec.vocab_size)
-    for field, total in (("puzzle_indices", rows), ("group_indices", len(data.puzzle_identifiers))):
-        edges = getattr(data, field)
-        if len(edges) < 2 or edges[0] != 0 or edges[-1] != total or (np.diff(edges) < 1).any():
-            _refuse(files[field], f"must rise from 0 to {total}")
-    if len(data.puzzle_indices) != len(data.puzzle_identifiers) + 1:
-        _refuse(
-            files["puzzle_indices"],
-            f"has {len(data.puzzle_indices) - 1} puzzles, {len(data.puzzle_identifiers)} "
-            "have an identifier",
-        )
-    _check_range(
-        files["puzzle_identifiers"],
-        data.puzzle_identifiers,
-        "identifier",
-        spec.num_puzzle_identifiers,
-    )
-    return data
-
-
-def _load_array(path: Path, dimensions: int) -> np.ndarray:
-    """Open an integer array; (E, S) ones are mapped, not read."""
-    try:
-        array = np.load(path, mmap_mode="r" if dimensions == 2 else None, allow_pickle=False)
-    except FileNotFoundError as error:
-        raise DataError(f"{path}: no such file; build the dataset again") from error
-    except (OSError, ValueError, EOFError) as error:
-        raise DataError(f"{path}: is damaged ({error}); build the dataset again") from error
-    if (
-        not isinstance(array, np.ndarray)
-        or array.ndim != dimensions
-        or array.dtype.kind not in "iu"
-    ):
-        _refuse(path, f"is not an array of whole numbers with {dimensions} dimensions")
-    return array
-
-
-def _check_range(path: Path, values: np.ndarray, what: str, limit: int) -> None:
-    if not values.size:
-        _refuse(path, "is empty")
-    low, high = int(values.min()), int(values.max())
-    if low < 0 or high >= limit:
-        _refuse(path, f"{what} {low if low < 0 else high} is not in 0..{limit - 1}")
-
-
-def _refuse(path: Path, problem: str) -> None:
-    raise DataError(f"{path}: {problem}; build the dataset again")

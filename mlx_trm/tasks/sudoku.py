@@ -14,7 +14,8 @@ import numpy as np
 
 from mlx_trm.config import TaskConfig, TaskSpec
 from mlx_trm.errors import DataError
-from mlx_trm.tasks.base import Scorer, Task, check_split, file_hash, register_task
+from mlx_trm.tasks.base import ScoredRows, Scorer, Task, check_split, file_hash, register_task
+from mlx_trm.tasks.dataset import SetSource
 from mlx_trm.tasks.storage import PuzzleBlock
 from mlx_trm.tasks.sudoku_files import check_no_folder, parse_puzzle, read_puzzles
 from mlx_trm.tasks.sudoku_generator import DEFAULT_GIVENS, GENERATOR_VERSION, generate_sets
@@ -297,8 +298,9 @@ class Sudoku(Task):
         kept = ((inputs <= 1) | (inputs == tokens)).all(axis=1)
         return np.asarray(kept & valid_grids(tokens - 1, self.config.size))
 
-    def scorer(self) -> "SudokuScorer":
+    def scorer(self, source: Optional[SetSource] = None) -> "SudokuScorer":
         """Return a scorer that counts valid grids."""
+        del source
         return SudokuScorer(self)
 
 
@@ -311,11 +313,19 @@ class SudokuScorer(Scorer):
         self.count = 0
         self.valid = 0
 
-    def update(self, inputs: np.ndarray, labels: np.ndarray, predictions: np.ndarray) -> None:
-        """Count (n, S) predictions."""
-        del labels
-        self.count += len(inputs)
-        self.valid += int(self.task.right(inputs, predictions).sum())
+    def update(self, rows: ScoredRows) -> None:
+        """Count predictions."""
+        self.count += len(rows.inputs)
+        self.valid += int(self.task.right(rows.inputs, rows.predictions).sum())
+
+    def state(self) -> Dict[str, np.ndarray]:
+        """Return both counts."""
+        return {"count": np.array(self.count), "valid": np.array(self.valid)}
+
+    def merge(self, state: Dict[str, np.ndarray]) -> None:
+        """Add another scorer's counts."""
+        self.count += int(state["count"])
+        self.valid += int(state["valid"])
 
     def result(self) -> Dict[str, float]:
         """Return the share, 0 where there were no puzzles."""
