@@ -195,7 +195,7 @@ class Task:
             source: the set to be scored; None where it does not matter which one.
         """
         del source
-        return None
+        return None  # pylint: disable=useless-return
 
     def image(self, tokens: np.ndarray, inputs: Optional[np.ndarray] = None) -> np.ndarray:
         """Paint (S,) tokens.

@@ -48,6 +48,7 @@ class PuzzleDataset:
         name: what messages call it: the folder, or the folders.
         spec: dimensions and special tokens.
         sets: names of the sets.
+        arrays: of each set, by name.
         total_groups: puzzles not counting their augmentations, over all sets.
         total_puzzles: puzzles, over all sets.
         mean_puzzle_examples: examples in a puzzle, on average.
@@ -68,14 +69,14 @@ class PuzzleDataset:
             name: SetSource(path.parent, path.name, name, 0) for name in sets
         }
         self.sets = list(sets)
-        self._data = sets
+        self.arrays = sets
         self.total_groups = sum(len(s.group_indices) - 1 for s in sets.values())
         self.total_puzzles = sum(len(s.puzzle_identifiers) for s in sets.values())
         self.mean_puzzle_examples = len(self) / max(1, self.total_puzzles)
 
     def __len__(self) -> int:
         """Return the number of examples, E over all sets."""
-        return sum(len(s.inputs) for s in self._data.values())
+        return sum(len(s.inputs) for s in self.arrays.values())
 
     @classmethod
     def load(cls, folder: Union[str, Path, Sequence[str]], split: str) -> "PuzzleDataset":
@@ -122,7 +123,7 @@ class PuzzleDataset:
         for part, label in zip(parts, labels):
             _check_alike(first, part)
             blank = part.spec.blank_identifier_id
-            for name, data in part._data.items():
+            for name, data in part.arrays.items():
                 whole = label if part.sets == [SET_NAME] else f"{label}/{name}"
                 numbers = data.puzzle_identifiers.astype(np.int64)
                 numbers[numbers != blank] += total - 1
@@ -149,7 +150,7 @@ class PuzzleDataset:
         Raises:
             IndexError: if there is no such example.
         """
-        for data in self._data.values():
+        for data in self.arrays.values():
             if 0 <= index < len(data.inputs):
                 return np.array(data.inputs[index]), np.array(data.labels[index])
             index -= len(data.inputs)
@@ -189,7 +190,7 @@ class PuzzleDataset:
         """
         if min(batch_size, epochs_per_iter, iteration) < 1 or first < 0:
             raise ValueError("batch_size, epochs_per_iter and iteration must be at least 1")
-        pool = _Pool(list(self._data.values()))
+        pool = _Pool(list(self.arrays.values()))
         for number, (rows, puzzles) in enumerate(
             pool.order(batch_size, np.random.Philox(seed + iteration), epochs_per_iter)
         ):
@@ -229,7 +230,7 @@ class PuzzleDataset:
             rng = np.random.Generator(np.random.Philox(seed))
             chosen = np.sort(rng.choice(len(self), max_examples, replace=False))
         start = 0
-        for name, data in self._data.items():
+        for name, data in self.arrays.items():
             stop = start + len(data.inputs)
             mine = chosen[(chosen >= start) & (chosen < stop)] - start
             for at in range(0, len(mine), batch_size):
