@@ -39,6 +39,7 @@ from mlx_trm.tasks.storage import (
     write_identifiers,
     write_json,
 )
+from mlx_trm.tasks.written import Written
 
 LOG = logging.getLogger(__name__)
 
@@ -89,7 +90,7 @@ class Scorer:
         return {}
 
 
-class Task:
+class Task(Written):
     """Base of all tasks. A subclass writes ``spec`` and ``groups``; the rest has defaults.
 
     Attributes:
@@ -147,47 +148,6 @@ class Task:
         del rng
         return inputs, labels
 
-    def parse(self, text: str) -> np.ndarray:
-        """Read one puzzle as a person writes it.
-
-        Returns:
-            (S,) uint8 tokens.
-
-        Raises:
-            DataError: if it is malformed, or the task has no written form.
-        """
-        raise DataError(f"the task {self.config.name!r} does not read puzzles as text")
-
-    def format(self, tokens: np.ndarray) -> str:
-        """Write (S,) tokens on one line."""
-        return " ".join(str(int(token)) for token in tokens)
-
-    def render(
-        self,
-        tokens: np.ndarray,
-        inputs: Optional[np.ndarray] = None,
-        labels: Optional[np.ndarray] = None,
-        color: bool = False,
-    ) -> str:
-        """Draw (S,) tokens for a terminal.
-
-        Args:
-            tokens: what is drawn.
-            inputs: the puzzle, to tell what was given.
-            labels: the answer, to mark what is wrong.
-            color: use ANSI colours.
-        """
-        del inputs, labels, color
-        return self.format(tokens)
-
-    def check(self, inputs: np.ndarray, tokens: np.ndarray) -> bool:
-        """Say by the rules alone whether (S,) ``tokens`` answer the puzzle ``inputs``.
-
-        Raises:
-            DataError: if the task has no rules to check by.
-        """
-        raise DataError(f"the task {self.config.name!r} cannot check an answer")
-
     def scorer(self, source: Optional[SetSource] = None) -> Optional[Scorer]:
         """Return a new scorer, if the task has one.
 
@@ -196,22 +156,6 @@ class Task:
         """
         del source
         return None  # pylint: disable=useless-return
-
-    def image(self, tokens: np.ndarray, inputs: Optional[np.ndarray] = None) -> np.ndarray:
-        """Paint (S,) tokens.
-
-        Args:
-            tokens: what is painted.
-            inputs: the puzzle, where it decides what is shown.
-
-        Returns:
-            (H, W, 3) uint8, one pixel a cell, red green blue.
-
-        Raises:
-            DataError: if the task is not one of coloured grids.
-        """
-        del tokens, inputs
-        raise DataError(f"the task {self.config.name!r} has no pictures; it is drawn as text")
 
     def content(self, split: str) -> Dict[str, Any]:
         """Return everything that decides the puzzles of a split, as JSON; the cache's key.

@@ -1,0 +1,106 @@
+"""How people write the puzzles of a task, see them drawn, and judge answers: for the commands."""
+
+from typing import Any, Dict, Iterable, Iterator, Optional, Tuple
+
+import numpy as np
+
+from mlx_trm.errors import DataError
+
+
+class Written:
+    """The part of a :class:`Task` that ``solve`` and ``data show`` use; each method is optional.
+
+    Attributes:
+        symbols: what puzzles are written with, white space apart; so a mistyped puzzle is told
+            from a mistyped file name.
+        config: the task's section of the configuration.
+    """
+
+    symbols = ".0123456789"
+    config: Any
+
+    def split_puzzles(self, lines: Iterable[str]) -> Iterator[Tuple[int, str]]:
+        """Find the puzzles in the lines of a text file: one a line, ``#`` begins a comment.
+
+        Returns:
+            Pairs of the number of a puzzle's first line, from 1, and what :meth:`parse` reads.
+        """
+        for number, line in enumerate(lines, start=1):
+            text = line.split("#")[0].strip()
+            if text:
+                yield number, text
+
+    def parse(self, text: str) -> np.ndarray:
+        """Read one puzzle as a person writes it.
+
+        Returns:
+            (S,) uint8 tokens.
+
+        Raises:
+            DataError: if it is malformed, or the task has no written form.
+        """
+        raise DataError(f"the task {self.config.name!r} does not read puzzles as text")
+
+    def answers(self, inputs: np.ndarray) -> Tuple[Optional[np.ndarray], Dict[int, str]]:
+        """Answer puzzles by the rules alone.
+
+        Args:
+            inputs: (n, S) uint8 tokens.
+
+        Returns:
+            (n, S) uint8 labels, None where the task cannot tell; and what is wrong with the
+            puzzles that have no answer, by row.
+        """
+        del inputs
+        return None, {}
+
+    def format(self, tokens: np.ndarray) -> str:
+        """Write (S,) tokens on one line."""
+        return " ".join(str(int(token)) for token in tokens)
+
+    def render(
+        self,
+        tokens: np.ndarray,
+        inputs: Optional[np.ndarray] = None,
+        labels: Optional[np.ndarray] = None,
+        color: bool = False,
+    ) -> str:
+        """Draw (S,) tokens for a terminal.
+
+        Args:
+            tokens: what is drawn.
+            inputs: the puzzle, to tell what was given.
+            labels: the answer, to mark what is wrong.
+            color: use ANSI colours.
+        """
+        del inputs, labels, color
+        return self.format(tokens)
+
+    def check(self, inputs: np.ndarray, tokens: np.ndarray) -> bool:
+        """Say by the rules alone whether (S,) ``tokens`` answer the puzzle ``inputs``.
+
+        Raises:
+            DataError: if the task has no rules to check by.
+        """
+        raise DataError(f"the task {self.config.name!r} cannot check an answer")
+
+    def remark(self, inputs: np.ndarray, tokens: np.ndarray) -> str:
+        """Say in a few words what (S,) ``tokens`` are, beyond right or wrong; empty: nothing."""
+        del inputs, tokens
+        return ""
+
+    def image(self, tokens: np.ndarray, inputs: Optional[np.ndarray] = None) -> np.ndarray:
+        """Paint (S,) tokens.
+
+        Args:
+            tokens: what is painted.
+            inputs: the puzzle, where it decides what is shown.
+
+        Returns:
+            (H, W, 3) uint8, one pixel a cell, red green blue.
+
+        Raises:
+            DataError: if the task is not one of coloured grids.
+        """
+        del tokens, inputs
+        raise DataError(f"the task {self.config.name!r} has no pictures; it is drawn as text")
