@@ -33,6 +33,7 @@ from mlx_trm.tasks.storage import (
     MARKER,
     SPLITS,
     Group,
+    PuzzleBlock,
     cache_folder,
     whole_folder,
     write_dataset,
@@ -43,6 +44,7 @@ from mlx_trm.tasks.written import Written
 
 LOG = logging.getLogger(__name__)
 
+C = TypeVar("C")
 T = TypeVar("T", bound="Type[Task]")
 
 
@@ -148,6 +150,7 @@ class Task(Written):
         del rng
         return inputs, labels
 
+    # pylint: disable-next=useless-return
     def scorer(self, source: Optional[SetSource] = None) -> Optional[Scorer]:
         """Return a new scorer, if the task has one.
 
@@ -155,7 +158,7 @@ class Task(Written):
             source: the set to be scored; None where it does not matter which one.
         """
         del source
-        return None  # pylint: disable=useless-return
+        return None
 
     def content(self, split: str) -> Dict[str, Any]:
         """Return everything that decides the puzzles of a split, as JSON; the cache's key.
@@ -237,7 +240,8 @@ class Task(Written):
             about = self.write(temporary, splits, progress)
             content = [self.content(split) for split in splits]
             key = self.cache_key(splits)
-            write_json(temporary / MARKER, {"made_by": "mlx_trm", "key": key, "content": content})
+            marker = {"made_by": "mlx_trm", "format": FORMAT_VERSION, "key": key}
+            write_json(temporary / MARKER, {**marker, "content": content})
         return about
 
     def write(
@@ -251,7 +255,7 @@ class Task(Written):
         identifiers: Dict[str, int] = {}
         for split in splits:
             rng = np.random.default_rng([self.seed, SPLITS.index(split)])
-            groups = _counted(self.groups(split, rng), split, progress)
+            groups = counted(self.groups(split, rng), split, progress)
             about[split] = write_dataset(groups, folder / split, self.spec, identifiers)
         for split in splits:  # the later splits may have added names
             about[split]["num_puzzle_identifiers"] = len(identifiers) + 1
@@ -321,14 +325,17 @@ def _plugin_code(cls: Type[Task]) -> Optional[str]:
     return hashlib.sha256(source.encode()).hexdigest()
 
 
-def _counted(groups: Iterable[Group], split: str, progress: bool) -> Iterator[Group]:
-    """Pass groups on, with a bar that counts puzzles if wanted."""
+def counted(items: Iterable[C], name: str, progress: bool, unit: str = " puzzles") -> Iterator[C]:
+    """Pass groups, or other items, on; with a bar that counts them if wanted."""
     if not progress:
-        yield from groups
+        yield from items
         return
     from tqdm import tqdm
 
-    with tqdm(desc=split, unit=" puzzles", unit_scale=True) as shown:
-        for group in groups:
-            yield group
-            shown.update(len(group) if isinstance(group, list) else len(group.inputs))
+    with tqdm(desc=name, unit=unit, unit_scale=True) as shown:
+        for item in items:
+            yield item
+            if isinstance(item, PuzzleBlock):
+                shown.update(len(item.inputs) // item.examples)
+            else:
+                shown.update(len(item) if isinstance(item, list) else 1)

@@ -11,7 +11,7 @@ import numpy as np
 
 from mlx_trm.config import TaskSpec
 from mlx_trm.errors import DataError
-from mlx_trm.tasks.dataset_files import SetArrays, load_set, read_metadata
+from mlx_trm.tasks.dataset_files import SetArrays, check_format, load_set, read_metadata
 from mlx_trm.tasks.storage import SET_NAME, SPLITS
 
 # The label of cells that no loss counts (mlx_trm.carry has the same number for the MLX side).
@@ -100,6 +100,7 @@ class PuzzleDataset:
         path = path / split
         if not path.is_dir():
             raise DataError(f"{path}: no such folder; the dataset has no split {split!r}")
+        check_format(path.parent)
         about, spec = read_metadata(path / "dataset.json")
         sets = {name: load_set(path, name, spec) for name in about["sets"]}
         dataset = cls(path, spec, sets)

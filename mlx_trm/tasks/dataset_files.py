@@ -11,6 +11,7 @@ import numpy as np
 
 from mlx_trm.config import TaskSpec
 from mlx_trm.errors import DataError
+from mlx_trm.tasks.storage import FORMAT_VERSION, MARKER
 
 
 class SetArrays(NamedTuple):
@@ -70,6 +71,32 @@ def read_metadata(path: Path) -> Tuple[Dict[str, Any], TaskSpec]:
         ignore_label_id=about["ignore_label_id"],
     )
     return about, spec
+
+
+def check_format(folder: Path) -> None:
+    """Refuse a dataset that another version of this package has built in another format.
+
+    Args:
+        folder: of the dataset. Without ``build.json`` it is the reference's own format.
+
+    Raises:
+        DataError: if it is another format, or ``build.json`` is damaged.
+    """
+    path = folder / MARKER
+    if not path.exists():
+        return
+    try:
+        about = json.loads(path.read_text(encoding="utf-8"))
+        version = about.get("format", FORMAT_VERSION)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except (ValueError, RecursionError, AttributeError) as error:
+        raise DataError(f"{path}: is damaged; build the dataset again") from error
+    if version != FORMAT_VERSION:
+        raise DataError(
+            f"{path}: was built by another version of mlx_trm (format {version!r}, this one reads "
+            f"{FORMAT_VERSION}); build the dataset again"
+        )
 
 
 def load_set(folder: Path, name: str, spec: TaskSpec) -> SetArrays:

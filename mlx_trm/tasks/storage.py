@@ -16,7 +16,18 @@ import time
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, BinaryIO, Dict, Iterable, Iterator, List, NamedTuple, Optional, Union
+from typing import (
+    Any,
+    BinaryIO,
+    Dict,
+    Iterable,
+    Iterator,
+    List,
+    NamedTuple,
+    Optional,
+    Sequence,
+    Union,
+)
 
 import numpy as np
 
@@ -28,6 +39,7 @@ MARKER = "build.json"
 IDENTIFIERS = "identifiers.json"
 SPLITS = ("train", "test")
 SET_NAME = "all"
+TEST_PUZZLES = "test_puzzles.json"
 BLANK_NAME = "<blank>"
 ARRAYS = ("inputs", "labels", "puzzle_identifiers", "puzzle_indices", "group_indices")
 
@@ -50,17 +62,21 @@ class Puzzle(NamedTuple):
 
 
 class PuzzleBlock(NamedTuple):
-    """Nameless puzzles of one example each, in bulk: for tasks with millions.
+    """Puzzles with equally many examples each, in bulk: for tasks with millions.
 
     Attributes:
         inputs: (n, S) uint8 tokens.
         labels: (n, S) uint8 tokens.
-        group_size: puzzles in each group; divides n.
+        group_size: puzzles in each group; divides the number of puzzles.
+        examples: of each puzzle; divides n.
+        names: of the puzzles; None: they have none.
     """
 
     inputs: np.ndarray
     labels: np.ndarray
     group_size: int = 1
+    examples: int = 1
+    names: Optional[Sequence[str]] = None
 
 
 Group = Union[List[Puzzle], PuzzleBlock]
@@ -97,8 +113,6 @@ def whole_folder(target: Path, keep_existing: bool = False) -> Iterator[Path]:
     temporary: Optional[Path] = None
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        if keep_existing:
-            _remove_leftovers(target.parent)
         if keep_existing:
             _remove_leftovers(target.parent)
         temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
@@ -143,7 +157,7 @@ def check_replaceable(target: Path) -> None:
     """
     advice = "give the name of a new or empty folder"
     if target.is_dir():
-        foreign = set(os.listdir(target)) - {MARKER, IDENTIFIERS, *SPLITS}
+        foreign = set(os.listdir(target)) - {MARKER, IDENTIFIERS, TEST_PUZZLES, *SPLITS}
         if any(target.iterdir()) and (foreign or not (target / MARKER).is_file()):
             raise DataError(f"{target}: is not empty and was not made by data build; {advice}")
         for split in SPLITS:
@@ -225,13 +239,15 @@ def write_dataset(
     try:
         for group in groups:
             if isinstance(group, PuzzleBlock):
-                count = len(group.inputs)
-                if len(group.labels) != count or count % group.group_size:
+                count, left = divmod(len(group.inputs), group.examples)
+                if len(group.labels) != len(group.inputs) or left or count % group.group_size:
                     raise ValueError("inputs, labels and group_size do not fit together")
+                if group.names is not None and len(group.names) != count:
+                    raise ValueError("a block has as many names as puzzles, or none")
                 inputs.append(group.inputs)
                 labels.append(group.labels)
-                sizes.append(np.ones(count, dtype=np.int32))
-                numbers.append(np.full(count, spec.blank_identifier_id, dtype=np.int32))
+                sizes.append(np.full(count, group.examples, dtype=np.int32))
+                numbers.append(_numbers(group.names, count, names, spec.blank_identifier_id))
                 group_sizes.append(
                     np.full(count // group.group_size, group.group_size, dtype=np.int32)
                 )
@@ -271,6 +287,16 @@ def write_dataset(
     )
     write_json(folder / "dataset.json", about)
     return about
+
+
+def _numbers(
+    wanted: Optional[Sequence[str]], count: int, names: Dict[str, int], blank: int
+) -> np.ndarray:
+    """Look up the numbers of a block's names, (count,) int32; new names get the next ones."""
+    if wanted is None:
+        return np.full(count, blank, dtype=np.int32)
+    found = [names.setdefault(name, len(names) + 1) for name in wanted]
+    return np.array(found, dtype=np.int32)
 
 
 def _boundaries(sizes: List[np.ndarray]) -> np.ndarray:
