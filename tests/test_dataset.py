@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from mlx_trm.config import TaskConfig, TaskSpec
 from mlx_trm.errors import DataError
-from mlx_trm.tasks import Puzzle, PuzzleDataset, Task
+from mlx_trm.tasks import Puzzle, PuzzleDataset, Task, dataset_files
 from mlx_trm.tasks.dataset import IGNORE_LABEL_ID, SetArrays
 from mlx_trm.tasks.storage import write_dataset
 
@@ -135,7 +135,8 @@ def test_each_epoch_takes_each_group_once(
     inputs = np.arange(total)[:, None].repeat(3, axis=1)
     arrays = SetArrays(inputs, inputs, np.zeros(total, int), np.arange(total + 1),
                        np.arange(0, total + 1, copies))  # fmt: skip
-    dataset = PuzzleDataset(Path("memory"), SPEC, {"all": arrays})
+    spec = TaskSpec(vocab_size=36, seq_len=3)
+    dataset = PuzzleDataset(Path("memory"), spec, {"all": arrays})
     batches = list(dataset.train_batches(batch_size, seed, epochs))
     assert len(batches) == groups * epochs // batch_size
     assert all(b["inputs"].shape == (batch_size, 3) for b in batches)
@@ -485,3 +486,34 @@ def test_folders_that_do_not_fit_together(
     change_metadata(folders[1] / "test" / "dataset.json", **values)
     with pytest.raises(DataError, match=f"b.test: {says}"):
         PuzzleDataset.load([str(folder) for folder in folders], "test")
+
+
+def test_a_large_file_is_checked_as_it_is_read(tmp_path: Path, monkeypatch: Any) -> None:
+    """Opening looks at a sample only; a batch with a wrong token is refused."""
+    monkeypatch.setattr(dataset_files, "SCANNED_BYTES", 16)
+    monkeypatch.setattr(dataset_files, "_BLOCK_BYTES", 8)
+    folder = named(tmp_path / "a", 1)
+    path = folder / "train" / "all__inputs.npy"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-10] + b"\x63" + whole[-9:])
+    dataset = PuzzleDataset.load(folder, "train")
+    with pytest.raises(DataError, match="train: token 99 is not in 0..19; build"):
+        list(dataset.eval_batches(2))
+    with pytest.raises(DataError, match="token 99"):
+        list(dataset.train_batches(2, seed=0, epochs_per_iter=4))
+    path.write_bytes(whole[:-1] + b"\x63")
+    with pytest.raises(DataError, match="all__inputs.npy: token 99"):
+        PuzzleDataset.load(folder, "train")
+
+
+def test_another_version_of_the_format(tmp_path: Path) -> None:
+    """Refused by name; a folder without build.json is the reference's own format."""
+    folder = named(tmp_path / "a", 1)
+    change_metadata(folder / "build.json", format=99)
+    with pytest.raises(DataError, match="build.json: was built by another version .*format 99"):
+        PuzzleDataset.load(folder, "test")
+    (folder / "build.json").write_text("[]")
+    with pytest.raises(DataError, match="build.json: is damaged"):
+        PuzzleDataset.load(folder, "test")
+    (folder / "build.json").unlink()
+    assert len(PuzzleDataset.load(folder, "test")) == 6

@@ -155,7 +155,7 @@ class Writer:
             yield self._block(plan, pairs, offsets)
 
     def _offsets(self, pairs: Sequence[Pair], transforms: np.ndarray) -> np.ndarray:
-        """Draw where on the canvas each pair goes, (A, E, 2) int64; one of E stays in the corner."""
+        """Draw where on the canvas pairs go, (A, E, 2) int64; one of the E stays in the corner."""
         count = len(pairs)
         sides = np.array([np.maximum(a.shape, b.shape) for a, b in pairs])
         room = self.size - sides + 1

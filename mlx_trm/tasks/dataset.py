@@ -11,7 +11,13 @@ import numpy as np
 
 from mlx_trm.config import TaskSpec
 from mlx_trm.errors import DataError
-from mlx_trm.tasks.dataset_files import SetArrays, check_format, load_set, read_metadata
+from mlx_trm.tasks.dataset_files import (
+    SetArrays,
+    check_format,
+    check_values,
+    load_set,
+    read_metadata,
+)
 from mlx_trm.tasks.storage import SET_NAME, SPLITS
 
 # The label of cells that no loss counts (mlx_trm.carry has the same number for the MLX side).
@@ -245,6 +251,8 @@ class PuzzleDataset:
             start = stop
 
     def _collate(self, inputs: np.ndarray, labels: np.ndarray, numbers: np.ndarray) -> Arrays:
+        for values in (inputs, labels):
+            check_values(self.path, values, "token", self.spec.vocab_size)
         labels = labels.astype(np.int32)
         if self.spec.ignore_label_id is not None:
             labels[labels == self.spec.ignore_label_id] = IGNORE_LABEL_ID

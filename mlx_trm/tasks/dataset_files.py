@@ -13,6 +13,10 @@ from mlx_trm.config import TaskSpec
 from mlx_trm.errors import DataError
 from mlx_trm.tasks.storage import FORMAT_VERSION, MARKER
 
+# What is larger is not read through when it is opened: that would take seconds and fill the memory.
+SCANNED_BYTES = 1 << 28
+_BLOCK_BYTES = 1 << 18
+
 
 class SetArrays(NamedTuple):
     """The arrays of one set: E examples in P puzzles in G groups.
@@ -152,8 +156,30 @@ def _load_array(path: Path, dimensions: int) -> np.ndarray:
 
 
 def _check_range(path: Path, values: np.ndarray, what: str, limit: int) -> None:
+    """Refuse numbers that are not 0 to ``limit`` - 1; of large files a sample is looked at."""
     if not values.size:
         _refuse(path, "is empty")
+    if not isinstance(values, np.memmap):
+        check_values(path, values, what, limit)
+        return
+    blocks = -(-values.nbytes // _BLOCK_BYTES)
+    # Batches are checked again when they are taken.
+    looked_at = np.linspace(0, blocks - 1, min(blocks, SCANNED_BYTES // _BLOCK_BYTES), dtype=int)
+    # Read, not mapped: what is mapped counts as this process's memory.
+    with open(path, "rb") as file:
+        for block in looked_at.tolist():
+            file.seek(values.offset + block * _BLOCK_BYTES)
+            left = values.nbytes - block * _BLOCK_BYTES
+            part = np.frombuffer(file.read(min(_BLOCK_BYTES, left)), dtype=values.dtype)
+            check_values(path, part, what, limit)
+
+
+def check_values(path: Path, values: np.ndarray, what: str, limit: int) -> None:
+    """Refuse numbers that are not 0 to ``limit`` - 1.
+
+    Raises:
+        DataError: naming the file and the number.
+    """
     low, high = int(values.min()), int(values.max())
     if low < 0 or high >= limit:
         _refuse(path, f"{what} {low if low < 0 else high} is not in 0..{limit - 1}")
