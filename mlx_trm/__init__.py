@@ -33,6 +33,8 @@ from mlx_trm.losses import act_loss, softmax_cross_entropy, stablemax_cross_entr
 from mlx_trm.models import TRM, RecursiveModel, TRMConfig, build_model, register_model
 from mlx_trm.optim import EMA, AdamATan2
 from mlx_trm.tasks import (
+    Maze,
+    MazeConfig,
     Puzzle,
     PuzzleDataset,
     Sudoku,
@@ -59,6 +61,8 @@ __all__ = [
     "EvalConfig",
     "Evaluator",
     "ExperimentConfig",
+    "Maze",
+    "MazeConfig",
     "ModelConfig",
     "Outputs",
     "Puzzle",
