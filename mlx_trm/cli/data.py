@@ -1,4 +1,4 @@
-"""``python -m mlx_trm.data``: list, build, show and generate puzzles."""
+"""``python -m mlx_trm.data``: list, fetch, build, show and generate puzzles."""
 
 import argparse
 import logging
@@ -11,10 +11,11 @@ import numpy as np
 
 from mlx_trm.cli import display
 from mlx_trm.cli.arguments import add_config, read_config
+from mlx_trm.cli.fetch import add_fetch
 from mlx_trm.errors import ConfigError
 from mlx_trm.registry import TASKS
 from mlx_trm.tasks import PuzzleDataset, SudokuConfig, Task, build_task
-from mlx_trm.tasks.catalogue import DataEntry, built_datasets, bundled_samples
+from mlx_trm.tasks.catalogue import DataEntry, built_datasets, bundled_samples, fetched_sets
 from mlx_trm.tasks.storage import SPLITS, cache_folder
 from mlx_trm.tasks.sudoku_files import csv_text, read_puzzles, write_csv
 from mlx_trm.tasks.sudoku_generator import generate_sets
@@ -29,8 +30,10 @@ LOGGER = logging.getLogger(__name__)
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the sub-commands and their arguments."""
     commands = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
-    action = commands.add_parser("list", help="show tasks, bundled samples and built datasets")
+    action = commands.add_parser("list", help="show tasks and the data that is there")
     action.set_defaults(do=run_list)
+
+    add_fetch(commands)
 
     action = commands.add_parser("build", help="build the dataset of a configuration")
     action.add_argument(
@@ -116,10 +119,14 @@ def run_list(args: argparse.Namespace) -> None:
     print("Tasks: " + ", ".join(TASKS.names()))
     print("\nWith the package (used where a configuration names no file):")
     print(_entries(bundled_samples()))
+    fetched = fetched_sets()
+    if fetched:
+        print(f"\nFetched:\n{_entries(fetched)}")
     built = built_datasets()
     print(f"\nBuilt, in {cache_folder()}:")
     print(_entries(built) if built else "none yet")
     print("\nMake one: python -m mlx_trm.data build --config sudoku.yaml")
+    print("Fetch one: python -m mlx_trm.data fetch")
 
 
 def _entries(entries: List[DataEntry]) -> str:

@@ -1,4 +1,4 @@
-"""What data there is: samples that come with the package, and datasets built into the cache."""
+"""What data there is: samples that come with the package, sets fetched, and datasets built."""
 
 import json
 from pathlib import Path
@@ -6,6 +6,7 @@ from typing import Iterator, List, NamedTuple, Optional
 
 from mlx_trm.errors import DataError
 from mlx_trm.tasks.dataset import PuzzleDataset
+from mlx_trm.tasks.fetch_sources import SOURCES, fetched_folder, is_fetched, read_record
 from mlx_trm.tasks.storage import MARKER, SPLITS, cache_folder
 from mlx_trm.tasks.sudoku import SAMPLES
 
@@ -40,6 +41,17 @@ def bundled_samples() -> List[DataEntry]:
         )
         for path in sorted(SAMPLES.glob("*.csv"))
     ]
+
+
+def fetched_sets() -> List[DataEntry]:
+    """List the sets that have been fetched."""
+    found = []
+    for name, source in SOURCES.items():
+        if is_fetched(name):
+            place = fetched_folder(name)
+            size = sum(size for size, _ in read_record(place)[name].files.values())
+            found.append(DataEntry(name, source.summary, source.puzzles, size, place))
+    return found
 
 
 def built_datasets(folder: Optional[Path] = None) -> List[DataEntry]:
