@@ -1,0 +1,197 @@
+"""ARC's votes: the recorded evaluation, and that neither order nor processes matter."""
+
+import json
+from pathlib import Path
+from typing import Any, Dict, List, Sequence
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mlx_trm.errors import DataError
+from mlx_trm.tasks import ARC, ARCConfig, ScoredRows
+from mlx_trm.tasks.arc_grids import augmented_name, encode, parse_name
+from mlx_trm.tasks.arc_voting import PASS_AT, ArcScorer, load_scorer, pack, unpack
+from mlx_trm.tasks.dataset import SetSource
+
+TOY = Path(__file__).parent / "reference" / "arc_toy"
+SOURCE = SetSource(TOY / "built", "test", "all", 0)
+GRIDS = st.tuples(st.integers(1, 30), st.integers(1, 30), st.integers(0, 2**32 - 1)).map(
+    lambda t: np.random.default_rng(t[2]).integers(0, 10, t[:2]).astype(np.uint8)
+)
+
+
+def recorded() -> ScoredRows:
+    """The recorded batches as one."""
+    batches = np.load(TOY / "evaluator_batches.npz")
+    count = sum(name.endswith(".size") for name in batches)
+
+    def joined(name: str) -> np.ndarray:
+        return np.concatenate([batches[f"batch{i}.{name}"] for i in range(count)])
+
+    inputs = joined("inputs")
+    return ScoredRows(
+        inputs,
+        joined("labels"),
+        joined("preds"),
+        joined("puzzle_identifiers"),
+        joined("q_halt_logits"),
+        np.arange(len(inputs)),
+    )
+
+
+def part(rows: ScoredRows, chosen: Sequence[int]) -> ScoredRows:
+    """Some of the rows."""
+    return ScoredRows(*(column[list(chosen)] for column in rows))
+
+
+METRICS = json.loads((TOY / "evaluator" / "metrics.json").read_text())
+SUBMISSION = json.loads((TOY / "evaluator" / "submission.json").read_text())
+
+
+@settings(max_examples=30, deadline=None)
+@given(data=st.data())
+def test_the_recorded_evaluation(data: Any) -> None:
+    """Exactly, whatever the order, the batches, and the number of processes."""
+    rows = recorded()
+    order = data.draw(st.permutations(range(len(rows.inputs))))
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(order)), max_size=6)))
+    scorers = [load_scorer(SOURCE) for _ in range(data.draw(st.integers(1, 4)))]
+    for at, (start, end) in enumerate(zip([0, *cuts], [*cuts, len(order)])):
+        if end > start:
+            scorers[at % len(scorers)].update(part(rows, order[start:end]))
+    for other in scorers[1:]:
+        scorers[0].merge(other.state())
+    assert scorers[0].result() == METRICS
+    assert json.loads(scorers[0].files()["submission.json"]) == SUBMISSION
+
+
+def puzzle(*pairs: Any) -> Dict[str, Any]:
+    """A test task from (input, output) grids."""
+    return {"test": [{"input": a.tolist(), "output": b.tolist()} for a, b in pairs]}
+
+
+def row(
+    place: int, given_: np.ndarray, answer: np.ndarray, belief: float, number: int = 1
+) -> ScoredRows:
+    """One row for a scorer."""
+    inputs = encode(given_)[None]
+    return ScoredRows(
+        inputs, inputs, encode(answer)[None] if answer.size else np.zeros((1, 900), np.uint8),
+        np.array([number]), np.array([belief], np.float32), np.array([place])
+    )  # fmt: skip
+
+
+A, B, C = (np.full((2, 3), color, dtype=np.uint8) for color in (1, 2, 3))
+
+
+def test_votes_then_belief_then_first_seen() -> None:
+    """More votes win; of as many the mean belief; of equal ones the first in the data set."""
+    scorer = ArcScorer(["<blank>", "x"], {"x": puzzle((A, C))})
+    scorer.update(row(5, A, A, 9.0))
+    scorer.update(row(1, A, B, -3.0))
+    scorer.update(row(2, A, B, -3.0))
+    assert [a["attempt_1"] for a in scorer.submission()["x"]] == [B.tolist()]
+    assert scorer.submission()["x"][0]["attempt_2"] == A.tolist()
+    scorer.update(row(3, A, C, 9.0))  # as good as A, and before it in the data set
+    assert scorer.submission()["x"][0]["attempt_2"] == C.tolist()
+    assert scorer.result() == {f"ARC/pass@{k}": float(k > 1) for k in PASS_AT}
+    scorer.update(row(0, A, C, -9.0))  # two votes, and with a mean belief of one half the first
+    assert scorer.submission()["x"][0]["attempt_1"] == C.tolist()
+    assert scorer.result()["ARC/pass@1"] == 1.0
+
+
+def test_a_task_scores_the_share_of_its_inputs() -> None:
+    """Two inputs, one solved; the other task has no prediction at all."""
+    tasks = {"x": puzzle((A, B), (B, C)), "y": puzzle((C, A))}
+    scorer = ArcScorer(["<blank>", "x", "y"], tasks)
+    scorer.update(row(0, A, B, 0.0))
+    scorer.update(row(1, B, A, 0.0))
+    assert scorer.result()["ARC/pass@1"] == 0.25
+    made = scorer.submission()
+    assert [len(made[name]) for name in ("x", "y")] == [2, 1]
+    assert made["y"] == [{"attempt_1": [[0]], "attempt_2": [[0]]}]
+    scorer.update(row(2, C, np.zeros((0, 0), np.uint8), 0.0, number=2))
+    assert scorer.submission()["y"] == [{"attempt_1": [[0]], "attempt_2": [[0]]}]
+
+
+def test_what_is_not_counted() -> None:
+    """Blank rows, inputs of no test pair; identifiers of other data sets are taken off."""
+    scorer = ArcScorer(["<blank>", "x"], {"x": puzzle((A, B))}, first_identifier=7)
+    scorer.update(row(0, A, B, 0.0, number=0))
+    scorer.update(row(1, C, B, 0.0, number=8))
+    assert scorer.result()["ARC/pass@1000"] == 0.0
+    scorer.update(row(2, A, B, 0.0, number=8))
+    assert scorer.result()["ARC/pass@1"] == 1.0
+
+
+@given(grid=GRIDS, transform=st.integers(0, 7), colors=st.permutations(range(1, 10)))
+@settings(max_examples=50, deadline=None)
+def test_augmentations_vote_for_the_original(
+    grid: np.ndarray, transform: int, colors: List[int]
+) -> None:
+    """An augmented row counts for the test input it came from, with the answer turned back."""
+    name = augmented_name("x", transform, [0, *colors])
+    change = parse_name(name)
+    assert (change.undo(change.apply(grid)) == grid).all()
+    answer = np.ascontiguousarray(grid[::-1])
+    scorer = ArcScorer(["<blank>", name], {"x": puzzle((grid, answer))})
+    scorer.update(row(0, change.apply(grid), change.apply(answer), 0.0))
+    assert scorer.result()["ARC/pass@1"] == 1.0
+    assert scorer.submission()["x"][0]["attempt_2"] == answer.tolist()
+
+
+@given(grid=GRIDS)
+@settings(max_examples=50, deadline=None)
+def test_packed_grids(grid: np.ndarray) -> None:
+    """Shape and cells come back; half a byte a cell."""
+    assert (unpack(pack(grid)) == grid).all() and unpack(pack(grid)).shape == grid.shape
+    assert len(pack(grid)) == 2 + (grid.size + 1) // 2
+
+
+def test_votes_are_kept_for_the_next_evaluation_only_if_asked_for() -> None:
+    """``aggregated_voting``: the votes of both; otherwise those of the last one alone."""
+    rows = recorded()
+    for aggregated in (False, True):
+        task = ARC(ARCConfig("arc", data_dir=str(TOY / "built"), aggregated_voting=aggregated))
+        first = task.scorer(SOURCE)
+        first.update(rows)
+        assert first.result() == METRICS
+        second = task.scorer(SOURCE)
+        assert (second.result() == METRICS) is aggregated
+        second.update(rows)
+        assert second.result()["ARC/pass@2"] == METRICS["ARC/pass@2"]
+        votes = sum(
+            len(v.order) for v in second._votes.values()
+        )  # pylint: disable=protected-access
+        real = int((rows.puzzle_identifiers > 0).sum())
+        assert votes == real * (2 if aggregated else 1)
+
+
+def test_only_the_test_split_is_voted_on() -> None:
+    """The train split has no test inputs."""
+    task = ARC(ARCConfig("arc", data_dir=str(TOY / "built")))
+    assert task.scorer() is None and task.scorer(SOURCE._replace(split="train")) is None
+
+
+@pytest.mark.parametrize(
+    "name, text, says",
+    [
+        ("identifiers.json", None, "identifiers.json: cannot be read .* build the dataset again"),
+        ("identifiers.json", "{}", "identifiers.json: is damaged"),
+        ("test_puzzles.json", "[", "test_puzzles.json: is not JSON"),
+        ("test_puzzles.json", '{"x": 3}', "test_puzzles.json: is damaged"),
+        ("test_puzzles.json", '{"x": {"test": [{"input": [[10]], "output": [[0]]}]}}',
+         "test_puzzles.json: x: test pair 1 input: row 1 has 10"),
+    ],
+)  # fmt: skip
+def test_what_votes_need(tmp_path: Path, name: str, text: Any, says: str) -> None:
+    """Missing or damaged files are named."""
+    for path in (TOY / "built").glob("*.json"):
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    (tmp_path / name).unlink()
+    if text is not None:
+        (tmp_path / name).write_text(text)
+    with pytest.raises(DataError, match=says):
+        load_scorer(SOURCE._replace(folder=tmp_path))
