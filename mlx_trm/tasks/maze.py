@@ -115,6 +115,8 @@ class Maze(Task):
         if path is None:
             return self._generated(split)
         found = read_mazes(path, self.config.size)
+        # Differs from reference: there every run draws other mazes, in random order; here the seed
+        # decides, and the order of the file stays.
         wanted = self.config.subsample_size if split == "train" else None
         if wanted is not None and wanted < len(found.inputs):
             lots = rng.random(len(found.inputs))

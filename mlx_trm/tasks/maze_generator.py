@@ -262,7 +262,8 @@ def _different(
             paths = "one shortest path" if unique else "a path"
             raise DataError(
                 f"{size}x{size} mazes ({style}) with {paths} of at least {min_path} steps: only "
-                f"{have} different ones found, {count} wanted; ask for fewer, or lower min_path"
+                f"{have} different ones found, {count} wanted; ask for fewer, a lower "
+                "min_path, or another style"
             )
         mazes = place_ends(draw(chunk, size, rng), min_path, rng)
         if unique:

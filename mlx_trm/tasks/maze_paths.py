@@ -135,10 +135,10 @@ def on_shortest_paths(inputs: np.ndarray) -> np.ndarray:
     """
     rows = np.arange(len(inputs))
     free = np.asarray(inputs) != WALL
-    start, goal = where(inputs, START), where(inputs, GOAL)
-    away = distances(free, start)
-    both = away + distances(free, goal)
-    return np.asarray((away != UNREACHED) & (both == away[rows, goal][:, None]))
+    goal = where(inputs, GOAL)
+    away, back = distances(free, where(inputs, START)), distances(free, goal)
+    shortest = away[rows, goal][:, None]
+    return np.asarray((away != UNREACHED) & (back != UNREACHED) & (away + back == shortest))
 
 
 def judge(inputs: np.ndarray, tokens: np.ndarray) -> Judged:
