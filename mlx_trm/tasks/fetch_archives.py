@@ -61,7 +61,10 @@ def unpack(archive: Path, folders: Sequence[RemoteFolder], into: Path, limit: in
         for folder in wanted.values():
             folder.mkdir()
         with gzip.open(archive, "rb") as stream:
-            _take(_Limited(stream, limit), wanted)  # type: ignore[arg-type]
+            limited = _Limited(stream, limit)  # type: ignore[arg-type]
+            _take(limited, wanted)
+            while limited.read(_BLOCK):  # to the end, where the checksum is
+                pass
     except _TooMuch as error:
         raise DataError(
             f"{archive.name}: unpacks to more than the {limit:,} bytes or {MOST_MEMBERS:,} members "

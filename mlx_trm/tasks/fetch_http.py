@@ -33,7 +33,8 @@ _REDIRECTS = (301, 302, 303, 307, 308)
 _MOST_SECONDS = 60.0
 _RANGE = re.compile(r"bytes (\d+)-\d+/(\d+)")
 _NO_NETWORK = (errno.ENETUNREACH, errno.EHOSTUNREACH)
-_NOT_THERE = (socket.gaierror, ConnectionRefusedError, ssl.SSLCertVerificationError)
+_NOT_THERE = (socket.gaierror, ConnectionRefusedError)
+_WRONG = (ssl.SSLCertVerificationError, http.client.InvalidURL, ValueError, str)
 
 
 class DownloadError(DataError):
@@ -235,7 +236,7 @@ def _open_once(
     except (OSError, http.client.HTTPException, ValueError) as error:
         reason = error.reason if isinstance(error, urllib.error.URLError) else error
         hopeless = isinstance(reason, _NOT_THERE) or getattr(reason, "errno", 0) in _NO_NETWORK
-        if isinstance(reason, (ValueError, str)) or (hopeless and not going_on):
+        if isinstance(reason, _WRONG) or (hopeless and not going_on):
             raise DownloadError(f"{url}: cannot be reached: {_describe(reason)}") from error
         raise _Broken(f"no answer: {_describe(reason)}") from error
 
