@@ -1,19 +1,19 @@
 """Reads the puzzles that a command is given, and refuses those that cannot be solved."""
 
+import csv
 import os
 import re
 import sys
 from pathlib import Path
-from typing import Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 
 from mlx_trm.errors import DataError
-from mlx_trm.tasks import Sudoku, Task
-from mlx_trm.tasks.sudoku_solver import solve_puzzles
+from mlx_trm.tasks import Task
 
 LISTED_PROBLEMS = 10
-# A text with a larger share of digits, points and spaces is a puzzle, not a file's name.
+# A text with a larger share of the task's symbols and spaces is a puzzle, not a file's name.
 MOSTLY = 0.85
 
 
@@ -21,10 +21,10 @@ class Given(NamedTuple):
     """A puzzle that may be solved.
 
     Attributes:
-        where: its line in a file, or empty.
+        where: its first line in a file, or empty.
         text: as it was given.
         inputs: (S,) uint8 tokens.
-        labels: (S,) uint8 tokens of its one answer; None where the task cannot tell.
+        labels: (S,) uint8 tokens of its answer; None where the task cannot tell.
     """
 
     where: str
@@ -38,14 +38,14 @@ def read_given(source: str, task: Task) -> List[Given]:
 
     Args:
         source: a puzzle, the path of a file, or ``-``.
-        task: reads them and, for Sudoku, knows whether there is exactly one solution.
+        task: reads them and, where it can, answers them.
 
     Raises:
-        DataError: naming every puzzle that is malformed or has not exactly one solution.
+        DataError: naming every puzzle that is malformed or has no answer.
     """
     places, texts, rows = [], [], []
     problems: List[Tuple[int, str]] = []
-    for number, text in read_lines(source):
+    for number, text in read_texts(source, task):
         try:
             rows.append(task.parse(text))
             places.append(number)
@@ -53,8 +53,8 @@ def read_given(source: str, task: Task) -> List[Given]:
         except DataError as error:
             problems.append((number, str(error)))
     labels = None
-    if rows and isinstance(task, Sudoku):
-        labels, unsolvable = only_answers(task, np.stack(rows))
+    if rows:
+        labels, unsolvable = task.answers(np.stack(rows))
         problems += [(places[i], text) for i, text in unsolvable.items()]
     name = "standard input" if source == "-" else source
     if problems:
@@ -67,10 +67,10 @@ def read_given(source: str, task: Task) -> List[Given]:
     ]
 
 
-def read_lines(source: str) -> Iterator[Tuple[int, str]]:
+def read_texts(source: str, task: Task) -> Iterator[Tuple[int, str]]:
     """Yield (line, puzzle) of a file or of standard input; line 0 for a puzzle itself.
 
-    In text ``#`` begins a comment; of a CSV the column ``question`` is taken.
+    Of a CSV the column ``question`` is taken; text is split as the task says.
 
     Raises:
         DataError: if a file cannot be read or holds no puzzle.
@@ -78,14 +78,14 @@ def read_lines(source: str) -> Iterator[Tuple[int, str]]:
     path = os.path.expanduser(source)
     if source != "-" and not os.path.exists(path):
         # A typing error in a file's name should not be reported as a strange puzzle.
-        cells = len(re.findall(r"[\d.\s]", source))
-        named = re.search(r"\.[A-Za-z]\w*$", source) and cells <= MOSTLY * len(source)
-        if named or "/" in source:
+        named = "/" in source or re.search(r"\.[A-Za-z]\w*$", source)
+        cells = sum(char in task.symbols or char.isspace() for char in source)
+        if named and cells <= MOSTLY * len(source):
             raise DataError(f"{source}: no such file, and not a puzzle either")
         yield 0, source
         return
     if os.path.isdir(path):
-        raise DataError(f"{source}: is a folder; name a file with one puzzle a line")
+        raise DataError(f"{source}: is a folder; name a file of puzzles")
     name = "standard input" if source == "-" else source
     try:
         content = sys.stdin.buffer.read() if source == "-" else Path(path).read_bytes()
@@ -93,41 +93,29 @@ def read_lines(source: str) -> Iterator[Tuple[int, str]]:
     except OSError as error:
         raise DataError(f"{name}: cannot be read ({error.strerror}); name a text file") from error
     except UnicodeDecodeError as error:
-        raise DataError(f"{name}: is not UTF-8 text; name a file with one puzzle a line") from error
-    puzzles = [line.split("#")[0].strip() for line in lines]
-    header = [word.strip().lower() for word in puzzles[0].split(",")] if puzzles else []
+        raise DataError(f"{name}: is not UTF-8 text; name a file of puzzles") from error
+    header = [word.strip().lower() for word in lines[0].split(",")] if lines else []
     if "question" in header:
-        column = header.index("question")
-        puzzles = [""] + [(line.split(",") + [line] * column)[column] for line in puzzles[1:]]
-    if not any(puzzles):
-        raise DataError(f"{name}: holds no puzzle; write one a line")
-    yield from ((number, text) for number, text in enumerate(puzzles, start=1) if text)
+        found = list(_questions(name, lines[1:], header.index("question")))
+    else:
+        found = list(task.split_puzzles(lines))
+    if not found:
+        raise DataError(f"{name}: holds no puzzle")
+    yield from found
 
 
-def only_answers(task: Sudoku, inputs: np.ndarray) -> Tuple[np.ndarray, Dict[int, str]]:
-    """Find the one answer of each puzzle.
-
-    Args:
-        task: of the puzzles.
-        inputs: (n, S) uint8 tokens.
-
-    Returns:
-        (n, S) uint8 tokens, and what is wrong with the rows that have none or more than one.
-    """
-    size = task.config.size
-    found = solve_puzzles(inputs.astype(np.int64) - 1, size)
-    problems = {}
-    for row in np.flatnonzero(found.counts != 1):
-        first, second = found.solutions[row]
-        cell = int(np.argmax(first != second))
-        problems[int(row)] = (
-            f"the puzzle has more than one solution: row {cell // size + 1} column "
-            f"{cell % size + 1} can be {min(first[cell], second[cell])} or "
-            f"{max(first[cell], second[cell])}"
-            if found.counts[row]
-            else "the puzzle has no solution"
-        )
-    return np.asarray(found.solutions[:, 0] + 1, dtype=np.uint8), problems
+def _questions(name: str, lines: Sequence[str], column: int) -> Iterator[Tuple[int, str]]:
+    """Yield (line, puzzle) of the lines below a CSV's header."""
+    for number, line in enumerate(lines, start=2):
+        if not line.strip():
+            continue
+        try:
+            fields = list(csv.reader([line], strict=True))[0] if '"' in line else line.split(",")
+        except csv.Error as error:
+            raise DataError(f"{name}:{number}: {error}") from error
+        if len(fields) <= column:
+            raise DataError(f"{name}:{number}: has no column {column + 1}, the question")
+        yield number, fields[column]
 
 
 def describe_problems(name: str, problems: Sequence[Tuple[int, str]]) -> str:

@@ -26,8 +26,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "puzzle",
         metavar="PUZZLE",
-        help="a puzzle such as '1... ..2. .3.. ...4', a file with one a line, or - for standard "
-        "input",
+        help="a puzzle such as '1... ..2. .3.. ...4', a maze such as 'S.#/..#/..G', a file of them "
+        "(Sudoku: one a line; mazes: with a blank line between; or a CSV with a column question), "
+        "or - for standard input",
     )
     parser.add_argument(
         "--show",
@@ -128,7 +129,7 @@ class Display:
         if not self.every_step or self.quiet:
             return
         cells = "cell" if step.changed == 1 else "cells"
-        print(f"\nstep {step.step}: {step.changed} {cells} changed, {verdict(puzzle, step)}")
+        print(f"\nstep {step.step}: {step.changed} {cells} changed, {self._verdict(puzzle, step)}")
         drawn = self._draw(step.tokens, puzzle)
         if self.color:
             drawn = underline_changes(
@@ -139,7 +140,7 @@ class Display:
     def result(self, number: int, puzzle: Given, step: SolverStep) -> None:
         """Show how a puzzle ended."""
         steps = "step" if step.step == 1 else "steps"
-        text = f"after {step.step} {steps}: {verdict(puzzle, step)}"
+        text = f"after {step.step} {steps}: {self._verdict(puzzle, step)}"
         if self.quiet:
             print(f"{step.answer}  {text}")
             return
@@ -153,13 +154,18 @@ class Display:
         name = f"puzzle {number + 1} of {self.count}" if self.count > 1 else "puzzle"
         return f"{name}{place}: {self.task.format(puzzle.inputs)}"
 
+    def _verdict(self, puzzle: Given, step: SolverStep) -> str:
+        return verdict(puzzle, step, self.task.remark(puzzle.inputs, step.tokens))
+
     def _draw(self, tokens: np.ndarray, puzzle: Given) -> str:
         return self.task.render(tokens, puzzle.inputs, puzzle.labels, self.color)
 
 
-def verdict(puzzle: Given, step: SolverStep) -> str:
-    """Say whether a step's answer is right, and what the model believes."""
+def verdict(puzzle: Given, step: SolverStep, remark: str = "") -> str:
+    """Say whether a step's answer is right, what the task remarks, and what the model believes."""
     belief = f"halt probability {step.halt_probability:.3f}"
+    if remark:
+        belief = f"{remark}, {belief}"
     if step.correct is None:
         return belief
     if step.correct:

@@ -20,7 +20,7 @@ from mlx_trm.tasks.storage import PuzzleBlock
 from mlx_trm.tasks.sudoku_files import check_no_folder, parse_puzzle, read_puzzles
 from mlx_trm.tasks.sudoku_generator import DEFAULT_GIVENS, GENERATOR_VERSION, generate_sets
 from mlx_trm.tasks.sudoku_keys import puzzle_keys
-from mlx_trm.tasks.sudoku_solver import PuzzleSet, box_shape, valid_grids
+from mlx_trm.tasks.sudoku_solver import PuzzleSet, box_shape, solve_puzzles, valid_grids
 from mlx_trm.tasks.transforms import SYMMETRIES, default_symmetries, random_transforms
 
 SAMPLES = Path(__file__).resolve().parents[1] / "samples"
@@ -239,6 +239,23 @@ class Sudoku(Task):
             DataError: if it is malformed or its givens contradict each other.
         """
         return (parse_puzzle(text, self.config.size) + 1).astype(np.uint8)
+
+    def answers(self, inputs: np.ndarray) -> Tuple[np.ndarray, Dict[int, str]]:
+        """Solve (n, S) puzzles; what has not exactly one solution has no answer."""
+        size = self.config.size
+        found = solve_puzzles(np.asarray(inputs, np.int64) - 1, size)
+        problems = {}
+        for row in np.flatnonzero(found.counts != 1):
+            first, second = found.solutions[row]
+            cell = int(np.argmax(first != second))
+            problems[int(row)] = (
+                f"the puzzle has more than one solution: row {cell // size + 1} column "
+                f"{cell % size + 1} can be {min(first[cell], second[cell])} or "
+                f"{max(first[cell], second[cell])}"
+                if found.counts[row]
+                else "the puzzle has no solution"
+            )
+        return np.asarray(found.solutions[:, 0] + 1, dtype=np.uint8), problems
 
     def format(self, tokens: np.ndarray) -> str:
         """Write (S,) tokens on one line: ``.`` is a blank, ``?`` is no digit at all."""
