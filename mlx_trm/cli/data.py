@@ -9,7 +9,7 @@ from typing import List, Optional
 
 import numpy as np
 
-from mlx_trm.cli import display
+from mlx_trm.cli import display, generate
 from mlx_trm.cli.arguments import add_config, read_config
 from mlx_trm.cli.fetch import add_fetch
 from mlx_trm.errors import ConfigError
@@ -53,8 +53,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_config(action)
     action.set_defaults(do=run_show)
 
-    action = commands.add_parser("generate", help="make Sudoku puzzles, each with one solution")
-    action.add_argument("--size", type=int, choices=(4, 6, 9), default=9)
+    action = commands.add_parser(
+        "generate", help="make Sudoku puzzles, each with one solution, or mazes"
+    )
+    generate.add_task_arguments(action)
+    action.add_argument(
+        "--size",
+        type=positive,
+        metavar="N",
+        help="rows: 4, 6 or 9 (default) of a Sudoku, 3 or more (default: 30) of a maze",
+    )
     action.add_argument("--count", type=positive, default=10, metavar="N")
     action.add_argument("--seed", type=whole, default=0, metavar="N", help="decides every byte")
     action.add_argument("--min-givens", type=positive, metavar="N")
@@ -73,7 +81,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar="FILE",
         help="leave out what symmetries turn into a puzzle of this CSV or text file "
-        "(at 4x4: what relabelling does)",
+        "(4x4 Sudoku: what relabelling does)",
     )
     action.add_argument(
         "--output", type=Path, metavar="FILE", help="a CSV (default: standard output)"
@@ -198,12 +206,16 @@ def draw_pair(task: Task, inputs: np.ndarray, labels: np.ndarray, color: bool) -
 
 def run_generate(args: argparse.Namespace) -> None:
     """Generate puzzles into a file or to standard output."""
+    generate.check_options(args)
     if args.hard and (args.size != 9 or args.min_givens or args.max_givens):
         raise ConfigError("--hard: makes 9x9 puzzles with any number of givens; leave the rest out")
     if args.effort is not None and not args.hard:
         raise ConfigError("--effort: goes with --hard")
     if args.output is not None and args.output.exists() and not args.force:
         raise ConfigError(f"--output {args.output}: is there already; --force replaces it")
+    if args.task == "maze":
+        generate.run_maze(args)
+        return
     config = SudokuConfig(
         name="sudoku", size=args.size, min_givens=args.min_givens, max_givens=args.max_givens
     )
