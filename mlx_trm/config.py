@@ -83,6 +83,8 @@ class TrainConfig(Section):
 
     batch_size: int = field(default=768, metadata={"min": 1})
     """B, puzzles in one supervision step (reference: global_batch_size)."""
+    micro_batch_size: Optional[int] = field(default=None, metadata={"min": 1})
+    """Rows computed at once; their gradients are summed, so that less memory does; unset: all."""
     epochs: int = field(default=50000, metadata={"min": 1})
     """Passes over the training puzzles; with batch_size it decides the steps and the schedule."""
     max_steps: Optional[int] = field(default=None, metadata={"min": 1})

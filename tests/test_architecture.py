@@ -27,6 +27,7 @@ LAYERS: List[Tuple[str, ...]] = [
     ("conversion", "memory"),
     ("checkpoint",),
     ("inference", "evaluation", "recordings", "replay", "runs"),
+    ("stepping",),
     ("training",),
     ("cli",),
 ]

@@ -2,95 +2,26 @@
 
 import dataclasses
 import json
-from dataclasses import dataclass
 from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
 import pytest
+from marks import batches, experiment, flat
 from mlx.utils import tree_flatten
 
 import mlx_trm as trm
 from mlx_trm import memory
-from mlx_trm.carry import Batch
-from mlx_trm.config import CheckpointConfig, EvalConfig, ExperimentConfig, TaskConfig, TrainConfig
 from mlx_trm.errors import CheckpointError, ConfigError, TRMError
 from mlx_trm.losses import act_loss
 from mlx_trm.optim import EMA, AdamATan2, sign_sgd_rows
 from mlx_trm.training import Trainer
 
 
-@dataclass
-class MarksConfig(TaskConfig):
-    """A toy task: add a puzzle's own secret number to every token."""
-
-    name: str = "marks"
-
-
-@trm.register_task("marks", MarksConfig)
-class Marks(trm.Task):
-    """Eight puzzles of four examples; the answer depends on the puzzle's identifier."""
-
-    @property
-    def spec(self):
-        return trm.TaskSpec(vocab_size=6, seq_len=5, num_puzzle_identifiers=9)
-
-    def groups(self, split, rng):
-        for number in range(8):
-            inputs = rng.integers(1, 6, (4, 5)).astype(np.uint8)
-            labels = (1 + (inputs + number) % 5).astype(np.uint8)
-            yield [trm.Puzzle(f"puzzle {number}", inputs, labels)]
-
-
 @pytest.fixture(autouse=True)
 def private_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("MLX_TRM_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
-
-
-def experiment(**changes) -> ExperimentConfig:
-    """A model of a few thousand parameters on the toy task."""
-    model = trm.TRMConfig(
-        hidden_size=16,
-        num_heads=2,
-        swiglu_multiple=16,
-        L_layers=1,
-        H_cycles=2,
-        L_cycles=1,
-        mlp_t=True,
-        pos_encodings="none",
-        puzzle_emb_len=1,
-        halt_max_steps=3,
-        halt_exploration_prob=0.5,
-        forward_dtype="float32",
-    )
-    train = TrainConfig(
-        batch_size=6,
-        epochs=30,
-        lr=3e-3,
-        lr_warmup_steps=3,
-        weight_decay=0.1,
-        puzzle_emb_lr=1e-2,
-        ema_rate=0.9,
-        log_interval=4,
-    )
-    config = ExperimentConfig(MarksConfig(), model, train, EvalConfig(), CheckpointConfig())
-    for name, value in changes.items():
-        section, _, key = name.partition("__")
-        setattr(getattr(config, section) if key else config, key or section, value)
-    return config
-
-
-def batches(trainer: Trainer, count: int) -> list:
-    arrays = trainer.train_set.train_batches(6, seed=0, epochs_per_iter=30)
-    return [Batch(*(mx.array(next(arrays)[name]) for name in Batch._fields)) for _ in range(count)]
-
-
-def flat(trainer: Trainer) -> dict:
-    found = dict(tree_flatten(trainer.model.parameters()))
-    if trainer.average is not None:
-        found.update({f"ema.{k}": v for k, v in tree_flatten(trainer.average.weights)})
-    return {name: np.array(array) for name, array in found.items()}
 
 
 def test_a_step_is_the_sum_of_its_parts():
@@ -312,7 +243,7 @@ def test_a_file_where_the_run_folder_should_be(tmp_path):
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
     trainer = Trainer(experiment(run_dir=str(tmp_path / "run")))
     trainer.model.lm_head.weight = trainer.model.lm_head.weight * float("nan")
-    with pytest.raises(TRMError, match="step 1: the loss is not finite"):
+    with pytest.raises(TRMError, match="step 1: the loss or a gradient is not finite"):
         trainer.fit()
 
 

@@ -1,0 +1,307 @@
+"""One supervision step of training: refill, recursion, loss, gradients, every update.
+
+Two pure functions do it: one differentiates the rows it is given, the other applies what was summed
+over all rows. A whole batch goes through both in one compiled function; micro-batches go through
+the first one by one. The touched puzzle rows go in and come out; the table itself stays outside,
+where a scatter updates it in place.
+
+Reference: ``train_batch`` in pretrain.py.
+"""
+
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
+
+import mlx.core as mx
+import numpy as np
+from mlx.utils import tree_map
+
+from mlx_trm.carry import Batch, Carry, exploration_minimum
+from mlx_trm.config import ExperimentConfig
+from mlx_trm.errors import TRMError
+from mlx_trm.evaluation import should_compile
+from mlx_trm.losses import Metrics, act_loss
+from mlx_trm.models import RecursiveModel, named_arrays
+from mlx_trm.optim import EMA, AdamATan2, scheduled_lr, sign_sgd_rows
+
+Tree = Dict[str, Any]
+
+
+class Part(NamedTuple):
+    """A micro-batch on its way through a step; arrays of its rows.
+
+    Attributes:
+        carry: the carry that enters.
+        batch: the incoming puzzles.
+        min_steps: (rows,) int32 exploration.
+    """
+
+    carry: Carry
+    batch: Batch
+    min_steps: mx.array
+
+
+class NonFiniteError(TRMError):
+    """The loss or a gradient of a step is not finite; nothing has been updated.
+
+    Attributes:
+        step: the step that could not be taken.
+        parts: what entered it.
+    """
+
+    def __init__(self, step: int, parts: Sequence[Part]) -> None:
+        """Keep what entered the step."""
+        super().__init__(
+            f"step {step}: the loss or a gradient is not finite any more; lower train.lr or use "
+            "model.forward_dtype=float32"
+        )
+        self.step = step
+        self.parts = list(parts)
+
+
+class Stepper:
+    """Takes supervision steps with a model; :class:`mlx_trm.training.Trainer` makes runs of them.
+
+    Attributes:
+        config: the resolved configuration.
+        model, optimizer, average: what is trained, with what; ``average`` is None without EMA.
+        step: supervision steps done.
+        total_steps: of the whole recipe; the schedule runs over them.
+        carries: the carry between steps, in micro-batches; None before the first step.
+    """
+
+    def __init__(self, config: ExperimentConfig, model: RecursiveModel, total_steps: int) -> None:
+        """Start with fresh moments and the average at the model's weights.
+
+        Args:
+            config: validated.
+            model: is trained in place.
+            total_steps: of the whole recipe.
+        """
+        train = config.train
+        self.config = config
+        self.model = model
+        self.total_steps = total_steps
+        self.optimizer = AdamATan2(0.0, (train.beta1, train.beta2), train.weight_decay)
+        self.optimizer.init(model.trained_weights())
+        self.average = EMA(model.trained_weights(), train.ema_rate) if train.ema else None
+        self.step = 0
+        self.carries: Optional[List[Carry]] = None
+        self._whole, self._gradients, self._update = self._compile()
+
+    def _compile(self) -> Tuple[Callable, Callable, Callable]:
+        """Make the functions of a step; this is the only place where they are compiled."""
+        model, optimizer, config = self.model, self.optimizer, self.config.train
+
+        def loss_fn(weights: Tree, rows: Any, packed: Tuple, min_steps: mx.array) -> Tuple:
+            with model.using(weights):
+                carry, outputs = model.step(Carry.unpack(packed), rows, min_steps)
+            loss, metrics = act_loss(
+                outputs, carry.current.labels, carry.halted, carry.steps, config.loss
+            )
+            return loss / config.batch_size, carry.pack(), metrics
+
+        def differentiate(
+            weights: Tree, initial: Tree, packed: Tuple, batch: Tuple, rows: Any, min_steps: Any
+        ) -> Tuple:
+            """Give gradients of weights and of rows (None), the new carry, and the metrics."""
+            with model.using(initial):
+                carry = model.begin(Carry.unpack(packed), Batch(*batch))
+            function: Any = mx.value_and_grad(loss_fn, 0 if rows is None else (0, 1))
+            (_, packed, metrics), found = function(weights, rows, carry.pack(), min_steps)
+            gradients, row_gradients = (found, None) if rows is None else found
+            return gradients, row_gradients, packed, metrics
+
+        def update(
+            state: Tree, gradients: Tree, rows: Any, row_gradients: Any, identifiers: Any,
+            puzzle_lr: mx.array, loss: mx.array,
+        ) -> Tuple:  # fmt: skip
+            """Give the new state, the new rows, and whether everything was finite."""
+            leaves = [leaf for _, leaf in named_arrays(gradients)] + [loss]
+            leaves += [] if rows is None else [row_gradients]
+            finite = mx.all(mx.stack([mx.all(mx.isfinite(leaf)) for leaf in leaves]))
+
+            def keep(new: Any, old: Any) -> Any:
+                return tree_map(lambda a, b: mx.where(finite, a, b), new, old)
+
+            new = dict(state)
+            if config.freeze != "weights":
+                # A copy: the optimiser writes into the dicts of its state.
+                optimizer.state = tree_map(lambda leaf: leaf, state["optimizer"])
+                new["weights"] = keep(
+                    optimizer.apply_gradients(gradients, state["weights"]), state["weights"]
+                )
+                new["optimizer"] = keep(optimizer.state, state["optimizer"])
+                if "average" in state:
+                    average = EMA.average(state["average"], new["weights"], config.ema_rate)
+                    new["average"] = keep(average, state["average"])
+            if rows is not None and config.freeze != "puzzle_emb":
+                moved = sign_sgd_rows(
+                    rows, row_gradients, identifiers, puzzle_lr, config.puzzle_emb_weight_decay
+                )
+                rows = mx.where(finite, moved, rows)
+            return new, rows, finite
+
+        def whole(
+            state: Tree, initial: Tree, packed: Tuple, batch: Tuple, rows: Any, min_steps: Any,
+            puzzle_lr: mx.array,
+        ) -> Tuple:  # fmt: skip
+            gradients, row_gradients, packed, metrics = differentiate(
+                state["weights"], initial, packed, batch, rows, min_steps
+            )
+            identifiers = packed[3][2]
+            loss = metrics["lm_loss"] + metrics["q_halt_loss"]
+            new, rows, finite = update(
+                state, gradients, rows, row_gradients, identifiers, puzzle_lr, loss
+            )
+            return new, packed, rows, metrics, finite
+
+        functions = (whole, differentiate, update)
+        if should_compile(config.compile):
+            functions = tuple(mx.compile(function) for function in functions)  # type: ignore
+        return functions
+
+    # A step ------------------------------------------------------------------------------------
+
+    def train_step(self, batch: Batch) -> Metrics:
+        """Take one supervision step and update everything that is trained.
+
+        The puzzle table is updated in place, so a reference to it that was taken before changes
+        too; copy it where its state is to be kept.
+
+        Args:
+            batch: incoming puzzles, (B, S), (B, S) and (B,) int32; only the rows that have halted
+                take theirs.
+
+        Returns:
+            The step's metric sums (see :func:`mlx_trm.losses.act_loss`), evaluated.
+
+        Raises:
+            NonFiniteError: if the loss or a gradient is not finite; everything is as it was.
+        """
+        number = self.step + 1
+        parts = self._parts(batch, number)
+        self.optimizer.learning_rate = self.learning_rate(number)
+        state: Tree = {
+            "weights": self.model.trained_weights(),
+            "optimizer": self.optimizer.state,
+        }
+        if self.average is not None:
+            state["average"] = self.average.weights
+        rows = identifiers = None
+        if self.model.config.puzzle_emb_ndim:
+            identifiers = mx.concatenate(
+                [
+                    mx.where(
+                        part.carry.halted,
+                        part.batch.puzzle_identifiers,
+                        part.carry.current.puzzle_identifiers,
+                    )
+                    for part in parts
+                ]
+            )
+            rows = self.model.puzzle_emb(identifiers)
+            mx.eval(rows)
+        self.model.train()
+        take = self._take_whole if len(parts) == 1 else self._take_parts
+        new, carries, rows, metrics, finite = take(parts, state, rows, identifiers)
+        self.optimizer.state = new["optimizer"]
+        if not finite.item():
+            raise NonFiniteError(number, parts)
+        self.model.update(new["weights"])
+        if self.average is not None:
+            self.average.weights = new["average"]
+        if rows is not None and self.config.train.freeze != "puzzle_emb":
+            # The rows were gathered and evaluated before, so the table has no other user and the
+            # scatter works in place: 0.3 ms instead of copying 230 MB in 95 ms.
+            self.model.puzzle_emb.weights[identifiers] = rows
+            mx.eval(self.model.puzzle_emb.weights)
+        self.carries = carries
+        self.step = number
+        return metrics
+
+    def skip_step(self) -> None:
+        """Count a step that could not be taken; every row begins anew with the next batch."""
+        self.step += 1
+        if self.carries is not None:
+            self.carries = [c._replace(halted=mx.ones_like(c.halted)) for c in self.carries]
+
+    def _initial(self) -> Tree:
+        return {name: self.model[name] for name in self.model.initial_names}
+
+    def _puzzle_lr(self) -> mx.array:
+        return mx.array(self.learning_rate(self.step + 1, self.config.train.puzzle_emb_lr))
+
+    def _take_whole(self, parts: List[Part], state: Tree, rows: Any, identifiers: Any) -> Tuple:
+        """Send the whole batch through at once."""
+        del identifiers
+        carry, batch, min_steps = parts[0]
+        new, packed, rows, metrics, finite = self._whole(
+            state, self._initial(), carry.pack(), tuple(batch), rows, min_steps, self._puzzle_lr()
+        )
+        mx.eval(new, packed, rows, metrics, finite)
+        return new, [Carry.unpack(packed)], rows, metrics, finite
+
+    def _take_parts(self, parts: List[Part], state: Tree, rows: Any, identifiers: Any) -> Tuple:
+        """Sum the gradients of micro-batches, then update once."""
+        total: Any = None
+        row_gradients: List[mx.array] = []
+        carries: List[Carry] = []
+        metrics: Metrics = {}
+        start = 0
+        for carry, batch, min_steps in parts:
+            stop = start + batch.inputs.shape[0]
+            gradients, of_rows, packed, found = self._gradients(
+                state["weights"], self._initial(), carry.pack(), tuple(batch),
+                None if rows is None else rows[start:stop], min_steps,
+            )  # fmt: skip
+            total = gradients if total is None else tree_map(mx.add, total, gradients)
+            metrics = {k: metrics[k] + v if k in metrics else v for k, v in found.items()}
+            mx.eval(total, of_rows, packed, metrics)  # so that only one part's graph is held
+            del gradients
+            row_gradients += [] if of_rows is None else [of_rows]
+            carries.append(Carry.unpack(packed))
+            start = stop
+        new, rows, finite = self._update(
+            state, total, rows, mx.concatenate(row_gradients) if row_gradients else None,
+            identifiers, self._puzzle_lr(), metrics["lm_loss"] + metrics["q_halt_loss"],
+        )  # fmt: skip
+        mx.eval(new, rows, finite)
+        return new, carries, rows, metrics, finite
+
+    def _parts(self, batch: Batch, number: int) -> List[Part]:
+        """Cut what enters a step into micro-batches."""
+        count = batch.inputs.shape[0]
+        size = self.config.train.micro_batch_size or count
+        bounds = [(at, min(at + size, count)) for at in range(0, count, size)]
+        pieces = [Batch(*(part[a:b] for part in batch)) for a, b in bounds]
+        if len(bounds) == 1:
+            pieces = [batch]
+        if self.carries is None:
+            self.carries = [self.model.initial_carry(piece) for piece in pieces]
+        least = self._exploration(number, count)
+        return [
+            Part(carry, piece, least[a:b])
+            for carry, piece, (a, b) in zip(self.carries, pieces, bounds)
+        ]
+
+    def learning_rate(self, step: int, base: Optional[float] = None) -> float:
+        """Give the scheduled rate of a step (from 1), of ``train.lr`` or another base."""
+        train = self.config.train
+        return scheduled_lr(
+            train.lr if base is None else base,
+            step,
+            train.lr_warmup_steps,
+            self.total_steps,
+            train.lr_min_ratio,
+        )
+
+    def _exploration(self, step: int, rows: int) -> mx.array:
+        """Draw each row's least number of steps; the seed and the step decide the draws."""
+        config = self.model.config
+        if config.halt_max_steps < 2 or config.halt_exploration_prob == 0:
+            return mx.zeros((rows,), dtype=mx.int32)
+        rng = np.random.Generator(np.random.Philox(key=[self.config.seed, step]))
+        return exploration_minimum(
+            mx.array(rng.random(rows, dtype=np.float32)),
+            mx.array(rng.integers(2, config.halt_max_steps + 1, rows).astype(np.int32)),
+            config.halt_exploration_prob,
+        )

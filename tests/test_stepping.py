@@ -1,0 +1,84 @@
+"""A supervision step: in micro-batches as at once, and nothing is harmed by what is not finite."""
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from marks import batches, experiment, flat
+from mlx.utils import tree_flatten
+
+from mlx_trm.stepping import NonFiniteError
+from mlx_trm.training import Trainer
+
+
+@pytest.fixture(autouse=True)
+def private_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("MLX_TRM_CACHE", str(tmp_path / "cache"))
+
+
+def moments(trainer: Trainer) -> dict:
+    return {k: np.array(v) for k, v in tree_flatten(trainer.optimizer.state)}
+
+
+@pytest.mark.parametrize("size", [1, 2, 4, 5])
+@pytest.mark.parametrize("compiled", ["never", "always"])
+def test_micro_batches_give_the_same_update(size, compiled):
+    """Gradients of every row are summed before anything moves; only rounding differs.
+
+    The gradient of a sum is the sum of gradients; float32 sums in another order differ by some
+    1e-7 of their size, so the first moments are compared. Weights move by about lr times the sign
+    of tiny gradients, so of them only the first steps are compared, loosely.
+    """
+    whole = Trainer(experiment(train__compile=compiled))
+    parts = Trainer(experiment(train__compile=compiled, train__micro_batch_size=size))
+    for number, batch in enumerate(batches(whole, 4)):
+        one, other = whole.train_step(batch), parts.train_step(batch)
+        for name, value in one.items():
+            assert other[name].item() == pytest.approx(value.item(), rel=2e-4, abs=1e-5), name
+        if number == 0:
+            want, have = moments(whole), moments(parts)
+            for name in (name for name in want if name.endswith(".m")):
+                scale = np.abs(want[name]).max() + 1e-12
+                assert np.abs(want[name] - have[name]).max() / scale < 1e-4, name
+        want, have = flat(whole), flat(parts)
+        for name in want:
+            np.testing.assert_allclose(have[name], want[name], atol=3e-3, err_msg=name)
+    assert [c.steps.shape[0] for c in parts.carries] == [size] * (6 // size) + [6 % size] * (
+        6 % size > 0
+    )
+
+
+def test_a_micro_batch_at_least_as_large_as_the_batch_is_the_batch():
+    """To the bit."""
+    one, other = Trainer(experiment()), Trainer(experiment(train__micro_batch_size=6))
+    for batch in batches(one, 3):
+        one.train_step(batch)
+        other.train_step(batch)
+    for name, value in flat(one).items():
+        assert (value == flat(other)[name]).all(), name
+
+
+@pytest.mark.parametrize("changes", [{}, {"train__micro_batch_size": 4}])
+def test_what_is_not_finite_changes_nothing(changes):
+    """Weights, moments, average, table and carry are as they were; the step can be skipped."""
+    trainer = Trainer(experiment(**changes))
+    good = batches(trainer, 4)
+    trainer.train_step(good[0])
+    before, held = flat(trainer), moments(trainer)
+    carried = [np.array(latent) for carry in trainer.carries for latent in carry.latents]
+    whole = trainer.model.lm_head.weight
+    trainer.model.lm_head.weight = mx.where(mx.arange(16) == 3, mx.inf, whole)
+    with pytest.raises(NonFiniteError, match="step 2: the loss or a gradient is not") as caught:
+        trainer.train_step(good[1])
+    assert caught.value.step == 2 and trainer.step == 1
+    assert sum(part.batch.inputs.shape[0] for part in caught.value.parts) == 6
+    trainer.model.lm_head.weight = whole
+    for name, value in before.items():
+        assert (flat(trainer)[name] == value).all(), name
+    for name, value in held.items():
+        if name != "learning_rate":
+            assert (moments(trainer)[name] == value).all(), name
+    again = [np.array(latent) for carry in trainer.carries for latent in carry.latents]
+    assert all((a == b).all() for a, b in zip(carried, again))
+    trainer.skip_step()
+    assert trainer.step == 2 and all(carry.halted.all().item() for carry in trainer.carries)
+    assert np.isfinite(trainer.train_step(good[2])["lm_loss"].item())
