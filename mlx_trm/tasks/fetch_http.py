@@ -136,7 +136,7 @@ def _attempt(
     have = _size(part) if note else 0
     if note and have == note.get("total"):
         return _text(note.get("commit"))
-    with _opened(url, _headers(have, note), patience.timeout, have > 0) as (response, said):
+    with _opened(url, _headers(have, note), patience.timeout, inspect) as (response, said):
         if response.status == 200:
             have, note = 0, {}
         elif not _continues(response, have):
@@ -146,10 +146,7 @@ def _attempt(
         if total is not None and total > limit:
             forget(part)
             raise DownloadError(f"{url}: sends {total:,} bytes, more than the {limit:,} expected")
-        commit, validator = said.get("commit"), _validator(response)
-        if inspect is not None:
-            inspect(Announced(commit, said.get("sha256")))
-        commit = commit or _text(note.get("commit"))
+        commit, validator = said.commit or _text(note.get("commit")), _validator(response)
         try:
             _check_room(part, total, have)
             _write_note(
@@ -196,8 +193,11 @@ def _headers(have: int, note: Dict[str, Any]) -> Dict[str, str]:
 
 @contextmanager
 def _opened(
-    url: str, headers: Dict[str, str], timeout: float, going_on: bool
-) -> Iterator[Tuple[http.client.HTTPResponse, Dict[str, str]]]:
+    url: str,
+    headers: Dict[str, str],
+    timeout: float,
+    inspect: Optional[Callable[[Announced], None]],
+) -> Iterator[Tuple[http.client.HTTPResponse, Announced]]:
     """Open a URL; give the answer (200, 206 or 416) and what all answers on the way announced.
 
     ``file:``, ``ftp:`` and ``data:`` have no handler here and cannot be opened.
@@ -206,12 +206,14 @@ def _opened(
     for handler in (urllib.request.ProxyHandler, urllib.request.HTTPHandler,
                     urllib.request.HTTPSHandler, urllib.request.UnknownHandler):  # fmt: skip
         opener.add_handler(handler())
-    said: Dict[str, str] = {}
+    said = Announced(None, None)
     here = url
     for _ in range(MAX_REDIRECTS + 1):
-        response = _open_once(opener, here, headers, timeout, going_on)
+        response = _open_once(opener, here, headers, timeout)
         try:
-            _listen(response, said)
+            said = _listen(response, said)
+            if inspect is not None:
+                inspect(said)
             if response.status in _REDIRECTS and response.headers.get("Location"):
                 here = _next_place(url, here, response.headers["Location"])
                 continue
@@ -228,7 +230,6 @@ def _open_once(
     url: str,
     headers: Dict[str, str],
     timeout: float,
-    going_on: bool,
 ) -> Any:
     """Send one request."""
     try:
@@ -236,19 +237,19 @@ def _open_once(
     except (OSError, http.client.HTTPException, ValueError) as error:
         reason = error.reason if isinstance(error, urllib.error.URLError) else error
         hopeless = isinstance(reason, _NOT_THERE) or getattr(reason, "errno", 0) in _NO_NETWORK
-        if isinstance(reason, _WRONG) or (hopeless and not going_on):
+        if isinstance(reason, _WRONG) or (hopeless and "Range" not in headers):
             raise DownloadError(f"{url}: cannot be reached: {_describe(reason)}") from error
         raise _Broken(f"no answer: {_describe(reason)}") from error
 
 
-def _listen(response: http.client.HTTPResponse, said: Dict[str, str]) -> None:
-    """Keep what Hugging Face says in headers, often with a redirect."""
+def _listen(response: http.client.HTTPResponse, said: Announced) -> Announced:
+    """Add what Hugging Face says in headers, often with a redirect."""
     commit = response.headers.get("X-Repo-Commit", "")
-    if re.fullmatch(r"[0-9a-f]{40}", commit):
-        said["commit"] = commit
     digest = response.headers.get("X-Linked-Etag", "").strip('"')
-    if re.fullmatch(r"[0-9a-f]{64}", digest):
-        said["sha256"] = digest
+    return Announced(
+        commit if re.fullmatch(r"[0-9a-f]{40}", commit) else said.commit,
+        digest if re.fullmatch(r"[0-9a-f]{64}", digest) else said.sha256,
+    )
 
 
 def _next_place(url: str, here: str, location: str) -> str:
