@@ -62,20 +62,30 @@ def estimate_train_bytes(model: RecursiveModel, batch_size: int) -> int:
     return 10 * weights + everything + batch_size * estimate_row_bytes(model)
 
 
-def check_fits(model: RecursiveModel, batch_size: int) -> None:
+def check_fits(
+    model: RecursiveModel, batch_size: int, micro_batch_size: Optional[int] = None
+) -> None:
     """Refuse a batch whose train step cannot fit the device's memory.
+
+    Args:
+        model: to be trained.
+        batch_size: B.
+        micro_batch_size: rows computed at once, where not all are.
 
     Raises:
         ConfigError: naming the override that helps.
     """
     limit = device_memory()
-    need = estimate_train_bytes(model, batch_size)
+    rows = min(batch_size, micro_batch_size or batch_size)
+    need = estimate_train_bytes(model, rows)
     if limit is None or need <= limit:
         return
     room = limit * 0.8 - estimate_train_bytes(model, 0)
-    rows = max(1, int(room / estimate_row_bytes(model)))
-    rows = rows - rows % 8 if rows > 8 else rows
+    fitting = max(1, int(room / estimate_row_bytes(model)))
+    fitting = fitting - fitting % 8 if fitting > 8 else fitting
+    key = "micro_batch_size" if micro_batch_size else "batch_size"
     raise ConfigError(
-        f"train.batch_size: a batch of {batch_size} needs about {need / GIB:.0f} GiB and this "
-        f"device has {limit / GIB:.0f} GiB; use train.batch_size={rows} or less"
+        f"train.{key}: a batch of {rows} needs about {need / GIB:.0f} GiB and this device has "
+        f"{limit / GIB:.0f} GiB; use train.micro_batch_size={fitting} for the same training in "
+        f"less memory, or train.batch_size={fitting} or less"
     )

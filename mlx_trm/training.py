@@ -80,7 +80,7 @@ class Trainer(Stepper):
         model = build_model(config.model, self.train_set.spec, seed=config.seed)
         check_dimensions(model, self.test_set)
         train, data = config.train, self.train_set
-        check_fits(model, train.batch_size)
+        check_fits(model, train.batch_size, train.micro_batch_size)
         # In the reference's order of operations, which decides how it rounds.
         total = int(train.epochs * data.total_groups * data.mean_puzzle_examples / train.batch_size)
         super().__init__(config, model, total)
