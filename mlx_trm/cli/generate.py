@@ -81,7 +81,7 @@ def run_maze(args: argparse.Namespace) -> None:
         0
     ]
     seconds = time.perf_counter() - started
-    source = f"generated_{args.size}x{args.size}_{style}"
+    source = f"generated_maze_{args.size}x{args.size}_{style}"
     if args.output is None:
         sys.stdout.write(csv_text(made, source))
     else:

@@ -54,6 +54,8 @@ class MazeConfig(TaskConfig):
 
     size: int = field(default=30, metadata={"min": 3, "max": 1000})
     """Rows and columns."""
+    # Differs from reference: its README promises turns and flips of mazes, and its command builds
+    # without them.
     augment: str = field(default="online", metadata={"choices": ("none", "online")})
     """online: turn or flip each training maze at random every time it comes up; none: as built."""
     aug: bool = False
