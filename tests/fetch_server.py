@@ -98,14 +98,15 @@ class Server:
             return list(self._requests)
 
     def hugging_face(self, repository: str, files: Dict[str, bytes], commit: str = COMMIT) -> None:
-        """Serve a dataset as Hugging Face does: large files lie elsewhere, behind a redirect."""
+        """Serve a dataset as Hugging Face does: files lie on another host, behind a redirect."""
+        elsewhere = self.address.replace("127.0.0.1", "localhost")
         for name, content in files.items():
             digest = hashlib.sha256(content).hexdigest()
             headers = {"X-Repo-Commit": commit, "X-Linked-Etag": f'"{digest}"',
                        "X-Linked-Size": str(len(content))}  # fmt: skip
             for revision in ("main", commit):
                 self.replies[f"/datasets/{repository}/resolve/{revision}/{name}"] = Reply(
-                    location=f"{self.address}/far/{digest}", headers=headers, status=302
+                    location=f"{elsewhere}/far/{digest}", headers=headers, status=302
                 )
             self.replies[f"/far/{digest}"] = Reply(content, etag=f'"{digest}"')
 

@@ -22,6 +22,7 @@ from mlx_trm.__main__ import main
 from mlx_trm.checkpoint import _sha256 as sha256
 from mlx_trm.diagnostics import gpu_available
 from mlx_trm.errors import CheckpointError
+from mlx_trm.tasks.fetch_servers import SERVERS
 
 ROOT = Path(__file__).resolve().parents[1]
 RECORDING = ROOT / "tests" / "reference" / "cuda" / "trm_att_rope_bf16.safetensors"
@@ -46,6 +47,7 @@ class Case(NamedTuple):
         prepare: called first, in the working folder, after that.
         stdin: what standard input holds.
         problems: lines below a heading; 0 for a message of one line.
+        env: environment variables.
     """
 
     line: "str | List[str]"
@@ -54,6 +56,7 @@ class Case(NamedTuple):
     prepare: Optional[Callable[[], None]] = None
     stdin: str = ""
     problems: int = 0
+    env: Mapping[str, str] = MappingProxyType({})
 
 
 # Preparations: they run in the working folder, which holds a run in `run` and data in `built`.
@@ -112,6 +115,20 @@ def other_shape(content: bytes) -> bytes:
     return changed
 
 
+def fetched(name: str, content: Optional[str]) -> Callable[[], None]:
+    """Something in the cache ``cache``, where fetched sets go; None makes a folder."""
+
+    def prepare() -> None:
+        path = Path("cache", "fetched", name)
+        path.parent.mkdir(parents=True)
+        if content is None:
+            path.mkdir()
+        else:
+            path.write_text(content)
+
+    return prepare
+
+
 def recording(metadata: Dict[str, str]) -> Callable[[], None]:
     """A folder ``recorded`` with a small file that has this metadata."""
 
@@ -144,6 +161,8 @@ def evaluated(says: str, prepare: Callable[[], None]) -> Case:
 
 
 STEP = "run/step_1/"
+NOWHERE = {name: "http://127.0.0.1:9" for name in SERVERS}
+OWN_CACHE = {"MLX_TRM_CACHE": "cache", **NOWHERE}
 
 CASES: Dict[str, Case] = {
     # Configurations -----------------------------------------------------------------------------
@@ -437,6 +456,64 @@ CASES: Dict[str, Case] = {
     "generate/under-file": Case(
         "data generate --size 4 --count 1 --output a/b.csv", "cannot be written", {"a": "x"}
     ),
+    # Fetching -----------------------------------------------------------------------------------
+    "fetch/unknown": Case("data fetch sudoku-xtreme", "did you mean 'sudoku-extreme'|known: "),
+    "fetch/unknown-second": Case("data fetch arc1 arc9", "unknown data set 'arc9'"),
+    "fetch/unreachable": Case(
+        "data fetch arc1 -q",
+        "cannot be reached: Connection refused|by hand: unpack it",
+        env=NOWHERE,
+    ),
+    "fetch/unreachable-file": Case(
+        "data fetch conceptarc -q", "cannot be reached: |by hand: put it at", env=NOWHERE
+    ),
+    "fetch/unreachable-csv": Case(
+        "data fetch maze-30x30-hard-1k -q --no-hub", "train.csv: cannot be reached: ", env=NOWHERE
+    ),
+    "fetch/no-server": Case(
+        "data fetch sudoku-extreme -q",
+        "HF_ENDPOINT: 'mirror' is not the address of a server, such as https://huggingface.co",
+        env={"HF_ENDPOINT": "mirror"},
+    ),
+    "fetch/file-server": Case(
+        "data fetch arc2 -q", "MLX_TRM_GITHUB: 'file:///etc'", env={"MLX_TRM_GITHUB": "file:///etc"}
+    ),
+    "fetch/file-in-the-way": Case(
+        "data fetch arc1 --force",
+        "training: is in the way of a folder; move it away",
+        prepare=fetched("arc-agi/training", "mine"),
+        env=OWN_CACHE,
+    ),
+    "fetch/folder-in-the-way": Case(
+        "data fetch sudoku-extreme --force",
+        "train.csv: is a folder, and a file of that name is fetched; move it away",
+        prepare=fetched("sudoku-extreme/train.csv", None),
+        env=OWN_CACHE,
+    ),
+    "fetch/other-file": Case(
+        "data fetch conceptarc",
+        "concept_solutions.json: is not the file that was fetched",
+        prepare=fetched("arc-agi/concept_solutions.json", "{}"),
+        env=OWN_CACHE,
+    ),
+    "fetch/record": Case(
+        "data fetch arc1",
+        "fetched.json: is not a record of this version; move it away",
+        prepare=fetched("arc-agi/fetched.json", "{'"),
+        env=OWN_CACHE,
+    ),
+    "fetch/place-is-file": Case(
+        "data fetch arc1",
+        "arc-agi: cannot be read or written: File exists",
+        prepare=fetched("arc-agi", "mine"),
+        env=OWN_CACHE,
+    ),
+    "fetch/cache-is-file": Case(
+        "data fetch arc1", "cannot be read or written: ", {"cache": "mine"}, env=OWN_CACHE
+    ),
+    "fetch/timeout": Case("data fetch arc1 --timeout 0", "'0' is not a number of seconds above 0"),
+    "fetch/setting": Case("data fetch arc1 task.size=4", "unexpected 'task.size=4'"),
+    "fetch/option": Case("data fetch arc1 --forse", "did you mean '--force'"),
     # The line -----------------------------------------------------------------------------------
     "line/command": Case("trian", "did you mean 'train'"),
     "line/option": Case(f"train {SHORT} --stpes 3", "unknown option '--stpes'"),
@@ -535,6 +612,8 @@ def test_bad_input(
 ) -> None:
     """Code 2, one telling line, and every file as it was before."""
     case = CASES[name]
+    for variable, value in {**case.env, "no_proxy": "*"}.items():
+        monkeypatch.setenv(variable, value)
     words = set_up(case)
     before = snapshot(work)
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(case.stdin.encode())))
