@@ -67,7 +67,7 @@ def help_of(command: str) -> str:
     """What ``--help`` prints, that of the sub-commands of ``data`` included."""
     texts = []
     for extra in [[]] + (
-        [[s] for s in ("list", "build", "show", "generate")] if command == "data" else []
+        [[s] for s in ("list", "fetch", "build", "show", "generate")] if command == "data" else []
     ):
         done = subprocess.run(
             [sys.executable, "-m", f"mlx_trm.{command}", *extra, "--help"],

@@ -113,3 +113,42 @@ def test_a_damaged_record(content: str) -> None:
     assert not is_fetched("arc1")
     with pytest.raises(DataError, match="fetched.json: is not a record of this version"):
         read_record(place)
+
+
+def cells(first: str) -> Any:
+    """The cells of the row of data/README.md that begins with a cell."""
+    text = (Path(__file__).resolve().parents[1] / "data" / "README.md").read_text(encoding="utf-8")
+    (row,) = [line for line in text.split("\n") if line.startswith(f"| {first} |")]
+    return row.strip("| ").split(" | ")
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_data_readme_says_the_same(name: str) -> None:
+    """Source, revision, licence, size and checksum stand in the document as in the code."""
+    source = SOURCES[name]
+    digest = "recorded at the first download"
+    if source.kind != "huggingface":
+        digest = f"`{source.digest}`" if source.digest else "of each file, below"
+    assert cells(f"`{name}`") == [
+        f"`{name}`",
+        source.summary,
+        f"[{source.repository}]({source.page})",
+        f"`{source.revision}`",
+        source.licence,
+        "not known" if source.size is None else f"{source.size:,}",
+        digest,
+    ]
+    for file in source.files:
+        if file.sha256 is not None:
+            row = [f"`{file.target}`", f"{file.size:,}", f"`{file.sha256}`"]
+            assert cells(f"`{file.target}`") == row
+
+
+def test_data_readme_says_what_presets_need() -> None:
+    """The sets in a preset's row are those that name it; every packaged one has a row."""
+    root = Path(__file__).resolve().parents[1] / "mlx_trm" / "configs"
+    presets = {path.name for path in root.glob("*.yaml")}
+    named = {preset for source in SOURCES.values() for preset in source.presets}
+    for preset in sorted(presets | named):
+        sets = set(re.findall(r"`([^`]+)`", cells(f"`{preset}`")[2]))
+        assert sets == {name for name, source in SOURCES.items() if preset in source.presets}
