@@ -34,6 +34,8 @@ SOLVED = "5346789126721953481983425678597614234268537917139248569615372842874196
 FOUR, FOUR_SOLVED = "1.....2..3.....4", "1243342143122134"
 HEADER = "source,question,answer,rating\n"
 ROW = f"x,{HARD},{SOLVED},5\n"
+MAZE = "--config maze.yaml task.size=4 train.batch_size=2 train.max_steps=1"
+CELLS, MARKED = "S #    # #     G", "S # o  #o#  oooG"
 YAML = "task: {name: sudoku, size: 4}\nmodel: {name: trm}\n"
 
 
@@ -142,6 +144,16 @@ def recording(metadata: Dict[str, str]) -> Callable[[], None]:
 def train_csv(text: "str | bytes", says: str, more: str = "") -> Case:
     """A 9x9 training file with this content."""
     return Case(f"train {NINE} task.train_file=a.csv {more}", says, {"a.csv": text})
+
+
+def maze_csv(rows: str, says: str, header: str = HEADER) -> Case:
+    """A CSV of 4x4 mazes with these lines."""
+    return Case(f"data build {MAZE} task.train_file=a.csv", says, {"a.csv": header + rows})
+
+
+def maze_text(text: str, says: str) -> Case:
+    """A text file of 4x4 mazes."""
+    return Case(f"data build {MAZE} task.test_file=a.txt", says, {"a.txt": text})
 
 
 def with_data(says: str, prepare: Callable[[], None], more: str = "") -> Case:
@@ -273,6 +285,48 @@ CASES: Dict[str, Case] = {
         {"a.txt": "123....4........\n"},
     ),
     "file/hidden": Case(f"train {SHORT} task.data_dir=built task.train_file=a.csv", "ignored"),
+    # Mazes --------------------------------------------------------------------------------------
+    "maze/missing": Case(f"train {MAZE} task.train_file=no.csv", "no.csv: cannot be read"),
+    "maze/folder": Case(f"train {MAZE} task.test_file=sub", "sub: is a folder", {"sub": None}),
+    "maze/empty": maze_csv("", "a.csv:1: the columns must be source,question,answer", header=""),
+    "maze/header-only": maze_csv("", "a.csv: holds no mazes"),
+    "maze/columns": maze_csv("1,2\n", "columns must be source,question,answer", "maze,path\n"),
+    "maze/ragged-row": maze_csv(f"a,{CELLS},{MARKED},6\nb\n", "a.csv:3: 1 columns, the header"),
+    "maze/15-cells": maze_csv(f"a,{CELLS[1:]},{MARKED},6\n", "a.csv:2: the question has 15 cells"),
+    "maze/other-size": maze_csv(f"a,{'S' * 25},{'S' * 25},6\n", "25 cells|task.size=5"),
+    "maze/letter": maze_csv(f"a,{CELLS[:-1]}x,{MARKED},6\n", "has 'x' in row 4 column 4"),
+    "maze/answer-no-path": maze_csv(
+        f"a,{CELLS},{MARKED[:8]} {MARKED[9:]},6\n", "a.csv:2: the answer is no path: its o do not"
+    ),
+    "maze/answer-stray": maze_csv(
+        f"a,{CELLS},{MARKED[:1]}o{MARKED[2:]},6\n", "lead from S to G in 6 steps|there are 6"
+    ),
+    "maze/answer-differs": maze_csv(
+        f"a,{CELLS},{MARKED[:2]}o{MARKED[3:]},6\n", "the answer has 'o' in row 1 column 3|'#'"
+    ),
+    "maze/utf16": Case(
+        f"data build {MAZE} task.train_file=a.csv",
+        "a.csv:1: is not UTF-8",
+        {"a.csv": HEADER.encode("utf-16")},
+    ),
+    "maze/no-goal": maze_text("S...\n....\n....\n....\n", "a.txt:1: the maze has no goal G"),
+    "maze/two-starts": maze_text("S..S\n....\n....\n...G\n", "a.txt:1: the maze has 2 times S"),
+    "maze/unsolvable": maze_text("S#..\n##..\n....\n...G\n", "a.txt:1: no way leads from S in"),
+    "maze/ragged": maze_text("\nS...\n..\n....\n...G\n", "a.txt:2: row 2 of the maze has 2 cells"),
+    "maze/rows": maze_text("S...\n...G\n", "a.txt:1: the maze has 2 rows, 4x4 needs 4"),
+    "maze/comment": maze_text("# my mazes\n\nS...\n", "a.txt:1: the maze has 10 cells"),
+    "maze/nothing": maze_text("\n  \n", "a.txt: holds no mazes"),
+    "maze/min-path": Case(
+        f"train {MAZE} task.min_path=99", "task.min_path: a 4x4 maze has no shortest path of 99"
+    ),
+    "maze/too-many": Case(
+        f"data build {MAZE} task.train_puzzles=99999", "different ones found, 50000 wanted; ask for"
+    ),
+    "maze/size": Case(f"train {MAZE} task.size=2", "task.size: must be at least 3"),
+    "maze/style": Case(f"train {MAZE} task.style=wall", "did you mean 'walls'"),
+    "maze/built": Case(
+        f"train {MAZE} task.size=5 task.data_dir=built", "seq_len is 16, this task needs 25"
+    ),
     # Built data ---------------------------------------------------------------------------------
     "built/missing": Case("data show --config sudoku_tiny.yaml task.data_dir=no", "no: no such"),
     "built/is-file": Case(
@@ -514,6 +568,10 @@ CASES: Dict[str, Case] = {
     "fetch/timeout": Case("data fetch arc1 --timeout 0", "'0' is not a number of seconds above 0"),
     "fetch/setting": Case("data fetch arc1 task.size=4", "unexpected 'task.size=4'"),
     "fetch/option": Case("data fetch arc1 --forse", "did you mean '--force'"),
+    "generate/maze-option": Case("data generate --style loops", "--style: goes with --task maze"),
+    "generate/maze-min-path": Case(
+        "data generate --task maze --size 5 --min-path 50", "min_path: a 5x5 maze has no shortest"
+    ),
     # The line -----------------------------------------------------------------------------------
     "line/command": Case("trian", "did you mean 'train'"),
     "line/option": Case(f"train {SHORT} --stpes 3", "unknown option '--stpes'"),

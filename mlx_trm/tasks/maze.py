@@ -170,12 +170,10 @@ class Maze(Task):
         config, path = self.config, self.source(split)
         about: Dict[str, Any] = {"task": config.name, "split": split, "size": config.size}
         if path is not None:
-            check_no_folder(path)
-            about.update(file=file_hash(path))
+            about.update(file=_hash(path))
             if split == "train" and config.subsample_size is not None:
                 about.update(seed=self.seed, subsample_size=config.subsample_size)
         else:
-            files = [config.train_file, config.test_file]
             about.update(
                 seed=self.seed,
                 generator=GENERATOR_VERSION,
@@ -183,7 +181,7 @@ class Maze(Task):
                 style=config.style,
                 min_path=config.min_path or default_min_path(config.size),
                 unique_path=config.unique_path,
-                exclude=[file_hash(file) if file else None for file in files],
+                exclude=[_hash(file) if file else None for file in map(self.source, SPLITS)],
             )
         if split == "train" and config.aug:
             about.update(aug=True)
@@ -286,6 +284,11 @@ class Maze(Task):
         """Return a scorer that counts paths."""
         del source
         return MazeScorer(self)
+
+
+def _hash(path: Path) -> str:
+    check_no_folder(path)
+    return file_hash(path)
 
 
 class MazeScorer(Scorer):
