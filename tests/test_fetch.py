@@ -305,6 +305,14 @@ def test_a_web_page(web: Server, tmp_path: Path) -> None:
     assert content(tmp_path / "cache") == {}
 
 
+def test_not_what_the_server_promised(web: Server, tmp_path: Path) -> None:
+    """Hugging Face announces a SHA-256: the first download is checked by it too."""
+    (far,) = [path for path, reply in web.replies.items() if reply.content == CSV["train.csv"]]
+    web.replies[far].content = CSV["train.csv"][:-1] + b"x"
+    refused("train.csv: what came is not what is expected", "sudoku-extreme")
+    assert content(tmp_path / "cache") == {}
+
+
 CHANGED = {"train.csv": b"source,question\nchanged\n", "test.csv": CSV["test.csv"]}
 
 
@@ -546,6 +554,22 @@ def test_the_lock(tmp_path: Path) -> None:
     thread.join(10)
     assert inside == ["first", "other"] and waits == ["waiting"]
     assert os.listdir(tmp_path / "fetched") == []
+
+
+def test_a_lock_file_that_goes_away(tmp_path: Path, monkeypatch: Any) -> None:
+    """Who gets the lock of a file that has just been removed makes a new one."""
+    path, calls = tmp_path / ".a.lock", []
+    lock_file = fetch_record._lock_file  # pylint: disable=protected-access
+
+    def locking(file: Any) -> None:
+        lock_file(file)
+        calls.append(file)
+        if len(calls) == 1:
+            path.unlink()
+
+    monkeypatch.setattr(fetch_record, "_lock_file", locking)
+    with place_lock(tmp_path / "a"):
+        assert path.exists() and len(calls) == 2 and calls[0].closed
 
 
 def test_many_take_turns(tmp_path: Path, monkeypatch: Any) -> None:

@@ -9,7 +9,7 @@ import os
 import shutil
 import time
 from pathlib import Path
-from typing import Callable, NamedTuple, NoReturn, Optional, Tuple
+from typing import Callable, List, NamedTuple, NoReturn, Optional, Tuple
 
 from mlx_trm.errors import DataError
 from mlx_trm.tasks.fetch_archives import unpack
@@ -202,9 +202,12 @@ class _Job:
         part = self.place / f".{file.target}.part"
         url, expected = file_url(self.source, file, revision), self._expected(file)
 
+        promised: List[str] = []
+
         def inspect(announced: Announced) -> None:
             if announced.sha256 is not None:
                 self._check(url, announced.sha256, expected, file.sha256 is not None)
+                promised.append(announced.sha256)
 
         hub = find_hub() if self.source.kind == HUGGING_FACE and self.options.use_hub else None
         if hub is None:
@@ -227,7 +230,10 @@ class _Job:
                     raise DataError(
                         f"{url}: gives a web page, not data; does the network ask first?"
                     )
-            self._check(url, file_facts(part)[1], expected, file.sha256 is not None)
+            sha256 = file_facts(part)[1]
+            if promised and sha256 != promised[-1]:
+                self._refuse(url, sha256, promised[-1])
+            self._check(url, sha256, expected, file.sha256 is not None)
             os.replace(part, path)
         finally:
             forget(part)
@@ -315,7 +321,7 @@ class _Job:
             files.update(folder_facts(folder / target, target))
         return files
 
-    def _check_replaceable(self, there: "list[str]", files: Files) -> None:
+    def _check_replaceable(self, there: List[str], files: Files) -> None:
         """Refuse to replace folders that hold what was not fetched, or, unforced, differ."""
         for target in there:
             found = folder_facts(self.place / target, target)
