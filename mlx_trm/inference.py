@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Iterator, List, Optional, Sequence, Tuple, Union
+from typing import Iterable, Iterator, List, NamedTuple, Optional, Sequence, Tuple, Union
 
 import mlx.core as mx
 import numpy as np
@@ -25,8 +25,8 @@ class SolverStep:
         step: from 1.
         answer: on one line, as the task writes it.
         halt_probability: the model's belief that the answer is right, sigmoid(q_halt).
-        correct: whether the answer is right for the puzzle by the task's rules alone; None where
-            the task has none to check by.
+        correct: whether the answer is right, by the task's rules alone or by the answer that its
+            data have; None where neither can tell.
         changed: cells that differ from the step before, at step 1 from the puzzle itself.
         tokens: (S,) uint8, the answer.
     """
@@ -88,7 +88,11 @@ class Solver:
         return cls(checkpoint.model, checkpoint.config)
 
     def steps(
-        self, puzzle: str, steps: Optional[int] = None, stop_when_halted: bool = False
+        self,
+        puzzle: str,
+        steps: Optional[int] = None,
+        stop_when_halted: bool = False,
+        identifier: Optional[int] = None,
     ) -> Iterator[SolverStep]:
         """Watch one puzzle being solved; each step is computed when it is asked for.
 
@@ -96,6 +100,7 @@ class Solver:
             puzzle: as ``task.parse`` reads it. That it has a solution is not checked.
             steps: supervision steps; default ``eval.steps``, else the model's halt_max_steps.
             stop_when_halted: end after the first step whose q_halt is more than 0.
+            identifier: row of the puzzle table; default what the task knows of the puzzle.
 
         Returns:
             An iterator over the steps.
@@ -104,8 +109,10 @@ class Solver:
             DataError: if the puzzle cannot be read.
             ValueError: if ``steps`` is less than 1.
         """
-        inputs = self._parse([puzzle])
-        return self._watch(inputs, self._count(steps), stop_when_halted)
+        problems = self._read([puzzle])
+        if identifier is not None:
+            problems = problems._replace(identifiers=np.array([identifier], dtype=np.int32))
+        return self._watch(problems, self._count(steps), stop_when_halted)
 
     def solve(
         self, puzzle: str, steps: Optional[int] = None, stop_when_halted: bool = False
@@ -140,48 +147,50 @@ class Solver:
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         count = self._count(steps)
-        inputs = self._parse(puzzles)
+        problems = self._read(puzzles)
         results: List[SolverStep] = []
-        for start in range(0, len(inputs), batch_size):
-            rows = inputs[start : start + batch_size]
-            size = len(rows)
+        for start in range(0, len(puzzles), batch_size):
+            part = problems.take(range(start, min(start + batch_size, len(puzzles))))
+            size = len(part.inputs)
             if start:  # every batch has the shape of the first, so that it is compiled once
-                rows = np.concatenate([rows, np.repeat(rows[:1], batch_size - size, axis=0)])
-            results += self._run_batch(rows, size, count, stop_when_halted)
+                part = part.take([*range(size), *[0] * (batch_size - size)])
+            results += self._run_batch(part, size, count, stop_when_halted)
         return results
 
     # Below: arrays of tokens, (n, S) uint8 -----------------------------------------------------
 
     def _watch(
-        self, inputs: np.ndarray, steps: int, stop_when_halted: bool
+        self, problems: "_Problems", steps: int, stop_when_halted: bool
     ) -> Iterator[SolverStep]:
-        before = inputs[0]
-        for number, (answers, q_halt) in enumerate(self._advance(inputs, steps), start=1):
-            yield self._describe(inputs[0], before, answers[0], q_halt[0], number)
-            before = answers[0]
+        before = problems.inputs
+        for number, (answers, q_halt) in enumerate(self._advance(problems, steps), start=1):
+            yield self._describe(problems, 0, before[0], answers[0], q_halt[0], number)
+            before = answers
             if stop_when_halted and q_halt[0] > 0:
                 return
 
     def _run_batch(
-        self, inputs: np.ndarray, size: int, steps: int, stop_when_halted: bool
+        self, problems: "_Problems", size: int, steps: int, stop_when_halted: bool
     ) -> List[SolverStep]:
         found: List[Optional[SolverStep]] = [None] * size
-        before = inputs
-        for number, (answers, q_halt) in enumerate(self._advance(inputs, steps), start=1):
+        before = problems.inputs
+        for number, (answers, q_halt) in enumerate(self._advance(problems, steps), start=1):
             for i in range(size):
                 ends = number == steps or (stop_when_halted and q_halt[i] > 0)
                 if found[i] is None and ends:
-                    found[i] = self._describe(inputs[i], before[i], answers[i], q_halt[i], number)
+                    found[i] = self._describe(problems, i, before[i], answers[i], q_halt[i], number)
             if all(step is not None for step in found):
                 break
             before = answers
         return [step for step in found if step is not None]
 
-    def _advance(self, inputs: np.ndarray, steps: int) -> Iterator[Tuple[np.ndarray, np.ndarray]]:
+    def _advance(
+        self, problems: "_Problems", steps: int
+    ) -> Iterator[Tuple[np.ndarray, np.ndarray]]:
         """Yield the answers, (n, S) uint8, and q_halt, (n,) float32, after each step."""
         model = self.model
-        tokens = mx.array(inputs.astype(np.int32))
-        identifiers = mx.full((len(inputs),), model.spec.blank_identifier_id, dtype=mx.int32)
+        tokens = mx.array(problems.inputs.astype(np.int32))
+        identifiers = mx.array(problems.identifiers)
         batch = Batch(tokens, mx.full(tokens.shape, IGNORE_LABEL_ID, dtype=mx.int32), identifiers)
         carry = model.begin(model.initial_carry(batch), batch)
         rows = model.puzzle_rows(carry)
@@ -198,27 +207,36 @@ class Solver:
             yield np.array(answers).astype(np.uint8), np.array(outputs.q_halt)
 
     def _describe(
-        self, inputs: np.ndarray, before: np.ndarray, tokens: np.ndarray, q_halt: float, number: int
+        self,
+        problems: "_Problems",
+        row: int,
+        before: np.ndarray,
+        tokens: np.ndarray,
+        q_halt: float,
+        number: int,
     ) -> SolverStep:
         return SolverStep(
             step=number,
             answer=self.task.format(tokens),
             halt_probability=_sigmoid(float(q_halt)),
-            correct=self._check(inputs, tokens),
+            correct=self._check(problems.inputs[row], problems.labels[row], tokens),
             changed=int(np.count_nonzero(tokens != before)),
             tokens=tokens,
         )
 
-    def _check(self, inputs: np.ndarray, tokens: np.ndarray) -> Optional[bool]:
+    def _check(
+        self, inputs: np.ndarray, labels: Optional[np.ndarray], tokens: np.ndarray
+    ) -> Optional[bool]:
+        if labels is not None:
+            return self.task.equal(tokens, labels)
         try:
             return bool(self.task.check(inputs, tokens))
         except DataError:  # the base class's: this task has no rules
             return None
 
-    def _parse(self, puzzles: Sequence[str]) -> np.ndarray:
-        """Read puzzles into (n, S) uint8."""
-        length = self.model.spec.seq_len
-        rows = np.zeros((len(puzzles), length), dtype=np.uint8)
+    def _read(self, puzzles: Sequence[str]) -> "_Problems":
+        """Read puzzles, and look up what the task's data know of them."""
+        rows = np.zeros((len(puzzles), self.model.spec.seq_len), dtype=np.uint8)
         for i, puzzle in enumerate(puzzles):
             try:
                 rows[i] = self.task.parse(puzzle)
@@ -226,7 +244,12 @@ class Solver:
                 if len(puzzles) == 1:
                     raise
                 raise DataError(f"puzzle {i + 1}: {error}") from error
-        return rows
+        numbers = [self.task.identifier(puzzle) for puzzle in puzzles]
+        table = self.model.spec.num_puzzle_identifiers
+        blank = self.model.spec.blank_identifier_id
+        numbers = [number if 0 < number < table else blank for number in numbers]
+        labels = [self.task.known_answer(puzzle) for puzzle in puzzles]
+        return _Problems(rows, np.array(numbers, dtype=np.int32), labels)
 
     def _count(self, steps: Optional[int]) -> int:
         count = steps if steps is not None else self.config.eval.steps
@@ -234,6 +257,21 @@ class Solver:
         if count < 1:
             raise ValueError(f"steps must be at least 1, got {count}")
         return count
+
+
+class _Problems(NamedTuple):
+    """Puzzles to solve: (n, S) uint8 inputs, (n,) int32 identifiers, answers where known."""
+
+    inputs: np.ndarray
+    identifiers: np.ndarray
+    labels: List[Optional[np.ndarray]]
+
+    def take(self, rows: Iterable[int]) -> "_Problems":
+        """Give some of the puzzles, perhaps more than once."""
+        chosen = list(rows)
+        return _Problems(
+            self.inputs[chosen], self.identifiers[chosen], [self.labels[i] for i in chosen]
+        )
 
 
 def _sigmoid(x: float) -> float:

@@ -84,7 +84,7 @@ def add_json(parser: argparse.ArgumentParser, text: str) -> None:
         parser: of the command.
         text: the option's help.
     """
-    parser.add_argument("--json", type=_writable, metavar="FILE", help=text)
+    parser.add_argument("--json", type=writable, metavar="FILE", help=text)
 
 
 def add_weights(parser: argparse.ArgumentParser) -> None:
@@ -97,7 +97,7 @@ def add_weights(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _writable(text: str) -> Path:
+def writable(text: str) -> Path:
     """Read the name of a file to write."""
     path, problem = Path(text), ""
     if path.is_dir() or not text:

@@ -12,6 +12,7 @@ import numpy as np
 from mlx_trm.cli import display, generate
 from mlx_trm.cli.arguments import add_config, read_config
 from mlx_trm.cli.fetch import add_fetch
+from mlx_trm.cli.pictures import Panel, add_png, check_png, save_png
 from mlx_trm.errors import ConfigError
 from mlx_trm.registry import TASKS
 from mlx_trm.tasks import PuzzleDataset, SudokuConfig, Task, build_task
@@ -50,6 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     action.add_argument(
         "--count", type=positive, default=1, metavar="N", help="how many (default: 1)"
     )
+    add_png(action, "also draw them there (mazes, ARC)")
     add_config(action)
     action.set_defaults(do=run_show)
 
@@ -179,6 +181,8 @@ def run_build(args: argparse.Namespace) -> None:
 
 def run_show(args: argparse.Namespace) -> None:
     """Draw puzzles beside their answers."""
+    if args.png is not None:
+        check_png()
     config = read_config(args)
     task = build_task(config.task, config.task_seed)
     dataset = task.dataset(args.split)
@@ -187,21 +191,23 @@ def run_show(args: argparse.Namespace) -> None:
             f"--index {args.index}: the split {args.split} has {len(dataset):,} puzzles, "
             f"0 to {len(dataset) - 1}"
         )
-    color = display.use_color()
+    color, pictures = display.use_color(), []
     for index in range(args.index, min(args.index + args.count, len(dataset))):
         inputs, labels = dataset.example(index)
+        if args.png is not None:
+            sides = (("puzzle", inputs), ("answer", labels))
+            pictures.append([Panel(f"{index}, {s}", task.image(t, inputs)) for s, t in sides])
         print(f"{config.task.name} {args.split} puzzle {index} of {len(dataset):,}")
         print(draw_pair(task, inputs, labels, color))
         print(f"{task.format(inputs)}\n")
+    if args.png is not None:
+        save_png(args.png, pictures)
 
 
 def draw_pair(task: Task, inputs: np.ndarray, labels: np.ndarray, color: bool) -> str:
     """Draw (S,) inputs and labels side by side."""
-    left = task.render(inputs, inputs=inputs, color=color).split("\n")
-    right = task.render(labels, inputs=inputs, color=color).split("\n")
-    if len(left) != len(right):
-        return "\n".join(left + right)
-    return "\n".join(f"{a}   {b}" for a, b in zip(left, right))
+    left, right = (task.render(tokens, inputs=inputs, color=color) for tokens in (inputs, labels))
+    return display.side_by_side(left, right)
 
 
 def run_generate(args: argparse.Namespace) -> None:

@@ -1,6 +1,7 @@
 """What the commands show while they work: a bar in a terminal, plain lines elsewhere."""
 
 import os
+import re
 import sys
 import time
 from typing import Any, Dict, List, Optional, Sequence, Tuple
@@ -10,6 +11,7 @@ from tqdm import tqdm
 from mlx_trm.runs import StepReport
 
 GIB = 1 << 30
+ANSI = re.compile(r"(\033\[[0-9;]*m)")
 
 
 def table(rows: Sequence[Sequence[str]], header: Optional[Sequence[str]] = None) -> str:
@@ -59,6 +61,17 @@ def metric_rows(metrics: Dict[str, Dict[str, float]]) -> List[Tuple[str, str, st
                 text += f"  (95 % interval {low:.4f} to {high:.4f})"
             rows.append((name, key, text))
     return rows
+
+
+def side_by_side(left: str, right: str, gap: str = "   ") -> str:
+    """Put two drawings beside each other; colour codes take no room."""
+    ours, theirs = left.splitlines(), right.splitlines()
+    width = max(len(ANSI.sub("", line)) for line in ours)
+    height = max(len(ours), len(theirs))
+    ours += [""] * (height - len(ours))
+    theirs += [""] * (height - len(theirs))
+    lines = (a + " " * (width - len(ANSI.sub("", a))) + gap + b for a, b in zip(ours, theirs))
+    return "\n".join(line.rstrip() for line in lines)
 
 
 def use_color() -> bool:

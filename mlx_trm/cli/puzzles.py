@@ -45,13 +45,14 @@ def read_given(source: str, task: Task) -> List[Given]:
     """
     places, texts, rows = [], [], []
     problems: List[Tuple[int, str]] = []
-    for number, text in read_texts(source, task):
-        try:
-            rows.append(task.parse(text))
-            places.append(number)
-            texts.append(text)
-        except DataError as error:
-            problems.append((number, str(error)))
+    for number, written in read_texts(source, task):
+        for text in task.meant(written):
+            try:
+                rows.append(task.parse(text))
+                places.append(number)
+                texts.append(text)
+            except DataError as error:
+                problems.append((number, str(error)))
     labels = None
     if rows:
         labels, unsolvable = task.answers(np.stack(rows))
@@ -61,7 +62,10 @@ def read_given(source: str, task: Task) -> List[Given]:
         raise DataError(describe_problems(name, sorted(problems)))
     return [
         Given(
-            f"{name}:{number}" if number else "", text, row, None if labels is None else labels[i]
+            f"{name}:{number}" if number else "",
+            text,
+            row,
+            task.known_answer(text) if labels is None else labels[i],
         )
         for i, (number, text, row) in enumerate(zip(places, texts, rows))
     ]

@@ -2,21 +2,20 @@
 
 import argparse
 import math
-import re
 from typing import Any, Dict, Iterator, List, Sequence
 
 import numpy as np
 
 from mlx_trm.checkpoint import load_checkpoint
 from mlx_trm.cli.arguments import add_json, add_weights
-from mlx_trm.cli.display import use_color
+from mlx_trm.cli.display import ANSI, side_by_side, use_color
 from mlx_trm.cli.evaluate import positive, write_json
+from mlx_trm.cli.pictures import Panel, add_png, check_png, save_png
 from mlx_trm.cli.puzzles import Given, read_given
 from mlx_trm.inference import Solver, SolverStep
 from mlx_trm.tasks import Task
 
 BATCH_SIZE = 32
-ANSI = re.compile(r"(\033\[[0-9;]*m)")
 UNDERLINE, NO_UNDERLINE = "\033[4m", "\033[24m"
 
 
@@ -26,9 +25,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "puzzle",
         metavar="PUZZLE",
-        help="a puzzle such as '1... ..2. .3.. ...4', a maze such as 'S.#/..#/..G', a file of them "
-        "(Sudoku: one a line; mazes: with a blank line between; or a CSV with a column question), "
-        "or - for standard input",
+        help="a puzzle such as '1... ..2. .3.. ...4', a maze such as 'S.#/..#/..G', the name of an "
+        "ARC task of the run's data or a grid such as '012/345', a file of them (Sudoku: one a "
+        "line; mazes and grids: with a blank line between; a CSV with a column question; an ARC "
+        "task as JSON), or - for standard input",
     )
     parser.add_argument(
         "--show",
@@ -44,6 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="end a puzzle as soon as its halt probability is above one half",
     )
+    add_png(parser, "also draw the puzzles and their answers there (mazes, ARC)")
     add_weights(parser)
     add_json(parser, "also write every step there")
 
@@ -54,19 +55,27 @@ def run(args: argparse.Namespace) -> int:
     Returns:
         0, whether the answers are right or not: the command did what it was asked for.
     """
+    if args.png is not None:
+        check_png()
     checkpoint = load_checkpoint(args.run, weights=args.weights)
     solver = Solver(checkpoint.model, checkpoint.config)
     given = read_given(args.puzzle, solver.task)
     display = Display(solver.task, len(given), args.show == "steps", args.quiet)
+    if args.png is not None and given:
+        solver.task.image(given[0].inputs)  # says so where the task has no pictures
     if args.show == "steps" or args.json is not None:
         histories = watched(solver, given, args, display)
     else:
         histories = batched(solver, given, args)
-    records, last = [], []
+    records, last, pictures = [], [], []
     for number, (puzzle, steps) in enumerate(zip(given, histories)):
         last.append(steps[-1])
         records.append(record(solver.task, puzzle, steps))
         display.result(number, puzzle, steps[-1])
+        if args.png is not None:
+            pictures.append(panels(solver.task, puzzle, steps))
+    if args.png is not None:
+        save_png(args.png, pictures)
     if args.json is not None:
         write_json(args.json, records)
     if len(given) > 1:
@@ -97,6 +106,17 @@ def batched(
             yield [step]
 
 
+def panels(task: Task, puzzle: Given, steps: Sequence[SolverStep]) -> List[Panel]:
+    """Paint a puzzle, its answers, and the right one where it is known."""
+    found = [Panel(puzzle.text if len(puzzle.text) < 20 else "puzzle", task.image(puzzle.inputs))]
+    for step in steps:
+        state = {True: ", right", False: ", wrong", None: ""}[step.correct]
+        found.append(Panel(f"step {step.step}{state}", task.image(step.tokens, puzzle.inputs)))
+    if puzzle.labels is not None:
+        found.append(Panel("solution", task.image(puzzle.labels, puzzle.inputs)))
+    return found
+
+
 # What is shown ---------------------------------------------------------------------------------
 
 
@@ -122,7 +142,7 @@ class Display:
         """Show the puzzle, where its steps are going to follow."""
         if self.every_step and not self.quiet:
             print(self._title(number, puzzle))
-            print(self._draw(puzzle.inputs, puzzle), flush=True)
+            print(self._draw_puzzle(puzzle), flush=True)
 
     def step(self, puzzle: Given, step: SolverStep, before: np.ndarray) -> None:
         """Show one step; cells that changed since ``before`` are underlined in colour."""
@@ -146,7 +166,7 @@ class Display:
             return
         if not self.every_step:
             print(self._title(number, puzzle))
-            print(side_by_side(self._draw(puzzle.inputs, puzzle), self._draw(step.tokens, puzzle)))
+            print(side_by_side(self._draw_puzzle(puzzle), self._draw(step.tokens, puzzle)))
         print(f"{text}\n" if self.count > 1 else text, flush=True)
 
     def _title(self, number: int, puzzle: Given) -> str:
@@ -156,6 +176,9 @@ class Display:
 
     def _verdict(self, puzzle: Given, step: SolverStep) -> str:
         return verdict(puzzle, step, self.task.remark(puzzle.inputs, step.tokens))
+
+    def _draw_puzzle(self, puzzle: Given) -> str:
+        return self.task.render(puzzle.inputs, puzzle.inputs, color=self.color)
 
     def _draw(self, tokens: np.ndarray, puzzle: Given) -> str:
         return self.task.render(tokens, puzzle.inputs, puzzle.labels, self.color)
@@ -172,8 +195,9 @@ def verdict(puzzle: Given, step: SolverStep, remark: str = "") -> str:
         return f"right, {belief}"
     if puzzle.labels is None:
         return f"wrong, {belief}"
-    right = int(np.count_nonzero(step.tokens == puzzle.labels))
-    return f"wrong ({right} of {len(step.tokens)} cells right), {belief}"
+    counted = puzzle.labels != 0  # not padding
+    right = int(np.count_nonzero((step.tokens == puzzle.labels) & counted))
+    return f"wrong ({right} of {np.count_nonzero(counted)} cells right), {belief}"
 
 
 def summary(steps: Sequence[SolverStep]) -> str:
@@ -206,17 +230,6 @@ def record(task: Task, puzzle: Given, steps: Sequence[SolverStep]) -> Dict[str, 
             for step in steps
         ],
     }
-
-
-def side_by_side(left: str, right: str, gap: str = "   ") -> str:
-    """Put two drawings beside each other; colour codes take no room."""
-    ours, theirs = left.splitlines(), right.splitlines()
-    width = max(len(ANSI.sub("", line)) for line in ours)
-    height = max(len(ours), len(theirs))
-    ours += [""] * (height - len(ours))
-    theirs += [""] * (height - len(theirs))
-    lines = (a + " " * (width - len(ANSI.sub("", a))) + gap + b for a, b in zip(ours, theirs))
-    return "\n".join(line.rstrip() for line in lines)
 
 
 def underline_changes(drawn: str, now: str, before: str) -> str:

@@ -18,6 +18,9 @@ from mlx_trm.models.base import DTYPES
 from mlx_trm.runs import check_run_dir
 from mlx_trm.training import Trainer, TrainReport
 
+# A puzzle that takes more characters is only drawn.
+LONGEST_LINE = 100
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's own arguments."""
@@ -111,17 +114,24 @@ def finish(trainer: Trainer, report: TrainReport) -> None:
 def show_solving(trainer: Trainer, report: TrainReport) -> None:
     """Print how the trained model solves the first test puzzle."""
     _, arrays, _ = next(iter(trainer.test_set.eval_batches(1, 1, seed=trainer.config.seed)))
+    inputs = arrays["inputs"][0].astype(np.uint8)
     solver = Solver.from_checkpoint(report.checkpoint)
-    puzzle = solver.task.format(arrays["inputs"][0].astype(np.uint8))
-    print(f"\nA test puzzle being solved: {puzzle}")
+    puzzle = solver.task.format(inputs)
+    short = len(puzzle) <= LONGEST_LINE
+    print("\nA test puzzle being solved" + (f": {puzzle}" if short else ""))
     last: Any = None
-    for last in solver.steps(puzzle):
-        state = "right" if last.correct else "not right yet"
+    for last in solver.steps(puzzle, identifier=int(arrays["puzzle_identifiers"][0])):
+        state = {True: ", right", False: ", not right yet", None: ""}[last.correct]
+        answer = f"{last.answer}  " if short else ""
         print(
-            f"  step {last.step:2d}  {last.answer}  halt {last.halt_probability:.3f}  "
-            f"{last.changed} cells changed, {state}"
+            f"  step {last.step:2d}  {answer}halt {last.halt_probability:.3f}  "
+            f"{last.changed} cells changed{state}"
         )
-    print(solver.task.render(last.tokens, inputs=arrays["inputs"][0], color=display.use_color()))
+    drawn = [
+        solver.task.render(tokens, inputs=inputs, color=display.use_color())
+        for tokens in (inputs, last.tokens)
+    ]
+    print(drawn[1] if short else display.side_by_side(*drawn))
 
 
 @contextmanager

@@ -10,7 +10,7 @@ import json
 import logging
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Optional, Sequence
+from typing import Any, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple
 
 import numpy as np
 
@@ -19,14 +19,15 @@ from mlx_trm.errors import DataError, did_you_mean
 from mlx_trm.tasks import arc_grids
 from mlx_trm.tasks.arc_builder import Plan, Writer, draw_plans
 from mlx_trm.tasks.arc_files import Subset, find_subset, read_subset
+from mlx_trm.tasks.arc_lookup import KnownInput, KnownTasks, looks_like_name, split_grids
 from mlx_trm.tasks.arc_voting import ArcScorer, load_scorer
 from mlx_trm.tasks.base import Task, check_split, counted, file_hash, register_task
 from mlx_trm.tasks.dataset import SetSource
+from mlx_trm.tasks.fetch_sources import fetched_folder
 from mlx_trm.tasks.storage import (
     SPLITS,
     TEST_PUZZLES,
     PuzzleBlock,
-    cache_folder,
     write_dataset,
     write_identifiers,
     write_json,
@@ -84,11 +85,13 @@ class ARC(Task):
     """Find the rule in a few pairs of coloured grids and apply it to one more."""
 
     config: ARCConfig
+    symbols = "0123456789/[], "
 
     def __init__(self, config: ARCConfig, seed: int = 0) -> None:
         """Keep the settings; nothing is read yet. Arguments as of every task."""
         super().__init__(config, seed)
         self._scorers: Dict[SetSource, ArcScorer] = {}
+        self._known: Optional[KnownTasks] = None
 
     @property
     def spec(self) -> TaskSpec:
@@ -118,7 +121,7 @@ class ARC(Task):
         """
         chosen = self.config.input_file_prefix
         if chosen is None:
-            fetched = cache_folder() / "fetched" / "arc-agi"
+            fetched = fetched_folder("arc1")
             if fetched.is_dir():
                 return fetched
             raise DataError(
@@ -248,14 +251,90 @@ class ARC(Task):
 
     # As a person sees it -----------------------------------------------------------------------
 
+    def known(self) -> KnownTasks:
+        """Return the test tasks of the data set, read once; none where it cannot be opened."""
+        if self._known is None:
+            try:
+                dataset = self.dataset("test")
+            except DataError as error:
+                LOG.info("no tasks are known by name: %s", error)
+                self._known = KnownTasks([])
+            else:
+                sources = [dataset.source(name) for name in dataset.sets]
+                self._known = KnownTasks(sources, self.config.max_grid_size)
+        return self._known
+
+    def _find(self, text: str) -> Optional[KnownInput]:
+        """Look up a test input by the name of its task, or by the grid itself."""
+        named = self.known().named(text) if looks_like_name(text) else []
+        if named:
+            return named[0]
+        try:
+            return self.known().like(arc_grids.parse_grid(text, self.config.max_grid_size))
+        except DataError:
+            return None
+
+    def split_puzzles(self, lines: Iterable[str]) -> Iterator[Tuple[int, str]]:
+        """Find the grids in a file: JSON of tasks, of one grid, or rows of digits.
+
+        Returns:
+            Pairs of a line's number and a grid as :meth:`parse` reads it; of tasks their test
+            inputs.
+        """
+        return split_grids(list(lines))
+
+    def meant(self, text: str) -> List[str]:
+        """Return the test inputs of a task given by its name as ``NAME:NUMBER``."""
+        if looks_like_name(text):
+            return [f"{each.name}:{each.number}" for each in self.known().named(text)] or [text]
+        return [text]
+
     def parse(self, text: str) -> np.ndarray:
-        """Read a grid, ``012/345`` or ``[[0, 1, 2], [3, 4, 5]]``, into the canvas's corner.
+        """Read a puzzle into the canvas's corner.
+
+        Args:
+            text: a grid, ``012/345`` or ``[[0, 1, 2], [3, 4, 5]]``; or the name of a test task of
+                the data set, of which ``NAME:2`` is the second test input.
 
         Raises:
-            DataError: if it is malformed or too large.
+            DataError: if it is malformed, too large, or no task's name.
         """
+        size, hint = self.config.max_grid_size, ""
+        if looks_like_name(text):
+            named = self.known().named(text)
+            if named:
+                return arc_grids.encode(named[0].given, size)
+            hint = f"; no test task has this name{self.known().suggestion(text)}"
+        try:
+            return arc_grids.encode(arc_grids.parse_grid(text, size), size)
+        except DataError as error:
+            raise DataError(f"{error}{hint}") from error
+
+    def identifier(self, text: str) -> int:
+        """Return the row of the puzzle table of a test input, known by its task's name or as it is.
+
+        Any other grid gets the blank row, which no training has touched; it is logged.
+        """
+        found = self._find(text)
+        if found is None or not found.identifier:
+            LOG.warning(
+                "%s: is no test input of the data set, so the model knows no rule for it",
+                text if len(text) < 60 else text[:57] + "...",
+            )
+            return 0
+        return found.identifier
+
+    def known_answer(self, text: str) -> Optional[np.ndarray]:
+        """Return the (S,) uint8 answer of a test input of the data set."""
+        found = self._find(text)
+        if found is None:
+            return None
+        return arc_grids.encode(found.answer, self.config.max_grid_size)
+
+    def equal(self, tokens: np.ndarray, labels: np.ndarray) -> bool:
+        """Say whether the grids cut out of two rows of tokens are the same, as in the votes."""
         size = self.config.max_grid_size
-        return arc_grids.encode(arc_grids.parse_grid(text, size), size)
+        return np.array_equal(arc_grids.crop(tokens, size), arc_grids.crop(labels, size))
 
     def format(self, tokens: np.ndarray) -> str:
         """Write (S,) tokens on one line: the grid as rows of digits, ``012/345``."""

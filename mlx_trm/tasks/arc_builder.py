@@ -190,7 +190,7 @@ class Writer:
             each = count * 2 * wide * wide
             values = colors[chosen].ravel().take(cells[which] + rows * (COLORS + 1))
             where = places[which] + shifts[chosen][:, owners] + rows * each
-            canvas.reshape(-1)[where] = values
+            canvas.ravel()[where] = values  # contiguous, so a view
             parts.append(canvas[..., :-1, :-1])
         grids = np.concatenate(parts).reshape(-1, 2, self.size * self.size)
         return PuzzleBlock(

@@ -15,6 +15,7 @@ from typing import Any, Dict, List, Sequence, Tuple
 import numpy as np
 
 from mlx_trm.errors import DataError
+from mlx_trm.tasks.arc_files import Pair
 from mlx_trm.tasks.arc_grids import CANVAS, check_grid, crop_sizes, cut, parse_name
 from mlx_trm.tasks.base import ScoredRows, Scorer
 from mlx_trm.tasks.dataset import SetSource
@@ -78,7 +79,7 @@ class ArcScorer(Scorer):
     def __init__(
         self,
         names: Sequence[str],
-        puzzles: Dict[str, Any],
+        puzzles: Dict[str, List[Pair]],
         first_identifier: int = 0,
         size: int = CANVAS,
     ) -> None:
@@ -86,23 +87,17 @@ class ArcScorer(Scorer):
 
         Args:
             names: of the identifiers; number 0 is the blank one, whose rows are not counted.
-            puzzles: the test tasks, as ``test_puzzles.json`` has them.
+            puzzles: the test pairs of the test tasks, (H, W) uint8 grids, by name.
             first_identifier: what was added to the identifiers of this set.
             size: of the canvas.
-
-        Raises:
-            DataError: if the grids of a task are no grids.
         """
         self.names = names
         self.first_identifier = first_identifier
         self.size = size
-        self.inputs: Dict[str, List[bytes]] = {}
-        self.outputs: Dict[str, List[bytes]] = {}
-        for name, puzzle in puzzles.items():
-            pairs = [_packed_pair(pair, f"{name}: test pair {i}", size) for i, pair in
-                     enumerate(puzzle["test"], 1)]  # fmt: skip
-            self.inputs[name] = [given for given, _ in pairs]
-            self.outputs[name] = [answer for _, answer in pairs]
+        self.inputs = {name: [pack(given) for given, _ in pairs] for name, pairs in puzzles.items()}
+        self.outputs = {
+            name: [pack(right) for _, right in pairs] for name, pairs in puzzles.items()
+        }
         self._votes: Dict[Tuple[str, bytes], Votes] = {
             (name, given): Votes() for name, inputs in self.inputs.items() for given in inputs
         }
@@ -204,13 +199,6 @@ class ArcScorer(Scorer):
             slots[slot].add(order, packed[grid], belief)
 
 
-def _packed_pair(pair: Any, where: str, size: int) -> Tuple[bytes, bytes]:
-    given, answer = (
-        check_grid(pair[side], f"{where} {side}", size) for side in ("input", "output")
-    )
-    return pack(given), pack(answer)
-
-
 def pack(grid: np.ndarray) -> bytes:
     """Write an (H, W) grid of colours as its shape and two cells a byte."""
     cells = np.append(grid.ravel(), np.zeros(grid.size % 2, dtype=np.uint8)).astype(np.uint8)
@@ -231,16 +219,42 @@ def load_scorer(source: SetSource, size: int = CANVAS) -> ArcScorer:
     Raises:
         DataError: if its ``identifiers.json`` or ``test_puzzles.json`` cannot be used.
     """
-    names = _load(source.folder / IDENTIFIERS, list)
-    puzzles = _load(source.folder / TEST_PUZZLES, dict)
+    names, puzzles = load_names(source.folder), load_puzzles(source.folder, size)
+    return ArcScorer(names, puzzles, source.first_identifier, size)
+
+
+def load_names(folder: Path) -> List[str]:
+    """Read the names of the identifiers of a built dataset; number 0 is the blank one.
+
+    Raises:
+        DataError: if they cannot be read.
+    """
+    names: List[str] = _load(folder / IDENTIFIERS, list)
+    return names
+
+
+def load_puzzles(folder: Path, size: int = CANVAS) -> Dict[str, List[Pair]]:
+    """Read the test pairs of the test tasks of a built dataset.
+
+    Raises:
+        DataError: if they cannot be read.
+    """
+    path = folder / TEST_PUZZLES
     try:
-        return ArcScorer(names, puzzles, source.first_identifier, size)
+        return {
+            name: [_pair(pair, f"{path}: {name}: test pair {i}", size) for i, pair in
+                   enumerate(puzzle["test"], 1)]
+            for name, puzzle in _load(path, dict).items()
+        }  # fmt: skip
     except (KeyError, TypeError) as error:
-        raise DataError(
-            f"{source.folder / TEST_PUZZLES}: is damaged; build the dataset again"
-        ) from error
-    except DataError as error:
-        raise DataError(f"{source.folder / TEST_PUZZLES}: {error}") from error
+        raise DataError(f"{path}: is damaged; build the dataset again") from error
+
+
+def _pair(pair: Any, where: str, size: int) -> Pair:
+    given, answer = (
+        check_grid(pair[side], f"{where} {side}", size) for side in ("input", "output")
+    )
+    return given, answer
 
 
 def _load(path: Path, kind: type) -> Any:

@@ -1,6 +1,6 @@
 """How people write the puzzles of a task, see them drawn, and judge answers: for the commands."""
 
-from typing import Any, Dict, Iterable, Iterator, Optional, Tuple
+from typing import Any, Dict, Iterable, Iterator, List, Optional, Tuple
 
 import numpy as np
 
@@ -40,6 +40,28 @@ class Written:
             DataError: if it is malformed, or the task has no written form.
         """
         raise DataError(f"the task {self.config.name!r} does not read puzzles as text")
+
+    def meant(self, text: str) -> List[str]:
+        """Return the puzzles that a text on the command line means, each as :meth:`parse` reads it.
+
+        By default it is one puzzle. A task whose puzzles have names may take a name for several.
+        """
+        return [text]
+
+    def identifier(self, text: str) -> int:
+        """Return the row of the puzzle table that belongs to a puzzle given as text; 0: none."""
+        del text
+        return 0
+
+    def known_answer(self, text: str) -> Optional[np.ndarray]:
+        """Return the (S,) uint8 answer of a puzzle given as text, if the data have it."""
+        # pylint: disable=useless-return
+        del text
+        return None
+
+    def equal(self, tokens: np.ndarray, labels: np.ndarray) -> bool:
+        """Say whether (S,) ``tokens`` are the answer ``labels``, as far as it counts."""
+        return bool((np.asarray(tokens) == np.asarray(labels)).all())
 
     def answers(self, inputs: np.ndarray) -> Tuple[Optional[np.ndarray], Dict[int, str]]:
         """Answer puzzles by the rules alone.

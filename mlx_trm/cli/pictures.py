@@ -1,0 +1,95 @@
+"""Pictures of grid puzzles as PNG files, drawn by matplotlib (extra ``plot``)."""
+
+import argparse
+import os
+from pathlib import Path
+from typing import Any, NamedTuple, Sequence
+
+import numpy as np
+
+from mlx_trm.cli.arguments import writable
+from mlx_trm.errors import ConfigError
+
+INCHES, MOST_PANELS = 2.2, 400
+
+
+class Panel(NamedTuple):
+    """One grid of a picture.
+
+    Attributes:
+        title: above it.
+        pixels: (H, W, 3) uint8, one pixel a cell.
+    """
+
+    title: str
+    pixels: np.ndarray
+
+
+def add_png(parser: argparse.ArgumentParser, text: str) -> None:
+    """Let a command take ``--png FILE``.
+
+    Args:
+        parser: of the command.
+        text: the option's help.
+    """
+    parser.add_argument("--png", type=writable, metavar="FILE", help=text)
+
+
+def check_png() -> None:
+    """Refuse to draw where matplotlib is missing; before the work, not after it.
+
+    Raises:
+        ConfigError: saying what to install.
+    """
+    try:
+        import matplotlib  # noqa: F401  pylint: disable=unused-import
+    except ImportError as error:
+        raise ConfigError('--png: needs matplotlib; pip install "mlx_trm[plot]"') from error
+
+
+def save_png(path: Path, rows: Sequence[Sequence[Panel]]) -> None:
+    """Draw panels in rows and write them whole.
+
+    Args:
+        path: of the file; replaced if it is there.
+        rows: of panels; they may have different lengths.
+
+    Raises:
+        ConfigError: if there are too many panels, or the file cannot be written.
+    """
+    check_png()
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    columns = max(len(row) for row in rows)
+    if len(rows) * columns > MOST_PANELS:
+        raise ConfigError(f"--png: {len(rows) * columns} grids do not fit a picture; show fewer")
+    figure = Figure(figsize=(INCHES * columns, (INCHES + 0.3) * len(rows)), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(len(rows), columns, squeeze=False)
+    for row, line in zip(rows, axes):
+        for place, axis in enumerate(line):
+            if place < len(row):
+                _draw(axis, row[place])
+            else:
+                axis.set_axis_off()
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        figure.savefig(temporary, format="png", dpi=120)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise ConfigError(f"--png {path}: cannot be written ({error.strerror})") from error
+    finally:
+        if temporary.exists():
+            temporary.unlink()
+
+
+def _draw(axis: Any, panel: Panel) -> None:
+    """Draw a grid with thin lines between its cells."""
+    height, width = panel.pixels.shape[:2]
+    axis.imshow(panel.pixels, interpolation="nearest")
+    axis.set_title(panel.title, fontsize=8)
+    axis.set_xticks(np.arange(-0.5, width))
+    axis.set_yticks(np.arange(-0.5, height))
+    axis.grid(color="#808080", linewidth=0.3)
+    axis.tick_params(length=0, labelbottom=False, labelleft=False)

@@ -1,0 +1,163 @@
+"""ARC puzzles at the command line: by a name, as a grid, from files; and pictures of them."""
+
+import json
+from pathlib import Path
+from typing import Any, List
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+import mlx_trm as trm
+from mlx_trm.__main__ import main
+from mlx_trm.errors import DataError
+from mlx_trm.tasks import ARC, ARCConfig
+
+YAML = """
+task: {name: arc, input_file_prefix: p, subsets: [a, b], test_set_name: b, num_aug: 2,
+       max_grid_size: 6}
+model: {name: trm, hidden_size: 16, num_heads: 2, swiglu_multiple: 16, L_layers: 1, H_cycles: 1,
+        L_cycles: 1, puzzle_emb_len: 1, halt_max_steps: 2}
+train: {batch_size: 4, epochs: 4, max_steps: 2}
+"""
+
+
+def pair(seed: int) -> Any:
+    """An input of 2 x 3 and an output of 3 x 2."""
+    rng = np.random.default_rng(seed)
+    return {"input": rng.integers(0, 10, (2, 3)).tolist(),
+            "output": rng.integers(0, 10, (3, 2)).tolist()}  # fmt: skip
+
+
+TASKS = {
+    "a": {"t1": {"train": [pair(1), pair(2)], "test": [pair(3)]}},
+    "b": {"e1": {"train": [pair(4)], "test": [pair(5), pair(6)]},
+          "e2": {"train": [pair(7)], "test": [pair(8)]}},
+}  # fmt: skip
+
+
+@pytest.fixture(name="folder")
+def make_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working folder: the tasks' files and a configuration."""
+    monkeypatch.setenv("MLX_TRM_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    for subset, tasks in TASKS.items():
+        (tmp_path / f"p_{subset}_challenges.json").write_text(json.dumps(tasks))
+    (tmp_path / "c.yaml").write_text(YAML)
+    return tmp_path
+
+
+@pytest.fixture(name="task")
+def make_task(folder: Path) -> ARC:
+    """The task itself."""
+    del folder
+    task = trm.build_task(trm.load_config("c.yaml").task, 42)
+    assert isinstance(task, ARC)
+    return task
+
+
+def names(task: ARC) -> List[str]:
+    """Names of the identifiers."""
+    found: List[str] = json.loads(
+        (task.dataset("test").path.parent / "identifiers.json").read_text()
+    )
+    return found
+
+
+def test_a_task_by_its_name(task: ARC) -> None:
+    """All its test inputs, or one of them; identifier and answer are known."""
+    assert task.meant("e1") == ["e1:1", "e1:2"] and task.meant("e1:2") == ["e1:2"]
+    assert task.meant("012") == ["012"] and task.meant("t1") == ["t1"]
+    grid = TASKS["b"]["e1"]["test"][1]
+    assert task.format(task.parse("e1:2")) == "/".join("".join(map(str, r)) for r in grid["input"])
+    assert task.identifier("e1:2") == names(task).index("e1")
+    answer = task.known_answer("e1:2")
+    assert answer is not None
+    assert task.format(answer) == "/".join("".join(map(str, r)) for r in grid["output"])
+
+
+def test_a_grid_that_is_a_test_input_is_known(task: ARC, caplog: Any) -> None:
+    """Any other has the blank row and no answer, and that is said."""
+    given = json.dumps(TASKS["b"]["e2"]["test"][0]["input"])
+    assert task.identifier(given) == names(task).index("e2")
+    assert not caplog.records
+    assert task.identifier("01/23") == 0 and task.known_answer("01/23") is None
+    assert "01/23: is no test input of the data set" in caplog.text
+
+
+def test_a_name_that_is_none(task: ARC) -> None:
+    """With what it may have been meant to be."""
+    with pytest.raises(DataError, match="rows of digits.*no test task has this name.*'e1'"):
+        task.parse("e1x")
+
+
+def test_without_data_grids_can_still_be_read() -> None:
+    """Nothing is known by name then."""
+    task = ARC(ARCConfig("arc", input_file_prefix="none/x"))
+    assert task.identifier("012") == 0 and task.format(task.parse("012")) == "012"
+
+
+@pytest.mark.parametrize(
+    "text, want",
+    [
+        ("012\n345\n\n\n6\n", [(1, "012\n345"), (5, "6")]),
+        ("[[1, 2]]\n", [(1, "[[1, 2]]")]),
+        (json.dumps(TASKS["b"]), [(1, json.dumps(pair(n)["input"])) for n in (5, 6, 8)]),
+        (json.dumps(TASKS["b"]["e2"]), [(1, json.dumps(pair(8)["input"]))]),
+        ('{"x": 3}', []),
+    ],
+)
+def test_grids_of_a_file(task: ARC, text: str, want: Any) -> None:
+    """Digits with blank lines between, JSON of a grid, of a task, of several."""
+    assert list(task.split_puzzles(text.splitlines())) == want
+
+
+def test_a_file_that_looks_like_json_and_is_not(task: ARC) -> None:
+    """Refused."""
+    with pytest.raises(DataError, match="the file is not JSON"):
+        list(task.split_puzzles(['{"train": [']))
+
+
+def test_the_solver_uses_the_puzzles_row(folder: Path, task: ARC) -> None:
+    """Another row gives other logits; the answer is judged by the data."""
+    del folder
+    config = trm.load_config("c.yaml")
+    dataset = task.dataset("train")
+    model = trm.build_model(config.model, dataset.spec, seed=0)
+    model.puzzle_emb.weights = mx.random.normal(
+        model.puzzle_emb.weights.shape, key=mx.random.key(0)
+    )
+    model.q_head.weight = mx.random.normal((2, 16), key=mx.random.key(1))
+    solver = trm.Solver(model, config, task)
+    own = solver.solve("e1:1")
+    number = names(task).index("e1")
+    again = list(solver.steps(task.format(task.parse("e1:1")), identifier=number))[-1]
+    other = list(solver.steps("e1:1", identifier=number + 1))[-1]
+    assert own.halt_probability == again.halt_probability != other.halt_probability
+    assert own.correct is False and solver.solve("01/23").correct is None
+    many = solver.solve_many(["e1:1", "e2", "01/23"], batch_size=2)
+    assert many[0].halt_probability == pytest.approx(own.halt_probability, rel=1e-5)
+    assert [step.correct for step in many] == [False, False, None]
+
+
+def test_commands(folder: Path, capsys: Any) -> None:
+    """Train, evaluate with a submission, solve by name and from a file, show, and draw."""
+    pytest.importorskip("matplotlib")
+    assert main("train --config c.yaml -q run_dir=run eval.max_examples=99".split()) == 0
+    saved = json.loads((folder / "run" / "evaluations" / "step_2" / "submission.json").read_text())
+    assert {name: len(answers) for name, answers in saved.items()} == {"e1": 2, "e2": 1}
+    assert main("evaluate run --output out -q".split()) == 0
+    assert json.loads((folder / "out" / "submission.json").read_text()) == saved
+    assert "ARC/pass@2" in capsys.readouterr().out
+    assert main("solve run e1 --show steps --png a.png --json a.json".split()) == 0
+    out = capsys.readouterr().out
+    assert "puzzle 2 of 2" in out and "2 puzzles: 0 right" in out and "halt probability" in out
+    record = json.loads((folder / "a.json").read_text())
+    assert [len(r["steps"]) for r in record] == [2, 2] and record[0]["solution"] is not None
+    (folder / "b.json").write_text(json.dumps(TASKS["b"]))
+    assert main("solve run b.json --png b.png -q".split()) == 0
+    assert "b.json:1" not in capsys.readouterr().err
+    assert main("data show --config c.yaml --count 2 --png c.png".split()) == 0
+    for name in "abc":
+        assert (folder / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    assert sorted(folder.glob(".*")) == []
