@@ -653,7 +653,7 @@ def test_progress_lines(web: Server, capsys: Any, monkeypatch: Any) -> None:
     shown.show("b", 1 << 20, None)
     shown.close()
     err = capsys.readouterr().err
-    assert "a:   0%" in err and "2.10M" in err and "b: 0.00B" in err
+    assert "a:  50%" in err and "2.10M" in err and "b: 1.05MB" in err
 
 
 def test_the_limits(web: Server, monkeypatch: Any) -> None:

@@ -162,7 +162,7 @@ class DownloadProgress:
         if self._terminal:
             if label != self._label:
                 self.close()
-                self._bar = tqdm(desc=label, total=total, unit="B", unit_scale=True,
+                self._bar = tqdm(desc=label, total=total, initial=done, unit="B", unit_scale=True,
                                  dynamic_ncols=True, leave=False)  # fmt: skip
             self._bar.total = total
             self._bar.update(done - self._bar.n)
