@@ -1,10 +1,13 @@
 """Run folders and checkpoints on disk: whole or absent, and checked when they are read.
 
 A run folder holds ``config.yaml``, ``metrics.jsonl``, checkpoints ``step_N`` and a link ``latest``
-to the newest. A checkpoint holds ``model.safetensors`` (the raw weights, the puzzle table and the
-initial states), ``ema.safetensors`` where an average is kept, ``config.yaml``, and ``state.json``
-with the step, the task's dimensions and the SHA-256 of each file. It is written to a temporary
-folder, flushed to the disk and renamed, so a killed run leaves no half a checkpoint.
+to the newest; ``best`` is a link to the one with the best evaluation. A checkpoint holds
+``model.safetensors`` (the raw weights, the puzzle table and the initial states),
+``ema.safetensors`` where an average is kept, ``optimizer.safetensors`` and ``carry.safetensors``
+to go on from, ``config.yaml``, and ``state.json`` with the step, the task's dimensions, where in
+the data and the log the run is, and the SHA-256 of each file. It is written to a temporary folder,
+flushed to the disk and renamed, so a killed run leaves no half a checkpoint. There is no random
+state: every draw follows from the seed and the step.
 
 Differs from reference: there a checkpoint is one torch pickle of the weights, and with EMA on of
 the EMA weights only.
@@ -17,7 +20,7 @@ import re
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Union
+from typing import Any, Dict, List, NamedTuple, Optional, Tuple, Union
 
 import mlx.core as mx
 
@@ -28,7 +31,22 @@ from mlx_trm.models import RecursiveModel, build_model, named_arrays
 
 FORMAT_VERSION = 1
 STATE, MODEL, AVERAGE, CONFIG = "state.json", "model.safetensors", "ema.safetensors", "config.yaml"
-LATEST = "latest"
+OPTIMIZER, CARRY = "optimizer.safetensors", "carry.safetensors"
+LATEST, BEST = "latest", "best"
+
+
+class TrainingState(NamedTuple):
+    """What training needs besides the weights to go on as if it had never stopped.
+
+    Attributes:
+        optimizer: its arrays by dotted name.
+        carry: the carry's arrays, (B, ...), by name.
+        progress: where the run is in its data and its log; plain values, as JSON has them.
+    """
+
+    optimizer: Dict[str, mx.array]
+    carry: Dict[str, mx.array]
+    progress: Dict[str, Any]
 
 
 @dataclass
@@ -58,6 +76,7 @@ def save_checkpoint(
     config: ExperimentConfig,
     step: int,
     average: Optional[Dict[str, Any]] = None,
+    training: Optional[TrainingState] = None,
 ) -> Path:
     """Write ``run_dir/step_N`` and point ``latest`` at it.
 
@@ -67,6 +86,7 @@ def save_checkpoint(
         config: the resolved configuration.
         step: N. A whole checkpoint of this step that is there already is replaced.
         average: the EMA of the trained weights, where one is kept.
+        training: what a resumed run needs; without it the checkpoint cannot be resumed.
 
     Returns:
         The checkpoint's folder.
@@ -84,11 +104,15 @@ def save_checkpoint(
         mx.save_safetensors(str(temporary / MODEL), dict(named_arrays(model.parameters())))
         if average is not None:
             mx.save_safetensors(str(temporary / AVERAGE), dict(named_arrays(average)))
+        if training is not None:
+            mx.save_safetensors(str(temporary / OPTIMIZER), training.optimizer)
+            mx.save_safetensors(str(temporary / CARRY), training.carry)
         save_config(config, temporary / CONFIG)
         state = {
             "format": FORMAT_VERSION,
             "step": step,
             "spec": asdict(model.spec),
+            "progress": None if training is None else training.progress,
             "sha256": {path.name: _sha256(path) for path in sorted(temporary.iterdir())},
         }
         (temporary / STATE).write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
@@ -130,16 +154,7 @@ def load_checkpoint(path: Union[str, Path], weights: str = "ema") -> Checkpoint:
     if weights not in ("ema", "raw"):
         raise ValueError(f"weights must be 'ema' or 'raw', got {weights!r}")
     folder = find_checkpoint(path)
-    state = _read_state(folder)
-    for name, digest in state["sha256"].items():
-        file = folder / name
-        if not file.is_file():
-            raise CheckpointError(f"{file}: missing; the checkpoint is not whole, use another one")
-        if _sha256(file) != digest:
-            raise CheckpointError(
-                f"{file}: its SHA-256 differs from {STATE}'s; the file is damaged or was changed, "
-                "use another checkpoint"
-            )
+    state = verify_checkpoint(folder)
     try:
         config = load_config(str(folder / CONFIG))
     except ConfigError as error:
@@ -152,6 +167,67 @@ def load_checkpoint(path: Union[str, Path], weights: str = "ema") -> Checkpoint:
         load_weights(model, _read_arrays(folder / AVERAGE), str(folder / AVERAGE), partial=True)
     model.eval()
     return Checkpoint(model, config, spec, state["step"], folder, "ema" if averaged else "raw")
+
+
+def verify_checkpoint(folder: Path) -> Dict[str, Any]:
+    """Check every file of a checkpoint against its SHA-256.
+
+    Returns:
+        What ``state.json`` says.
+
+    Raises:
+        CheckpointError: naming the file that is missing or damaged.
+    """
+    state = _read_state(folder)
+    for name, digest in state["sha256"].items():
+        file = folder / name
+        if not file.is_file():
+            raise CheckpointError(f"{file}: missing; the checkpoint is not whole, use another one")
+        try:
+            found = _sha256(file)
+        except OSError as error:
+            raise CheckpointError(f"{file}: cannot be read ({error.strerror})") from error
+        if found != digest:
+            raise CheckpointError(
+                f"{file}: its SHA-256 differs from {STATE}'s; the file is damaged or was changed, "
+                "use another checkpoint"
+            )
+    return state
+
+
+def newest_whole(run_dir: Union[str, Path]) -> Optional[Path]:
+    """Give a run's newest checkpoint whose files are all as they were written."""
+    for folder in reversed(list_checkpoints(run_dir)):
+        try:
+            verify_checkpoint(folder)
+        except CheckpointError:
+            continue
+        return folder
+    return None
+
+
+def load_training_state(folder: Path, model: RecursiveModel) -> Tuple[Any, Any, TrainingState]:
+    """Read everything that training goes on from; the model gets its raw weights.
+
+    Args:
+        folder: of a checkpoint.
+        model: of the run's configuration; its weights, initial states and table are replaced.
+
+    Returns:
+        The step, the average's arrays by name (None without one), and the rest.
+
+    Raises:
+        CheckpointError: if a file is damaged, or the checkpoint was not made by training.
+    """
+    state = verify_checkpoint(folder)
+    if state.get("progress") is None or not {OPTIMIZER, CARRY} <= set(state["sha256"]):
+        raise CheckpointError(
+            f"{folder}: holds weights only and cannot be resumed; it can be evaluated"
+        )
+    load_weights(model, _read_arrays(folder / MODEL), str(folder / MODEL))
+    average = _read_arrays(folder / AVERAGE) if AVERAGE in state["sha256"] else None
+    arrays = [_read_arrays(folder / name) for name in (OPTIMIZER, CARRY)]
+    return state["step"], average, TrainingState(arrays[0], arrays[1], state["progress"])
 
 
 def find_checkpoint(path: Union[str, Path]) -> Path:
@@ -191,9 +267,52 @@ def list_checkpoints(run_dir: Union[str, Path]) -> List[Path]:
 
 
 def prune_checkpoints(run_dir: Union[str, Path], keep: int) -> None:
-    """Remove all but the ``keep`` newest checkpoints of a run."""
+    """Remove all but the ``keep`` newest checkpoints of a run and the best one."""
+    best = Path(run_dir) / BEST
+    kept = best.resolve().name if best.exists() else ""
     for path in list_checkpoints(run_dir)[: -max(1, keep)]:
-        shutil.rmtree(path, ignore_errors=True)
+        if path.name != kept:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def point_best(checkpoint: Path) -> None:
+    """Point the run's link ``best`` at one of its checkpoints.
+
+    Raises:
+        CheckpointError: if the link cannot be made.
+    """
+    try:
+        _point(checkpoint.parent / BEST, checkpoint.name)
+    except OSError as error:
+        raise CheckpointError(
+            f"{checkpoint.parent / BEST}: cannot be written ({_reason(error)})"
+        ) from error
+
+
+def point_latest(checkpoint: Path) -> None:
+    """Point the run's link ``latest`` at one of its checkpoints.
+
+    Raises:
+        OSError: if the link cannot be made.
+    """
+    _point(checkpoint.parent / LATEST, checkpoint.name)
+
+
+def remove_leftovers(run_dir: Union[str, Path]) -> None:
+    """Remove what processes left that were killed while they saved; none may be saving now.
+
+    A checkpoint that was being replaced is put back.
+    """
+    for path in Path(run_dir).glob(".step_*.old-*"):
+        target = path.with_name(path.name[1:].split(".")[0])
+        if not target.exists():
+            os.replace(path, target)
+    for pattern in (".step_*.tmp-*", ".step_*.old-*", ".latest.tmp-*", ".best.tmp-*"):
+        for path in Path(run_dir).glob(pattern):
+            if path.is_symlink() or path.is_file():
+                path.unlink()
+            else:
+                shutil.rmtree(path, ignore_errors=True)
 
 
 def _read_state(folder: Path) -> Dict[str, Any]:

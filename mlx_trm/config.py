@@ -117,6 +117,10 @@ class TrainConfig(Section):
     """Whether to use mx.compile; auto does on a GPU, where it pays for short runs too."""
     log_interval: int = field(default=10, metadata={"min": 1})
     """Supervision steps averaged in one line of metrics.jsonl."""
+    max_hours: Optional[float] = field(default=None, metadata={"above": 0})
+    """Stop after so many hours, as Ctrl-C would: the step is finished and saved."""
+    on_nonfinite: str = field(default="stop", metadata={"choices": ("stop", "skip")})
+    """A loss or gradient that is not finite stops the run, or its step is skipped."""
 
 
 @dataclass
@@ -131,6 +135,10 @@ class EvalConfig(Section):
     """Evaluate a seeded sample of so many puzzles; unset for all."""
     steps: Optional[int] = field(default=None, metadata={"min": 1})
     """Supervision steps each puzzle gets; unset for model.halt_max_steps."""
+    best_metric: str = "exact_accuracy"
+    """The metric of the first set that the link best goes by; of a loss the lowest is best."""
+    patience: Optional[int] = field(default=None, metadata={"min": 1})
+    """Stop after so many evaluations without a better best_metric; unset: never."""
 
 
 @dataclass

@@ -11,13 +11,16 @@ import numpy as np
 
 from mlx_trm.carry import Batch, Carry, Outputs
 from mlx_trm.config import ExperimentConfig
-from mlx_trm.errors import ConfigError
+from mlx_trm.errors import ConfigError, did_you_mean
 from mlx_trm.layers import on_gpu
 from mlx_trm.losses import act_loss, metric_values
 from mlx_trm.models import RecursiveModel
 from mlx_trm.tasks import PuzzleDataset, ScoredRows, Task, build_task
 
 Metrics = Dict[str, float]
+
+# What every evaluation has; a task's scorer adds its own.
+METRIC_NAMES = ["exact_accuracy", "accuracy", "lm_loss", "q_halt_loss", "q_halt_accuracy", "steps"]
 Progress = Callable[[int, int], None]
 Reason = Callable[[Dict[str, Any], Carry, Optional[mx.array]], Tuple[Carry, Outputs]]
 
@@ -172,6 +175,21 @@ class Evaluator:
             if files
         }
         return {name: _means(held, scorers[name]) for name, held in sums.items()}
+
+    def check_metric(self, setting: str, name: str) -> None:
+        """Refuse the name of a metric that no evaluation of the test split has.
+
+        Raises:
+            ConfigError: naming the setting and what there is.
+        """
+        dataset = self.task.dataset("test")
+        scorer = self.task.scorer(dataset.source(dataset.sets[0]))
+        known = METRIC_NAMES + (list(scorer.result()) if scorer is not None else [])
+        if name not in known:
+            raise ConfigError(
+                f"{setting}: no metric {name!r}{did_you_mean(name, known)} "
+                f"(there are {', '.join(known)})"
+            )
 
     def _batch(
         self, arrays: Dict[str, np.ndarray], steps: int, weights: Optional[Dict[str, Any]]

@@ -1,19 +1,18 @@
 """Run folders: where a run's files go, and the log of its metrics."""
 
 import json
-import math
 import os
 import re
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Mapping, Optional, Tuple, Union
+from typing import IO, Any, Callable, Dict, List, Mapping, Optional, Tuple, Union
 
 import mlx.core as mx
 
 from mlx_trm.checkpoint import CONFIG, list_checkpoints
 from mlx_trm.config import ExperimentConfig, save_config, write_text
-from mlx_trm.errors import CheckpointError, ConfigError, TRMError
+from mlx_trm.errors import CheckpointError, ConfigError
 from mlx_trm.losses import Metrics, metric_values
 
 METRICS = "metrics.jsonl"
@@ -81,12 +80,18 @@ class MetricsLog:
         """Leave what was done since the last step (evaluating, saving) out of the speed."""
         self._resumed = time.monotonic()
 
-    def add(self, step: int, metrics: Metrics, lr: float) -> None:
-        """Take the metric sums of a step; report when ``interval`` of them are there.
+    def state(self) -> Dict[str, Any]:
+        """Give what has been added since the last line, as JSON has it; see :meth:`restore`."""
+        return {"sums": self._sums, "steps": self._steps, "seconds": self._seconds}
 
-        Raises:
-            TRMError: if the loss is not finite.
-        """
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from a log's :meth:`state`."""
+        self._sums = {name: float(value) for name, value in state["sums"].items()}
+        self._steps, self._seconds = int(state["steps"]), float(state["seconds"])
+        self.resume_clock()
+
+    def add(self, step: int, metrics: Metrics, lr: float) -> None:
+        """Take the metric sums of a step; report when ``interval`` of them are there."""
         for name, value in metric_values(metrics).items():
             self._sums[name] = self._sums.get(name, 0.0) + value
         now = time.monotonic()
@@ -94,11 +99,6 @@ class MetricsLog:
         self._resumed = now
         self._steps += 1
         self._step, self._lr = step, lr
-        if not math.isfinite(self._sums["lm_loss"] + self._sums["q_halt_loss"]):
-            raise TRMError(
-                f"step {step}: the loss is not finite any more; lower train.lr or use "
-                "model.forward_dtype=float32 (checkpoints written before are whole)"
-            )
         if step % self._interval == 0:
             self.report()
 
@@ -140,6 +140,74 @@ class MetricsLog:
             raise CheckpointError(f"{self.path}: cannot be written ({error.strerror})") from error
 
 
+def rewind_metrics(path: Path, step: int) -> None:
+    """Take the lines of steps after ``step`` out of a log; they are about to be written again.
+
+    Args:
+        path: of the log; it need not be there. A last line that was cut off goes too.
+        step: of the checkpoint that is resumed.
+
+    Raises:
+        CheckpointError: if the log cannot be read or written.
+    """
+    try:
+        if not path.exists():
+            return
+        kept = []
+        for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+            try:
+                about = json.loads(line)
+            except ValueError:
+                continue
+            if line.endswith("\n") and about.get("step", 0) <= step:
+                kept.append(line)
+        write_text(path, "".join(kept))
+    except (OSError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path}: cannot be rewound ({error})") from error
+
+
+class RunLock:
+    """Keeps a second process out of a run folder; the system frees it when the process ends."""
+
+    def __init__(self, run: Path) -> None:
+        """Take the lock.
+
+        Raises:
+            ConfigError: if another process has it.
+            CheckpointError: if the file cannot be written.
+        """
+        self._file: Optional[IO[str]] = None
+        path = run / ".lock"
+        try:
+            import fcntl
+        except ImportError:  # not a Unix
+            return
+        try:
+            file = path.open("a+", encoding="utf-8")
+        except OSError as error:
+            raise CheckpointError(f"{path}: cannot be written ({error.strerror})") from error
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            file.seek(0)
+            holder = file.read().strip() or "another process"
+            file.close()
+            raise ConfigError(
+                f"run_dir: {run} is in use by {holder}; wait for it, or name another run_dir"
+            ) from error
+        file.seek(0)
+        file.truncate()
+        file.write(f"process {os.getpid()}\n")
+        file.flush()
+        self._file = file
+
+    def release(self) -> None:
+        """Let others use the run folder."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+
 def free_run_dir(stem: str, root: Union[str, Path] = "runs") -> Path:
     """Give ``root/stem``, or ``root/stem-2``, ``-3``, ... where that is taken.
 
@@ -154,11 +222,12 @@ def free_run_dir(stem: str, root: Union[str, Path] = "runs") -> Path:
     return path
 
 
-def check_run_dir(config: ExperimentConfig) -> Path:
+def check_run_dir(config: ExperimentConfig, unsaved: bool = False) -> Path:
     """Choose the run folder and see, before the work begins, that it can be used.
 
     Args:
         config: where its ``run_dir`` is open the folder is chosen by its name.
+        unsaved: take the folder of a run that was stopped before its first checkpoint.
 
     Returns:
         The folder, which need not be there yet.
@@ -170,8 +239,12 @@ def check_run_dir(config: ExperimentConfig) -> Path:
     try:
         if run.exists() and not run.is_dir():
             raise ConfigError(f"run_dir: {run} is a file; name a folder")
-        if (run / CONFIG).exists() or list_checkpoints(run):
-            raise ConfigError(f"run_dir: {run} holds a run already; name another run_dir")
+        begun = (run / CONFIG).exists() and not unsaved
+        if begun or list_checkpoints(run):
+            raise ConfigError(
+                f"run_dir: {run} holds a run already; name another run_dir, or go on with it by "
+                f"--resume {run}"
+            )
         above = next(folder for folder in (run, *run.absolute().parents) if folder.exists())
     except OSError as error:  # a name that is too long, say
         raise ConfigError(
@@ -186,27 +259,40 @@ def check_run_dir(config: ExperimentConfig) -> Path:
     return run
 
 
-def prepare_run_dir(config: ExperimentConfig) -> Path:
-    """Make the run folder and write the resolved configuration into it.
+def prepare_run_dir(config: ExperimentConfig, unsaved: bool = False) -> Tuple[Path, RunLock]:
+    """Make the run folder, lock it, and write the resolved configuration into it.
 
     Args:
         config: written as it is; where ``run_dir`` is open the folder is chosen by its name.
+        unsaved: take the folder of a run that was stopped before its first checkpoint.
 
     Returns:
-        The folder.
+        The folder, and its lock.
 
     Raises:
-        ConfigError: if it is a file, holds a run already, or cannot be made.
+        ConfigError: if it is a file, holds a run already, is in use, or cannot be made.
     """
-    run = check_run_dir(config)
-    try:
-        run.mkdir(parents=True, exist_ok=True)
-        save_config(config, run / CONFIG)
-    except OSError as error:
-        raise ConfigError(
-            f"run_dir: {run} cannot be made ({error.strerror}); name another folder"
-        ) from error
-    return run
+    while True:
+        run = check_run_dir(config, unsaved)
+        lock: Optional[RunLock] = None
+        try:
+            try:
+                run.mkdir(parents=True, exist_ok=config.run_dir is not None)
+            except FileExistsError:  # another process has just chosen this name
+                if config.run_dir is None:
+                    continue
+                raise
+            lock = RunLock(run)
+            if unsaved:
+                rewind_metrics(run / METRICS, -1)
+            save_config(config, run / CONFIG)
+            return run, lock
+        except OSError as error:
+            if lock is not None:
+                lock.release()
+            raise ConfigError(
+                f"run_dir: {run} cannot be made ({error.strerror}); name another folder"
+            ) from error
 
 
 def save_evaluation_files(folder: Path, files: Mapping[str, Mapping[str, str]]) -> List[Path]:

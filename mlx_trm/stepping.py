@@ -12,11 +12,11 @@ from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tu
 
 import mlx.core as mx
 import numpy as np
-from mlx.utils import tree_map
+from mlx.utils import tree_map, tree_unflatten
 
 from mlx_trm.carry import Batch, Carry, exploration_minimum
 from mlx_trm.config import ExperimentConfig
-from mlx_trm.errors import TRMError
+from mlx_trm.errors import CheckpointError, TRMError
 from mlx_trm.evaluation import should_compile
 from mlx_trm.losses import Metrics, act_loss
 from mlx_trm.models import RecursiveModel, named_arrays
@@ -47,11 +47,13 @@ class NonFiniteError(TRMError):
         parts: what entered it.
     """
 
-    def __init__(self, step: int, parts: Sequence[Part]) -> None:
-        """Keep what entered the step."""
+    def __init__(self, step: int, parts: Sequence[Part], replay: str = "") -> None:
+        """Keep what entered the step, and name the file that holds it where it was saved."""
+        saved = f"; {replay} has what entered it, and the state before it is saved"
         super().__init__(
-            f"step {step}: the loss or a gradient is not finite any more; lower train.lr or use "
-            "model.forward_dtype=float32"
+            f"step {step}: the loss or a gradient is not finite any more; lower train.lr, use "
+            "model.forward_dtype=float32, or go on with train.on_nonfinite=skip"
+            + (saved if replay else "")
         )
         self.step = step
         self.parts = list(parts)
@@ -224,6 +226,60 @@ class Stepper:
         if self.carries is not None:
             self.carries = [c._replace(halted=mx.ones_like(c.halted)) for c in self.carries]
 
+    # Stopping and going on -------------------------------------------------------------------
+
+    def training_state(self) -> Tuple[Dict[str, mx.array], Dict[str, mx.array]]:
+        """Give the arrays of the optimiser and of the carry by name, the carry's rows as one."""
+        optimizer = dict(named_arrays(self.optimizer.state))
+        carry: Dict[str, mx.array] = {}
+        if self.carries is not None:
+            parts = [_named_carry(part) for part in self.carries]
+            carry = {name: mx.concatenate([part[name] for part in parts]) for name in parts[0]}
+        mx.eval(optimizer, carry)
+        return optimizer, carry
+
+    def restore(
+        self,
+        step: int,
+        average: Optional[Dict[str, mx.array]],
+        optimizer: Dict[str, mx.array],
+        carry: Dict[str, mx.array],
+    ) -> None:
+        """Go on after ``step``; the model holds its weights already.
+
+        Args:
+            step: supervision steps done.
+            average: the EMA's arrays by name, None without one.
+            optimizer: as :meth:`training_state` gave it.
+            carry: as :meth:`training_state` gave it; empty before the first step.
+
+        Raises:
+            CheckpointError: if arrays are missing or have other shapes.
+        """
+        self.optimizer.state = _like(self.optimizer.state, optimizer, "the optimiser's state")
+        if self.average is not None:
+            if average is None:
+                raise CheckpointError("the checkpoint has no average, and train.ema is on")
+            self.average.weights = _like(self.average.weights, average, "the average")
+        self.step = step
+        self.carries = None
+        if carry:
+            rows = self.config.train.batch_size
+            size = self.config.train.micro_batch_size or rows
+            latents = len(self.model.initial_names)
+            wanted = {"steps", "halted", *Batch._fields, *(f"latents.{i}" for i in range(latents))}
+            shape = (rows, self.model.positions + self.model.spec.seq_len)
+            if set(carry) != wanted or any(
+                carry[f"latents.{i}"].shape[:2] != shape for i in range(latents)
+            ):
+                raise CheckpointError("the carry is not of this model and batch size")
+            self.carries = [
+                _carry_from({k: v[at : at + size] for k, v in carry.items()}, latents)
+                for at in range(0, rows, size)
+            ]
+
+    # Parts of a step ---------------------------------------------------------------------------
+
     def _initial(self) -> Tree:
         return {name: self.model[name] for name in self.model.initial_names}
 
@@ -305,3 +361,27 @@ class Stepper:
             mx.array(rng.integers(2, config.halt_max_steps + 1, rows).astype(np.int32)),
             config.halt_exploration_prob,
         )
+
+
+def _named_carry(carry: Carry) -> Dict[str, mx.array]:
+    """Give a carry's arrays by name."""
+    named = {f"latents.{i}": latent for i, latent in enumerate(carry.latents)}
+    return {**named, "steps": carry.steps, "halted": carry.halted, **carry.current._asdict()}
+
+
+def _carry_from(named: Dict[str, mx.array], latents: int) -> Carry:
+    """Rebuild what :func:`_named_carry` gave."""
+    return Carry(
+        tuple(named[f"latents.{i}"] for i in range(latents)),
+        named["steps"],
+        named["halted"],
+        Batch(*(named[name] for name in Batch._fields)),
+    )
+
+
+def _like(tree: Any, arrays: Dict[str, mx.array], what: str) -> Any:
+    """Give a tree of the same structure with the arrays in its places."""
+    names = dict(named_arrays(tree))
+    if set(names) != set(arrays) or any(arrays[k].shape != v.shape for k, v in names.items()):
+        raise CheckpointError(f"{what} is not of this model")
+    return tree_unflatten([(name, arrays[name]) for name in names])

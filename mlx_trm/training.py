@@ -1,59 +1,29 @@
-"""Deep supervision as a run: batches, evaluations, checkpoints.
+"""Deep supervision as a run: batches, evaluations, checkpoints, and going on after a stop.
 
 Every iteration is one supervision step, taken by :class:`mlx_trm.stepping.Stepper`; the carry lives
-on between them.
+on between them. A step follows from its number, the seed, the weights and the carry, so a run that
+is resumed from a checkpoint goes on to the bit as if it had never stopped.
 
 Reference: ``launch`` in pretrain.py.
 """
 
-import time
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
+from typing import Any, Callable, Dict, Iterator, Optional, Sequence, Tuple, Union
 
 import mlx.core as mx
 
 from mlx_trm.carry import Batch
-from mlx_trm.checkpoint import prune_checkpoints, save_checkpoint
+from mlx_trm.checkpoint import load_training_state
 from mlx_trm.config import ExperimentConfig, validate_config
-from mlx_trm.errors import ConfigError
-from mlx_trm.evaluation import Evaluator, Metrics, check_dimensions
+from mlx_trm.errors import CheckpointError, ConfigError
+from mlx_trm.evaluation import Evaluator, check_dimensions
+from mlx_trm.fitting import Fit, RunProgress, TrainReport
 from mlx_trm.memory import check_fits
 from mlx_trm.models import build_model
-from mlx_trm.runs import (
-    MetricsLog,
-    StepReport,
-    prepare_run_dir,
-    save_evaluation_files,
-    save_interval,
-)
+from mlx_trm.resuming import prepare_resumed_run, resumable_checkpoint, resumed_config
+from mlx_trm.runs import RunLock, StepReport, prepare_run_dir
 from mlx_trm.stepping import Stepper
 from mlx_trm.tasks import build_task
-
-
-@dataclass
-class TrainReport:
-    """What a run did.
-
-    Attributes:
-        run_dir: its folder.
-        checkpoint: the newest checkpoint.
-        steps: supervision steps done.
-        total: supervision steps the configuration asks for.
-        seconds: of wall-clock time, evaluations included.
-        interrupted: whether it was stopped before its end.
-        evaluations: (step, metrics of each set) in order.
-        peak_memory: bytes.
-    """
-
-    run_dir: Path
-    checkpoint: Path
-    steps: int = 0
-    total: int = 0
-    seconds: float = 0.0
-    interrupted: bool = False
-    evaluations: List[Tuple[int, Dict[str, Metrics]]] = field(default_factory=list)
-    peak_memory: int = 0
 
 
 class Trainer(Stepper):
@@ -64,10 +34,17 @@ class Trainer(Stepper):
         evaluator: used at evaluations.
         planned_steps: what this run will do, ``train.max_steps`` and dropped batches considered;
             an upper bound where puzzles have several examples.
+        progress: where the run is, besides its step.
+        restarted: whether ``run_dir`` may hold a run without a checkpoint.
+        resumed_from: the checkpoint that :meth:`resume` took.
     """
 
-    def __init__(self, config: ExperimentConfig) -> None:
+    def __init__(self, config: ExperimentConfig, restart: bool = False) -> None:
         """Check the configuration, open the data and create the model.
+
+        Args:
+            config: the whole experiment.
+            restart: ``run_dir`` may hold a run that was stopped before its first checkpoint.
 
         Raises:
             ConfigError: if settings do not fit together, the data, or this machine's memory.
@@ -98,9 +75,50 @@ class Trainer(Stepper):
                 "lower it, or raise eval.interval and train.epochs"
             )
         self.evaluator = Evaluator(model, config, self.task)
+        self.evaluator.check_metric("eval.best_metric", config.eval.best_metric)
+        self.restarted = restart
+        self.progress = RunProgress()
+        self.resumed_from: Optional[Path] = None
         self._stop = False
 
     # A run -------------------------------------------------------------------------------------
+
+    @classmethod
+    def resume(
+        cls,
+        path: Union[str, Path],
+        overrides: Sequence[str] = (),
+        config: Optional[ExperimentConfig] = None,
+        fall_back: bool = False,
+    ) -> "Trainer":
+        """Make a trainer that goes on with a run, to the bit as if it had never stopped.
+
+        Args:
+            path: a run folder, whose newest checkpoint is taken, or a checkpoint folder.
+            overrides: settings that a resumed run may change, such as ``train.max_steps=900``.
+            config: used instead of the run's own; may differ in the same settings only.
+            fall_back: take the newest whole checkpoint where the newest one is damaged.
+
+        Raises:
+            CheckpointError: if there is none that can be resumed; it names one that can.
+            ConfigError: if a setting is changed that a resumed run has to keep.
+        """
+        folder = resumable_checkpoint(path, fall_back)
+        trainer = cls(resumed_config(folder, overrides, config))
+        step, average, state = load_training_state(folder, trainer.model)
+        try:
+            trainer.restore(step, average, state.optimizer, state.carry)
+            trainer.progress = RunProgress(**state.progress)
+        except (CheckpointError, TypeError) as error:
+            raise CheckpointError(f"{folder}: cannot be resumed: {error}") from error
+        trainer.resumed_from = folder
+        return trainer
+
+    def finished(self) -> bool:
+        """Whether everything has been done: the last step, its evaluation, its checkpoint."""
+        iterations = self.config.train.epochs // self.epochs_per_iter
+        at_end = self.step >= self.planned_steps or self.progress.iteration > iterations
+        return at_end and self.progress.evaluated == self.step
 
     def stop(self) -> None:
         """Ask :meth:`fit` to finish the step it is in, save, and return."""
@@ -125,77 +143,29 @@ class Trainer(Stepper):
             The report; its checkpoint holds the final state, stopped early or not.
 
         Raises:
-            ConfigError: if ``run_dir`` cannot be used.
+            ConfigError: if ``run_dir`` cannot be used, or another process uses it.
             CheckpointError: if a checkpoint cannot be written.
-            TRMError: if the loss is no longer finite.
+            NonFiniteError: if the loss or a gradient is not finite any more; what entered the step
+                is saved beside the checkpoints.
         """
         self._stop = False
-        run = prepare_run_dir(self.config)
-        report = TrainReport(run_dir=run, checkpoint=run, total=self.planned_steps)
-        started = saved_at = time.monotonic()
-        saved_step = evaluated_step = -1
-        log = MetricsLog(
-            run / "metrics.jsonl",
-            self.config.train.batch_size,
-            self.config.train.log_interval,
-            self.planned_steps,
-            on_step,
-        )
+        if self.resumed_from is None:
+            run, lock = prepare_run_dir(self.config, self.restarted)
+        else:
+            run = self.resumed_from.parent
+            lock = RunLock(run)
+        try:
+            if self.resumed_from is not None:
+                prepare_resumed_run(run, self.resumed_from, self.config)
+            return Fit(self, run, on_eval, on_step, on_tick, on_eval_progress).go()
+        finally:
+            lock.release()
 
-        def evaluate() -> None:
-            nonlocal evaluated_step
-            weights = None if self.average is None else self.average.weights
-            metrics = self.evaluator.run(
-                "test", self._sample(), weights=weights, on_progress=on_eval_progress
-            )
-            evaluated_step = self.step
-            report.evaluations.append((self.step, metrics))
-            save_evaluation_files(run / "evaluations" / f"step_{self.step}", self.evaluator.files)
-            for name, values in metrics.items():
-                log.write({"kind": "eval", "step": self.step, "set": name, **values})
-            log.resume_clock()
-            if on_eval is not None:
-                on_eval({"step": self.step, "metrics": metrics})
+    def stopping(self) -> bool:
+        """Whether :meth:`stop` has been called."""
+        return self._stop
 
-        def save() -> None:
-            nonlocal saved_at, saved_step
-            average = None if self.average is None else self.average.weights
-            report.checkpoint = save_checkpoint(run, self.model, self.config, self.step, average)
-            prune_checkpoints(run, self.config.checkpoint.keep)
-            saved_at, saved_step = time.monotonic(), self.step
-            log.resume_clock()
-
-        every_steps, every_seconds = save_interval(self.config.checkpoint.every)
-        for batch, last_of_iteration in self._batches():
-            if batch is not None:
-                metrics = self.train_step(batch)
-                log.add(self.step, metrics, self.learning_rate(self.step))
-                if on_tick is not None:
-                    on_tick(self.step)
-                due = every_steps is not None and self.step % every_steps == 0
-                if every_seconds is not None:
-                    due = time.monotonic() - saved_at >= every_seconds
-                if due and not last_of_iteration:
-                    save()
-            finished = self.step >= self.planned_steps
-            if last_of_iteration and not self._stop and not finished:
-                log.report()
-                evaluate()
-                save()
-            if self._stop or finished:
-                break
-        log.report()
-        report.interrupted = self._stop and self.step < self.planned_steps
-        if not report.interrupted and evaluated_step != self.step:
-            evaluate()
-        if saved_step != self.step:
-            save()
-        report.steps = self.step
-        report.seconds = time.monotonic() - started
-        report.peak_memory = mx.get_peak_memory()
-        return report
-
-    def _sample(self) -> Optional[int]:
+    def sample(self) -> Optional[int]:
         """Say how many test puzzles to evaluate; None for what the configuration says.
 
         A run that ``train.max_steps`` cuts short does not spend more supervision steps on its last
@@ -208,12 +178,18 @@ class Trainer(Stepper):
         each = settings.steps or self.model.config.halt_max_steps
         return max(1, self.step * self.config.train.batch_size // each)
 
-    def _batches(self) -> Iterator[Tuple[Optional[Batch], bool]]:
-        """Yield batches in the reference's order, with whether an iteration ends after each."""
+    def batches(self) -> Iterator[Tuple[Batch, bool]]:
+        """Yield the batches that are left, with whether an iteration ends after each.
+
+        The reference's order; where in it the run is stands in :attr:`progress`.
+        """
         augment = (
             self.task.augment if getattr(self.config.task, "augment", "") == "online" else None
         )
-        for iteration in range(1, self.config.train.epochs // self.epochs_per_iter + 1):
+        first = self.progress.batches
+        for iteration in range(
+            self.progress.iteration, self.config.train.epochs // self.epochs_per_iter + 1
+        ):
             waiting: Optional[Batch] = None
             for arrays in self.train_set.train_batches(
                 self.config.train.batch_size,
@@ -221,8 +197,11 @@ class Trainer(Stepper):
                 self.epochs_per_iter,
                 iteration,
                 augment,
+                first,
             ):
                 if waiting is not None:
                     yield waiting, False
                 waiting = Batch(*(mx.array(arrays[name]) for name in Batch._fields))
-            yield waiting, True
+            if waiting is not None:
+                yield waiting, True
+            first = 0

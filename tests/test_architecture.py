@@ -26,8 +26,9 @@ LAYERS: List[Tuple[str, ...]] = [
     ("models",),
     ("conversion", "memory"),
     ("checkpoint",),
-    ("inference", "evaluation", "recordings", "replay", "runs"),
+    ("inference", "evaluation", "recordings", "replay", "runs", "resuming"),
     ("stepping",),
+    ("fitting",),
     ("training",),
     ("cli",),
 ]

@@ -152,7 +152,12 @@ def test_what_a_run_writes(tmp_path):
     assert [step.step for step in steps][:3] == [4, 8, 12] and steps[-1].step == 120
     run = tmp_path / "run"
     names = {path.name for path in run.iterdir()}
-    assert names == {"config.yaml", "metrics.jsonl", "latest", "step_80", "step_120"}
+    best = max(events, key=lambda event: event["metrics"]["all"]["exact_accuracy"])["step"]
+    assert names == {
+        ".lock", "config.yaml", "metrics.jsonl", "latest", "best", "step_80", "step_120",
+        f"step_{best}",
+    }  # fmt: skip
+    assert (run / "best").readlink() == Path(f"step_{best}")
     assert (run / "latest").is_symlink() and not Path((run / "latest").readlink()).is_absolute()
     assert (run / "latest").resolve().name == "step_120" == report.checkpoint.name
     read = [json.loads(line) for line in (run / "metrics.jsonl").open()]

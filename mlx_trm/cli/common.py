@@ -79,7 +79,9 @@ def _run(args: argparse.Namespace, run: Callable[..., Optional[int]], needs: str
     """Call a command's function and turn what it raises into an exit code."""
     try:
         if needs == "config":
-            code = run(args, read_config(args))
+            # A resumed run has a configuration of its own.
+            own = args.config is None and getattr(args, "resume", None) not in (None, "auto")
+            code = run(args, None if own else read_config(args))
         elif needs == "overrides":
             code = run(args, args.overrides)
         else:

@@ -83,7 +83,11 @@ class Progress:
     """Shows a training run; give its methods to :meth:`mlx_trm.training.Trainer.fit`."""
 
     def __init__(
-        self, total: int, quiet: bool = False, seconds_between_lines: float = 10.0
+        self,
+        total: int,
+        quiet: bool = False,
+        seconds_between_lines: float = 10.0,
+        start: int = 0,
     ) -> None:
         """Start the display.
 
@@ -91,6 +95,7 @@ class Progress:
             total: supervision steps of the run.
             quiet: show nothing.
             seconds_between_lines: how often a line is printed where there is no terminal.
+            start: steps done before.
         """
         self.quiet = quiet
         self._between = seconds_between_lines
@@ -99,7 +104,9 @@ class Progress:
         self._bar: Any = None
         self._eval_bar: Any = None
         if not quiet and sys.stderr.isatty():
-            self._bar = tqdm(total=total, unit="step", dynamic_ncols=True, smoothing=0.1)
+            self._bar = tqdm(
+                total=total, initial=start, unit="step", dynamic_ncols=True, smoothing=0.1
+            )
 
     def step(self, report: StepReport) -> None:
         """Show the progress of training."""

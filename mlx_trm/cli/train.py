@@ -4,12 +4,14 @@ import argparse
 import signal
 import sys
 from contextlib import contextmanager
-from typing import Any, Iterator, List, Tuple
+from pathlib import Path
+from typing import Any, Iterator, List, Optional, Tuple
 
 import numpy as np
 
+from mlx_trm.checkpoint import CONFIG, find_checkpoint, list_checkpoints
 from mlx_trm.cli import display
-from mlx_trm.config import ExperimentConfig, dump_config
+from mlx_trm.config import ExperimentConfig, dump_config, load_config
 from mlx_trm.evaluation import should_compile
 from mlx_trm.inference import Solver
 from mlx_trm.layers import on_gpu
@@ -25,29 +27,39 @@ LONGEST_LINE = 100
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's own arguments."""
     parser.add_argument(
+        "--resume",
+        metavar="RUN",
+        help="go on with a run folder or from one of its checkpoints; auto: with run_dir where it "
+        "holds a run, else begin one",
+    )
+    parser.add_argument(
         "--print-config", action="store_true", help="print the resolved configuration and stop"
     )
 
 
-def run(args: argparse.Namespace, config: ExperimentConfig) -> int:
+def run(args: argparse.Namespace, config: Optional[ExperimentConfig]) -> int:
     """Train as the configuration says.
 
     Args:
         args: parsed arguments.
-        config: the resolved configuration.
+        config: the resolved configuration; None: that of the run that is resumed.
 
     Returns:
         The exit code: 0 whether the run reached its end or was stopped with a checkpoint.
     """
     if args.print_config:
+        if config is None:
+            config = load_config(find_checkpoint(args.resume) / CONFIG, args.overrides)
         sys.stdout.write(dump_config(config))
         return 0
-    check_run_dir(config)
-    trainer = Trainer(config)
+    trainer = make_trainer(args, config)
     quiet = args.quiet
     if not quiet:
         print(display.table(describe(trainer)), flush=True)
-    progress = display.Progress(trainer.planned_steps, quiet)
+    if trainer.finished():
+        print(f"{args.resume}: has reached its end at step {trainer.step}; nothing is left to do")
+        return 0
+    progress = display.Progress(trainer.planned_steps, quiet, start=trainer.step)
     with stopping(trainer, progress):
         try:
             report = trainer.fit(
@@ -63,6 +75,27 @@ def run(args: argparse.Namespace, config: ExperimentConfig) -> int:
     return 0
 
 
+def make_trainer(args: argparse.Namespace, config: Optional[ExperimentConfig]) -> Trainer:
+    """Begin a run, or go on with one.
+
+    Raises:
+        TRMError: if neither is possible.
+    """
+    if args.resume is None or config is None:
+        if config is None:
+            return Trainer.resume(args.resume, args.overrides)
+        check_run_dir(config)
+        return Trainer(config)
+    if args.resume != "auto":
+        return Trainer.resume(args.resume, config=config)
+    folder = Path(config.run_dir or f"runs/{config.stem}")
+    if list_checkpoints(folder):
+        return Trainer.resume(folder, config=config, fall_back=True)
+    config.run_dir = str(folder)
+    check_run_dir(config, unsaved=True)
+    return Trainer(config, restart=True)
+
+
 def describe(trainer: Trainer) -> List[Tuple[str, str]]:
     """Say what a run is about to do, as rows of a table."""
     model, config = trainer.model, trainer.config
@@ -70,6 +103,7 @@ def describe(trainer: Trainer) -> List[Tuple[str, str]]:
     stored = sum(array.nbytes for _, array in named_arrays(model.parameters()))
     averaged = 4 * count if config.train.ema else 0
     dtype = next(name for name, value in DTYPES.items() if value == model.dtype)
+    done = f", {trainer.step:,} of them done" if trainer.step else ""
     compiled = (
         "compiled (the first steps take longer)"
         if should_compile(config.train.compile)
@@ -83,7 +117,7 @@ def describe(trainer: Trainer) -> List[Tuple[str, str]]:
             f"{len(trainer.test_set):,} for testing",
         ),
         ("batch", f"{config.train.batch_size} puzzles"),
-        ("steps", f"{trainer.planned_steps:,} supervision steps"),
+        ("steps", f"{trainer.planned_steps:,} supervision steps{done}"),
         ("device", f"{device_name()}, {dtype}, {compiled}"),
         ("checkpoint", f"{display.size(stored + averaged)} each"),
     ]
@@ -101,12 +135,16 @@ def finish(trainer: Trainer, report: TrainReport) -> None:
         print(f"\nEvaluation at step {step}:")
         print(display.table(display.metric_rows(metrics), ("set", "metric", "value")))
         show_solving(trainer, report)
-    speed = report.steps / max(report.seconds, 1e-9)
-    state = "stopped" if report.interrupted else "done"
+    speed = report.taken / max(report.seconds, 1e-9)
+    state = report.reason if report.interrupted else "done"
     print(
         f"\n{state}: {report.steps} of {report.total} steps in {display.duration(report.seconds)} "
         f"({speed:.2f} steps/s with evaluations), peak memory {display.size(report.peak_memory)}"
     )
+    if report.skipped:
+        print(f"skipped: {report.skipped} steps that were not finite")
+    if report.interrupted:
+        print(f"go on: python -m mlx_trm.train --resume {report.run_dir}")
     print(f"checkpoint: {report.checkpoint}")
     print(f"run folder: {report.run_dir}  (python -m mlx_trm.evaluate {report.run_dir})")
 

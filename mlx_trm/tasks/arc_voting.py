@@ -137,7 +137,7 @@ class ArcScorer(Scorer):
                 place = ranking.index(output) if output in ranking else max(PASS_AT)
                 right += [place < k for k in PASS_AT]
             solved += right / len(inputs)
-        if silent:
+        if 0 < silent < len(self._votes):
             LOG.info("%d test inputs have no prediction and count as unsolved", silent)
         means = solved / max(1, len(self.inputs))
         return {f"ARC/pass@{k}": float(mean) for k, mean in zip(PASS_AT, means)}

@@ -1,0 +1,414 @@
+"""Going on after a stop: to the bit, from whole files only, one process at a time."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any, Callable, Dict, List
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from marks import experiment
+
+from mlx_trm import fitting
+from mlx_trm.checkpoint import list_checkpoints, load_checkpoint, newest_whole
+from mlx_trm.errors import CheckpointError, ConfigError
+from mlx_trm.runs import RunLock
+from mlx_trm.stepping import NonFiniteError
+from mlx_trm.training import Trainer
+
+# What depends on the clock or the process.
+TIMES = ("steps_per_second", "peak_memory")
+
+
+@pytest.fixture(autouse=True)
+def private_cache(tmp_path: Path, monkeypatch: Any) -> None:
+    """Nothing of these tests goes into the user's cache."""
+    monkeypatch.setenv("MLX_TRM_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+
+
+def log_of(run: Path) -> List[Dict[str, Any]]:
+    """The lines of a log without what depends on the clock."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k not in TIMES} for line in lines]
+
+
+def arrays_of(checkpoint: Path) -> Dict[str, np.ndarray]:
+    """Every array of a checkpoint."""
+    return {
+        f"{path.stem}.{name}": np.array(array.astype(mx.float32))
+        for path in sorted(checkpoint.glob("*.safetensors"))
+        for name, array in dict(mx.load(str(path))).items()
+    }
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    """The same log and the same newest checkpoint, to the bit."""
+    assert log_of(one) == log_of(other)
+    want, have = (arrays_of(run / "latest") for run in (one, other))
+    assert set(want) == set(have) and len(want) > 20
+    for name, array in want.items():
+        assert (array == have[name]).all(), name
+    progress = [
+        json.loads((r / "latest" / "state.json").read_text())["progress"] for r in (one, other)
+    ]
+    for state in progress:
+        state["log"].pop("seconds")
+    assert progress[0] == progress[1]
+
+
+def short(run: str, **changes: Any) -> Any:
+    """Three iterations of 40 steps."""
+    return experiment(run_dir=run, eval__interval=10, **changes)
+
+
+def stop_at(trainer: Trainer, step: int) -> Callable[[int], None]:
+    """Ask the trainer to stop once it has taken that step."""
+    return lambda number: trainer.stop() if number == step else None
+
+
+@pytest.mark.parametrize("changes", [{}, {"train__micro_batch_size": 4}, {"train__ema": False}])
+def test_any_number_of_stops(changes: Dict[str, Any]) -> None:
+    """In the middle of an iteration and of a line of the log, at an iteration's end, in a row."""
+    Trainer(short("whole", **changes)).fit()
+    trainer = Trainer(short("parts", **changes))
+    for step in (1, 6, 7, 39, 40, 41, 79, 80, 113):
+        report = trainer.fit(on_tick=stop_at(trainer, step))
+        assert (report.steps, report.interrupted, report.reason) == (step, True, "stopped")
+        trainer = Trainer.resume("parts")
+        assert trainer.step == step and not trainer.finished()
+    report = trainer.fit()
+    assert report.steps == 120 and report.taken == 7 and not report.interrupted
+    assert_same_run(Path("whole"), Path("parts"))
+    assert Trainer.resume("parts").finished()
+
+
+def test_a_time_limit_is_a_stop(monkeypatch: Any) -> None:
+    """``train.max_hours`` finishes the step and saves."""
+    trainer = Trainer(short("run", train__max_hours=0.5))
+    now = [0.0]
+    monkeypatch.setattr(fitting.time, "monotonic", lambda: now[0])
+
+    def tick(step: int) -> None:
+        now[0] = 1799.0 if step < 5 else 1800.0
+
+    report = trainer.fit(on_tick=tick)
+    assert report.steps == 5 and report.reason == "train.max_hours=0.5 reached"
+    assert Trainer.resume("run").step == 5
+
+
+def test_a_checkpoint_holds_everything() -> None:
+    """Weights, average, both moments, carry, and where the data and the log are."""
+    trainer = Trainer(short("run"))
+    trainer.fit(on_tick=stop_at(trainer, 46))
+    folder = Path("run/step_46")
+    names = set(arrays_of(folder))
+    assert {"carry.latents.0", "carry.latents.1", "carry.steps", "carry.halted", "carry.inputs",
+            "optimizer.step", "optimizer.lm_head.weight.m", "ema.lm_head.weight",
+            "model.puzzle_emb.weights", "model.H_init"} <= names  # fmt: skip
+    state = json.loads((folder / "state.json").read_text())
+    assert state["progress"]["iteration"] == 2 and state["progress"]["batches"] == 6
+    assert state["progress"]["log"]["steps"] == 2 and state["progress"]["evaluated"] == 40
+    assert len(state["sha256"]) == 5
+
+
+def test_more_steps_can_be_asked_for() -> None:
+    """A run that ``train.max_steps`` ended goes on; other settings have to stay."""
+    Trainer(short("run", train__max_steps=10)).fit()
+    trainer = Trainer.resume("run", ["train.max_steps=20", "checkpoint.keep=9"])
+    assert trainer.planned_steps == 20
+    trainer.fit()
+    assert [path.name for path in list_checkpoints("run")] == ["step_10", "step_20"]
+    with pytest.raises(ConfigError, match="train.lr: the run has 0.003, not 1.0; a resumed run"):
+        Trainer.resume("run", ["train.lr=1.0"])
+    with pytest.raises(ConfigError, match="run has 2 problems") as caught:
+        Trainer.resume("run", ["train.lr=1.0", "seed=4"])
+    assert "seed: the run has 0, not 4" in str(caught.value)
+
+
+def test_an_older_checkpoint_can_be_taken() -> None:
+    """Newer ones are set aside, and the log goes back to it."""
+    config = short("run", checkpoint__keep=9, checkpoint__every=25)
+    Trainer(config).fit()
+    shutil.copytree("run", "whole", symlinks=True)
+    Trainer.resume("run/step_75").fit()
+    assert_same_run(Path("whole"), Path("run"))
+    assert sorted(path.name for path in Path("run").glob("aside_*")) == [
+        "aside_step_100", "aside_step_120", "aside_step_80"]  # fmt: skip
+
+
+# Damage ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(name="run", scope="module")
+def make_run(tmp_path_factory: Any) -> Path:
+    """A run with the checkpoints step_30 and step_40."""
+    folder: Path = tmp_path_factory.mktemp("run")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLX_TRM_CACHE", str(folder / "cache"))
+        config = short(str(folder / "run"), train__max_steps=40, checkpoint__every=30)
+        Trainer(config).fit()
+    return folder / "run"
+
+
+FILES = ["model", "ema", "optimizer", "carry"]
+
+
+def damage(path: Path, how: str, where: float) -> None:
+    """Cut a file, flip a bit of it, empty it or remove it."""
+    content = bytearray(path.read_bytes())
+    at = int(where * (len(content) - 1))
+    if how == "flipped":
+        content[at] ^= 4
+    path.write_bytes(bytes(content[: at if how == "cut" else len(content)]))
+    if how == "missing":
+        path.unlink()
+
+
+@pytest.mark.parametrize("where", [0.0, 0.3, 0.999])
+@pytest.mark.parametrize("how", ["cut", "flipped", "missing"])
+@pytest.mark.parametrize("name", [*FILES, "config", "state"])
+def test_damaged_files(run: Path, tmp_path: Path, name: str, how: str, where: float) -> None:
+    """Named, with the newest whole checkpoint; ``auto`` takes that one and nothing is lost."""
+    shutil.copytree(run, tmp_path / "run", symlinks=True)
+    suffix = {"config": ".yaml", "state": ".json"}.get(name, ".safetensors")
+    path = tmp_path / "run" / "step_40" / f"{name}{suffix}"
+    damage(path, how, where)
+    if name == "state" and how == "flipped":
+        path.write_bytes(path.read_bytes()[:-2] + b"]")  # a flipped bit may still say the same
+    if name == "state" and how == "missing":
+        # Such a folder is no checkpoint at all; the newest one is simply the other.
+        assert Trainer.resume("run").step == 30
+        return
+    before = {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()}
+    with pytest.raises(CheckpointError) as caught:
+        Trainer.resume("run")
+    message = str(caught.value)
+    assert path.name in message and message.endswith("the newest whole one is run/step_30")
+    assert "\n" not in message
+    assert before == {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()}
+    trainer = Trainer.resume("run", fall_back=True)
+    assert trainer.step == 30
+    trainer.fit()
+    whole = arrays_of(run / "step_40")
+    assert all((whole[k] == v).all() for k, v in arrays_of(Path("run/step_40")).items())
+
+
+def test_nothing_whole_is_left(run: Path, tmp_path: Path) -> None:
+    """The damaged file is named."""
+    shutil.copytree(run, tmp_path / "run", symlinks=True)
+    for folder in list_checkpoints(tmp_path / "run"):
+        damage(folder / "carry.safetensors", "cut", 0.5)
+    assert newest_whole("run") is None
+    with pytest.raises(CheckpointError, match="carry.safetensors: its SHA-256 differs"):
+        Trainer.resume("run", fall_back=True)
+    with pytest.raises(CheckpointError, match="gone: no such run"):
+        Trainer.resume("gone")
+
+
+def test_weights_alone_cannot_be_resumed(run: Path, tmp_path: Path) -> None:
+    """A checkpoint written by save_checkpoint without the rest."""
+    import mlx_trm as trm
+
+    loaded = load_checkpoint(run)
+    trm.save_checkpoint(tmp_path / "alone", loaded.model, loaded.config, 3)
+    with pytest.raises(CheckpointError, match="holds weights only and cannot be resumed"):
+        Trainer.resume("alone")
+
+
+def test_a_disk_that_is_full(run: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    """At every write of a save: one line, the earlier checkpoint whole, and it can be resumed."""
+    shutil.copytree(run, tmp_path / "run", symlinks=True)
+    real = {name: getattr(os, name) for name in ("fsync", "replace")}
+    real_save = mx.save_safetensors
+    for fails_at in range(12):
+        trainer = Trainer.resume("run", ["train.max_steps=60"])
+        left = [fails_at]
+
+        def failing(function: Callable, counter: List[int] = left) -> Callable:
+            def wrapped(*args: Any, **kwargs: Any) -> Any:
+                counter[0] -= 1
+                if counter[0] < 0:
+                    raise OSError(28, "No space left on device")
+                return function(*args, **kwargs)
+
+            return wrapped
+
+        monkeypatch.setattr(mx, "save_safetensors", failing(real_save))
+        for name, function in real.items():
+            monkeypatch.setattr(os, name, failing(function))
+        try:
+            with pytest.raises((CheckpointError, ConfigError), match="No space left on device"):
+                trainer.fit(on_tick=stop_at(trainer, 41))
+        finally:
+            monkeypatch.setattr(mx, "save_safetensors", real_save)
+            for name, function in real.items():
+                monkeypatch.setattr(os, name, function)
+        assert newest_whole("run") == Path("run/step_40")
+        assert load_checkpoint("run").step == 40
+    assert not list(Path("run").glob(".step_*"))
+
+
+def test_a_file_size_limit_while_saving(run: Path, tmp_path: Path) -> None:
+    """The system itself refuses to write: exit code 2, one line, earlier checkpoints whole."""
+    shutil.copytree(run, tmp_path / "run", symlinks=True)
+    code = (
+        "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
+        "sys.path.insert(0, sys.argv[1]); import marks; from mlx_trm.__main__ import main; "
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000)); "
+        "sys.exit(main(['train', '--resume', 'run', 'train.max_steps=43', '-q']))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(Path(__file__).parent)],
+        capture_output=True, text=True, check=False, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 2, done.stderr
+    assert len(done.stderr.splitlines()) == 1 and "Traceback" not in done.stderr
+    assert newest_whole("run") == Path("run/step_40")
+
+
+# One process at a time -------------------------------------------------------------------------
+
+
+def test_a_second_process_is_refused(run: Path, tmp_path: Path) -> None:
+    """With a clear line; and let in when the first is done, however it ended."""
+    shutil.copytree(run, tmp_path / "run", symlinks=True)
+    code = (
+        "import sys, time; from pathlib import Path; from mlx_trm.runs import RunLock; "
+        "lock = RunLock(Path('run')); print('locked', flush=True); time.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None and other.stdout.readline() == b"locked\n"
+        trainer = Trainer.resume("run", ["train.max_steps=50"])
+        with pytest.raises(ConfigError, match=f"run is in use by process {other.pid}; wait"):
+            trainer.fit()
+        other.kill()
+        other.wait()
+    trainer.fit()
+    RunLock(Path("run")).release()
+
+
+# Killed ----------------------------------------------------------------------------------------
+
+COMMAND = [
+    sys.executable, "-m", "mlx_trm.train", "--config", "sudoku_tiny.yaml", "-q", "--device", "cpu",
+    "--resume", "auto", "task.train_puzzles=64", "task.test_puzzles=16", "train.batch_size=8",
+    "train.epochs=16", "eval.interval=4", "train.log_interval=3", "train.lr_warmup_steps=5",
+    "checkpoint.every=2",
+]  # fmt: skip
+
+
+def test_killed_at_random_moments(tmp_path: Path) -> None:
+    """Twenty times SIGKILL, half of them while a checkpoint is being written; then to the end.
+
+    The moments are drawn anew each time; their seed is in the message if it fails.
+    """
+    subprocess.run([*COMMAND, "run_dir=whole"], check=True, stdout=subprocess.DEVNULL)
+    assert len(log_of(tmp_path / "whole")) > 40
+    seed = random.SystemRandom().randrange(1 << 30)
+    rng = random.Random(seed)
+    run, reached = tmp_path / "run", []
+    for number in range(20):
+        with subprocess.Popen([*COMMAND, "run_dir=run"], stdout=subprocess.DEVNULL) as process:
+            begun = [path.name for path in run.glob("step_*")]
+            until = time.monotonic() + 60
+            # First let it get somewhere, so that the run ends after so many kills.
+            while [path.name for path in run.glob("step_*")] == begun and process.poll() is None:
+                assert time.monotonic() < until
+            if number % 2:
+                while not list(run.glob(".step_*.tmp-*")) and process.poll() is None:
+                    assert time.monotonic() < until
+                time.sleep(rng.random() * 0.002)
+            else:
+                time.sleep(rng.random() * 0.05)
+            process.kill()
+        assert process.returncode in (-signal.SIGKILL, 0), f"seed {seed}"
+        whole = newest_whole(run)
+        reached.append(0 if whole is None else int(whole.name[5:]))
+    assert reached == sorted(reached), f"a checkpoint was lost, seed {seed}"
+    subprocess.run([*COMMAND, "run_dir=run"], check=True, stdout=subprocess.DEVNULL)
+    assert reached[-1] < 128, "it ended before it was killed often enough"
+    assert_same_run(tmp_path / "whole", run)
+    assert not list(run.glob(".step_*"))
+
+
+# Not finite ------------------------------------------------------------------------------------
+
+
+def poison(trainer: Trainer, monkeypatch: Any, step: int) -> None:
+    """Make one step's loss infinite by its weights, which are right again afterwards."""
+    take = type(trainer).train_step
+
+    def poisoned(self: Trainer, batch: Any) -> Any:
+        if self.step + 1 != step:
+            return take(self, batch)
+        whole = self.model.lm_head.weight
+        self.model.lm_head.weight = whole * mx.inf
+        try:
+            return take(self, batch)
+        finally:
+            self.model.lm_head.weight = whole
+
+    monkeypatch.setattr(type(trainer), "train_step", poisoned)
+
+
+def test_a_step_that_is_not_finite_stops_with_everything_saved(monkeypatch: Any) -> None:
+    """The state before it, what entered it, and a line that says what to do; it can be resumed."""
+    trainer = Trainer(short("run"))
+    with monkeypatch.context() as patch:
+        poison(trainer, patch, 7)
+        with pytest.raises(NonFiniteError, match="step 7: .*lower train.lr.*nonfinite_step_7"):
+            trainer.fit()
+    saved = dict(mx.load("run/nonfinite_step_7.safetensors"))
+    assert saved["part0.batch.inputs"].shape == (6, 5) and "part0.carry.1" in saved
+    Trainer.resume("run").fit()
+    Trainer(short("whole")).fit()
+    assert_same_run(Path("whole"), Path("run"))
+
+
+def test_a_step_that_is_not_finite_can_be_skipped(monkeypatch: Any) -> None:
+    """It is counted, logged, and training goes on."""
+    trainer = Trainer(short("run", train__on_nonfinite="skip"))
+    poison(trainer, monkeypatch, 7)
+    report = trainer.fit()
+    assert report.skipped == 1 and report.steps == 120
+    skipped = [line for line in log_of(Path("run")) if line["kind"] == "skipped"]
+    assert skipped == [{"kind": "skipped", "step": 7, "replay": "nonfinite_step_7.safetensors"}]
+    assert all(np.isfinite(array).all() for array in arrays_of(Path("run/latest")).values())
+
+
+# The best --------------------------------------------------------------------------------------
+
+
+def test_the_best_is_kept_and_patience_ends(monkeypatch: Any) -> None:
+    """The link follows the metric; after so many evaluations without a better one it stops."""
+    config = experiment(run_dir="run", train__epochs=60, eval__interval=10, checkpoint__keep=1,
+                        eval__patience=2, eval__best_metric="lm_loss")  # fmt: skip
+    trainer = Trainer(config)
+    losses = iter([3.0, 1.0, 2.0, 1.5, 9.0])
+    real = trainer.evaluator.run
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        return {name: {**v, "lm_loss": next(losses)} for name, v in real(*args, **kwargs).items()}
+
+    monkeypatch.setattr(trainer.evaluator, "run", run)
+    report = trainer.fit()
+    assert report.steps == 160 and report.reason == "no better lm_loss in 2 evaluations"
+    assert [path.name for path in list_checkpoints("run")] == ["step_80", "step_160"]
+    assert Path("run/best").readlink() == Path("step_80")
+    assert load_checkpoint("run/best").step == 80
+
+
+def test_an_unknown_best_metric() -> None:
+    """Refused before the first step."""
+    with pytest.raises(
+        ConfigError, match="eval.best_metric: no metric 'acuracy'; did you mean 'accuracy'"
+    ):
+        Trainer(experiment(eval__best_metric="acuracy"))
