@@ -30,7 +30,21 @@ from mlx_trm.errors import CheckpointError, ConfigError, DataError, TRMError
 from mlx_trm.evaluation import Evaluator
 from mlx_trm.inference import Solver, SolverStep
 from mlx_trm.losses import act_loss, softmax_cross_entropy, stablemax_cross_entropy
-from mlx_trm.models import TRM, RecursiveModel, TRMConfig, build_model, register_model
+from mlx_trm.models import (
+    HRM,
+    TRM,
+    HRMConfig,
+    RecursiveModel,
+    TransformersBaseline,
+    TransformersBaselineConfig,
+    TRMConfig,
+    TRMHier6,
+    TRMHier6Config,
+    TRMSingleZ,
+    TRMSingleZConfig,
+    build_model,
+    register_model,
+)
 from mlx_trm.optim import EMA, AdamATan2
 from mlx_trm.tasks import (
     Maze,
@@ -49,6 +63,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "EMA",
+    "HRM",
     "TRM",
     "AdamATan2",
     "Batch",
@@ -61,6 +76,7 @@ __all__ = [
     "EvalConfig",
     "Evaluator",
     "ExperimentConfig",
+    "HRMConfig",
     "Maze",
     "MazeConfig",
     "ModelConfig",
@@ -74,12 +90,18 @@ __all__ = [
     "SudokuConfig",
     "TRMConfig",
     "TRMError",
+    "TRMHier6",
+    "TRMHier6Config",
+    "TRMSingleZ",
+    "TRMSingleZConfig",
     "Task",
     "TaskConfig",
     "TaskSpec",
     "TrainConfig",
     "TrainReport",
     "Trainer",
+    "TransformersBaseline",
+    "TransformersBaselineConfig",
     "__version__",
     "act_loss",
     "build_model",

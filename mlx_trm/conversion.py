@@ -23,10 +23,12 @@ from mlx_trm.registry import MODELS
 # torch.compile, the loss head and the ACT wrapper each put their name before a parameter's.
 _PREFIXES = ("_orig_mod.model.inner.", "model.inner.", "inner.")
 # Keys of a reference configuration that are not settings of the model here: the task's dimensions,
-# the batch, and H_layers and causal, which the reference's TRM reads nowhere.
+# the batch, and what some of the reference's models ask for but read nowhere: causal, H_layers of
+# TRM, H_cycles of the transformer.
 _NOT_SETTINGS = (
     "batch_size",
     "causal",
+    "H_cycles",
     "H_layers",
     "num_puzzle_identifiers",
     "seq_len",
@@ -88,13 +90,23 @@ def from_upstream_names(state: Mapping[str, mx.array]) -> Dict[str, mx.array]:
     return {strip_prefix(name): value.astype(mx.float32) for name, value in state.items()}
 
 
+def upstream_model_name(arch: str) -> str:
+    """Give our name of a model that the reference names by module and class.
+
+    Args:
+        arch: such as ``recursive_reasoning.hrm@HierarchicalReasoningModel_ACTV1``, which its
+            ``arch.name`` says; a name of ours is given back.
+    """
+    return arch.split("@")[0].rpartition(".")[2]
+
+
 def upstream_model_config(
     model: str, settings: Mapping[str, Any]
 ) -> Tuple[ModelConfig, TaskSpec, List[str]]:
     """Turn a reference configuration into ours.
 
     Args:
-        model: a registered model name, such as ``trm``.
+        model: a registered model name, such as ``trm``, or the reference's ``arch.name``.
         settings: the reference's field names and values.
 
     Returns:
@@ -105,6 +117,7 @@ def upstream_model_config(
         seq_len=settings["seq_len"],
         num_puzzle_identifiers=settings["num_puzzle_identifiers"],
     )
+    model = upstream_model_name(model)
     config_class = MODELS.get(model).config_class
     known = {name for name in config_class.__dataclass_fields__ if name != "name"}
     given = {name: value for name, value in settings.items() if name in known}

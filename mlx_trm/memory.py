@@ -31,13 +31,17 @@ def device_memory() -> Optional[int]:
 
 
 def estimate_row_bytes(model: RecursiveModel) -> int:
-    """Estimate the bytes one row of the batch adds to a train step.
+    """Estimate the bytes one row of the batch adds to a train step; 0 where that is not known.
 
-    Almost all of it is what automatic differentiation keeps of the last H cycle. The factors were
-    fitted to peaks measured on the CPU in float32 (142 MB a row for the paper's MLP model, about 90
-    for its attention model); tests/test_memory.py repeats the comparison on small models. In
-    bfloat16 on CUDA they were 118 and 66 MB.
+    Almost all of it is what automatic differentiation keeps of the blocks that have a gradient, for
+    TRM those of the last H cycle. The factors were fitted to peaks measured on the CPU in float32
+    (142 MB a row for the paper's MLP model, about 90 for its attention model); tests/test_memory.py
+    and tests/test_variants.py repeat the comparison on small models. In bfloat16 on CUDA they were
+    118 and 66 MB.
     """
+    blocks = model.differentiated_blocks
+    if blocks == 0:
+        return 0
     config = model.config
     width, length = config.hidden_size, model.positions + model.spec.seq_len
 
@@ -45,11 +49,10 @@ def estimate_row_bytes(model: RecursiveModel) -> int:
         return SwiGLU.inner_size(size, config.expansion, config.swiglu_multiple) / size
 
     arrays = 10.0 + 5.0 * expansion(width)
-    if config.mlp_t:
-        arrays += 5.0 * expansion(length)
-    else:
+    if config.attends:
         arrays += 5.0 + 1.5 * config.num_heads * length / width
-    blocks = config.L_layers * (config.L_cycles + 1)
+    else:
+        arrays += 5.0 * expansion(length)
     # In half precision silu, RMS norm and their gradients still keep float32 intermediates.
     element = 4.0 if model.dtype == mx.float32 else 3.2
     return int(arrays * length * width * blocks * element)
@@ -77,11 +80,11 @@ def check_fits(
     """
     limit = device_memory()
     rows = min(batch_size, micro_batch_size or batch_size)
-    need = estimate_train_bytes(model, rows)
-    if limit is None or need <= limit:
+    need, row = estimate_train_bytes(model, rows), estimate_row_bytes(model)
+    if limit is None or need <= limit or row == 0:
         return
     room = limit * 0.8 - estimate_train_bytes(model, 0)
-    fitting = max(1, int(room / estimate_row_bytes(model)))
+    fitting = max(1, int(room / row))
     fitting = fitting - fitting % 8 if fitting > 8 else fitting
     key = "micro_batch_size" if micro_batch_size else "batch_size"
     raise ConfigError(

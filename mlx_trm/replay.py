@@ -27,6 +27,7 @@ LOGGER = logging.getLogger(__name__)
 
 # Training steps whose gradients, weights and average are recorded.
 FULL_STEPS = 3
+CONTINUE_LOSS = "metric.q_continue_loss"
 _COUNTS = ("count", "exact_accuracy", "q_halt_accuracy", "steps")
 
 
@@ -109,6 +110,13 @@ def _relative(ours: mx.array, theirs: mx.array) -> float:
     return difference / norm if norm else difference
 
 
+def _share(ours: mx.array, theirs: mx.array, whole: mx.array) -> float:
+    """Difference of a part of the loss relative to the whole; the part may be next to nothing."""
+    difference = _largest(ours, theirs)
+    size = float(np.linalg.norm(_host(whole)))
+    return difference / size if size else difference
+
+
 def _differences(ours: mx.array, theirs: mx.array) -> float:
     return float(np.sum(np.array(ours) != np.array(theirs)))
 
@@ -172,6 +180,10 @@ class _Replay:
             self._note(f"{kind}.{name}", _largest(ours, rec[prefix + name]))
         loss, metrics = self._loss(carry, outputs)
         self._note(f"{kind}.loss", _relative(loss, rec[prefix + "loss"]))
+        theirs = rec.arrays.get(prefix + CONTINUE_LOSS)
+        if theirs is not None:
+            ours = metrics.get("q_continue_loss", mx.array(math.nan))
+            self._note(f"{kind}.loss", _share(ours, theirs, rec[prefix + "loss"]))
         if rec.dtype == "float32":
             # In half precision a near-tie of two logits may fall either way; there the counts are
             # compared from recorded logits only.
@@ -183,13 +195,16 @@ class _Replay:
         outputs = self._recorded_outputs(prefix)
         loss, metrics = self._loss(carry, outputs)
         whole = rec[prefix + "loss"]
+        if prefix + CONTINUE_LOSS in rec and self.model.has_continue_target:
+            # It does not follow from the recorded outputs: the target is of a second forward pass,
+            # which is not recorded. Our own pass is compared in _compare_outputs.
+            metrics["q_continue_loss"] = rec[prefix + CONTINUE_LOSS]
+            loss = loss + 0.5 * metrics["q_continue_loss"]
         self._note(f"{kind}.loss_of_recorded", _relative(loss, whole))
         for name, theirs in rec.group(prefix + "metric.").items():
             if name.endswith("_loss"):
-                # Relative to the whole loss: the parts may be next to nothing.
-                difference = _largest(metrics[name], theirs) if name in metrics else math.inf
-                size = float(np.linalg.norm(_host(whole)))
-                self._note(f"{kind}.loss_of_recorded", difference / size if size else difference)
+                ours = metrics.get(name, mx.array(math.nan))
+                self._note(f"{kind}.loss_of_recorded", _share(ours, theirs, whole))
         if prefix + "preds" in rec:
             # Of equal logits, either may be the answer.
             logits, answers = _host(outputs.logits), np.array(rec[prefix + "preds"])

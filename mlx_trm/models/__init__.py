@@ -1,6 +1,25 @@
 """The models, by name: ``register_model`` adds one and ``build_model`` makes one."""
 
 from mlx_trm.models.base import RecursiveModel, build_model, named_arrays, register_model
+from mlx_trm.models.hrm import HRM, HRMConfig
+from mlx_trm.models.transformers_baseline import TransformersBaseline, TransformersBaselineConfig
 from mlx_trm.models.trm import TRM, TRMConfig
+from mlx_trm.models.trm_hier6 import TRMHier6, TRMHier6Config
+from mlx_trm.models.trm_singlez import TRMSingleZ, TRMSingleZConfig
 
-__all__ = ["RecursiveModel", "TRM", "TRMConfig", "build_model", "named_arrays", "register_model"]
+__all__ = [
+    "HRM",
+    "HRMConfig",
+    "RecursiveModel",
+    "TRM",
+    "TRMConfig",
+    "TRMHier6",
+    "TRMHier6Config",
+    "TRMSingleZ",
+    "TRMSingleZConfig",
+    "TransformersBaseline",
+    "TransformersBaselineConfig",
+    "build_model",
+    "named_arrays",
+    "register_model",
+]

@@ -53,7 +53,8 @@ class RecursiveModel(nn.Module):
 
         Args:
             config: with ``forward_dtype``, ``puzzle_emb_ndim`` (a number), ``hidden_size``,
-                ``halt_max_steps``, ``halt_exploration_prob`` and ``no_ACT_continue``.
+                ``halt_max_steps``, ``halt_exploration_prob`` and, unless the subclass overrides
+                :attr:`compares_continue` and :attr:`has_continue_target`, ``no_ACT_continue``.
             spec: the task's dimensions.
             positions: P.
         """
@@ -66,6 +67,28 @@ class RecursiveModel(nn.Module):
             self.puzzle_emb = PuzzleEmbedding(
                 spec.num_puzzle_identifiers, self.config.puzzle_emb_ndim
             )
+
+    # How rows halt, and what is learnt about it -------------------------------------------------
+
+    @property
+    def halts_early(self) -> bool:
+        """Whether a row may halt before halt_max_steps; by default in training only."""
+        return bool(self.training)
+
+    @property
+    def compares_continue(self) -> bool:
+        """Whether a row halts where q_halt > q_continue, instead of where q_halt > 0."""
+        return not self.config.no_ACT_continue
+
+    @property
+    def has_continue_target(self) -> bool:
+        """Whether training gives q_continue a target, at the price of a second forward pass."""
+        return not self.config.no_ACT_continue
+
+    @property
+    def differentiated_blocks(self) -> int:
+        """Blocks that a train step differentiates, for the memory estimate; 0: not known."""
+        return 0
 
     # The parts of a step, in order -------------------------------------------------------------
 
@@ -115,9 +138,9 @@ class RecursiveModel(nn.Module):
             steps,
             outputs,
             self.config.halt_max_steps,
-            self.training,
+            self.halts_early,
             min_steps,
-            compare_continue=not self.config.no_ACT_continue,
+            compare_continue=self.compares_continue,
         )
         return carry._replace(steps=steps, halted=halted)
 
@@ -128,12 +151,12 @@ class RecursiveModel(nn.Module):
     ) -> Tuple[Carry, Outputs]:
         """Reason and halt, for a carry already refilled by :meth:`begin`.
 
-        In training, and unless ``no_ACT_continue``, the outputs gain the continue target: the
-        value that a second forward pass from the new carry gives, without gradient.
+        In training, and with :attr:`has_continue_target`, the outputs gain that target: the value
+        that a second forward pass from the new carry gives, without gradient.
         """
         latents, outputs = self.reason(carry, rows)
         carry = self.halt(carry._replace(latents=latents), outputs, min_steps)
-        if self.training and self.config.halt_max_steps > 1 and not self.config.no_ACT_continue:
+        if self.training and self.config.halt_max_steps > 1 and self.has_continue_target:
             # Differs from reference: no_ACT_continue=False works for trm as it does for hrm; there
             # it crashes on unpacking.
             _, after = self.reason(carry, rows)

@@ -1,0 +1,219 @@
+"""The network that every model of the reference has around its recursion.
+
+Tokens and the puzzle vector are embedded, levels of post-norm blocks refine a state, and two linear
+heads read the answer and the Q values from it. A model adds its levels, its initial states and the
+order in which they meet: ``reason``.
+
+Reference: models/recursive_reasoning/trm.py, and the same parts repeated in hrm.py, trm_singlez.py,
+trm_hier6.py and transformers_baseline.py.
+"""
+
+import dataclasses
+import math
+from dataclasses import dataclass, field
+from typing import List, Optional, TypeVar
+
+import mlx.core as mx
+from mlx import nn
+
+from mlx_trm.carry import Outputs
+from mlx_trm.config import ModelConfig, TaskSpec
+from mlx_trm.layers import (
+    Attention,
+    CastedEmbedding,
+    CastedLinear,
+    CosSin,
+    KeySequence,
+    SwiGLU,
+    rms_norm,
+    rope_tables,
+    trunc_normal,
+)
+from mlx_trm.models.base import RecursiveModel, embed_inputs
+
+C = TypeVar("C", bound="NetworkConfig")
+
+
+@dataclass
+class NetworkConfig(ModelConfig):
+    """Settings that all models of the reference share; the defaults are the paper's."""
+
+    hidden_size: int = field(default=512, metadata={"min": 1})
+    """D, numbers per position."""
+    num_heads: int = field(default=8, metadata={"min": 1})
+    """Attention heads; must divide hidden_size (unused with mlp_t)."""
+    expansion: float = field(default=4.0, metadata={"above": 0})
+    """SwiGLU expansion; the inner size is about 2/3 of expansion times the width."""
+    swiglu_multiple: int = field(default=256, metadata={"min": 1})
+    """SwiGLU inner sizes are rounded up to a multiple of this (fixed at 256 in the reference)."""
+    pos_encodings: str = field(default="rope", metadata={"choices": ("rope", "learned", "none")})
+    """How positions are told apart: rotary, a learned table, or not at all."""
+    puzzle_emb_ndim: Optional[int] = field(default=None, metadata={"min": 0})
+    """Numbers in a puzzle's learned vector; 0 for none, unset for hidden_size."""
+    halt_max_steps: int = field(default=16, metadata={"min": 1})
+    """Supervision steps a puzzle gets at most (all of them in evaluation)."""
+    halt_exploration_prob: float = field(default=0.1, metadata={"min": 0, "max": 1})
+    """Probability that training makes a row go on for a random number of steps."""
+    forward_dtype: str = field(
+        default="auto", metadata={"choices": ("auto", "float32", "bfloat16", "float16")}
+    )
+    """Dtype of activations; auto is bfloat16 on a GPU and float32 on the CPU."""
+    rms_norm_eps: float = field(default=1e-5, metadata={"above": 0})
+    """Added to the mean square in every RMS norm."""
+    rope_theta: float = field(default=10000.0, metadata={"above": 0})
+    """Base of the rotary frequencies."""
+
+    def problems(self) -> List[str]:
+        """Find settings that do not fit together."""
+        if not self.attends:
+            return []
+        if self.hidden_size % self.num_heads:
+            return [f"num_heads: {self.num_heads} does not divide hidden_size {self.hidden_size}"]
+        if self.pos_encodings == "rope" and self.head_dim % 2:
+            return [
+                f"pos_encodings: rope needs an even head size, and hidden_size {self.hidden_size} "
+                f"/ num_heads {self.num_heads} is {self.head_dim}"
+            ]
+        return []
+
+    @property
+    def attends(self) -> bool:
+        """Whether attention mixes the positions."""
+        return True
+
+    @property
+    def puzzle_ndim(self) -> int:
+        """Numbers in a puzzle's vector, where unset those of hidden_size."""
+        return self.hidden_size if self.puzzle_emb_ndim is None else self.puzzle_emb_ndim
+
+    @property
+    def positions(self) -> int:
+        """P, positions before the sequence: as many as the puzzle vector fills."""
+        return -(-self.puzzle_ndim // self.hidden_size)
+
+    @property
+    def head_dim(self) -> int:
+        """Numbers per attention head."""
+        return self.hidden_size // self.num_heads
+
+
+class Block(nn.Module):
+    """Post-norm block: mix positions, add, normalise; mix features, add, normalise."""
+
+    def __init__(self, config: NetworkConfig, length: int, keys: KeySequence) -> None:
+        """Create a block for sequences of ``length`` = T positions."""
+        super().__init__()
+        self.eps = config.rms_norm_eps
+
+        def swiglu(size: int) -> SwiGLU:
+            inner = SwiGLU.inner_size(size, config.expansion, config.swiglu_multiple)
+            return SwiGLU(size, inner, keys)
+
+        if config.attends:
+            self.self_attn = Attention(config.hidden_size, config.num_heads, keys)
+        else:
+            self.mlp_t = swiglu(length)
+        self.mlp = swiglu(config.hidden_size)
+
+    def __call__(self, x: mx.array, cos_sin: Optional[CosSin]) -> mx.array:
+        """Map (B, T, D) to (B, T, D)."""
+        if "mlp_t" in self:
+            x = rms_norm(x + self.mlp_t.left(x), self.eps, axis=-2)
+        else:
+            x = rms_norm(x + self.self_attn(x, cos_sin), self.eps)
+        return rms_norm(x + self.mlp(x), self.eps)
+
+
+class ReasoningModule(nn.Module):
+    """Add the injection to the state, where there is one, then run the blocks."""
+
+    def __init__(self, blocks: List[Block]) -> None:
+        """Keep the blocks under the reference's name."""
+        super().__init__()
+        self.layers = blocks
+
+    def __call__(
+        self, state: mx.array, injection: Optional[mx.array], cos_sin: Optional[CosSin]
+    ) -> mx.array:
+        """Map (B, T, D) to (B, T, D)."""
+        if injection is not None:
+            state = state + injection
+        for layer in self.layers:
+            state = layer(state, cos_sin)
+        return state
+
+
+class Network(RecursiveModel):  # pylint: disable=abstract-method
+    """Embeddings, blocks and heads of a model. Parameter names are the reference's.
+
+    A subclass's ``__init__`` makes its levels with :meth:`level`, then calls
+    :meth:`draw_initial_states`; all draw from one stream of keys, in that order.
+    """
+
+    def __init__(self, config: NetworkConfig, spec: TaskSpec, keys: KeySequence) -> None:
+        """Create embeddings and heads.
+
+        Args:
+            config: sizes and schedule.
+            spec: the task's vocabulary, sequence length and number of puzzle identifiers.
+            keys: decides the initial weights.
+
+        Raises:
+            ValueError: if the configuration's settings do not fit together.
+        """
+        super().__init__(checked(config), spec, config.positions)
+        size, length = config.hidden_size, self.positions + spec.seq_len
+        std = 1.0 / math.sqrt(size)
+        self.embed_tokens = CastedEmbedding(spec.vocab_size, size, std, keys)
+        self.lm_head = CastedLinear(size, spec.vocab_size, bias=False, keys=keys)
+        # The Q head starts by saying "not finished" everywhere: weight 0, bias -5.
+        self.q_head = CastedLinear(size, 2, bias=True, keys=keys)
+        self.q_head.weight = mx.zeros_like(self.q_head.weight)
+        self.q_head.bias = mx.full((2,), -5.0, dtype=mx.float32)
+        self._cos_sin: Optional[CosSin] = None
+        if config.pos_encodings == "rope" and config.attends:
+            self._cos_sin = rope_tables(config.head_dim, length, config.rope_theta)
+        elif config.pos_encodings == "learned":
+            self.embed_pos = CastedEmbedding(length, size, std, keys)
+
+    def level(self, layers: int, keys: KeySequence) -> ReasoningModule:
+        """Make a module of so many blocks."""
+        length = self.positions + self.spec.seq_len
+        return ReasoningModule([Block(self.config, length, keys) for _ in range(layers)])
+
+    def draw_initial_states(self, keys: KeySequence) -> None:
+        """Make the arrays of ``initial_names``, which nothing trains."""
+        for name in self.initial_names:
+            setattr(self, name, trunc_normal((self.config.hidden_size,), 1.0, keys.next()))
+        self.freeze(recurse=False, keys=list(self.initial_names))
+
+    def embed(self, inputs: mx.array, rows: Optional[mx.array]) -> mx.array:
+        """Embed (B, S) tokens after their puzzle vectors; gives x, (B, T, D) in ``forward_dtype``.
+
+        Args:
+            inputs: (B, S) int32.
+            rows: (B, puzzle_emb_ndim) float32, or None.
+        """
+        table = None
+        if self.config.pos_encodings == "learned":
+            table = self.embed_pos.embedding_weight.astype(self.dtype)
+        tokens = self.embed_tokens(inputs, self.dtype)
+        return embed_inputs(tokens, rows, self.positions, table)
+
+    def read(self, state: mx.array) -> Outputs:
+        """Read logits and Q values from the state that holds the answer, (B, T, D)."""
+        logits = self.lm_head(state[:, self.positions :])
+        q = self.q_head(state[:, 0]).astype(mx.float32)
+        return Outputs(logits, q[:, 0], q[:, 1])
+
+
+def checked(config: C) -> C:
+    """Give the configuration with ``puzzle_emb_ndim`` a number.
+
+    Raises:
+        ValueError: if its settings do not fit together.
+    """
+    problems = config.problems()
+    if problems:
+        raise ValueError("; ".join(problems))
+    return dataclasses.replace(config, puzzle_emb_ndim=config.puzzle_ndim)
