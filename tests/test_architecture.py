@@ -26,7 +26,7 @@ LAYERS: List[Tuple[str, ...]] = [
     ("models",),
     ("conversion", "memory"),
     ("checkpoint",),
-    ("inference", "evaluation", "recordings", "replay", "runs", "resuming"),
+    ("inference", "evaluation", "recordings", "replay", "reporting", "runs", "resuming"),
     ("stepping",),
     ("fitting",),
     ("training",),
