@@ -9,7 +9,7 @@ Shape letters: B batch, S sequence, P puzzle-embedding positions, T = P + S, D h
 Reference: models/recursive_reasoning/trm.py, the ACT wrapper.
 """
 
-from typing import NamedTuple, Optional, Sequence, Tuple
+from typing import Dict, NamedTuple, Optional, Sequence, Tuple
 
 import mlx.core as mx
 
@@ -74,6 +74,27 @@ class Carry(NamedTuple):
         """Rebuild a carry from :meth:`pack`'s tuples."""
         latents, steps, halted, current = packed
         return cls(tuple(latents), steps, halted, Batch(*current))
+
+    def named(self) -> Dict[str, mx.array]:
+        """Give the arrays by name: ``latents.0``, ..., and the other fields' own names."""
+        latents = {f"latents.{i}": latent for i, latent in enumerate(self.latents)}
+        return {
+            **latents,
+            "steps": self.steps,
+            "halted": self.halted,
+            **self.current._asdict(),
+        }
+
+    @classmethod
+    def from_named(cls, arrays: Dict[str, mx.array]) -> "Carry":
+        """Rebuild a carry from :meth:`named`'s arrays."""
+        count = sum(name.startswith("latents.") for name in arrays)
+        return cls(
+            tuple(arrays[f"latents.{i}"] for i in range(count)),
+            arrays["steps"],
+            arrays["halted"],
+            Batch(*(arrays[name] for name in Batch._fields)),
+        )
 
 
 def random_batch(spec: TaskSpec, size: int, seed: int = 0) -> Batch:

@@ -15,11 +15,13 @@ from mlx_trm.errors import ConfigError, did_you_mean
 from mlx_trm.layers import on_gpu
 from mlx_trm.losses import act_loss, metric_values
 from mlx_trm.models import RecursiveModel
+from mlx_trm.parallel import Processes
 from mlx_trm.tasks import PuzzleDataset, ScoredRows, Task, build_task
 
 Metrics = Dict[str, float]
 
 # What every evaluation has; a task's scorer adds its own.
+SUMMED = "count accuracy exact_accuracy q_halt_accuracy steps lm_loss q_halt_loss".split()
 METRIC_NAMES = ["exact_accuracy", "accuracy", "lm_loss", "q_halt_loss", "q_halt_accuracy", "steps"]
 Progress = Callable[[int, int], None]
 Reason = Callable[[Dict[str, Any], Carry, Optional[mx.array]], Tuple[Carry, Outputs]]
@@ -94,9 +96,21 @@ class Evaluator:
     """
 
     def __init__(
-        self, model: RecursiveModel, config: ExperimentConfig, task: Optional[Task] = None
+        self,
+        model: RecursiveModel,
+        config: ExperimentConfig,
+        task: Optional[Task] = None,
+        processes: Optional[Processes] = None,
     ) -> None:
-        """Prepare an evaluation; nothing is read or computed yet."""
+        """Prepare an evaluation; nothing is read or computed yet.
+
+        Args:
+            model: its own weights are used unless :meth:`run` is given others.
+            config: the experiment it belongs to.
+            task: default the one that the configuration names.
+            processes: that share the batches; default this one alone.
+        """
+        self.processes = processes or Processes()
         self.model = model
         self.config = config
         self.task = task or build_task(config.task, config.task_seed)
@@ -146,13 +160,16 @@ class Evaluator:
         self.model.eval()
         try:
             batches = dataset.eval_batches(rows, max_examples, seed=self.config.seed)
-            for name, arrays, size in batches:
-                predictions, q_halt, metrics = self._batch(arrays, taken, weights)
-                held = sums.setdefault(name, dict.fromkeys(metrics, 0.0))
-                for key, value in metrics.items():
-                    held[key] += value
+            for number, (name, arrays, size) in enumerate(batches):
+                done += size
                 if name not in scorers:
                     scorers[name] = self.task.scorer(dataset.source(name))
+                    sums[name] = dict.fromkeys(SUMMED, 0.0)
+                if number % self.processes.size != self.processes.rank:
+                    continue
+                predictions, q_halt, metrics = self._batch(arrays, taken, weights)
+                for key, value in metrics.items():
+                    sums[name][key] = sums[name].get(key, 0.0) + value
                 if scorers[name] is not None:
                     scorers[name].update(
                         ScoredRows(
@@ -164,17 +181,33 @@ class Evaluator:
                             arrays["places"][:size],
                         )
                     )
-                done += size
                 if on_progress is not None:
                     on_progress(done, total)
         finally:
             self.model.train(was_training)
+        for name, held in sums.items():
+            sums[name], scorers[name] = self._of_all(held, scorers[name])
         self.files = {
             name: files
             for name, files in ((n, s.files()) for n, s in scorers.items() if s is not None)
             if files
         }
         return {name: _means(held, scorers[name]) for name, held in sums.items()}
+
+    def _of_all(self, sums: Metrics, scorer: Any) -> Tuple[Metrics, Any]:
+        """Add up what the processes have counted; each gets everything."""
+        if self.processes.size == 1:
+            return sums, scorer
+        state = {} if scorer is None else scorer.state()
+        mine = {f"sum.{name}": np.array(value) for name, value in sums.items()}
+        mine.update({f"state.{name}": value for name, value in state.items()})
+        total: Metrics = {}
+        for rank, found in enumerate(self.processes.gather_arrays(mine)):
+            for name in (key[len("sum.") :] for key in found if key.startswith("sum.")):
+                total[name] = total.get(name, 0.0) + float(found[f"sum.{name}"])
+            if scorer is not None and rank != self.processes.rank:
+                scorer.merge({k[6:]: v for k, v in found.items() if k.startswith("state.")})
+        return total, scorer
 
     def check_metric(self, setting: str, name: str) -> None:
         """Refuse the name of a metric that no evaluation of the test split has.

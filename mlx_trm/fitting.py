@@ -95,7 +95,7 @@ class Fit:
         self.progress = trainer.progress
         config = trainer.config
         self.log = MetricsLog(
-            folder / METRICS,
+            folder / METRICS if trainer.processes.leads else None,
             config.train.batch_size,
             config.train.log_interval,
             trainer.planned_steps,
@@ -143,15 +143,17 @@ class Fit:
             if self.on_tick is not None:
                 self.on_tick(trainer.step)
             finished = trainer.step >= trainer.planned_steps
+            save_is_due = False
             if not finished:
                 self.report.reason = self.reason_to_stop()
+                save_is_due = self.save_is_due()
             if last_of_iteration and not finished:
                 progress.evaluate_first = True
                 if not self.report.reason:
                     self.log.report()
                     self.evaluate()
                     self.save()
-            elif self.save_is_due() and not finished:
+            elif save_is_due:
                 self.save()
             if finished or self.report.reason:
                 return
@@ -162,7 +164,7 @@ class Fit:
         try:
             metrics = trainer.train_step(batch)
         except NonFiniteError as error:
-            path = save_replay(self.folder, error)
+            path = save_replay(self.folder, error, trainer.processes.rank)
             if trainer.config.train.on_nonfinite == "stop":
                 self.save()  # the state before the step
                 raise NonFiniteError(error.step, error.parts, path.name) from None
@@ -174,21 +176,19 @@ class Fit:
         self.log.add(trainer.step, metrics, trainer.learning_rate(trainer.step))
 
     def reason_to_stop(self) -> str:
-        """Say why to stop now; empty: go on."""
-        train = self.trainer.config.train
-        if self.trainer.stopping():
+        """Say why to stop now; empty: go on. All processes say the same."""
+        hours = self.trainer.config.train.max_hours
+        late = hours is not None and time.monotonic() - self.started >= 3600 * hours
+        stopped, late = self.trainer.processes.any(self.trainer.stopping(), late)
+        if stopped:
             return "stopped"
-        if (
-            train.max_hours is not None
-            and time.monotonic() - self.started >= 3600 * train.max_hours
-        ):
-            return f"train.max_hours={train.max_hours:g} reached"
-        return ""
+        return f"train.max_hours={hours:g} reached" if late else ""
 
     def save_is_due(self) -> bool:
         """Whether ``checkpoint.every`` asks for a checkpoint now."""
         if self.every_seconds is not None:
-            return time.monotonic() - self.saved_at >= self.every_seconds
+            due = time.monotonic() - self.saved_at >= self.every_seconds
+            return self.trainer.processes.any(due)[0]
         return self.every_steps is not None and self.trainer.step % self.every_steps == 0
 
     def evaluate(self) -> None:
@@ -201,8 +201,10 @@ class Fit:
         self.progress.evaluate_first = False
         self.progress.evaluated = trainer.step
         self.report.evaluations.append((trainer.step, metrics))
-        evaluator = trainer.evaluator
-        save_evaluation_files(self.folder / "evaluations" / f"step_{trainer.step}", evaluator.files)
+        if trainer.processes.leads:
+            save_evaluation_files(
+                self.folder / "evaluations" / f"step_{trainer.step}", trainer.evaluator.files
+            )
         for name, values in metrics.items():
             self.log.write({"kind": "eval", "step": trainer.step, "set": name, **values})
         self.log.resume_clock()
@@ -224,7 +226,11 @@ class Fit:
         """Write a checkpoint, point the links at it, and remove those that are not kept."""
         trainer = self.trainer
         self.progress.log = self.log.state()
-        optimizer, carry = trainer.training_state()
+        optimizer, carry = trainer.training_state()  # together: the carry is gathered
+        self.saved_step = trainer.step
+        if not trainer.processes.leads:
+            self.report.checkpoint = self.folder / f"step_{trainer.step}"
+            return
         self.report.checkpoint = save_checkpoint(
             self.folder,
             trainer.model,
@@ -236,7 +242,7 @@ class Fit:
         if self.progress.best is not None and self.progress.best[1] == trainer.step:
             point_best(self.report.checkpoint)
         prune_checkpoints(self.folder, trainer.config.checkpoint.keep)
-        self.saved_at, self.saved_step = time.monotonic(), trainer.step
+        self.saved_at = time.monotonic()
         self.log.resume_clock()
 
 
@@ -246,8 +252,10 @@ def best_value(metrics: Dict[str, Metrics], name: str) -> float:
     return -value if name.endswith("loss") else value
 
 
-def save_replay(folder: Path, error: NonFiniteError) -> Path:
+def save_replay(folder: Path, error: NonFiniteError, rank: int = 0) -> Path:
     """Save what entered a step that was not finite: carry, incoming batch and exploration.
+
+    Of several processes number 0 saves its share.
 
     Returns:
         The file, ``nonfinite_step_N.safetensors``.
@@ -256,6 +264,8 @@ def save_replay(folder: Path, error: NonFiniteError) -> Path:
         CheckpointError: if it cannot be written.
     """
     path = folder / f"nonfinite_step_{error.step}.safetensors"
+    if rank:
+        return path
     arrays: Dict[str, mx.array] = {}
     for number, part in enumerate(error.parts):
         tree = {

@@ -49,7 +49,7 @@ class MetricsLog:
 
     def __init__(
         self,
-        path: Path,
+        path: Optional[Path],
         batch_size: int,
         interval: int,
         total: int,
@@ -58,7 +58,7 @@ class MetricsLog:
         """Prepare a log; the file is appended to.
 
         Args:
-            path: of the file.
+            path: of the file; None: nothing is written.
             batch_size: B, by which summed losses are divided.
             interval: steps averaged in one line.
             total: steps of the run, for the reports.
@@ -133,6 +133,8 @@ class MetricsLog:
         Raises:
             CheckpointError: if the file cannot be written.
         """
+        if self.path is None:
+            return
         try:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")

@@ -21,6 +21,7 @@ from mlx_trm.evaluation import should_compile
 from mlx_trm.losses import Metrics, act_loss
 from mlx_trm.models import RecursiveModel, named_arrays
 from mlx_trm.optim import EMA, AdamATan2, scheduled_lr, sign_sgd_rows
+from mlx_trm.parallel import Processes
 
 Tree = Dict[str, Any]
 
@@ -65,19 +66,28 @@ class Stepper:
     Attributes:
         config: the resolved configuration.
         model, optimizer, average: what is trained, with what; ``average`` is None without EMA.
+        processes: that train together; each takes its share of every batch.
         step: supervision steps done.
         total_steps: of the whole recipe; the schedule runs over them.
         carries: the carry between steps, in micro-batches; None before the first step.
     """
 
-    def __init__(self, config: ExperimentConfig, model: RecursiveModel, total_steps: int) -> None:
+    def __init__(
+        self,
+        config: ExperimentConfig,
+        model: RecursiveModel,
+        total_steps: int,
+        processes: Optional[Processes] = None,
+    ) -> None:
         """Start with fresh moments and the average at the model's weights.
 
         Args:
             config: validated.
             model: is trained in place.
             total_steps: of the whole recipe.
+            processes: that train together; default this one alone.
         """
+        self.processes = processes or Processes()
         train = config.train
         self.config = config
         self.model = model
@@ -171,7 +181,7 @@ class Stepper:
 
         Args:
             batch: incoming puzzles, (B, S), (B, S) and (B,) int32; only the rows that have halted
-                take theirs.
+                take theirs. Among several processes it is this one's share of B.
 
         Returns:
             The step's metric sums (see :func:`mlx_trm.losses.act_loss`), evaluated.
@@ -200,10 +210,12 @@ class Stepper:
                     for part in parts
                 ]
             )
+            identifiers = self.processes.gather(identifiers)
             rows = self.model.puzzle_emb(identifiers)
             mx.eval(rows)
         self.model.train()
-        take = self._take_whole if len(parts) == 1 else self._take_parts
+        alone = len(parts) == 1 and self.processes.size == 1
+        take = self._take_whole if alone else self._take_parts
         new, carries, rows, metrics, finite = take(parts, state, rows, identifiers)
         self.optimizer.state = new["optimizer"]
         if not finite.item():
@@ -233,8 +245,11 @@ class Stepper:
         optimizer = dict(named_arrays(self.optimizer.state))
         carry: Dict[str, mx.array] = {}
         if self.carries is not None:
-            parts = [_named_carry(part) for part in self.carries]
-            carry = {name: mx.concatenate([part[name] for part in parts]) for name in parts[0]}
+            parts = [part.named() for part in self.carries]
+            carry = {
+                name: self.processes.gather(mx.concatenate([part[name] for part in parts]))
+                for name in parts[0]
+            }
         mx.eval(optimizer, carry)
         return optimizer, carry
 
@@ -265,6 +280,7 @@ class Stepper:
         self.carries = None
         if carry:
             rows = self.config.train.batch_size
+            share = self.processes.share(rows)
             size = self.config.train.micro_batch_size or rows
             latents = len(self.model.initial_names)
             wanted = {"steps", "halted", *Batch._fields, *(f"latents.{i}" for i in range(latents))}
@@ -274,8 +290,8 @@ class Stepper:
             ):
                 raise CheckpointError("the carry is not of this model and batch size")
             self.carries = [
-                _carry_from({k: v[at : at + size] for k, v in carry.items()}, latents)
-                for at in range(0, rows, size)
+                Carry.from_named({k: v[share][at : at + size] for k, v in carry.items()})
+                for at in range(0, share.stop - share.start, size)
             ]
 
     # Parts of a step ---------------------------------------------------------------------------
@@ -297,8 +313,9 @@ class Stepper:
         return new, [Carry.unpack(packed)], rows, metrics, finite
 
     def _take_parts(self, parts: List[Part], state: Tree, rows: Any, identifiers: Any) -> Tuple:
-        """Sum the gradients of micro-batches, then update once."""
+        """Sum the gradients of micro-batches and of all processes, then update once."""
         total: Any = None
+        mine = None if rows is None else rows[self.processes.share(rows.shape[0])]
         row_gradients: List[mx.array] = []
         carries: List[Carry] = []
         metrics: Metrics = {}
@@ -307,7 +324,7 @@ class Stepper:
             stop = start + batch.inputs.shape[0]
             gradients, of_rows, packed, found = self._gradients(
                 state["weights"], self._initial(), carry.pack(), tuple(batch),
-                None if rows is None else rows[start:stop], min_steps,
+                None if mine is None else mine[start:stop], min_steps,
             )  # fmt: skip
             total = gradients if total is None else tree_map(mx.add, total, gradients)
             metrics = {k: metrics[k] + v if k in metrics else v for k, v in found.items()}
@@ -316,10 +333,14 @@ class Stepper:
             row_gradients += [] if of_rows is None else [of_rows]
             carries.append(Carry.unpack(packed))
             start = stop
+        of_all = None
+        if row_gradients:
+            of_all = self.processes.gather(mx.concatenate(row_gradients))
+        total, metrics = self.processes.sum((total, metrics))
+        loss = metrics["lm_loss"] + metrics["q_halt_loss"]
         new, rows, finite = self._update(
-            state, total, rows, mx.concatenate(row_gradients) if row_gradients else None,
-            identifiers, self._puzzle_lr(), metrics["lm_loss"] + metrics["q_halt_loss"],
-        )  # fmt: skip
+            state, total, rows, of_all, identifiers, self._puzzle_lr(), loss
+        )
         mx.eval(new, rows, finite)
         return new, carries, rows, metrics, finite
 
@@ -333,7 +354,8 @@ class Stepper:
             pieces = [batch]
         if self.carries is None:
             self.carries = [self.model.initial_carry(piece) for piece in pieces]
-        least = self._exploration(number, count)
+        least = self._exploration(number, count * self.processes.size)
+        least = least[self.processes.share(count * self.processes.size)]
         return [
             Part(carry, piece, least[a:b])
             for carry, piece, (a, b) in zip(self.carries, pieces, bounds)
@@ -361,22 +383,6 @@ class Stepper:
             mx.array(rng.integers(2, config.halt_max_steps + 1, rows).astype(np.int32)),
             config.halt_exploration_prob,
         )
-
-
-def _named_carry(carry: Carry) -> Dict[str, mx.array]:
-    """Give a carry's arrays by name."""
-    named = {f"latents.{i}": latent for i, latent in enumerate(carry.latents)}
-    return {**named, "steps": carry.steps, "halted": carry.halted, **carry.current._asdict()}
-
-
-def _carry_from(named: Dict[str, mx.array], latents: int) -> Carry:
-    """Rebuild what :func:`_named_carry` gave."""
-    return Carry(
-        tuple(named[f"latents.{i}"] for i in range(latents)),
-        named["steps"],
-        named["halted"],
-        Batch(*(named[name] for name in Batch._fields)),
-    )
 
 
 def _like(tree: Any, arrays: Dict[str, mx.array], what: str) -> Any:

@@ -7,6 +7,8 @@ is resumed from a checkpoint goes on to the bit as if it had never stopped.
 Reference: ``launch`` in pretrain.py.
 """
 
+import hashlib
+import json
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, Optional, Sequence, Tuple, Union
 
@@ -14,16 +16,17 @@ import mlx.core as mx
 
 from mlx_trm.carry import Batch
 from mlx_trm.checkpoint import load_training_state
-from mlx_trm.config import ExperimentConfig, validate_config
+from mlx_trm.config import ExperimentConfig, config_to_dict, validate_config
 from mlx_trm.errors import CheckpointError, ConfigError
 from mlx_trm.evaluation import Evaluator, check_dimensions
 from mlx_trm.fitting import Fit, RunProgress, TrainReport
 from mlx_trm.memory import check_fits
 from mlx_trm.models import build_model
+from mlx_trm.parallel import Processes
 from mlx_trm.resuming import prepare_resumed_run, resumable_checkpoint, resumed_config
 from mlx_trm.runs import RunLock, StepReport, prepare_run_dir
 from mlx_trm.stepping import Stepper
-from mlx_trm.tasks import build_task
+from mlx_trm.tasks import PuzzleDataset, build_task
 
 
 class Trainer(Stepper):
@@ -51,16 +54,19 @@ class Trainer(Stepper):
             DataError: if the data cannot be read.
         """
         validate_config(config)
+        processes = Processes.start()
+        check_share(config, processes)
         self.task = build_task(config.task, config.task_seed)
         self.train_set = self.task.dataset("train")
         self.test_set = self.task.dataset("test")
+        processes.agree("data set", f"{data_summary(self.train_set)} {data_summary(self.test_set)}")
         model = build_model(config.model, self.train_set.spec, seed=config.seed)
         check_dimensions(model, self.test_set)
         train, data = config.train, self.train_set
-        check_fits(model, train.batch_size, train.micro_batch_size)
+        check_fits(model, train.batch_size // processes.size, train.micro_batch_size)
         # In the reference's order of operations, which decides how it rounds.
         total = int(train.epochs * data.total_groups * data.mean_puzzle_examples / train.batch_size)
-        super().__init__(config, model, total)
+        super().__init__(config, model, total, processes)
         self.epochs_per_iter = config.eval.interval or train.epochs
         examples = data.total_groups * data.mean_puzzle_examples
         per_iteration = int(self.epochs_per_iter * examples) // train.batch_size
@@ -74,7 +80,7 @@ class Trainer(Stepper):
                 f"{self.epochs_per_iter} epochs between evaluations, so no batch is ever full; "
                 "lower it, or raise eval.interval and train.epochs"
             )
-        self.evaluator = Evaluator(model, config, self.task)
+        self.evaluator = Evaluator(model, config, self.task, processes)
         self.evaluator.check_metric("eval.best_metric", config.eval.best_metric)
         self.restarted = restart
         self.progress = RunProgress()
@@ -107,6 +113,7 @@ class Trainer(Stepper):
         trainer = cls(resumed_config(folder, overrides, config))
         step, average, state = load_training_state(folder, trainer.model)
         try:
+            trainer.processes.agree("checkpoint", f"{folder.name} {sorted(state.carry)}")
             trainer.restore(step, average, state.optimizer, state.carry)
             trainer.progress = RunProgress(**state.progress)
         except (CheckpointError, TypeError) as error:
@@ -149,17 +156,20 @@ class Trainer(Stepper):
                 is saved beside the checkpoints.
         """
         self._stop = False
-        if self.resumed_from is None:
-            run, lock = prepare_run_dir(self.config, self.restarted)
-        else:
-            run = self.resumed_from.parent
-            lock = RunLock(run)
+        run, lock = Path(self.config.run_dir or "."), None
         try:
-            if self.resumed_from is not None:
+            if not self.processes.leads:  # number 0 alone writes
+                run = run if self.resumed_from is None else self.resumed_from.parent
+            elif self.resumed_from is None:
+                run, lock = prepare_run_dir(self.config, self.restarted)
+            else:
+                run = self.resumed_from.parent
+                lock = RunLock(run)
                 prepare_resumed_run(run, self.resumed_from, self.config)
             return Fit(self, run, on_eval, on_step, on_tick, on_eval_progress).go()
         finally:
-            lock.release()
+            if lock is not None:
+                lock.release()
 
     def stopping(self) -> bool:
         """Whether :meth:`stop` has been called."""
@@ -179,7 +189,7 @@ class Trainer(Stepper):
         return max(1, self.step * self.config.train.batch_size // each)
 
     def batches(self) -> Iterator[Tuple[Batch, bool]]:
-        """Yield the batches that are left, with whether an iteration ends after each.
+        """Yield this process's share of the batches that are left, and if an iteration ends then.
 
         The reference's order; where in it the run is stands in :attr:`progress`.
         """
@@ -187,6 +197,7 @@ class Trainer(Stepper):
             self.task.augment if getattr(self.config.task, "augment", "") == "online" else None
         )
         first = self.progress.batches
+        share = self.processes.share(self.config.train.batch_size)
         for iteration in range(
             self.progress.iteration, self.config.train.epochs // self.epochs_per_iter + 1
         ):
@@ -201,7 +212,32 @@ class Trainer(Stepper):
             ):
                 if waiting is not None:
                     yield waiting, False
-                waiting = Batch(*(mx.array(arrays[name]) for name in Batch._fields))
+                waiting = Batch(*(mx.array(arrays[name][share]) for name in Batch._fields))
             if waiting is not None:
                 yield waiting, True
             first = 0
+
+
+def check_share(config: ExperimentConfig, processes: Processes) -> None:
+    """Refuse to begin where the processes cannot share the work.
+
+    Raises:
+        ConfigError: if a batch cannot be cut into equal shares, or the settings differ.
+    """
+    count = config.train.batch_size
+    if count % processes.size:
+        raise ConfigError(
+            f"train.batch_size: {count} rows cannot be shared by {processes.size} processes "
+            f"equally; use {count + processes.size - count % processes.size}"
+        )
+    settings = config_to_dict(config)
+    for section, key in (("task", "data_dir"), (None, "run_dir")):
+        (settings[section] if section else settings).pop(key, None)  # may lie elsewhere
+    processes.agree("configuration", json.dumps(settings, sort_keys=True))
+
+
+def data_summary(dataset: PuzzleDataset) -> str:
+    """Describe a data set so that another one is very likely described otherwise."""
+    rows = [dataset.example(index) for index in (0, len(dataset) // 2, len(dataset) - 1)]
+    digest = hashlib.sha256(b"".join(array.tobytes() for pair in rows for array in pair))
+    return f"{dataset.spec} {len(dataset)} {dataset.total_groups} {digest.hexdigest()}"

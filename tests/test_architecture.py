@@ -22,7 +22,7 @@ LAYERS: List[Tuple[str, ...]] = [
     ("errors", "_backend"),
     ("registry", "schema", "strict_yaml", "plugins", "assembly"),
     ("config",),
-    ("carry", "layers", "losses", "optim", "diagnostics", "tasks"),
+    ("carry", "layers", "losses", "optim", "parallel", "diagnostics", "tasks"),
     ("models",),
     ("conversion", "memory"),
     ("checkpoint",),
@@ -41,7 +41,7 @@ LAYER_OF.update({name: len(LAYERS) for name in COMMANDS})
 # Outside packages that may be imported where the standard library does not suffice.
 NUMPY_ONLY = {"numpy", "tqdm", "yaml"}
 # Pairs in one layer that know nothing of each other: tasks are NumPy, the rest is MLX.
-MLX_SIDE = {"carry", "layers", "losses", "optim", "diagnostics"}
+MLX_SIDE = {"carry", "layers", "losses", "optim", "parallel", "diagnostics"}
 
 MAX_COMMAND_LINES = 40
 MAX_MODULE_LINES = 400

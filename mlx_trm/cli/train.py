@@ -1,6 +1,7 @@
 """``python -m mlx_trm.train``: train a model from a configuration."""
 
 import argparse
+import logging
 import signal
 import sys
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ from mlx_trm.inference import Solver
 from mlx_trm.layers import on_gpu
 from mlx_trm.models import named_arrays
 from mlx_trm.models.base import DTYPES
+from mlx_trm.parallel import Processes
 from mlx_trm.runs import check_run_dir
 from mlx_trm.training import Trainer, TrainReport
 
@@ -53,10 +55,12 @@ def run(args: argparse.Namespace, config: Optional[ExperimentConfig]) -> int:
         sys.stdout.write(dump_config(config))
         return 0
     trainer = make_trainer(args, config)
-    quiet = args.quiet
+    quiet = args.quiet or not trainer.processes.leads
     if not quiet:
         print(display.table(describe(trainer)), flush=True)
     if trainer.finished():
+        if quiet:
+            return 0
         print(f"{args.resume}: has reached its end at step {trainer.step}; nothing is left to do")
         return 0
     progress = display.Progress(trainer.planned_steps, quiet, start=trainer.step)
@@ -81,6 +85,8 @@ def make_trainer(args: argparse.Namespace, config: Optional[ExperimentConfig]) -
     Raises:
         TRMError: if neither is possible.
     """
+    if not Processes.start().leads:
+        logging.getLogger("mlx_trm").setLevel(logging.WARNING)
     if args.resume is None or config is None:
         if config is None:
             return Trainer.resume(args.resume, args.overrides)
@@ -117,6 +123,11 @@ def describe(trainer: Trainer) -> List[Tuple[str, str]]:
             f"{len(trainer.test_set):,} for testing",
         ),
         ("batch", f"{config.train.batch_size} puzzles"),
+        *(
+            [("processes", f"{trainer.processes.size}, each with its share of a batch")]
+            if trainer.processes.size > 1
+            else []
+        ),
         ("steps", f"{trainer.planned_steps:,} supervision steps{done}"),
         ("device", f"{device_name()}, {dtype}, {compiled}"),
         ("checkpoint", f"{display.size(stored + averaged)} each"),

@@ -1,0 +1,155 @@
+"""Processes that train together, on one machine or several, over ``mx.distributed``.
+
+Every process holds the whole model and its share of each batch. Started by ``mlx.launch`` (or with
+its environment variables, or ``mpirun``); alone, everything here does nothing.
+
+Reference: the torch.distributed calls in pretrain.py and models/sparse_embedding.py.
+"""
+
+import io
+import json
+import os
+from typing import Any, Callable, Dict, List, Optional, Tuple, TypeVar
+
+import mlx.core as mx
+import numpy as np
+from mlx.utils import tree_flatten, tree_unflatten
+
+from mlx_trm.errors import ConfigError, TRMError
+
+# Whoever launches several processes sets one of these for each.
+LAUNCHED = ("MLX_RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK")
+
+T = TypeVar("T")
+
+
+class Processes:
+    """This process among those that train together.
+
+    Attributes:
+        rank: from 0; number 0 writes files and talks.
+        size: how many there are.
+    """
+
+    def __init__(self, group: Optional[Any] = None) -> None:
+        """Take part in a group; without one the process is alone."""
+        self._group = group
+        self.rank = 0 if group is None else int(group.rank())
+        self.size = 1 if group is None else int(group.size())
+
+    @classmethod
+    def start(cls) -> "Processes":
+        """Join the processes that were launched together with this one.
+
+        Raises:
+            ConfigError: if that fails.
+        """
+        if not any(name in os.environ for name in LAUNCHED) or _one_host():
+            return cls()
+        try:
+            group = mx.distributed.init(strict=True)
+        except (RuntimeError, ValueError) as error:
+            raise ConfigError(
+                f"the processes that were launched together cannot reach each other ({error}); "
+                "see docs/distributed.md"
+            ) from error
+        return cls(group if group.size() > 1 else None)
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process writes files and talks to the user."""
+        return self.rank == 0
+
+    def sum(self, tree: T) -> T:
+        """Sum a tree of float32 arrays over all processes, in one message.
+
+        Every process gets the same bits.
+        """
+        if self.size == 1:
+            return tree
+        leaves: Any = tree_flatten(tree)
+        flat: List[Tuple[str, mx.array]] = list(leaves)
+        joined = mx.concatenate([array.astype(mx.float32).reshape(-1) for _, array in flat])
+        total = self._call(mx.distributed.all_sum, joined)
+        found, start = [], 0
+        for name, array in flat:
+            found.append((name, total[start : start + array.size].reshape(array.shape)))
+            start += array.size
+        return tree_unflatten(found)  # type: ignore[no-any-return]
+
+    def gather(self, array: mx.array) -> mx.array:
+        """Put the (n, ...) arrays of all processes one after the other, by rank."""
+        return array if self.size == 1 else self._call(mx.distributed.all_gather, array)
+
+    def share(self, count: int) -> slice:
+        """Give this process's part of ``count`` rows, a multiple of :attr:`size`."""
+        each = count // self.size
+        return slice(self.rank * each, (self.rank + 1) * each)
+
+    def any(self, *flags: bool) -> List[bool]:
+        """Say of each flag whether any process has it set; all get the same answer."""
+        if self.size == 1:
+            return list(flags)
+        total = self.sum({"flags": mx.array([float(flag) for flag in flags])})["flags"]
+        return [value > 0 for value in total.tolist()]  # type: ignore[union-attr, operator]
+
+    def gather_arrays(self, arrays: Dict[str, np.ndarray]) -> List[Dict[str, np.ndarray]]:
+        """Give every process's named NumPy arrays, by rank; shapes may differ."""
+        if self.size == 1:
+            return [arrays]
+        buffer = io.BytesIO()
+        np.savez(buffer, allow_pickle=False, **arrays)  # type: ignore[arg-type]
+        mine = np.frombuffer(buffer.getvalue(), dtype=np.uint8)
+        sizes = self.gather(mx.array([len(mine)], dtype=mx.int32)).tolist()
+        padded = np.zeros(max(sizes), dtype=np.uint8)  # type: ignore[type-var, arg-type]
+        padded[: len(mine)] = mine
+        everything = np.array(self.gather(mx.array(padded)[None]))
+        found = []
+        for row, size in zip(everything, sizes):  # type: ignore[arg-type]
+            with np.load(io.BytesIO(row[:size].tobytes()), allow_pickle=False) as read:
+                found.append({name: read[name] for name in read.files})
+        return found
+
+    def agree(self, what: str, text: str) -> None:
+        """Refuse to go on where the processes differ.
+
+        Args:
+            what: for the message.
+            text: must be the same everywhere.
+
+        Raises:
+            ConfigError: naming the first process that differs from number 0.
+        """
+        written = np.frombuffer(text.encode(), dtype=np.uint8)
+        texts = [each["text"].tobytes() for each in self.gather_arrays({"text": written})]
+        for rank, other in enumerate(texts):
+            if other != texts[0]:
+                raise ConfigError(
+                    f"process {rank} has another {what} than process 0; start all of them with "
+                    "the same files and settings"
+                )
+
+    def wait(self) -> None:
+        """Wait until every process is here."""
+        self.any(False)
+
+    def _call(self, function: Callable[..., mx.array], array: mx.array) -> mx.array:
+        """Communicate, and say it plainly where another process is gone."""
+        try:
+            result = function(array, group=self._group)
+            mx.eval(result)
+            return result
+        except RuntimeError as error:
+            raise TRMError(
+                f"process {self.rank} of {self.size} has lost the others ({error}); one of them "
+                "has ended, or the network; start all of them again with --resume"
+            ) from error
+
+
+def _one_host() -> bool:
+    """Whether the list of hosts has a single entry, to which a ring cannot connect."""
+    try:
+        with open(os.environ["MLX_HOSTFILE"], encoding="utf-8") as file:
+            return len(json.load(file)) == 1
+    except (KeyError, OSError, ValueError, TypeError):
+        return False

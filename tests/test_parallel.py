@@ -1,0 +1,279 @@
+"""Several processes train, evaluate and vote as one does; over the ring backend on this machine."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any, List
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from marks import experiment
+from test_resuming import arrays_of, log_of
+
+from mlx_trm.parallel import LAUNCHED, Processes
+from mlx_trm.training import Trainer
+
+HERE = Path(__file__).parent
+
+
+@pytest.fixture(autouse=True)
+def private_cache(tmp_path: Path, monkeypatch: Any) -> None:
+    """Nothing of these tests goes into the user's cache."""
+    monkeypatch.setenv("MLX_TRM_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+
+
+def ports(count: int) -> List[int]:
+    """Free ports of this machine."""
+    sockets = [socket.socket() for _ in range(count)]
+    for each in sockets:
+        each.bind(("127.0.0.1", 0))
+    found = [each.getsockname()[1] for each in sockets]
+    for each in sockets:
+        each.close()
+    return found
+
+
+def launch(size: int, code: str, *words: str) -> "List[subprocess.Popen[str]]":
+    """Start processes as ``mlx.launch`` does on one machine: a rank each, one list of hosts."""
+    Path("hosts.json").write_text(json.dumps([[f"127.0.0.1:{port}"] for port in ports(size)]))
+    return [
+        subprocess.Popen(  # pylint: disable=consider-using-with
+            [
+                sys.executable,
+                "-c",
+                f"import sys; sys.path.insert(0, {str(HERE)!r})\n{code}",
+                *words,
+            ],
+            env={**os.environ, "MLX_RANK": str(rank), "MLX_HOSTFILE": "hosts.json"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(size)
+    ]
+
+
+def finish(started: "List[subprocess.Popen[str]]", code: int = 0) -> List[str]:
+    """Wait for all; give what each printed on either stream."""
+    texts = []
+    for process in started:
+        out, err = process.communicate(timeout=120)
+        assert process.returncode == code, err
+        texts.append(out + err)
+    return texts
+
+
+TRAIN = """
+import json, sys
+from marks import experiment
+from mlx_trm.training import Trainer
+changes = json.loads(sys.argv[1])
+if sys.argv[2] == "resume":
+    trainer = Trainer.resume(changes["run_dir"])
+else:
+    trainer = Trainer(experiment(**changes))
+stop = int(sys.argv[3])
+report = trainer.fit(on_tick=lambda step: trainer.stop() if step == stop else None)
+assert trainer.processes.size == int(sys.argv[4])
+print(trainer.processes.rank, report.steps)
+"""
+
+
+def train(size: int, stop: int = -1, how: str = "begin", **changes: Any) -> None:
+    """Train with several processes."""
+    finish(launch(size, TRAIN, json.dumps(changes), how, str(stop), str(size)))
+
+
+def assert_alike(one: Path, other: Path) -> None:
+    """The same run up to the rounding of sums in another order.
+
+    Sums of 12 gradients in another order differ by some 1e-7; AdamATan2 and the signs of SignSGD
+    amplify that where a gradient is nearly 0, so single weights may move by a few times the rate,
+    3e-3 and 1e-2, before the next steps pull them together again.
+    """
+    want, have = log_of(one), log_of(other)
+    assert [(w["kind"], w["step"]) for w in want] == [(h["kind"], h["step"]) for h in have]
+    for mine, theirs in zip(want[:2], have[:2]):
+        for name in ("lm_loss", "q_halt_loss", "accuracy", "steps", "count"):
+            assert theirs[name] == pytest.approx(mine[name], rel=1e-3), name
+    arrays, others = arrays_of(one / "latest"), arrays_of(other / "latest")
+    assert {k: v.shape for k, v in arrays.items()} == {k: v.shape for k, v in others.items()}
+    for name in ("carry.inputs", "carry.puzzle_identifiers", "carry.steps"):
+        assert (arrays[name] == others[name]).all(), name
+    for name, array in arrays.items():
+        assert np.abs(array - others[name]).mean() < 2e-3, name
+
+
+SHORT = {"train__batch_size": 12, "train__max_steps": 12}
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_several_processes_train_as_one(size: int) -> None:
+    """The same rows, the same sums; process 0 writes the run."""
+    Trainer(experiment(run_dir="one", **SHORT)).fit()
+    train(size, run_dir="many", **SHORT)
+    assert_alike(Path("one"), Path("many"))
+    names = {path.name for path in Path("many").iterdir()}
+    assert names == {".lock", "config.yaml", "metrics.jsonl", "latest", "best", "step_12"}
+
+
+def test_a_run_may_go_on_with_another_number_of_processes() -> None:
+    """One, then two, then four, with micro-batches; the carry is one in the checkpoint."""
+    changes = {**SHORT, "train__micro_batch_size": 2, "run_dir": "many"}
+    trainer = Trainer(experiment(**changes))
+    trainer.fit(on_tick=lambda step: trainer.stop() if step == 3 else None)
+    train(2, 7, "resume", **changes)
+    assert Trainer.resume("many").step == 7
+    train(4, -1, "resume", **changes)
+    Trainer(experiment(run_dir="one", **SHORT)).fit()
+    assert_alike(Path("one"), Path("many"))
+
+
+def test_a_stopped_group_goes_on_to_the_bit() -> None:
+    """Two processes in one go, and two with a stop: the same arrays."""
+    train(2, run_dir="whole", **SHORT)
+    train(2, 5, run_dir="parts", **SHORT)
+    train(2, -1, "resume", run_dir="parts")
+    whole, parts = (arrays_of(Path(name) / "latest") for name in ("whole", "parts"))
+    assert all((array == parts[name]).all() for name, array in whole.items())
+    assert log_of(Path("whole")) == log_of(Path("parts"))
+
+
+PIECES = """
+import json, numpy as np, mlx.core as mx
+from mlx_trm.parallel import Processes
+p = Processes.start()
+tree = {"a": [mx.array([1.0, 2.0]) * (p.rank + 1)], "b": mx.array(0.5)}
+summed = p.sum(tree)
+found = p.gather_arrays({"x": np.arange(p.rank + 1), "y": np.array(p.rank)})
+print(json.dumps([
+    summed["a"][0].tolist(), summed["b"].item(), p.any(p.rank == 1, False),
+    p.gather(mx.array([[p.rank]], dtype=mx.bfloat16)).tolist(),
+    [[each["x"].tolist(), each["y"].tolist()] for each in found],
+    [p.share(6).start, p.share(6).stop], p.leads]))
+try:
+    p.agree("thing", str(p.rank > 1))
+except Exception as error:
+    print(type(error).__name__, error)
+"""
+
+
+def test_the_pieces() -> None:
+    """Sums, flags, arrays of different shapes, shares, and a difference that is named."""
+    texts = finish(launch(3, PIECES))
+    for rank, text in enumerate(texts):
+        first, second = text.splitlines()[:2]
+        assert json.loads(first) == [
+            [6.0, 12.0], 1.5, [True, False], [[0.0], [1.0], [2.0]],
+            [[[0], 0], [[0, 1], 1], [[0, 1, 2], 2]], [2 * rank, 2 * rank + 2], rank == 0,
+        ]  # fmt: skip
+        assert second.startswith("ConfigError process 2 has another thing than process 0; start")
+
+
+def test_alone_everything_is_as_it_was(monkeypatch: Any) -> None:
+    """Nothing is started where nothing was launched."""
+    for name in LAUNCHED:
+        monkeypatch.delenv(name, raising=False)
+    alone = Processes.start()
+    tree = {"a": mx.array([1.0])}
+    assert (alone.rank, alone.size, alone.leads) == (0, 1, True)
+    assert alone.sum(tree) is tree and alone.gather(tree["a"]) is tree["a"]
+    assert alone.any(True, False) == [True, False] and alone.share(5) == slice(0, 5)
+    alone.agree("thing", "x")
+    alone.wait()
+
+
+EVALUATE = """
+import json, sys
+from mlx_trm import load_checkpoint
+from mlx_trm.evaluation import Evaluator
+from mlx_trm.parallel import Processes
+import marks
+loaded = load_checkpoint("run")
+loaded.config.eval.batch_size = 5
+evaluator = Evaluator(loaded.model, loaded.config, processes=Processes.start())
+print(json.dumps([evaluator.run("test"), evaluator.files]))
+"""
+
+
+@pytest.mark.parametrize("task", ["marks", "arc"])
+def test_evaluation_is_shared(task: str) -> None:
+    """Every process has the figures of all, and the submission of all votes."""
+    if task == "marks":
+        Trainer(experiment(run_dir="run", train__max_steps=5)).fit()
+    else:
+        from test_arc_lookup import TASKS, YAML
+
+        for subset, tasks in TASKS.items():
+            Path(f"p_{subset}_challenges.json").write_text(json.dumps(tasks))
+        Path("c.yaml").write_text(YAML)
+        import mlx_trm as trm
+
+        Trainer(trm.load_config("c.yaml", ["run_dir=run"])).fit()
+    (alone,) = finish(launch(1, EVALUATE))
+    metrics, files = json.loads(alone)
+    for text in finish(launch(3, EVALUATE)):
+        have, same_files = json.loads(text)
+        assert same_files == files
+        for name, value in metrics["all"].items():
+            assert have["all"][name] == pytest.approx(value, rel=1e-5), name
+    assert bool(files) == (task == "arc")
+
+
+def test_a_process_that_dies_ends_the_others() -> None:
+    """With one line that says so, instead of waiting for ever; the run can be resumed."""
+    changes = {"run_dir": "run", "train__epochs": 30000, "checkpoint__every": 2}
+    code = "from mlx_trm.__main__ import main\nfrom mlx_trm.cli import common\n" + TRAIN.replace(
+        "report =", "from mlx_trm.errors import TRMError\ntry:\n  report ="
+    ).replace("\nassert", "\nexcept TRMError as error:\n  sys.exit(str(error))\nassert")
+    started = launch(2, code, json.dumps(changes), "begin", "-1", "2")
+    until = time.monotonic() + 60
+    while not list(Path("run").glob("step_*")):
+        assert time.monotonic() < until and all(p.poll() is None for p in started)
+        time.sleep(0.02)
+    started[1].send_signal(signal.SIGKILL)
+    began = time.monotonic()
+    _, err = started[0].communicate(timeout=60)
+    assert started[0].returncode == 1 and time.monotonic() - began < 30
+    assert "process 0 of 2 has lost the others" in err.splitlines()[-1] and "--resume" in err
+    started[1].communicate()
+    assert Trainer.resume("run").step > 0
+
+
+def test_shares_have_to_be_equal() -> None:
+    """Refused with the next batch size that works; other settings are named."""
+    changes = {"train__batch_size": 9, "run_dir": "run"}
+    code = (
+        "import json\nfrom marks import experiment\nfrom mlx_trm.training import Trainer\n"
+        "try:\n  Trainer(experiment(**json.loads(sys.argv[1])))\n"
+        "except Exception as error:\n  sys.exit(str(error))\n"
+    )
+    for text in finish(launch(2, code, json.dumps(changes)), 1):
+        assert "9 rows cannot be shared by 2 processes equally; use 10" in text
+    assert not Path("run").exists()
+
+
+def test_launching_that_fails(monkeypatch: Any) -> None:
+    """One line."""
+    monkeypatch.setenv("MLX_RANK", "0")
+    monkeypatch.setenv("MLX_HOSTFILE", "nowhere.json")
+    code = "from mlx_trm.parallel import Processes; Processes.start()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "ConfigError: the processes that were launched together cannot reach" in done.stderr
+
+
+def test_the_command_is_quiet_in_all_but_one() -> None:
+    """``python -m mlx_trm.train``: process 0 talks."""
+    code = "from mlx_trm.__main__ import main\nsys.exit(main(['train', *sys.argv[1:]]))"
+    words = ["--config", "sudoku_tiny.yaml", "task.train_puzzles=64", "task.test_puzzles=16",
+             "train.batch_size=8", "train.max_steps=4", "run_dir=run"]  # fmt: skip
+    first, second = finish(launch(2, code, *words))
+    assert "processes   2" in first and "done: 4 of 4 steps" in first
+    assert second == ""
