@@ -162,6 +162,50 @@ def test_a_changed_number_is_noticed_where_it_belongs(tmp_path, key, shift, quan
     assert quantity in missed
 
 
+@pytest.mark.parametrize(
+    "case, key, shift, quantity",
+    [
+        ("hrm_f32", "train.step2.metric.q_continue_loss", 1e-2, "train.loss"),
+        ("hrm_f32", "train.step6.metric.q_continue_loss", 1e-2, "train.loss_of_recorded"),
+        ("hrm_f32", "eval.step1.carry.z_L", 1e-3, "eval.carry"),
+        (
+            "hrm_f32",
+            "train.step1.grad.inner.H_level.layers.0.mlp.down_proj.weight",
+            1,
+            "train.grad",
+        ),
+        ("trm_singlez_f32", "train.step2.entering.z_L", 1e-3, "train.carry"),
+        ("trm_hier6_f32", "eval.step2.carry.z_L6", 1e-3, "eval.carry"),
+        ("trm_hier6_f32", "train.step4.entering.z_L3", 1e-3, "train.carry"),
+        (
+            "transformers_baseline_f32",
+            "train.step3.q_continue_logits",
+            1e-3,
+            "train.q_continue_logits",
+        ),
+    ],
+)
+def test_a_changed_number_of_another_model_is_noticed(tmp_path, case, key, shift, quantity):
+    def move(arrays, _):
+        arrays[key] = (arrays[key] + shift).astype(arrays[key].dtype)
+
+    entries = compare(altered(tmp_path, case, move))
+    assert quantity in {entry.quantity for entry in entries if not entry.passed}
+
+
+def test_a_continue_loss_that_only_one_side_has_is_a_miss(tmp_path):
+    def drop(arrays, _):
+        for step in range(1, 9):
+            del arrays[f"train.step{step}.metric.q_continue_loss"]
+
+    def add(arrays, _):
+        arrays["train.step2.metric.q_continue_loss"] = mx.array(0.0)
+
+    for case, change in (("hrm_f32", drop), ("trm_singlez_f32", add)):
+        entries = {entry.quantity: entry for entry in compare(altered(tmp_path, case, change))}
+        assert not entries["train.loss_of_recorded"].passed, case
+
+
 def test_halting_is_replayed_with_the_recorded_draws(tmp_path):
     def explore_always(arrays, _):
         for step in range(1, 9):
