@@ -83,7 +83,11 @@ def test_a_longer_path_is_an_answer_too(tmp_path: Path) -> None:
         ([f"a,{QUESTION},{ANSWER[:-1]},3"], HEADER, ":2: the answer has 15 cells"),
         ([f"a,x{QUESTION[1:]},{ANSWER},3"], HEADER, ":2: the question has 'x' in row 1 column 1"),
         ([f"a,x{QUESTION[1:]},x{ANSWER[1:]},3"], HEADER, "question has 'x' in row 1 column 1; all"),
-        ([f"a,S #x{QUESTION[4:]},S #x{ANSWER[4:]},3"], HEADER, "'x' in row 1 column 4; allowed are"),
+        (
+            [f"a,S #x{QUESTION[4:]},S #x{ANSWER[4:]},3"],
+            HEADER,
+            "'x' in row 1 column 4; allowed are",
+        ),
         ([f"a,{QUESTION},{ANSWER[:-1]}\u0663,3"], HEADER, "the answer has '\u0663' in row 4"),
         ([f"a,{ANSWER},{ANSWER},3"], HEADER, "the question has 'o' in row 2 column 1; allowed are"),
         ([f"a,{QUESTION[1:]} ,{ANSWER[1:]} ,3"], HEADER, ":2: the maze has no start S"),
