@@ -83,8 +83,14 @@ class TrainConfig(Section):
 
     batch_size: int = field(default=768, metadata={"min": 1})
     """B, puzzles in one supervision step (reference: global_batch_size)."""
-    micro_batch_size: Optional[int] = field(default=None, metadata={"min": 1})
-    """Rows computed at once; their gradients are summed, so that less memory does; unset: all."""
+    micro_batch_size: Optional[Union[int, str]] = field(default=None, metadata={"min": 1})
+    """Rows computed at once, their gradients summed: less memory; auto: what fits; unset: all."""
+    checkpoint_activations: bool = False
+    """Compute activations again for the gradient instead of keeping them: less memory, slower."""
+    memory_limit_gb: Optional[float] = field(default=None, metadata={"above": 0})
+    """MLX waits for memory to be freed beyond so many GiB, then fails; unset: MLX's own limit."""
+    cache_limit_gb: Optional[float] = field(default=None, metadata={"min": 0})
+    """Freed memory that MLX keeps for reuse, in GiB; unset: MLX's own limit."""
     epochs: int = field(default=50000, metadata={"min": 1})
     """Passes over the training puzzles; with batch_size it decides the steps and the schedule."""
     max_steps: Optional[int] = field(default=None, metadata={"min": 1})
@@ -121,6 +127,17 @@ class TrainConfig(Section):
     """Stop after so many hours, as Ctrl-C would: the step is finished and saved."""
     on_nonfinite: str = field(default="stop", metadata={"choices": ("stop", "skip")})
     """A loss or gradient that is not finite stops the run, or its step is skipped."""
+    report_to: List[str] = field(
+        default_factory=list, metadata={"choices": ("tensorboard", "wandb")}
+    )
+    """Services that get the lines of metrics.jsonl too; each is an extra of the same name."""
+
+    def problems(self) -> List[str]:
+        """Find settings that do not fit together."""
+        size = self.micro_batch_size
+        if isinstance(size, str) and size != "auto":
+            return [f"micro_batch_size: {size!r} is neither a number of rows nor auto"]
+        return []
 
 
 @dataclass
@@ -135,6 +152,8 @@ class EvalConfig(Section):
     """Evaluate a seeded sample of so many puzzles; unset for all."""
     steps: Optional[int] = field(default=None, metadata={"min": 1})
     """Supervision steps each puzzle gets; unset for model.halt_max_steps."""
+    raw: bool = False
+    """Also evaluate the raw weights beside their average; doubles the time."""
     best_metric: str = "exact_accuracy"
     """The metric of the first set that the link best goes by; of a loss the lowest is best."""
     patience: Optional[int] = field(default=None, metadata={"min": 1})

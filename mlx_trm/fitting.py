@@ -9,9 +9,11 @@ import mlx.core as mx
 
 from mlx_trm.carry import Batch
 from mlx_trm.checkpoint import TrainingState, point_best, prune_checkpoints, save_checkpoint
+from mlx_trm.config import config_to_dict
 from mlx_trm.errors import CheckpointError
 from mlx_trm.evaluation import Metrics
 from mlx_trm.models import named_arrays
+from mlx_trm.reporting import make_reporters
 from mlx_trm.runs import METRICS, MetricsLog, StepReport, save_evaluation_files, save_interval
 from mlx_trm.stepping import NonFiniteError
 
@@ -101,6 +103,10 @@ class Fit:
             trainer.planned_steps,
             on_step,
         )
+        if trainer.processes.leads and config.train.report_to:
+            self.log.reporters = make_reporters(
+                config.train.report_to, folder, config_to_dict(config)
+            )
         if self.progress.log is not None:
             self.log.restore(self.progress.log)
         self.report = TrainReport(folder, trainer.resumed_from or folder)
@@ -125,6 +131,8 @@ class Fit:
                 self.evaluate()
         if self.saved_step != trainer.step:
             self.save()
+        for reporter in self.log.reporters:
+            reporter.close()
         report.interrupted = not at_end
         report.steps = trainer.step
         report.taken = trainer.step - self.first_step
@@ -198,13 +206,15 @@ class Fit:
         metrics = trainer.evaluator.run(
             "test", trainer.sample(), weights=weights, on_progress=self.on_eval_progress
         )
+        files = trainer.evaluator.files
+        if config.eval.raw and weights is not None:
+            raw = trainer.evaluator.run("test", trainer.sample(), on_progress=self.on_eval_progress)
+            metrics.update({f"{name}/raw": values for name, values in raw.items()})
         self.progress.evaluate_first = False
         self.progress.evaluated = trainer.step
         self.report.evaluations.append((trainer.step, metrics))
         if trainer.processes.leads:
-            save_evaluation_files(
-                self.folder / "evaluations" / f"step_{trainer.step}", trainer.evaluator.files
-            )
+            save_evaluation_files(self.folder / "evaluations" / f"step_{trainer.step}", files)
         for name, values in metrics.items():
             self.log.write({"kind": "eval", "step": trainer.step, "set": name, **values})
         self.log.resume_clock()

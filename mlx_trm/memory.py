@@ -1,7 +1,7 @@
 """How much memory a training step takes, before it is tried, and how much there is."""
 
 import os
-from typing import Any, Optional
+from typing import Any, Optional, Union
 
 import mlx.core as mx
 
@@ -10,6 +10,9 @@ from mlx_trm.layers import SwiGLU, on_gpu
 from mlx_trm.models import RecursiveModel, named_arrays
 
 GIB = 1 << 30
+
+# How many times more rows fit where activations are computed again for the gradient.
+RECOMPUTED = 3
 
 
 def device_memory() -> Optional[int]:
@@ -65,30 +68,53 @@ def estimate_train_bytes(model: RecursiveModel, batch_size: int) -> int:
     return 10 * weights + everything + batch_size * estimate_row_bytes(model)
 
 
-def check_fits(
-    model: RecursiveModel, batch_size: int, micro_batch_size: Optional[int] = None
-) -> None:
-    """Refuse a batch whose train step cannot fit the device's memory.
+def rows_that_fit(model: RecursiveModel) -> Optional[int]:
+    """Estimate how many rows can be computed at once; None where it cannot be told."""
+    limit, row = device_memory(), estimate_row_bytes(model)
+    if limit is None or row == 0:
+        return None
+    return max(1, int((limit * 0.8 - estimate_train_bytes(model, 0)) / row))
+
+
+def choose_micro_batch(
+    model: RecursiveModel, rows: int, setting: Optional[Union[int, str]], recompute: bool = False
+) -> int:
+    """Give the rows that are computed at once.
 
     Args:
         model: to be trained.
-        batch_size: B.
-        micro_batch_size: rows computed at once, where not all are.
+        rows: this process's share of a batch.
+        setting: ``train.micro_batch_size``; ``auto`` takes what the estimate says will fit, in
+            parts of about equal size.
+        recompute: whether activations are computed again; then about a third is kept.
 
     Raises:
-        ConfigError: naming the override that helps.
+        ConfigError: if that does not fit, naming the override that helps.
     """
-    limit = device_memory()
-    rows = min(batch_size, micro_batch_size or batch_size)
-    need, row = estimate_train_bytes(model, rows), estimate_row_bytes(model)
-    if limit is None or need <= limit or row == 0:
-        return
-    room = limit * 0.8 - estimate_train_bytes(model, 0)
-    fitting = max(1, int(room / row))
-    fitting = fitting - fitting % 8 if fitting > 8 else fitting
-    key = "micro_batch_size" if micro_batch_size else "batch_size"
+    fitting = rows_that_fit(model)
+    if fitting is not None and recompute:
+        fitting *= RECOMPUTED
+    if setting == "auto":
+        return rows if fitting is None else -(-rows // -(-rows // min(rows, fitting)))
+    chosen = min(rows, int(setting or rows))
+    if fitting is None or chosen <= fitting:
+        return chosen
+    limit = device_memory() or 0
+    need = estimate_train_bytes(model, chosen) / GIB
+    if need * GIB <= limit and not recompute:  # in the last fifth of the memory: let it try
+        return chosen
+    suggested = fitting - fitting % 8 if fitting > 8 else fitting
+    key = "micro_batch_size" if setting else "batch_size"
     raise ConfigError(
-        f"train.{key}: a batch of {rows} needs about {need / GIB:.0f} GiB and this device has "
-        f"{limit / GIB:.0f} GiB; use train.micro_batch_size={fitting} for the same training in "
-        f"less memory, or train.batch_size={fitting} or less"
+        f"train.{key}: a batch of {chosen} needs about {need:.0f} GiB and this device has "
+        f"{limit / GIB:.0f} GiB; use train.micro_batch_size=auto (or {suggested}) for the same "
+        f"training in less memory, or train.batch_size={suggested} or less"
     )
+
+
+def set_limits(memory_gb: Optional[float], cache_gb: Optional[float]) -> None:
+    """Set MLX's limits of memory and of its cache, in GiB, where they are given."""
+    if memory_gb is not None:
+        mx.set_memory_limit(int(memory_gb * GIB))
+    if cache_gb is not None:
+        mx.set_cache_limit(int(cache_gb * GIB))

@@ -14,6 +14,7 @@ from mlx_trm.checkpoint import CONFIG, list_checkpoints
 from mlx_trm.config import ExperimentConfig, save_config, write_text
 from mlx_trm.errors import CheckpointError, ConfigError
 from mlx_trm.losses import Metrics, metric_values
+from mlx_trm.reporting import Reporter
 
 METRICS = "metrics.jsonl"
 
@@ -45,6 +46,7 @@ class MetricsLog:
 
     Attributes:
         path: the file; one JSON object a line, ``kind`` is ``train`` or ``eval``.
+        reporters: services that get every line too.
     """
 
     def __init__(
@@ -73,6 +75,7 @@ class MetricsLog:
         self._steps = 0
         self._lr = 0.0
         self._step = 0
+        self.reporters: List[Reporter] = []
         self._seconds = 0.0
         self._resumed = time.monotonic()
 
@@ -128,11 +131,13 @@ class MetricsLog:
             self._on_step(report)
 
     def write(self, line: Mapping[str, Any]) -> None:
-        """Append one line.
+        """Append one line, and give it to the reporters.
 
         Raises:
             CheckpointError: if the file cannot be written.
         """
+        for reporter in self.reporters:
+            reporter.report(line)
         if self.path is None:
             return
         try:

@@ -66,6 +66,7 @@ class Stepper:
     Attributes:
         config: the resolved configuration.
         model, optimizer, average: what is trained, with what; ``average`` is None without EMA.
+        micro_batch_size: rows computed at once.
         processes: that train together; each takes its share of every batch.
         step: supervision steps done.
         total_steps: of the whole recipe; the schedule runs over them.
@@ -78,6 +79,7 @@ class Stepper:
         model: RecursiveModel,
         total_steps: int,
         processes: Optional[Processes] = None,
+        micro_batch_size: Optional[int] = None,
     ) -> None:
         """Start with fresh moments and the average at the model's weights.
 
@@ -86,8 +88,11 @@ class Stepper:
             model: is trained in place.
             total_steps: of the whole recipe.
             processes: that train together; default this one alone.
+            micro_batch_size: rows computed at once; default this process's share of the batch.
         """
         self.processes = processes or Processes()
+        share = config.train.batch_size // self.processes.size
+        self.micro_batch_size = min(share, micro_batch_size or share)
         train = config.train
         self.config = config
         self.model = model
@@ -281,7 +286,7 @@ class Stepper:
         if carry:
             rows = self.config.train.batch_size
             share = self.processes.share(rows)
-            size = self.config.train.micro_batch_size or rows
+            size = self.micro_batch_size
             latents = len(self.model.initial_names)
             wanted = {"steps", "halted", *Batch._fields, *(f"latents.{i}" for i in range(latents))}
             shape = (rows, self.model.positions + self.model.spec.seq_len)
@@ -347,7 +352,7 @@ class Stepper:
     def _parts(self, batch: Batch, number: int) -> List[Part]:
         """Cut what enters a step into micro-batches."""
         count = batch.inputs.shape[0]
-        size = self.config.train.micro_batch_size or count
+        size = self.micro_batch_size
         bounds = [(at, min(at + size, count)) for at in range(0, count, size)]
         pieces = [Batch(*(part[a:b] for part in batch)) for a, b in bounds]
         if len(bounds) == 1:

@@ -20,7 +20,7 @@ from mlx_trm.config import ExperimentConfig, config_to_dict, validate_config
 from mlx_trm.errors import CheckpointError, ConfigError
 from mlx_trm.evaluation import Evaluator, check_dimensions
 from mlx_trm.fitting import Fit, RunProgress, TrainReport
-from mlx_trm.memory import check_fits
+from mlx_trm.memory import choose_micro_batch, set_limits
 from mlx_trm.models import build_model
 from mlx_trm.parallel import Processes
 from mlx_trm.resuming import prepare_resumed_run, resumable_checkpoint, resumed_config
@@ -63,10 +63,17 @@ class Trainer(Stepper):
         model = build_model(config.model, self.train_set.spec, seed=config.seed)
         check_dimensions(model, self.test_set)
         train, data = config.train, self.train_set
-        check_fits(model, train.batch_size // processes.size, train.micro_batch_size)
+        set_limits(train.memory_limit_gb, train.cache_limit_gb)
+        model.recompute(train.checkpoint_activations)
+        rows = choose_micro_batch(
+            model,
+            train.batch_size // processes.size,
+            train.micro_batch_size,
+            train.checkpoint_activations,
+        )
         # In the reference's order of operations, which decides how it rounds.
         total = int(train.epochs * data.total_groups * data.mean_puzzle_examples / train.batch_size)
-        super().__init__(config, model, total, processes)
+        super().__init__(config, model, total, processes, rows)
         self.epochs_per_iter = config.eval.interval or train.epochs
         examples = data.total_groups * data.mean_puzzle_examples
         per_iteration = int(self.epochs_per_iter * examples) // train.batch_size

@@ -7,7 +7,13 @@ from mlx_trm.carry import random_batch
 from mlx_trm.config import TaskSpec
 from mlx_trm.errors import ConfigError
 from mlx_trm.losses import act_loss
-from mlx_trm.memory import check_fits, device_memory, estimate_row_bytes, estimate_train_bytes
+from mlx_trm.memory import (
+    choose_micro_batch,
+    device_memory,
+    estimate_row_bytes,
+    estimate_train_bytes,
+    rows_that_fit,
+)
 from mlx_trm.models import TRM, TRMConfig
 
 
@@ -47,12 +53,28 @@ def test_the_paper_s_batch_does_not_fit_a_small_machine(monkeypatch):
     assert 80 < estimate_train_bytes(model, 768) / 2**30 < 140
     monkeypatch.setattr("mlx_trm.memory.device_memory", lambda: 16 << 30)
     with pytest.raises(ConfigError) as caught:
-        check_fits(model, 768)
+        choose_micro_batch(model, 768, None)
     message = str(caught.value)
     assert "768 needs about" in message and "16 GiB" in message
     rows = int(message.split("train.batch_size=")[1].split()[0])
     assert rows % 8 == 0 and 48 < rows < 120
-    check_fits(model, rows)
+    assert choose_micro_batch(model, rows, None) == rows
+    assert choose_micro_batch(model, 768, rows) == rows
+    with pytest.raises(ConfigError, match="train.micro_batch_size: a batch of 400 needs about"):
+        choose_micro_batch(model, 768, 400)
+
+
+def test_auto_takes_equal_parts_that_fit(monkeypatch):
+    spec = TaskSpec(vocab_size=11, seq_len=81)
+    model = TRM(TRMConfig(mlp_t=True, pos_encodings="none", forward_dtype="float32"), spec)
+    monkeypatch.setattr("mlx_trm.memory.device_memory", lambda: 16 << 30)
+    fits, chosen = rows_that_fit(model), choose_micro_batch(model, 768, "auto")
+    parts = -(-768 // chosen)
+    assert chosen <= fits < 128 and parts == -(-768 // fits) and chosen * parts - 768 < parts
+    assert choose_micro_batch(model, 40, "auto") == 40
+    assert choose_micro_batch(model, 768, "auto", recompute=True) > 2 * chosen
+    monkeypatch.setattr("mlx_trm.memory.device_memory", lambda: None)
+    assert choose_micro_batch(model, 768, "auto") == 768 == choose_micro_batch(model, 768, None)
 
 
 def test_device_memory_is_that_of_this_machine():

@@ -82,3 +82,30 @@ def test_what_is_not_finite_changes_nothing(changes):
     trainer.skip_step()
     assert trainer.step == 2 and all(carry.halted.all().item() for carry in trainer.carries)
     assert np.isfinite(trainer.train_step(good[2])["lm_loss"].item())
+
+
+@pytest.mark.parametrize("mixer", [True, False])
+@pytest.mark.parametrize("compiled", ["never", "always"])
+def test_computing_activations_again_changes_nothing_but_memory(mixer, compiled):
+    """The same numbers; what is kept for the gradient is less."""
+
+    def made(recompute: bool) -> Trainer:
+        config = experiment(
+            train__compile=compiled, train__checkpoint_activations=recompute, train__batch_size=6
+        )
+        config.model.mlp_t = mixer
+        config.model.hidden_size, config.model.L_cycles = 64, 4
+        return Trainer(config)
+
+    kept, again = made(False), made(True)
+    peaks = []
+    for trainer in (kept, again):
+        trainer.train_step(batches(trainer, 1)[0])
+        mx.reset_peak_memory()
+        before = mx.get_active_memory()
+        trainer.train_step(batches(trainer, 2)[1])
+        peaks.append(mx.get_peak_memory() - before)
+    for name, value in flat(kept).items():
+        np.testing.assert_allclose(flat(again)[name], value, atol=1e-6, err_msg=name)
+    if compiled == "never":
+        assert peaks[1] < peaks[0]

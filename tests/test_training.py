@@ -259,7 +259,7 @@ def test_a_batch_that_no_epoch_fills_is_refused():
 
 def test_a_batch_that_cannot_fit_names_the_override(monkeypatch):
     monkeypatch.setattr(memory, "device_memory", lambda: 5_000_000)
-    with pytest.raises(ConfigError, match=r"train.batch_size: .* use train.micro_batch_size=\d+"):
+    with pytest.raises(ConfigError, match=r"train.batch_size: .* use train.micro_batch_size=auto"):
         Trainer(experiment(train__batch_size=6000, train__epochs=3000))
     Trainer(experiment())
 

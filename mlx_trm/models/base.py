@@ -90,6 +90,12 @@ class RecursiveModel(nn.Module):
         """Blocks that a train step differentiates, for the memory estimate; 0: not known."""
         return 0
 
+    def recompute(self, on: bool) -> None:
+        """Choose whether blocks are computed again for the gradient instead of being kept."""
+        for module in self.modules():
+            if hasattr(module, "recomputed"):
+                module.recomputed = on
+
     # The parts of a step, in order -------------------------------------------------------------
 
     def initial_carry(self, batch: Batch) -> Carry:

@@ -15,6 +15,7 @@ from typing import List, Optional, TypeVar
 
 import mlx.core as mx
 from mlx import nn
+from mlx.nn.utils import checkpoint
 
 from mlx_trm.carry import Outputs
 from mlx_trm.config import ModelConfig, TaskSpec
@@ -131,6 +132,7 @@ class ReasoningModule(nn.Module):
         """Keep the blocks under the reference's name."""
         super().__init__()
         self.layers = blocks
+        self.recomputed = False
 
     def __call__(
         self, state: mx.array, injection: Optional[mx.array], cos_sin: Optional[CosSin]
@@ -139,7 +141,14 @@ class ReasoningModule(nn.Module):
         if injection is not None:
             state = state + injection
         for layer in self.layers:
-            state = layer(state, cos_sin)
+            if self.recomputed:  # keep what enters a block only, for the gradient
+
+                def run(x: mx.array, layer: Block = layer) -> mx.array:
+                    return layer(x, cos_sin)
+
+                state = checkpoint(layer, run)(state)
+            else:
+                state = layer(state, cos_sin)
         return state
 
 
