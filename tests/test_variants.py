@@ -13,6 +13,7 @@ from marks import experiment as marks_experiment
 from marks import flat
 from mlx.utils import tree_flatten
 from plain import SMALL, SPEC, VARIANTS, begun, small
+from scripted import scripted_model
 
 import mlx_trm as trm
 from mlx_trm.carry import Batch, random_batch
@@ -163,6 +164,34 @@ def test_a_compiled_train_step_equals_a_plain_one(name):
         np.testing.assert_allclose(theirs[key], value, atol=7e-4, err_msg=key)
 
 
+@pytest.mark.parametrize("name", VARIANTS)
+def test_it_goes_on_after_a_stop_to_the_bit(name):
+    def run(folder: str) -> trm.Trainer:
+        config = marks_experiment(model=tiny(name), run_dir=folder, train__max_steps=12)
+        return trm.Trainer(config)
+
+    whole, parts = run("whole"), run("parts")
+    whole.fit()
+    assert parts.fit(on_tick=lambda step: parts.stop() if step == 5 else None).steps == 5
+    resumed = trm.Trainer.resume("parts")
+    assert [len(carry.latents) for carry in resumed.carries] == [LATENTS[name]]
+    assert resumed.fit().steps == 12
+    ours, theirs = flat(resumed), flat(whole)
+    assert all(np.array_equal(ours[key], value) for key, value in theirs.items())
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_micro_batches_train_alike(name):
+    config = {"model": tiny(name), "train__lr": 1e-4, "train__lr_warmup_steps": 0}
+    whole = trm.Trainer(marks_experiment(**config))
+    parts = trm.Trainer(marks_experiment(train__micro_batch_size=4, **config))
+    for batch in batches(whole, 2):
+        one, two = whole.train_step(batch), parts.train_step(batch)
+        assert set(one) == set(two)
+        for key, value in one.items():
+            assert two[key].item() == pytest.approx(value.item(), rel=1e-3, abs=1e-4), key
+
+
 @pytest.mark.parametrize("name", [*VARIANTS, "trm"])
 def test_it_trains_and_its_checkpoint_evaluates_and_solves(name, tmp_path):
     config = config_from_dict(
@@ -232,6 +261,10 @@ def test_the_memory_estimate_is_within_a_factor_of_two_of_the_peak(name, length,
     mx.eval(mx.grad(loss_fn, (0, 1))(model.trained_weights(), vectors))
     peak = mx.get_peak_memory() - start
     assert 0.5 < rows * estimate_row_bytes(model) / peak < 2.0
+
+
+def test_the_memory_of_a_model_whose_blocks_are_not_known_is_not_estimated():
+    assert estimate_row_bytes(scripted_model()) == 0
 
 
 @pytest.mark.parametrize("name", VARIANTS)
