@@ -170,3 +170,14 @@ def act_loss(
         )
         q_loss = q_loss + metrics["q_continue_loss"]
     return lm_loss + 0.5 * q_loss, metrics
+
+
+def loss_scale(dtype: mx.Dtype, batch_size: int) -> float:
+    """Give what the loss is multiplied by so that gradients of activations do not vanish.
+
+    Divided by a batch of 768 and 81 cells they are about 1e-5, where float16 has few digits left
+    and then none: of a small model 1.1 % of the row gradients became 0, and the others were 10 %
+    off. With this scale they are 1.6 % off, less than in bfloat16, which needs none. It is a power
+    of two, so that weights' gradients, which are float32, are scaled back exactly.
+    """
+    return float(2 ** (batch_size.bit_length() - 1)) if dtype == mx.float16 else 1.0

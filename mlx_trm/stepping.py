@@ -1,9 +1,8 @@
 """One supervision step of training: refill, recursion, loss, gradients, every update.
 
-Two pure functions do it: one differentiates the rows it is given, the other applies what was summed
-over all rows. A whole batch goes through both in one compiled function; micro-batches go through
-the first one by one. The touched puzzle rows go in and come out; the table itself stays outside,
-where a scatter updates it in place.
+One pure function differentiates the rows it is given, another applies what was summed over all
+rows. A whole batch goes through both in one compiled function, micro-batches through the first one
+by one. Touched puzzle rows go in and come out; a scatter updates the table outside, in place.
 
 Reference: ``train_batch`` in pretrain.py.
 """
@@ -18,7 +17,7 @@ from mlx_trm.carry import Batch, Carry, exploration_minimum
 from mlx_trm.config import ExperimentConfig
 from mlx_trm.errors import CheckpointError, TRMError
 from mlx_trm.evaluation import should_compile
-from mlx_trm.losses import Metrics, act_loss
+from mlx_trm.losses import Metrics, act_loss, loss_scale
 from mlx_trm.models import RecursiveModel, named_arrays
 from mlx_trm.optim import EMA, AdamATan2, scheduled_lr, sign_sgd_rows
 from mlx_trm.parallel import Processes
@@ -107,6 +106,7 @@ class Stepper:
     def _compile(self) -> Tuple[Callable, Callable, Callable]:
         """Make the functions of a step; this is the only place where they are compiled."""
         model, optimizer, config = self.model, self.optimizer, self.config.train
+        scale = loss_scale(model.dtype, config.batch_size)
 
         def loss_fn(weights: Tree, rows: Any, packed: Tuple, min_steps: mx.array) -> Tuple:
             with model.using(weights):
@@ -114,7 +114,7 @@ class Stepper:
             loss, metrics = act_loss(
                 outputs, carry.current.labels, carry.halted, carry.steps, config.loss
             )
-            return loss / config.batch_size, carry.pack(), metrics
+            return loss * (scale / config.batch_size), carry.pack(), metrics
 
         def differentiate(
             weights: Tree, initial: Tree, packed: Tuple, batch: Tuple, rows: Any, min_steps: Any
@@ -124,6 +124,8 @@ class Stepper:
                 carry = model.begin(Carry.unpack(packed), Batch(*batch))
             function: Any = mx.value_and_grad(loss_fn, 0 if rows is None else (0, 1))
             (_, packed, metrics), found = function(weights, rows, carry.pack(), min_steps)
+            if scale != 1.0:
+                found = tree_map(lambda gradient: gradient * (1.0 / scale), found)
             gradients, row_gradients = (found, None) if rows is None else found
             return gradients, row_gradients, packed, metrics
 
