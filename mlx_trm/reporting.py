@@ -184,6 +184,7 @@ class TensorBoard(Reporter):
         self._write(summary=parameters)
 
     def report(self, line: Mapping[str, Any]) -> None:
+        """Write a line's numbers and flush them."""
         step = int(line["step"])
         values = [
             self._summary.Value(tag=tag, simple_value=value) for tag, value in scalars(line).items()
@@ -196,6 +197,7 @@ class TensorBoard(Reporter):
         self._write(step=step, summary=self._summary(value=values))
 
     def close(self) -> None:
+        """Close the file."""
         self._records.close()
 
     def _write(self, **content: Any) -> None:
@@ -253,9 +255,11 @@ class WandB(Reporter):
         self._run.define_metric("*", step_metric="step")
 
     def report(self, line: Mapping[str, Any]) -> None:
+        """Hand a line's numbers to the package, which sends them by itself."""
         self._run.log({"step": int(line["step"]), **scalars(line)})
 
     def close(self) -> None:
+        """Wait until everything is sent, or for a minute."""
         self._run.finish()
 
 

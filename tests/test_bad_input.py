@@ -568,6 +568,25 @@ CASES: Dict[str, Case] = {
     "fetch/timeout": Case("data fetch arc1 --timeout 0", "'0' is not a number of seconds above 0"),
     "fetch/setting": Case("data fetch arc1 task.size=4", "unexpected 'task.size=4'"),
     "fetch/option": Case("data fetch arc1 --forse", "did you mean '--force'"),
+    # Plotting -----------------------------------------------------------------------------------
+    "plot/missing": Case("plot nope --table", "nope: no such run; name a run folder, or a metrics"),
+    "plot/second-missing": Case("plot run nope --table", "nope: no such run"),
+    "plot/no-log": Case("plot sub --table", "sub: holds no metrics.jsonl", {"sub": None}),
+    "plot/checkpoint": Case("plot run/step_1 --table", "no metrics.jsonl; did you mean run?"),
+    "plot/empty": Case("plot a --table", "a: holds no metrics; a run writes them", {"a": ""}),
+    "plot/not-json": Case(
+        "plot a --table", "a:2: is not JSON; mend the line", {"a": '{"kind": "x"}\n{,}\n'}
+    ),
+    "plot/binary": Case("plot a --table", "a:1: is not UTF-8", {"a": b"\xff\xfe\n" * 9}),
+    "plot/other-json": Case("plot built/train/dataset.json --table", "dataset.json:1: "),
+    "plot/no-step": Case("plot a --table", "a:1: has no step", {"a": '{"kind": "eval"}\n'}),
+    "plot/metric": Case("plot run --table --metrics lm_los", "did you mean 'lm_loss'|logged: "),
+    "plot/metric-misplaced": Case("plot --metrics lr run", "are required: RUN"),
+    "plot/suffix": Case("plot run --output a.jpg", "a.jpg: its name must end in .png or .pdf"),
+    "plot/output": Case("plot run --output no/a.png", "no/a.png: cannot be written"),
+    "plot/output-folder": Case("plot run --output sub", "it is a folder", {"sub": None}),
+    "plot/smooth": Case("plot run --smooth 0", "--smooth: '0' is not a whole number of at least 1"),
+    "plot/no-run": Case("plot", "are required: RUN"),
     "generate/maze-option": Case("data generate --style loops", "--style: goes with --task maze"),
     "generate/maze-min-path": Case(
         "data generate --task maze --size 5 --min-path 50", "min_path: a 5x5 maze has no shortest"

@@ -13,6 +13,7 @@ COMMANDS: Dict[str, str] = {
     "train": "train a model from a configuration",
     "evaluate": "score a trained model on its task's puzzles",
     "solve": "let a trained model solve one puzzle, step by step",
+    "plot": "draw what runs have logged, or print it as a table",
     "data": "list, build and show datasets",
     "parity": "compare this machine with recorded outputs of the PyTorch original",
     "diagnose": "report the system, MLX and its devices",

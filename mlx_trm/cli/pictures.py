@@ -1,7 +1,8 @@
-"""Pictures of grid puzzles as PNG files, drawn by matplotlib (extra ``plot``)."""
+"""Pictures of grid puzzles, drawn by matplotlib (extra ``plot``); how its figures are written."""
 
 import argparse
 import os
+import warnings
 from pathlib import Path
 from typing import Any, NamedTuple, Sequence
 
@@ -41,10 +42,22 @@ def check_png() -> None:
     Raises:
         ConfigError: saying what to install.
     """
+    check_matplotlib("--png")
+
+
+def check_matplotlib(who: str) -> None:
+    """Refuse where matplotlib is missing.
+
+    Args:
+        who: needs it.
+
+    Raises:
+        ConfigError: saying what to install.
+    """
     try:
         import matplotlib  # noqa: F401  pylint: disable=unused-import
     except ImportError as error:
-        raise ConfigError('--png: needs matplotlib; pip install "mlx_trm[plot]"') from error
+        raise ConfigError(f'{who}: needs matplotlib; pip install "mlx_trm[plot]"') from error
 
 
 def save_png(path: Path, rows: Sequence[Sequence[Panel]]) -> None:
@@ -73,12 +86,34 @@ def save_png(path: Path, rows: Sequence[Sequence[Panel]]) -> None:
                 _draw(axis, row[place])
             else:
                 axis.set_axis_off()
+    write_figure(figure, path, "--png")
+
+
+def write_figure(figure: Any, path: Path, option: str) -> None:
+    """Write a figure whole or not at all.
+
+    Args:
+        figure: of matplotlib.
+        path: of the file; replaced if it is there. Its suffix says the format: .pdf, else PNG.
+        option: that named the file, for the error.
+
+    Raises:
+        ConfigError: if it cannot be written.
+    """
+    pdf = path.suffix.lower() == ".pdf"
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        figure.savefig(temporary, format="png", dpi=120)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of characters that the font lacks
+            figure.savefig(
+                temporary,
+                format="pdf" if pdf else "png",
+                dpi=120,
+                metadata={"CreationDate": None} if pdf else None,  # the same bytes tomorrow
+            )
         os.replace(temporary, path)
     except OSError as error:
-        raise ConfigError(f"--png {path}: cannot be written ({error.strerror})") from error
+        raise ConfigError(f"{option} {path}: cannot be written ({error.strerror})") from error
     finally:
         if temporary.exists():
             temporary.unlink()
