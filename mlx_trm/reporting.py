@@ -14,10 +14,8 @@ import logging
 import math
 import os
 import re
-import socket
 import sys
 import time
-import uuid
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
@@ -190,9 +188,10 @@ class TensorBoard(Reporter):
             self._summary.Value(tag=tag, simple_value=value) for tag, value in scalars(line).items()
         ]
         if not self._begun:
-            # What earlier files say of this step and later ones is about to be written again.
-            log = self._proto.SessionLog
-            self._write(step=step, session_log=log(status=log.START))
+            # What earlier files say of later steps is about to be written again; an evaluation that
+            # comes first belongs to a step whose training has been reported.
+            log, purged = self._proto.SessionLog, step + (line.get("kind") == "eval")
+            self._write(step=purged, session_log=log(status=log.START))
             self._begun = True
         self._write(step=step, summary=self._summary(value=values))
 
@@ -208,7 +207,7 @@ class TensorBoard(Reporter):
 
 def _new_event_file(folder: Path) -> io.BufferedWriter:
     """Open an event file whose name sorts behind those that are there."""
-    name = f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}"
+    name = f"events.out.tfevents.{int(time.time()):010d}.{os.uname().nodename}.{os.getpid()}"
     number = 0
     while True:
         try:
@@ -311,7 +310,7 @@ def _identity(path: Path) -> str:
     """Read the run's identity, or make one up and keep it."""
     if not path.exists():
         # Of the world, not of the seed: two runs with one seed are two runs.
-        write_text(path, uuid.uuid4().hex[:16] + "\n")
+        write_text(path, os.urandom(8).hex() + "\n")
     text = path.read_text(encoding="utf-8", errors="replace").strip()
     if not re.fullmatch(r"[\w-]{1,64}", text, flags=re.ASCII):
         raise ConfigError(f"{path}: holds no identity of a run; remove it to start a new one")

@@ -231,6 +231,19 @@ def test_tensorboard_of_a_resumed_run(tmp_path: Path) -> None:
     assert points(read_events(tmp_path), "train/lm_loss") == expected
 
 
+def test_tensorboard_of_a_run_resumed_before_its_evaluation(tmp_path: Path) -> None:
+    """The training of that step has been reported, and stays."""
+    pytest.importorskip("tensorboard")
+    for lines in ([TRAIN, {**TRAIN, "step": 20}], [EVAL, {**TRAIN, "step": 30}]):
+        (reporter,) = make_reporters(["tensorboard"], tmp_path, CONFIG)
+        for line in lines:
+            reporter.report(line)
+        reporter.close()
+    seen = read_events(tmp_path)
+    assert points(seen, "train/lm_loss") == [(10, 2.0), (20, 2.0), (30, 2.0)]
+    assert points(seen, "eval/all/exact_accuracy") == [(20, 0.25)]
+
+
 def test_tensorboard_folder_in_the_way(tmp_path: Path) -> None:
     """A file of that name is an error before training."""
     pytest.importorskip("tensorboard")
