@@ -99,7 +99,8 @@ class Solver:
         Args:
             puzzle: as ``task.parse`` reads it. That it has a solution is not checked.
             steps: supervision steps; default ``eval.steps``, else the model's halt_max_steps.
-            stop_when_halted: end after the first step whose q_halt is more than 0.
+            stop_when_halted: end after the first step after which training would halt the row:
+                q_halt is more than 0, for some models more than q_continue.
             identifier: row of the puzzle table; default what the task knows of the puzzle.
 
         Returns:
@@ -134,8 +135,8 @@ class Solver:
             puzzles: as ``task.parse`` reads them; all are read before the first is solved.
             steps: as for :meth:`steps`.
             batch_size: B, puzzles computed at a time.
-            stop_when_halted: give each puzzle's first step whose q_halt is more than 0, where
-                there is one, and go on only while a puzzle needs it.
+            stop_when_halted: give each puzzle's first step that would halt it, where there is one,
+                and go on only while a puzzle needs it.
 
         Returns:
             The last step of each puzzle, in the order given.
@@ -163,10 +164,10 @@ class Solver:
         self, problems: "_Problems", steps: int, stop_when_halted: bool
     ) -> Iterator[SolverStep]:
         before = problems.inputs
-        for number, (answers, q_halt) in enumerate(self._advance(problems, steps), start=1):
+        for number, (answers, q_halt, halts) in enumerate(self._advance(problems, steps), start=1):
             yield self._describe(problems, 0, before[0], answers[0], q_halt[0], number)
             before = answers
-            if stop_when_halted and q_halt[0] > 0:
+            if stop_when_halted and halts[0]:
                 return
 
     def _run_batch(
@@ -174,9 +175,9 @@ class Solver:
     ) -> List[SolverStep]:
         found: List[Optional[SolverStep]] = [None] * size
         before = problems.inputs
-        for number, (answers, q_halt) in enumerate(self._advance(problems, steps), start=1):
+        for number, (answers, q_halt, halts) in enumerate(self._advance(problems, steps), start=1):
             for i in range(size):
-                ends = number == steps or (stop_when_halted and q_halt[i] > 0)
+                ends = number == steps or (stop_when_halted and halts[i])
                 if found[i] is None and ends:
                     found[i] = self._describe(problems, i, before[i], answers[i], q_halt[i], number)
             if all(step is not None for step in found):
@@ -186,8 +187,8 @@ class Solver:
 
     def _advance(
         self, problems: "_Problems", steps: int
-    ) -> Iterator[Tuple[np.ndarray, np.ndarray]]:
-        """Yield the answers, (n, S) uint8, and q_halt, (n,) float32, after each step."""
+    ) -> Iterator[Tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """Yield answers, (n, S) uint8, q_halt, (n,) float32, and (n,) if it halts, step by step."""
         model = self.model
         tokens = mx.array(problems.inputs.astype(np.int32))
         identifiers = mx.array(problems.identifiers)
@@ -204,7 +205,9 @@ class Solver:
                 mx.eval(carry.pack(), answers, outputs.q_halt)
             finally:
                 model.train(was_training)
-            yield np.array(answers).astype(np.uint8), np.array(outputs.q_halt)
+            threshold = outputs.q_continue if model.compares_continue else mx.zeros(())
+            halts = np.array(outputs.q_halt > threshold)
+            yield np.array(answers).astype(np.uint8), np.array(outputs.q_halt), halts
 
     def _describe(
         self,

@@ -804,7 +804,8 @@ def test_training_stops_cleanly(work: Path, made: Path) -> None:
     checkpoint = load_checkpoint(work / "stopped")
     assert checkpoint.step >= 10
     steps = [json.loads(line) for line in (work / "stopped" / "metrics.jsonl").open()]
-    assert steps[-1]["step"] == checkpoint.step
+    # The last line may have less than an interval to go; its sums are in the checkpoint.
+    assert 0 <= checkpoint.step - steps[-1]["step"] < 10
 
 
 @pytest.mark.parametrize("command", ["build", "evaluate"])

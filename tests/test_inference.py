@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from scripted import FIRST, FIRST_SOLVED, SECOND, experiment, scripted_model
 
+import mlx_trm as trm
 from mlx_trm.carry import Batch
 from mlx_trm.checkpoint import save_checkpoint
 from mlx_trm.config import EvalConfig
@@ -234,3 +235,19 @@ def test_a_task_without_rules_is_solved_unchecked(scripted: Solver) -> None:
     found = solver.solve(FIRST)
     assert expected.correct is True and found.correct is None
     assert (found.answer, found.halt_probability) == (expected.answer, expected.halt_probability)
+
+
+def test_a_model_with_two_q_values_halts_where_halting_is_worth_more() -> None:
+    """HRM's rule: q_halt above q_continue, not above 0."""
+    config = trm.load_config("sudoku_tiny.yaml")
+    model_config = trm.HRMConfig(
+        hidden_size=16, num_heads=2, expansion=2, swiglu_multiple=16, H_layers=1, L_layers=1,
+        H_cycles=1, L_cycles=1, halt_max_steps=4, pos_encodings="rope",
+    )  # fmt: skip
+    spec = trm.TaskSpec(vocab_size=6, seq_len=16)
+    for bias, taken in (([-1.0, -2.0], 1), ([1.0, 2.0], 4)):
+        model = trm.build_model(model_config, spec)
+        model.q_head.bias = mx.array(bias)
+        config.model = model_config
+        solver = trm.Solver(model, config)
+        assert solver.solve("1... ..2. .3.. ...4", stop_when_halted=True).step == taken
