@@ -31,7 +31,7 @@ class DataEntry(NamedTuple):
 
 def bundled_samples() -> List[DataEntry]:
     """List the puzzles that come with the package."""
-    return [
+    found = [
         DataEntry(
             path.stem,
             path.stem.replace("_", " ") + " puzzles",
@@ -39,8 +39,20 @@ def bundled_samples() -> List[DataEntry]:
             path.stat().st_size,
             path,
         )
-        for path in sorted(SAMPLES.glob("*.csv"))
+        for path in SAMPLES.glob("*.csv")
     ]
+    for path in SAMPLES.glob("*_challenges.json"):
+        solutions = path.with_name(path.name.replace("_challenges", "_solutions"))
+        found.append(
+            DataEntry(
+                path.stem[: -len("_challenges")],
+                "small ARC-format tasks",
+                len(json.loads(path.read_text(encoding="utf-8"))),
+                path.stat().st_size + solutions.stat().st_size,
+                path,
+            )
+        )
+    return sorted(found)
 
 
 def fetched_sets() -> List[DataEntry]:
