@@ -4,6 +4,7 @@ import json
 import math
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence
 
@@ -279,6 +280,20 @@ def test_panels(tmp_path: Path) -> None:
     }
 
 
+def test_a_count_is_no_rate(tmp_path: Path) -> None:
+    """One puzzle is not 100 %."""
+    log = read(write(tmp_path / "a", [evaluation(10, count=1.0)]))
+    assert list(drawn([log], ["count"])) == ["other/count"]
+
+
+def test_training_is_smoothed_and_evaluations_are_not(tmp_path: Path) -> None:
+    """Each evaluation stands for itself."""
+    lines = [train(10, lm_loss=1.0), evaluation(10, lm_loss=1.0)]
+    lines += [train(20, lm_loss=2.0), evaluation(20, lm_loss=2.0)]
+    first, second = plan([read(write(tmp_path / "a", lines))], ["lm_loss"], 2)["loss"]
+    assert (first.values.tolist(), second.values.tolist()) == ([1, 1.5], [1, 2])
+
+
 def test_panels_of_several_runs(tmp_path: Path) -> None:
     """All in the same panels; a run without a metric is not in its panel."""
     first = read(write(tmp_path / "a", [train(10)]))
@@ -446,7 +461,7 @@ def test_pictures_are_written(
     assert png_size(Path("a/metrics.png"))[0] > png_size(Path("metrics.png"))[0] > 1000
     assert Path("b/metrics.png").is_file()
     first = Path("c.PDF").read_bytes()
-    assert first.startswith(b"%PDF")
+    assert first.startswith(b"%PDF") and b"CreationDate" not in first
     assert main(["plot", "a", "--output", "c.PDF", "--smooth", "2"]) == 0
     assert Path("c.PDF").read_bytes() == first
     found = sorted(path.name for path in tmp_path.rglob("*") if path.is_file())
@@ -457,7 +472,9 @@ def test_strange_names_make_no_noise(tmp_path: Path, capsys: pytest.CaptureFixtu
     """Mathematics, and characters that the font lacks."""
     pytest.importorskip("matplotlib")
     run = write(tmp_path / "_$x^{$ \u6570\u72ec", [train(10, **{"$y_$": 0.5})])
-    assert main(["plot", str(run), "-q", "--metrics", "lr", "$y_$"]) == 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert main(["plot", str(run), "-q", "--metrics", "lr", "$y_$"]) == 0
     assert capsys.readouterr() == ("", "")
     assert png_size(run / "metrics.png")
 
