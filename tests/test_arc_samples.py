@@ -8,10 +8,12 @@ from typing import Any, Dict, List, Tuple
 import numpy as np
 import pytest
 
+from mlx_trm.config import load_config
 from mlx_trm.errors import DataError
 from mlx_trm.tasks import arc_samples
 from mlx_trm.tasks.arc import SAMPLES
 from mlx_trm.tasks.arc_samples import KINDS, draw_colors, make_tasks, pair_key, write_samples
+from mlx_trm.tasks.base import build_task
 from mlx_trm.tasks.transforms import dihedral_transform
 
 BUNDLED = sorted(SAMPLES.glob("arc_tiny_*.json"))
@@ -166,3 +168,13 @@ def test_too_few_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(arc_samples, "KINDS", (same,))
     with pytest.raises(DataError, match="^same: too few different pairs; try another seed$"):
         make_tasks()
+
+
+def test_the_preset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """arc_tiny.yaml learns these tasks: 36 groups, 12 of them with tests, 8 puzzles each."""
+    monkeypatch.setenv("MLX_TRM_CACHE", str(tmp_path))
+    config = load_config("arc_tiny.yaml")
+    task = build_task(config.task, config.task_seed)
+    train, test = task.dataset("train"), task.dataset("test")
+    assert len(train) == 8 * (24 * 6 + 12 * 4) and len(test) == 8 * 12 * 2
+    assert train.spec.num_puzzle_identifiers == 8 * 36 + 1 and train.spec.seq_len == 25
