@@ -5,6 +5,7 @@ set, Hypothesis draws the same examples every time; elsewhere it looks for new o
 """
 
 import os
+from typing import Iterator
 
 import mlx_trm  # isort: skip  # before MLX, so that it can load a fast BLAS on Linux
 import mlx.core as mx
@@ -33,3 +34,11 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_report_header() -> str:
     """Say it in the first lines of the output."""
     return f"mlx_trm {mlx_trm.__version__}, mlx {mx.__version__}, {mx.default_device()}"
+
+
+@pytest.fixture(autouse=True, scope="session")
+def nothing_into_the_users_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Data sets that tests build go into a temporary folder."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLX_TRM_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
