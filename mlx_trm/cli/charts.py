@@ -295,7 +295,7 @@ def color(place: int, count: int) -> Any:
 
 
 def _plain(text: str) -> str:
-    """Keep matplotlib from reading ``$`` as mathematics and ``_`` in front as a secret; be brief."""
+    """Keep matplotlib from reading ``$`` as mathematics and a first ``_`` as a secret; be brief."""
     text = text if len(text) <= LONGEST_NAME else "..." + text[3 - LONGEST_NAME :]
     text = text.replace("$", r"\$")
     return f" {text}" if text.startswith("_") else text
