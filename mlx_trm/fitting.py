@@ -117,7 +117,14 @@ class Fit:
         self.every_steps, self.every_seconds = save_interval(config.checkpoint.every)
 
     def go(self) -> TrainReport:
-        """Train."""
+        """Train, and close the reporters whatever happens."""
+        try:
+            return self._go()
+        finally:
+            for reporter in self.log.reporters:
+                reporter.close()
+
+    def _go(self) -> TrainReport:
         trainer, report = self.trainer, self.report
         if self.progress.evaluate_first:
             self.evaluate()
@@ -131,8 +138,6 @@ class Fit:
                 self.evaluate()
         if self.saved_step != trainer.step:
             self.save()
-        for reporter in self.log.reporters:
-            reporter.close()
         report.interrupted = not at_end
         report.steps = trainer.step
         report.taken = trainer.step - self.first_step

@@ -23,6 +23,7 @@ from mlx_trm.fitting import Fit, RunProgress, TrainReport
 from mlx_trm.memory import choose_micro_batch, set_limits
 from mlx_trm.models import build_model
 from mlx_trm.parallel import Processes
+from mlx_trm.reporting import check_reporters
 from mlx_trm.resuming import prepare_resumed_run, resumable_checkpoint, resumed_config
 from mlx_trm.runs import RunLock, StepReport, prepare_run_dir
 from mlx_trm.stepping import Stepper
@@ -54,6 +55,7 @@ class Trainer(Stepper):
             DataError: if the data cannot be read.
         """
         validate_config(config)
+        check_reporters(config.train.report_to)
         processes = Processes.start()
         check_share(config, processes)
         self.task = build_task(config.task, config.task_seed)
