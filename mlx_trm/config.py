@@ -172,8 +172,10 @@ class CheckpointConfig(Section):
     def problems(self) -> List[str]:
         """Check that ``every`` is a number of steps or minutes."""
         every = self.every
-        usable = MINUTES.fullmatch(every) if isinstance(every, str) else every is None or every > 0
-        if usable and every not in ("0min", "0.0min"):
+        if isinstance(every, str):
+            if MINUTES.fullmatch(every) and float(every[: -len("min")]) > 0:
+                return []
+        elif every is None or every > 0:
             return []
         return [f"every: {show(every)} is neither a number of steps nor minutes such as 10min"]
 
@@ -341,11 +343,20 @@ def write_text(path: Union[str, "os.PathLike[str]"], text: str) -> None:
     Raises:
         OSError: if it cannot be written.
     """
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: Union[str, "os.PathLike[str]"], content: bytes) -> None:
+    """Write a file, which is replaced whole or not at all.
+
+    Raises:
+        OSError: if it cannot be written.
+    """
     target = Path(path)
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
+        with temporary.open("wb") as file:
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, target)

@@ -1,5 +1,6 @@
 """One stretch of training: steps, evaluations and checkpoints until the end or a reason to stop."""
 
+import math
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -30,6 +31,8 @@ class RunProgress:
         best: the best value of ``eval.best_metric``, and its step.
         without_better: evaluations since.
         evaluated: step of the last evaluation.
+        ended: why the run has ended before its last step; empty: it has not.
+        data: describes the data sets, so that no others are taken.
     """
 
     iteration: int = 1
@@ -39,6 +42,32 @@ class RunProgress:
     best: Optional[List[float]] = None
     without_better: int = 0
     evaluated: int = -1
+    ended: str = ""
+    data: str = ""
+
+    @classmethod
+    def read(cls, values: Any) -> "RunProgress":
+        """Rebuild it from JSON.
+
+        Raises:
+            ValueError: if something is missing or makes no sense.
+        """
+        try:
+            progress = cls(**values)
+            log, best = progress.log, progress.best
+            counts = [progress.iteration - 1, progress.batches, progress.without_better]
+            counts += [] if log is None else [log["steps"], log["lines"], log["step"]]
+            good = all(isinstance(count, int) and count >= 0 for count in counts)
+            good = good and isinstance(progress.evaluated, int)
+            if log is not None:
+                good = good and all(isinstance(v, float) for v in log["sums"].values())
+            if best is not None:
+                good = good and isinstance(best, list) and len(best) == 2
+        except (TypeError, KeyError, AttributeError) as error:
+            raise ValueError(f"progress is damaged ({error})") from error
+        if not good:
+            raise ValueError("progress is damaged")
+        return progress
 
 
 @dataclass
@@ -131,14 +160,14 @@ class Fit:
             self.save()
         if trainer.step < trainer.planned_steps and not report.reason:
             self.take_steps()
-        at_end = not report.reason
-        if at_end:
+        if not report.reason:
             self.log.report()
             if self.progress.evaluated != trainer.step:
                 self.evaluate()
+                self.saved_step = -1  # the evaluation belongs into the checkpoint
         if self.saved_step != trainer.step:
             self.save()
-        report.interrupted = not at_end
+        report.interrupted = bool(report.reason) and not self.progress.ended
         report.steps = trainer.step
         report.taken = trainer.step - self.first_step
         report.seconds = time.monotonic() - self.started
@@ -162,8 +191,8 @@ class Fit:
                 save_is_due = self.save_is_due()
             if last_of_iteration and not finished:
                 progress.evaluate_first = True
+                self.log.report()
                 if not self.report.reason:
-                    self.log.report()
                     self.evaluate()
                     self.save()
             elif save_is_due:
@@ -226,23 +255,22 @@ class Fit:
         if self.on_eval is not None:
             self.on_eval({"step": trainer.step, "metrics": metrics})
         value = best_value(metrics, config.eval.best_metric)
-        best = self.progress.best
-        if best is None or value > best[0]:
+        best, patience = self.progress.best, config.eval.patience
+        if not math.isnan(value) and (best is None or value > best[0]):
             self.progress.best, self.progress.without_better = [value, trainer.step], 0
-        else:
-            self.progress.without_better += 1
-            if config.eval.patience is not None:
-                if self.progress.without_better >= config.eval.patience:
-                    self.report.reason = (
-                        f"no better {config.eval.best_metric} in {config.eval.patience} evaluations"
-                    )
+            return
+        self.progress.without_better += 1
+        if patience is not None and self.progress.without_better >= patience:
+            text = f"no better {config.eval.best_metric} in {patience} evaluations"
+            self.report.reason = self.progress.ended = text
 
     def save(self) -> None:
         """Write a checkpoint, point the links at it, and remove those that are not kept."""
         trainer = self.trainer
+        self.log.flush()
         self.progress.log = self.log.state()
         optimizer, carry = trainer.training_state()  # together: the carry is gathered
-        self.saved_step = trainer.step
+        self.saved_step, self.saved_at = trainer.step, time.monotonic()
         if not trainer.processes.leads:
             self.report.checkpoint = self.folder / f"step_{trainer.step}"
             return

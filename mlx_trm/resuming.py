@@ -2,14 +2,17 @@
 
 import logging
 import os
+import re
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence, Union
 
 from mlx_trm.checkpoint import (
+    BEST,
     CONFIG,
     find_checkpoint,
     list_checkpoints,
     newest_whole,
+    point_best,
     point_latest,
     remove_leftovers,
     verify_checkpoint,
@@ -30,6 +33,7 @@ LOG = logging.getLogger(__name__)
 # Settings that a resumed run may change; all others decide its course, or what its log says.
 CHANGEABLE = (
     "run_dir",
+    "task.data_dir",
     "train.max_steps",
     "train.max_hours",
     "train.micro_batch_size",
@@ -58,7 +62,14 @@ def resumable_checkpoint(path: Union[str, Path], fall_back: bool = False) -> Pat
     """
     try:
         folder = find_checkpoint(path)
-        verify_checkpoint(folder)
+        if not re.fullmatch(r"step_\d+", folder.name):  # a link, or the working folder
+            folder = folder.resolve()
+        state = verify_checkpoint(folder)
+        if folder.name != f"step_{state['step']}":
+            raise CheckpointError(
+                f"{folder}: is the checkpoint of step {state['step']} under another name; only "
+                f"step_{state['step']} in a run folder can be resumed"
+            )
         return folder
     except CheckpointError as error:
         run = Path(path)
@@ -93,6 +104,13 @@ def resumed_config(
     if config is None:
         config = config_from_dict(config_to_dict(own), str(folder.parent), overrides)
     wanted = _flat(config_to_dict(config))
+    own_folder = folder.parent.resolve()
+    if config.run_dir is not None and Path(config.run_dir).resolve() != own_folder:
+        moved = before["run_dir"] == config.run_dir  # the run was moved or copied since
+        if not moved:
+            raise ConfigError(
+                f"run_dir: a run goes on in its own folder {folder.parent}, not {config.run_dir}"
+            )
     changed = sorted(
         key
         for key in set(before) | set(wanted)
@@ -115,7 +133,14 @@ def resumed_config(
     return resumed
 
 
-def prepare_resumed_run(run: Path, checkpoint: Path, config: ExperimentConfig) -> None:
+def checkpoint_names(run: Path) -> List[str]:
+    """Give the names of a run's checkpoints."""
+    return [path.name for path in list_checkpoints(run)]
+
+
+def prepare_resumed_run(
+    run: Path, checkpoint: Path, config: ExperimentConfig, progress: Any
+) -> None:
     """Make a run folder look as it did when a checkpoint of it was saved; the lock is held.
 
     Newer checkpoints, which can only be damaged or left aside on purpose, are renamed, and the
@@ -124,6 +149,7 @@ def prepare_resumed_run(run: Path, checkpoint: Path, config: ExperimentConfig) -
     Raises:
         CheckpointError: if the folder cannot be written.
     """
+    rewind_metrics(run / METRICS, progress.log["lines"] if progress.log else 0)
     try:
         remove_leftovers(run)
         for folder in _after(run, checkpoint):
@@ -135,12 +161,16 @@ def prepare_resumed_run(run: Path, checkpoint: Path, config: ExperimentConfig) -
             LOG.warning("%s: newer than the checkpoint that is resumed, renamed %s", folder, aside)
             os.replace(folder, aside)
         point_latest(checkpoint)
+        best = run / BEST
+        if best.is_symlink() and not best.exists():
+            best.unlink()
+            if progress.best and (run / f"step_{int(progress.best[1])}").is_dir():
+                point_best(run / f"step_{int(progress.best[1])}")
         save_config(config, run / CONFIG)
     except OSError as error:
         raise CheckpointError(
             f"{run}: cannot be written ({error.strerror or error}); the run cannot go on there"
         ) from error
-    rewind_metrics(run / METRICS, int(checkpoint.name.split("_")[1]))
 
 
 def _after(run: Path, checkpoint: Path) -> List[Path]:

@@ -1,6 +1,7 @@
 """Run folders: where a run's files go, and the log of its metrics."""
 
 import json
+import logging
 import os
 import re
 import time
@@ -11,10 +12,12 @@ from typing import IO, Any, Callable, Dict, List, Mapping, Optional, Tuple, Unio
 import mlx.core as mx
 
 from mlx_trm.checkpoint import CONFIG, list_checkpoints
-from mlx_trm.config import ExperimentConfig, save_config, write_text
+from mlx_trm.config import ExperimentConfig, save_config, write_bytes, write_text
 from mlx_trm.errors import CheckpointError, ConfigError
 from mlx_trm.losses import Metrics, metric_values
 from mlx_trm.reporting import Reporter
+
+LOG = logging.getLogger(__name__)
 
 METRICS = "metrics.jsonl"
 
@@ -47,6 +50,7 @@ class MetricsLog:
     Attributes:
         path: the file; one JSON object a line, ``kind`` is ``train`` or ``eval``.
         reporters: services that get every line too.
+        lines: written so far.
     """
 
     def __init__(
@@ -76,6 +80,7 @@ class MetricsLog:
         self._lr = 0.0
         self._step = 0
         self.reporters: List[Reporter] = []
+        self.lines = 0
         self._seconds = 0.0
         self._resumed = time.monotonic()
 
@@ -85,12 +90,21 @@ class MetricsLog:
 
     def state(self) -> Dict[str, Any]:
         """Give what has been added since the last line, as JSON has it; see :meth:`restore`."""
-        return {"sums": self._sums, "steps": self._steps, "seconds": self._seconds}
+        return {
+            "sums": self._sums,
+            "steps": self._steps,
+            "seconds": self._seconds,
+            "step": self._step,
+            "lr": self._lr,
+            "lines": self.lines,
+        }
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go on from a log's :meth:`state`."""
         self._sums = {name: float(value) for name, value in state["sums"].items()}
         self._steps, self._seconds = int(state["steps"]), float(state["seconds"])
+        self._step, self._lr = int(state["step"]), float(state["lr"])
+        self.lines = int(state["lines"])
         self.resume_clock()
 
     def add(self, step: int, metrics: Metrics, lr: float) -> None:
@@ -130,12 +144,23 @@ class MetricsLog:
         if self._on_step is not None:
             self._on_step(report)
 
+    def flush(self) -> None:
+        """Bring what has been written to the disk."""
+        if self.path is None or not self.path.exists():
+            return
+        try:
+            with self.path.open("rb") as file:
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise CheckpointError(f"{self.path}: cannot be written ({error.strerror})") from error
+
     def write(self, line: Mapping[str, Any]) -> None:
         """Append one line, and give it to the reporters.
 
         Raises:
             CheckpointError: if the file cannot be written.
         """
+        self.lines += 1
         for reporter in self.reporters:
             reporter.report(line)
         if self.path is None:
@@ -147,29 +172,22 @@ class MetricsLog:
             raise CheckpointError(f"{self.path}: cannot be written ({error.strerror})") from error
 
 
-def rewind_metrics(path: Path, step: int) -> None:
-    """Take the lines of steps after ``step`` out of a log; they are about to be written again.
+def rewind_metrics(path: Path, lines: int) -> None:
+    """Take all but the first ``lines`` lines out of a log; they are about to be written again.
 
     Args:
-        path: of the log; it need not be there. A last line that was cut off goes too.
-        step: of the checkpoint that is resumed.
+        path: of the log; it need not be there.
+        lines: that were there when the checkpoint was saved.
 
     Raises:
         CheckpointError: if the log cannot be read or written.
     """
     try:
-        if not path.exists():
-            return
-        kept = []
-        for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
-            try:
-                about = json.loads(line)
-            except ValueError:
-                continue
-            if line.endswith("\n") and about.get("step", 0) <= step:
-                kept.append(line)
-        write_text(path, "".join(kept))
-    except (OSError, UnicodeDecodeError) as error:
+        if path.exists():
+            content = path.read_bytes().split(b"\n")
+            kept = content[: min(lines, len(content) - 1)]  # what follows the last newline is cut
+            write_bytes(path, b"".join(line + b"\n" for line in kept))
+    except OSError as error:
         raise CheckpointError(f"{path}: cannot be rewound ({error})") from error
 
 
@@ -246,11 +264,19 @@ def check_run_dir(config: ExperimentConfig, unsaved: bool = False) -> Path:
     try:
         if run.exists() and not run.is_dir():
             raise ConfigError(f"run_dir: {run} is a file; name a folder")
-        begun = (run / CONFIG).exists() and not unsaved
-        if begun or list_checkpoints(run):
+        if list_checkpoints(run):
             raise ConfigError(
                 f"run_dir: {run} holds a run already; name another run_dir, or go on with it by "
                 f"--resume {run}"
+            )
+        if unsaved and list(run.glob("step_*")):
+            raise ConfigError(
+                f"run_dir: {run} holds checkpoints, and none of them is whole; name another run_dir"
+            )
+        if (run / CONFIG).exists() and not unsaved:
+            raise ConfigError(
+                f"run_dir: {run} holds a run that has saved nothing yet; name another run_dir, or "
+                "begin it anew by --resume auto"
             )
         above = next(folder for folder in (run, *run.absolute().parents) if folder.exists())
     except OSError as error:  # a name that is too long, say
@@ -290,8 +316,11 @@ def prepare_run_dir(config: ExperimentConfig, unsaved: bool = False) -> Tuple[Pa
                     continue
                 raise
             lock = RunLock(run)
-            if unsaved:
-                rewind_metrics(run / METRICS, -1)
+            if unsaved and (run / METRICS).exists():
+                os.replace(run / METRICS, run / f"aside_{METRICS}")
+                LOG.warning(
+                    "%s: begun anew, no checkpoint was saved; its log is aside_%s", run, METRICS
+                )
             save_config(config, run / CONFIG)
             return run, lock
         except OSError as error:

@@ -10,7 +10,7 @@ Reference: ``launch`` in pretrain.py.
 import hashlib
 import json
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterator, Optional, Sequence, Tuple, Union
+from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple, Union
 
 import mlx.core as mx
 
@@ -24,7 +24,12 @@ from mlx_trm.memory import choose_micro_batch, set_limits
 from mlx_trm.models import build_model
 from mlx_trm.parallel import Processes
 from mlx_trm.reporting import check_reporters
-from mlx_trm.resuming import prepare_resumed_run, resumable_checkpoint, resumed_config
+from mlx_trm.resuming import (
+    checkpoint_names,
+    prepare_resumed_run,
+    resumable_checkpoint,
+    resumed_config,
+)
 from mlx_trm.runs import RunLock, StepReport, prepare_run_dir
 from mlx_trm.stepping import Stepper
 from mlx_trm.tasks import PuzzleDataset, build_task
@@ -40,6 +45,7 @@ class Trainer(Stepper):
             an upper bound where puzzles have several examples.
         progress: where the run is, besides its step.
         restarted: whether ``run_dir`` may hold a run without a checkpoint.
+        beside: names of the run's checkpoints when it was resumed.
         resumed_from: the checkpoint that :meth:`resume` took.
     """
 
@@ -61,7 +67,8 @@ class Trainer(Stepper):
         self.task = build_task(config.task, config.task_seed)
         self.train_set = self.task.dataset("train")
         self.test_set = self.task.dataset("test")
-        processes.agree("data set", f"{data_summary(self.train_set)} {data_summary(self.test_set)}")
+        summary = f"{data_summary(self.train_set)} {data_summary(self.test_set)}"
+        processes.agree("data set", summary)
         model = build_model(config.model, self.train_set.spec, seed=config.seed)
         check_dimensions(model, self.test_set)
         train, data = config.train, self.train_set
@@ -92,7 +99,8 @@ class Trainer(Stepper):
         self.evaluator = Evaluator(model, config, self.task, processes)
         self.evaluator.check_metric("eval.best_metric", config.eval.best_metric)
         self.restarted = restart
-        self.progress = RunProgress()
+        self.progress = RunProgress(data=hashlib.sha256(summary.encode()).hexdigest())
+        self.beside: List[str] = []
         self.resumed_from: Optional[Path] = None
         self._stop = False
 
@@ -124,14 +132,25 @@ class Trainer(Stepper):
         try:
             trainer.processes.agree("checkpoint", f"{folder.name} {sorted(state.carry)}")
             trainer.restore(step, average, state.optimizer, state.carry)
-            trainer.progress = RunProgress(**state.progress)
-        except (CheckpointError, TypeError) as error:
+            progress = RunProgress.read(state.progress)
+        except (CheckpointError, ValueError) as error:
             raise CheckpointError(f"{folder}: cannot be resumed: {error}") from error
+        if progress.data != trainer.progress.data:
+            raise ConfigError(
+                f"{folder}: the data are not those that the run was trained with; "
+                "name the same files by task.data_dir or the task's other settings"
+            )
+        if progress.without_better < (trainer.config.eval.patience or progress.without_better + 1):
+            progress.ended = ""
+        trainer.progress = progress
+        trainer.beside = checkpoint_names(folder.parent)
         trainer.resumed_from = folder
         return trainer
 
     def finished(self) -> bool:
         """Whether everything has been done: the last step, its evaluation, its checkpoint."""
+        if self.progress.ended:
+            return True
         iterations = self.config.train.epochs // self.epochs_per_iter
         at_end = self.step >= self.planned_steps or self.progress.iteration > iterations
         return at_end and self.progress.evaluated == self.step
@@ -174,7 +193,11 @@ class Trainer(Stepper):
             else:
                 run = self.resumed_from.parent
                 lock = RunLock(run)
-                prepare_resumed_run(run, self.resumed_from, self.config)
+                if checkpoint_names(run) != self.beside:
+                    raise ConfigError(
+                        f"{run}: another process has gone on with it; resume it again"
+                    )
+                prepare_resumed_run(run, self.resumed_from, self.config, self.progress)
             return Fit(self, run, on_eval, on_step, on_tick, on_eval_progress).go()
         finally:
             if lock is not None:

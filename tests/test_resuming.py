@@ -74,18 +74,26 @@ def stop_at(trainer: Trainer, step: int) -> Callable[[int], None]:
     return lambda number: trainer.stop() if number == step else None
 
 
-@pytest.mark.parametrize("changes", [{}, {"train__micro_batch_size": 4}, {"train__ema": False}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"train__log_interval": 7, "eval__raw": True},  # divides no iteration
+        {"train__micro_batch_size": 4},
+        {"train__ema": False},
+    ],
+)
 def test_any_number_of_stops(changes: Dict[str, Any]) -> None:
     """In the middle of an iteration and of a line of the log, at an iteration's end, in a row."""
     Trainer(short("whole", **changes)).fit()
     trainer = Trainer(short("parts", **changes))
-    for step in (1, 6, 7, 39, 40, 41, 79, 80, 113):
+    for step in (1, 6, 7, 39, 40, 41, 79, 80, 113, 119):
         report = trainer.fit(on_tick=stop_at(trainer, step))
         assert (report.steps, report.interrupted, report.reason) == (step, True, "stopped")
         trainer = Trainer.resume("parts")
         assert trainer.step == step and not trainer.finished()
     report = trainer.fit()
-    assert report.steps == 120 and report.taken == 7 and not report.interrupted
+    assert report.steps == 120 and report.taken == 1 and not report.interrupted
     assert_same_run(Path("whole"), Path("parts"))
     assert Trainer.resume("parts").finished()
 
@@ -142,6 +150,122 @@ def test_an_older_checkpoint_can_be_taken() -> None:
     assert_same_run(Path("whole"), Path("run"))
     assert sorted(path.name for path in Path("run").glob("aside_*")) == [
         "aside_step_100", "aside_step_120", "aside_step_80"]  # fmt: skip
+
+
+def test_the_last_step_may_be_the_one_that_stops() -> None:
+    """Its line of the log and its evaluation come, once, when the run is resumed."""
+    Trainer(short("whole", train__log_interval=7)).fit()
+    trainer = Trainer(short("parts", train__log_interval=7))
+    trainer.fit(on_tick=stop_at(trainer, 120))
+    trainer = Trainer.resume("parts")
+    assert not trainer.finished()
+    trainer.fit()
+    assert_same_run(Path("whole"), Path("parts"))
+    assert Trainer.resume("parts").finished()
+
+
+def test_max_steps_may_be_where_the_run_stands() -> None:
+    """One more evaluation, saved; then it is finished."""
+    trainer = Trainer(short("run"))
+    trainer.fit(on_tick=stop_at(trainer, 33))
+    trainer = Trainer.resume("run", ["train.max_steps=33"])
+    trainer.fit()
+    again = Trainer.resume("run", ["train.max_steps=33"])
+    assert again.finished() and [line["step"] for line in log_of(Path("run"))][-1] == 33
+    assert min(line["step"] for line in log_of(Path("run"))) > 0
+
+
+def test_killed_between_an_evaluation_and_its_checkpoint(monkeypatch: Any) -> None:
+    """The evaluation is logged once."""
+    Trainer(short("whole")).fit()
+    trainer = Trainer(short("parts"))
+    trainer.fit(on_tick=stop_at(trainer, 40))
+    with monkeypatch.context() as patch:
+        patch.setattr(fitting.Fit, "save", lambda self: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            Trainer.resume("parts").fit()
+    Trainer.resume("parts").fit()
+    assert_same_run(Path("whole"), Path("parts"))
+
+
+@pytest.mark.parametrize("name", ["latest", "best", "step_80", "."])
+def test_every_way_to_name_a_checkpoint(name: str, monkeypatch: Any) -> None:
+    """Links, folders, and the working folder."""
+    trainer = Trainer(short("run", checkpoint__keep=9))
+    trainer.fit(on_tick=stop_at(trainer, 100))
+    target = Path("run") / ("step_80" if name == "." else name)
+    step = int(target.resolve().name[5:])
+    if name == ".":
+        monkeypatch.chdir(target)
+    trainer = Trainer.resume(Path(".") if name == "." else target)
+    assert trainer.step == step and trainer.resumed_from.name == f"step_{step}"
+    trainer.fit()
+    run = Path("..") if name == "." else Path("run")
+    assert (run / "best").exists() and (run / "latest").resolve().name == "step_120"
+    assert not list(run.glob("step_*/.lock"))
+
+
+def test_a_checkpoint_under_another_name() -> None:
+    """Cannot be resumed; said in one line."""
+    Trainer(short("run", train__max_steps=5)).fit()
+    shutil.copytree("run/step_5", "elsewhere/my_copy")
+    with pytest.raises(CheckpointError, match="is the checkpoint of step 5 under another name"):
+        Trainer.resume("elsewhere/my_copy")
+
+
+@pytest.mark.parametrize("junk", [b"0\n", b"[]\n", b'{"step": null}\n', bytes(range(256)), b'"a'])
+def test_a_log_with_junk_behind_it(junk: bytes) -> None:
+    """What was written after the checkpoint goes, whatever it is."""
+    Trainer(short("whole")).fit()
+    trainer = Trainer(short("parts"))
+    trainer.fit(on_tick=stop_at(trainer, 50))
+    with open("parts/metrics.jsonl", "ab") as file:
+        file.write(junk)
+    Trainer.resume("parts").fit()
+    assert_same_run(Path("whole"), Path("parts"))
+
+
+@pytest.mark.parametrize(
+    "values",
+    [{"iteration": "x"}, {"batches": -3}, {"log": {"a": 1}}, {"best": "x"}, {"more": 1}],
+)
+def test_damaged_progress(values: Dict[str, Any]) -> None:
+    """One line, before anything is changed."""
+    trainer = Trainer(short("run", checkpoint__keep=9))
+    trainer.fit(on_tick=stop_at(trainer, 50))
+    path = Path("run/step_40/state.json")
+    state = json.loads(path.read_text())
+    state["progress"].update(values)
+    path.write_text(json.dumps(state))
+    with pytest.raises(CheckpointError, match="step_40: cannot be resumed: progress is damaged"):
+        Trainer.resume("run/step_40")
+    assert Trainer.resume("run").step == 50
+
+
+def test_other_data_and_another_folder_are_refused() -> None:
+    """The data may lie elsewhere, but have to be the same."""
+    trainer = Trainer(short("run"))
+    trainer.fit(on_tick=stop_at(trainer, 5))
+    trainer.task.build("same")
+    assert Trainer.resume("run", ["task.data_dir=same"]).step == 5
+    type(trainer.task)(trainer.task.config, seed=9).build("other")
+    with pytest.raises(ConfigError, match="the data are not those that the run was trained with"):
+        Trainer.resume("run", ["task.data_dir=other"])
+    with pytest.raises(ConfigError, match="run_dir: a run goes on in its own folder .*run, not x"):
+        Trainer.resume("run", ["run_dir=x"])
+    os.rename("run", "moved")
+    assert Trainer.resume("moved").step == 5
+
+
+def test_another_process_may_have_gone_on_meanwhile() -> None:
+    """What was read before the lock was taken is not trusted."""
+    trainer = Trainer(short("run"))
+    trainer.fit(on_tick=stop_at(trainer, 5))
+    first, second = Trainer.resume("run"), Trainer.resume("run")
+    first.fit(on_tick=stop_at(first, 9))
+    with pytest.raises(ConfigError, match="another process has gone on with it; resume it again"):
+        second.fit()
+    assert Trainer.resume("run").step == 9
 
 
 # Damage ----------------------------------------------------------------------------------------
@@ -392,7 +516,7 @@ def test_the_best_is_kept_and_patience_ends(monkeypatch: Any) -> None:
     config = experiment(run_dir="run", train__epochs=60, eval__interval=10, checkpoint__keep=1,
                         eval__patience=2, eval__best_metric="lm_loss")  # fmt: skip
     trainer = Trainer(config)
-    losses = iter([3.0, 1.0, 2.0, 1.5, 9.0])
+    losses = iter([float("nan"), 1.0, 2.0, 1.5, 9.0])
     real = trainer.evaluator.run
 
     def run(*args: Any, **kwargs: Any) -> Any:
@@ -401,6 +525,8 @@ def test_the_best_is_kept_and_patience_ends(monkeypatch: Any) -> None:
     monkeypatch.setattr(trainer.evaluator, "run", run)
     report = trainer.fit()
     assert report.steps == 160 and report.reason == "no better lm_loss in 2 evaluations"
+    assert not report.interrupted and Trainer.resume("run").finished()
+    assert not Trainer.resume("run", ["eval.patience=3"]).finished()
     assert [path.name for path in list_checkpoints("run")] == ["step_80", "step_160"]
     assert Path("run/best").readlink() == Path("step_80")
     assert load_checkpoint("run/best").step == 80
