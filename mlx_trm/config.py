@@ -94,7 +94,7 @@ class TrainConfig(Section):
     epochs: int = field(default=50000, metadata={"min": 1})
     """Passes over the training puzzles; with batch_size it decides the steps and the schedule."""
     max_steps: Optional[int] = field(default=None, metadata={"min": 1})
-    """Stop after so many supervision steps; the schedule stays that of epochs."""
+    """Stop after so many steps; the schedule stays, the last evaluation may be of a sample."""
     lr: float = field(default=1e-4, metadata={"min": 0})
     """Learning rate of the weights, after warm-up."""
     lr_min_ratio: float = field(default=1.0, metadata={"min": 0, "max": 1})
@@ -211,6 +211,8 @@ class ExperimentConfig(Section):
             )
         if self.train.freeze == "weights" and getattr(self.model, "puzzle_emb_ndim", None) == 0:
             found.append("train.freeze: nothing is left to train, model.puzzle_emb_ndim is 0")
+        if self.eval.raw and getattr(self.task, "aggregated_voting", False):
+            found.append("eval.raw: its votes would be mixed with those of task.aggregated_voting")
         if self.run_dir is not None and not self.run_dir.strip():
             found.append("run_dir: is empty; name a folder or leave it out")
         return found

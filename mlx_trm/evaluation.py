@@ -216,8 +216,9 @@ class Evaluator:
             ConfigError: naming the setting and what there is.
         """
         dataset = self.task.dataset("test")
-        scorer = self.task.scorer(dataset.source(dataset.sets[0]))
-        known = METRIC_NAMES + (list(scorer.result()) if scorer is not None else [])
+        # All of them, so that what a scorer lacks is found before the first step.
+        scorers = [self.task.scorer(dataset.source(each)) for each in dataset.sets]
+        known = METRIC_NAMES + (list(scorers[0].result()) if scorers[0] is not None else [])
         if name not in known:
             raise ConfigError(
                 f"{setting}: no metric {name!r}{did_you_mean(name, known)} "

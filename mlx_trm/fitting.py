@@ -1,5 +1,6 @@
 """One stretch of training: steps, evaluations and checkpoints until the end or a reason to stop."""
 
+import logging
 import math
 import time
 from dataclasses import asdict, dataclass, field
@@ -17,6 +18,8 @@ from mlx_trm.models import named_arrays
 from mlx_trm.reporting import make_reporters
 from mlx_trm.runs import METRICS, MetricsLog, StepReport, save_evaluation_files, save_interval
 from mlx_trm.stepping import NonFiniteError
+
+LOG = logging.getLogger(__name__)
 
 
 @dataclass
@@ -247,7 +250,11 @@ class Fit:
         self.progress.evaluate_first = False
         self.progress.evaluated = trainer.step
         self.report.evaluations.append((trainer.step, metrics))
-        if trainer.processes.leads:
+        limit = trainer.sample() or config.eval.max_examples
+        if limit is not None and limit < len(trainer.test_set):
+            if files:
+                LOG.info("evaluated a sample of %d puzzles: no submission is written", limit)
+        elif trainer.processes.leads:
             save_evaluation_files(self.folder / "evaluations" / f"step_{trainer.step}", files)
         for name, values in metrics.items():
             self.log.write({"kind": "eval", "step": trainer.step, "set": name, **values})

@@ -110,9 +110,7 @@ class Solver:
             DataError: if the puzzle cannot be read.
             ValueError: if ``steps`` is less than 1.
         """
-        problems = self._read([puzzle])
-        if identifier is not None:
-            problems = problems._replace(identifiers=np.array([identifier], dtype=np.int32))
+        problems = self._read([puzzle], None if identifier is None else [identifier])
         return self._watch(problems, self._count(steps), stop_when_halted)
 
     def solve(
@@ -237,7 +235,9 @@ class Solver:
         except DataError:  # the base class's: this task has no rules
             return None
 
-    def _read(self, puzzles: Sequence[str]) -> "_Problems":
+    def _read(
+        self, puzzles: Sequence[str], identifiers: Optional[Sequence[int]] = None
+    ) -> "_Problems":
         """Read puzzles, and look up what the task's data know of them."""
         rows = np.zeros((len(puzzles), self.model.spec.seq_len), dtype=np.uint8)
         for i, puzzle in enumerate(puzzles):
@@ -247,7 +247,7 @@ class Solver:
                 if len(puzzles) == 1:
                     raise
                 raise DataError(f"puzzle {i + 1}: {error}") from error
-        numbers = [self.task.identifier(puzzle) for puzzle in puzzles]
+        numbers = list(identifiers or [self.task.identifier(puzzle) for puzzle in puzzles])
         table = self.model.spec.num_puzzle_identifiers
         blank = self.model.spec.blank_identifier_id
         numbers = [number if 0 < number < table else blank for number in numbers]

@@ -150,12 +150,12 @@ def _convert(value: Any, hint: Any, lenient: bool) -> Any:
         raise _Mismatch
     if hint is int and abs(value) >= NUMBER_LIMIT:
         raise _Mismatch("the number is too large")
-    if isinstance(value, str) and ("\0" in value or not _is_unicode(value)):
+    if isinstance(value, str) and ("\0" in value or not is_unicode(value)):
         raise _Mismatch("has a character that no file name or text may have")
     return value
 
 
-def _is_unicode(text: str) -> bool:
+def is_unicode(text: str) -> bool:
     """Whether a text can be written as UTF-8; the bytes of a foreign encoding cannot."""
     try:
         text.encode("utf-8")

@@ -102,7 +102,8 @@ def test_without_data_grids_can_still_be_read() -> None:
     [
         ("012\n345\n\n\n6\n", [(1, "012\n345"), (5, "6")]),
         ("[[1, 2]]\n", [(1, "[[1, 2]]")]),
-        (json.dumps(TASKS["b"]), [(1, json.dumps(pair(n)["input"])) for n in (5, 6, 8)]),
+        (json.dumps(TASKS["b"]), [(1, "e1:1"), (1, "e1:2"), (1, "e2:1")]),
+        (json.dumps({"e2": TASKS["b"]["e1"]}), [(1, json.dumps(pair(n)["input"])) for n in (5, 6)]),
         (json.dumps(TASKS["b"]["e2"]), [(1, json.dumps(pair(8)["input"]))]),
         ('{"x": 3}', []),
     ],
@@ -161,3 +162,52 @@ def test_commands(folder: Path, capsys: Any) -> None:
     for name in "abc":
         assert (folder / f"{name}.png").read_bytes().startswith(b"\x89PNG")
     assert sorted(folder.glob(".*")) == []
+
+
+def test_answers_that_are_not_known(task: ARC) -> None:
+    """Where solutions may be missing, the black cell that stands for one is no answer."""
+    task.config.require_solutions = False
+    known = task.known().by_name["e1"]
+    known[0] = known[0]._replace(answer=np.zeros((1, 1), np.uint8))
+    assert task.known_answer("e1:1") is None and task.known_answer("e1:2") is not None
+
+
+def test_a_test_input_that_a_task_has_not(task: ARC) -> None:
+    """How many there are."""
+    with pytest.raises(DataError, match="task e1 has 2 test inputs, not 9"):
+        task.parse("e1:9")
+
+
+def test_every_set_is_checked_before_the_first_step(folder: Path, task: ARC) -> None:
+    """What votes need of the second set too; and the names of all identifiers."""
+    for name in ("one", "two"):
+        task.build(folder / name)
+    both = ["task.data_dir=[one, two]", "run_dir=run"]
+    trm.Trainer(trm.load_config("c.yaml", both))
+    (folder / "two" / "identifiers.json").write_text(json.dumps(["<blank>", "e1"]))
+    with pytest.raises(DataError, match="two/identifiers.json: has 2 names, the dataset has 10"):
+        trm.Trainer(trm.load_config("c.yaml", both))
+    (folder / "two" / "test_puzzles.json").unlink()
+    with pytest.raises(DataError, match="two/(identifiers|test_puzzles).json"):
+        trm.Trainer(trm.load_config("c.yaml", both))
+
+
+def test_two_sets_have_their_own_votes(folder: Path, task: ARC, capsys: Any) -> None:
+    """A submission each, and figures under their own names."""
+    for name in ("one", "two"):
+        task.build(folder / name)
+    words = "train --config c.yaml task.data_dir=[one,two] eval.max_examples=99 run_dir=run -q"
+    assert main(words.split()) == 0
+    for name in ("one", "two"):
+        path = folder / "run" / "evaluations" / "step_2" / name / "submission.json"
+        assert set(json.loads(path.read_text())) == {"e1", "e2"}
+    lines = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").open()]
+    evaluations = {line["set"]: line for line in lines if line["kind"] == "eval"}
+    assert set(evaluations) == {"one", "two"} and evaluations["one"]["count"] == 9
+    capsys.readouterr()
+
+
+def test_a_sample_is_no_submission(folder: Path) -> None:
+    """Nothing is written that leaves test inputs out."""
+    assert main("train --config c.yaml -q run_dir=run".split()) == 0
+    assert not (folder / "run" / "evaluations").exists()

@@ -195,3 +195,25 @@ def test_what_votes_need(tmp_path: Path, name: str, text: Any, says: str) -> Non
         (tmp_path / name).write_text(text)
     with pytest.raises(DataError, match=says):
         load_scorer(SOURCE._replace(folder=tmp_path))
+
+
+def test_kept_votes_are_counted_once_by_several_processes() -> None:
+    """Three evaluations with ``aggregated_voting``, shared by two processes and by one."""
+    rows = recorded()
+    config = ARCConfig("arc", data_dir=str(TOY / "built"), aggregated_voting=True)
+    tasks = [ARC(config), ARC(config)]
+    alone = ARC(config)
+    for _ in range(3):
+        single = alone.scorer(SOURCE)
+        single.update(rows)
+        pair = [task.scorer(SOURCE) for task in tasks]
+        for rank, scorer in enumerate(pair):
+            scorer.update(part(rows, range(rank, len(rows.inputs), 2)))
+        states = [scorer.state() for scorer in pair]
+        for rank, scorer in enumerate(pair):
+            scorer.merge(states[1 - rank])
+        for scorer in pair:
+            for key, votes in single._votes.items():  # pylint: disable=protected-access
+                other = scorer._votes[key]  # pylint: disable=protected-access
+                assert len(other.order) == len(votes.order)
+                assert other.ranking() == votes.ranking()

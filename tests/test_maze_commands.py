@@ -113,7 +113,7 @@ def test_each_step_of_a_maze(run: Any) -> None:
     assert done.out.startswith(f"puzzle: {PUZZLE}\n┌──────────┐\n│S ██    G │\n")
     parts = done.out.split("\nstep ")[1:]
     assert parts[0].startswith(
-        "1: 0 cells changed, wrong (18 of 25 cells right), no path from S to G, halt probab"
+        "1: 0 cells changed, wrong (18 of 25 cells right), no clean path from S to G, halt probab"
     )
     assert parts[1].startswith(
         "2: 9 cells changed, wrong (19 of 25 cells right), a path of 10 steps, 8 are enough, halt"
@@ -164,7 +164,7 @@ def test_files_of_mazes(run: Any, name: str) -> None:
         quiet[0]
         == f"{BEST}  after 3 steps: right, a shortest path, 8 steps, halt probability 0.731"
     )
-    assert " wrong (" in quiet[1] and ", no path from S to G, " in quiet[1]
+    assert " wrong (" in quiet[1] and ", no clean path from S to G, " in quiet[1]
 
 
 def test_a_maze_from_standard_input(run: Any, monkeypatch: Any) -> None:

@@ -58,6 +58,11 @@ def run(args: argparse.Namespace, overrides: List[str]) -> int:
     config = checkpoint.config
     if overrides:
         config = config_from_dict(config_to_dict(config), args.run, overrides)
+        if config.task != checkpoint.config.task and checkpoint.spec.num_puzzle_identifiers > 1:
+            LOGGER.warning(
+                "task.*: the rows of the puzzle table belong to the run's own data; with data that "
+                "are numbered otherwise puzzles get each other's rows"
+            )
         if config.model != checkpoint.config.model:
             raise ConfigError(
                 "model.*: cannot be overridden when evaluating, the weights were trained with it"

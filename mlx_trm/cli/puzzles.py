@@ -98,11 +98,14 @@ def read_texts(source: str, task: Task) -> Iterator[Tuple[int, str]]:
         raise DataError(f"{name}: cannot be read ({error.strerror}); name a text file") from error
     except UnicodeDecodeError as error:
         raise DataError(f"{name}: is not UTF-8 text; name a file of puzzles") from error
-    header = [word.strip().lower() for word in lines[0].split(",")] if lines else []
+    header = [word.strip(' "').lower() for word in lines[0].split(",")] if lines else []
     if "question" in header:
         found = list(_questions(name, lines[1:], header.index("question")))
     else:
-        found = list(task.split_puzzles(lines))
+        try:
+            found = list(task.split_puzzles(lines))
+        except DataError as error:
+            raise DataError(f"{name}: {error}") from error
     if not found:
         raise DataError(f"{name}: holds no puzzle")
     yield from found

@@ -19,7 +19,13 @@ from mlx_trm.errors import DataError, did_you_mean
 from mlx_trm.tasks import arc_grids
 from mlx_trm.tasks.arc_builder import Plan, Writer, draw_plans
 from mlx_trm.tasks.arc_files import Subset, find_subset, read_subset
-from mlx_trm.tasks.arc_lookup import KnownInput, KnownTasks, looks_like_name, split_grids
+from mlx_trm.tasks.arc_lookup import (
+    KnownInput,
+    KnownTasks,
+    looks_like_name,
+    shorten,
+    split_grids,
+)
 from mlx_trm.tasks.arc_voting import ArcScorer, load_scorer
 from mlx_trm.tasks.base import Task, check_split, counted, file_hash, register_task
 from mlx_trm.tasks.dataset import SetSource
@@ -57,7 +63,7 @@ class ARCConfig(TaskConfig):
     require_solutions: bool = True
     """Refuse test inputs without a solution; false fills in blanks, as a contest needs."""
     aggregated_voting: bool = False
-    """Keep the votes of one evaluation for the next ones (reference: aggregated_voting)."""
+    """Keep votes for the next evaluations, until a run stops (reference: aggregated_voting)."""
     max_grid_size: int = field(default=arc_grids.CANVAS, metadata={"min": 2, "max": 30})
     """Rows and columns of the canvas; ARC's own grids need 30."""
 
@@ -257,8 +263,7 @@ class ARC(Task):
             try:
                 dataset = self.dataset("test")
             except DataError as error:
-                LOG.info("no tasks are known by name: %s", error)
-                self._known = KnownTasks([])
+                self._known = KnownTasks([], problem=str(error))
             else:
                 sources = [dataset.source(name) for name in dataset.sets]
                 self._known = KnownTasks(sources, self.config.max_grid_size)
@@ -281,7 +286,7 @@ class ARC(Task):
             Pairs of a line's number and a grid as :meth:`parse` reads it; of tasks their test
             inputs.
         """
-        return split_grids(list(lines))
+        return split_grids(list(lines), self.known())
 
     def meant(self, text: str) -> List[str]:
         """Return the test inputs of a task given by its name as ``NAME:NUMBER``."""
@@ -304,7 +309,7 @@ class ARC(Task):
             named = self.known().named(text)
             if named:
                 return arc_grids.encode(named[0].given, size)
-            hint = f"; no test task has this name{self.known().suggestion(text)}"
+            hint = self.known().hint(text)
         try:
             return arc_grids.encode(arc_grids.parse_grid(text, size), size)
         except DataError as error:
@@ -319,7 +324,7 @@ class ARC(Task):
         if found is None or not found.identifier:
             LOG.warning(
                 "%s: is no test input of the data set, so the model knows no rule for it",
-                text if len(text) < 60 else text[:57] + "...",
+                shorten(text),
             )
             return 0
         return found.identifier
@@ -328,6 +333,9 @@ class ARC(Task):
         """Return the (S,) uint8 answer of a test input of the data set."""
         found = self._find(text)
         if found is None:
+            return None
+        # Where solutions may be missing, one black cell stands for an answer that is not known.
+        if not self.config.require_solutions and found.answer.tolist() == [[0]]:
             return None
         return arc_grids.encode(found.answer, self.config.max_grid_size)
 

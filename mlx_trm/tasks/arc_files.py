@@ -10,7 +10,8 @@ from typing import Any, Dict, List, NamedTuple, Optional, Tuple
 import numpy as np
 
 from mlx_trm.errors import DataError
-from mlx_trm.tasks.arc_grids import CANVAS, check_grid
+from mlx_trm.schema import is_unicode
+from mlx_trm.tasks.arc_grids import CANVAS, SEPARATOR, check_grid
 
 PARTS = ("train", "test")
 Pair = Tuple[np.ndarray, np.ndarray]
@@ -104,9 +105,11 @@ def read_subset(subset: Subset, size: int = CANVAS, complete: bool = True) -> Li
     for name, task in raw.items():
         where = f"{subset.challenges}: task {name}"
         _check_task(task, where)
+        answers = ""
         if subset.solutions.is_file():
-            _fill_in(task, solutions.get(name), f"{subset.solutions}: task {name}")
-        tasks.append(_task(name, task, where, size, complete))
+            answers = f"{subset.solutions}: task {name}"
+            _fill_in(task, solutions.get(name), answers)
+        tasks.append(_task(name, task, where, size, complete, answers))
     if not tasks:
         raise DataError(f"{subset.challenges}: holds no tasks")
     return tasks
@@ -126,7 +129,7 @@ def _read_folder(subset: Subset, size: int, complete: bool) -> List[ArcTask]:
 def _read_json(path: Path) -> Dict[str, Any]:
     """Read a JSON object."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
     except (ValueError, RecursionError) as error:  # bad UTF-8 or bad JSON
@@ -165,8 +168,13 @@ def _fill_in(task: Dict[str, Any], answers: Any, where: str) -> None:
         pair["output"] = answer
 
 
-def _task(name: str, raw: Dict[str, Any], where: str, size: int, complete: bool) -> ArcTask:
-    """Check the grids of a task."""
+def _task(
+    name: str, raw: Dict[str, Any], where: str, size: int, complete: bool, answers: str = ""
+) -> ArcTask:
+    """Check the name and the grids of a task; ``answers`` says where its outputs come from."""
+    if SEPARATOR in name or not name or not is_unicode(name):
+        shown = where.encode("utf-8", "replace").decode()
+        raise DataError(f"{shown}: a task's name is text without {SEPARATOR!r}")
     pairs: Dict[str, List[Pair]] = {}
     for part in raw:
         if part not in PARTS:
@@ -174,12 +182,15 @@ def _task(name: str, raw: Dict[str, Any], where: str, size: int, complete: bool)
         pairs[part] = []
         for number, pair in enumerate(raw[part], 1):
             here = f"{where}: {part} pair {number}"
-            if part == "test" and not complete:
-                pair.setdefault("output", [[0]])
+            if part == "test" and not complete and pair.get("output") is None:
+                pair["output"] = [[0]]
             grids = []
             for side in ("input", "output"):
                 if side not in pair:
                     raise DataError(f"{here}: has no {side!r}")
-                grids.append(check_grid(pair[side], f"{here}: {side}", size))
+                there = here
+                if answers and part == "test" and side == "output":
+                    there = f"{answers}: {part} pair {number}"
+                grids.append(check_grid(pair[side], f"{there}: {side}", size))
             pairs[part].append((grids[0], grids[1]))
     return ArcTask(name, pairs, raw)

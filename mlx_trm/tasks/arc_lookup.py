@@ -33,16 +33,18 @@ class KnownInput(NamedTuple):
 class KnownTasks:
     """The test tasks of built data sets."""
 
-    def __init__(self, sources: Sequence[SetSource], size: int = CANVAS) -> None:
+    def __init__(self, sources: Sequence[SetSource], size: int = CANVAS, problem: str = "") -> None:
         """Read the tasks and their identifiers.
 
         Args:
             sources: of the test sets.
             size: of the canvas.
+            problem: why there are none.
 
         Raises:
             DataError: if a data set lacks what is needed.
         """
+        self.problem = problem
         self.by_name: Dict[str, List[KnownInput]] = {}
         self.by_grid: Dict[bytes, KnownInput] = {}
         for source in sources:
@@ -65,9 +67,14 @@ class KnownTasks:
         known = self.by_name.get(name, [])
         return [each for each in known if number in (None, each.number)]
 
-    def suggestion(self, text: str) -> str:
-        """Return words that suggest a known name, or none."""
-        return did_you_mean(split_name(text)[0], list(self.by_name))
+    def hint(self, text: str) -> str:
+        """Say why a text is no test input by its name."""
+        name, number = split_name(text)
+        if self.problem:
+            return f"; no task is known by name: {self.problem}"
+        if name in self.by_name:
+            return f"; task {name} has {len(self.by_name[name])} test inputs, not {number}"
+        return f"; no test task has this name{did_you_mean(name, list(self.by_name))}"
 
     def like(self, grid: np.ndarray) -> Optional[KnownInput]:
         """Return the test input that is this grid."""
@@ -82,18 +89,28 @@ def split_name(text: str) -> Tuple[str, Optional[int]]:
 
 def looks_like_name(text: str) -> bool:
     """Whether a text may be a task's name rather than a grid."""
-    return bool(re.fullmatch(r"[\w.-]+(:\d+)?", text.strip(), flags=re.ASCII))
+    text = text.strip()
+    return bool(text) and not text.startswith("[") and not set(text) & set("/\n")
 
 
-def split_grids(lines: Sequence[str]) -> Iterator[Tuple[int, str]]:
+def shorten(text: str, length: int = 60) -> str:
+    """Write a text on one line, cut where it is long."""
+    line = "/".join(text.split("\n"))
+    return line if len(line) <= length else line[: length - 3] + "..."
+
+
+def split_grids(
+    lines: Sequence[str], known: Optional[KnownTasks] = None
+) -> Iterator[Tuple[int, str]]:
     """Find grids in the lines of a file.
 
     Args:
         lines: JSON of a task or of several by name, of which the test inputs are taken; JSON of one
             grid; or rows of digits, with a blank line between grids.
+        known: tasks of a data set; those among them are given by name.
 
     Returns:
-        Pairs of a line's number, from 1, and a grid as text.
+        Pairs of a line's number, from 1, and a grid as text or a name.
 
     Raises:
         DataError: if it looks like JSON and is not.
@@ -104,11 +121,14 @@ def split_grids(lines: Sequence[str]) -> Iterator[Tuple[int, str]]:
             content = json.loads(text)
         except (ValueError, RecursionError) as error:
             raise DataError(f"the file is not JSON: {error}") from error
-        tasks = [content] if isinstance(content.get("test"), list) else content.values()
-        for task in tasks:
-            for pair in task.get("test", []) if isinstance(task, dict) else []:
-                if isinstance(pair, dict) and "input" in pair:
-                    yield 1, json.dumps(pair["input"])
+        alone = isinstance(content.get("test"), list)
+        for name, task in [("", content)] if alone else content.items():
+            here = known.by_name.get(name, []) if known is not None else []
+            for number, pair in enumerate(task.get("test", []) if isinstance(task, dict) else []):
+                if not isinstance(pair, dict) or "input" not in pair:
+                    continue
+                same = number < len(here) and here[number].given.tolist() == pair["input"]
+                yield 1, f"{name}:{number + 1}" if same else json.dumps(pair["input"])
         return
     if text.startswith("["):
         yield 1, text

@@ -19,6 +19,7 @@ from mlx_trm.tasks.arc_files import Pair
 from mlx_trm.tasks.arc_grids import CANVAS, check_grid, crop_sizes, cut, parse_name
 from mlx_trm.tasks.base import ScoredRows, Scorer
 from mlx_trm.tasks.dataset import SetSource
+from mlx_trm.tasks.dataset_files import read_metadata
 from mlx_trm.tasks.storage import IDENTIFIERS, TEST_PUZZLES
 
 LOG = logging.getLogger(__name__)
@@ -165,7 +166,8 @@ class ArcScorer(Scorer):
         return {"submission.json": json.dumps(self.submission())}
 
     def state(self) -> Dict[str, np.ndarray]:
-        """Return all votes as arrays."""
+        """Return the votes of this round as arrays; every process has those of earlier ones."""
+        first_of_round = self._round * _ROUND
         slots, grids, orders, beliefs = [], [], [], []
         sizes: List[int] = []
         blob = bytearray()
@@ -174,10 +176,12 @@ class ArcScorer(Scorer):
             first = len(sizes)
             sizes += [len(grid) for grid in packed]
             blob += b"".join(packed)
-            slots.append(np.full(len(votes.order), slot, dtype=np.int64))
-            grids.append(np.asarray(votes.grid, dtype=np.int64) + first)
-            orders.append(np.asarray(votes.order, dtype=np.int64))
-            beliefs.append(np.asarray(votes.belief, dtype=np.float64))
+            order = np.asarray(votes.order, dtype=np.int64)
+            new = order >= first_of_round
+            slots.append(np.full(int(new.sum()), slot, dtype=np.int64))
+            grids.append(np.asarray(votes.grid, dtype=np.int64)[new] + first)
+            orders.append(order[new])
+            beliefs.append(np.asarray(votes.belief, dtype=np.float64)[new])
         none = np.zeros(0, dtype=np.int64)
         return {
             "slot": np.concatenate([none, *slots]),
@@ -220,6 +224,12 @@ def load_scorer(source: SetSource, size: int = CANVAS) -> ArcScorer:
         DataError: if its ``identifiers.json`` or ``test_puzzles.json`` cannot be used.
     """
     names, puzzles = load_names(source.folder), load_puzzles(source.folder, size)
+    count = read_metadata(source.folder / source.split / "dataset.json")[1].num_puzzle_identifiers
+    if len(names) != count:
+        raise DataError(
+            f"{source.folder / IDENTIFIERS}: has {len(names)} names, the dataset has {count} "
+            "identifiers; build the dataset again"
+        )
     return ArcScorer(names, puzzles, source.first_identifier, size)
 
 

@@ -269,7 +269,7 @@ class Maze(Task):
         judged = self.judge(inputs, tokens)
         steps, shortest = int(judged.steps[0]), int(judged.shortest[0])
         if not judged.valid[0]:
-            return "no path from S to G"
+            return "no clean path from S to G"
         if judged.optimal[0]:
             return f"a shortest path, {steps} steps"
         return f"a path of {steps} steps, {shortest} are enough"
