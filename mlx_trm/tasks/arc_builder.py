@@ -192,7 +192,7 @@ class Writer:
             where = places[which] + shifts[chosen][:, owners] + rows * each
             canvas.ravel()[where] = values  # contiguous, so a view
             parts.append(canvas[..., :-1, :-1])
-        grids = np.concatenate(parts).reshape(-1, 2, self.size * self.size)
+        grids = np.reshape(np.concatenate(parts), (-1, 2, self.size * self.size))
         return PuzzleBlock(
             np.ascontiguousarray(grids[:, 0]),
             np.ascontiguousarray(grids[:, 1]),

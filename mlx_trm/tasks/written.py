@@ -53,9 +53,9 @@ class Written:
         del text
         return 0
 
+    # pylint: disable-next=useless-return
     def known_answer(self, text: str) -> Optional[np.ndarray]:
         """Return the (S,) uint8 answer of a puzzle given as text, if the data have it."""
-        # pylint: disable=useless-return
         del text
         return None
 
