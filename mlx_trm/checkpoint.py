@@ -210,16 +210,16 @@ def load_training_state(folder: Path, model: RecursiveModel) -> Tuple[Any, Any, 
     """Read everything that training goes on from; the model gets its raw weights.
 
     Args:
-        folder: of a checkpoint.
+        folder: of a checkpoint that :func:`verify_checkpoint` has just read through.
         model: of the run's configuration; its weights, initial states and table are replaced.
 
     Returns:
         The step, the average's arrays by name (None without one), and the rest.
 
     Raises:
-        CheckpointError: if a file is damaged, or the checkpoint was not made by training.
+        CheckpointError: if a file cannot be read, or the checkpoint was not made by training.
     """
-    state = verify_checkpoint(folder)
+    state = _read_state(folder)
     if state.get("progress") is None or not {OPTIMIZER, CARRY} <= set(state["sha256"]):
         raise CheckpointError(
             f"{folder}: holds weights only and cannot be resumed; it can be evaluated"

@@ -129,10 +129,6 @@ class Processes:
                     "the same files and settings"
                 )
 
-    def wait(self) -> None:
-        """Wait until every process is here."""
-        self.any(False)
-
     def _call(self, function: Callable[..., mx.array], array: mx.array) -> mx.array:
         """Communicate, and say it plainly where another process is gone."""
         try:

@@ -187,7 +187,6 @@ def test_alone_everything_is_as_it_was(monkeypatch: Any) -> None:
     assert alone.sum(tree) is tree and alone.gather(tree["a"]) is tree["a"]
     assert alone.any(True, False) == [True, False] and alone.share(5) == slice(0, 5)
     alone.agree("thing", "x")
-    alone.wait()
 
 
 EVALUATE = """

@@ -34,9 +34,7 @@ from mlx_trm.tasks.storage import (
     SPLITS,
     TEST_PUZZLES,
     PuzzleBlock,
-    write_dataset,
-    write_identifiers,
-    write_json,
+    write_splits,
 )
 
 LOG = logging.getLogger(__name__)
@@ -202,15 +200,10 @@ class ARC(Task):
                 self.config.num_aug,
             )
         writer = Writer(rng, self.config.max_grid_size)
-        about: Dict[str, Dict[str, Any]] = {}
-        identifiers: Dict[str, int] = {}
-        for split in SPLITS:
-            groups = counted(writer.blocks(plans, split), split, progress)
-            about[split] = write_dataset(groups, folder / split, self.spec, identifiers)
-        for split in SPLITS:
-            about[split]["num_puzzle_identifiers"] = len(identifiers) + 1
-            write_json(folder / split / "dataset.json", about[split])
-        write_identifiers(folder, identifiers)
+        groups = (
+            (split, counted(writer.blocks(plans, split), split, progress)) for split in SPLITS
+        )
+        about = write_splits(groups, folder, self.spec)
         tests = {plan.task.name: plan.task.raw for plan in plans if plan.to_test}
         (folder / TEST_PUZZLES).write_text(json.dumps(tests) + "\n", encoding="utf-8")
         return about

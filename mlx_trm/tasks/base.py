@@ -36,9 +36,8 @@ from mlx_trm.tasks.storage import (
     PuzzleBlock,
     cache_folder,
     whole_folder,
-    write_dataset,
-    write_identifiers,
     write_json,
+    write_splits,
 )
 from mlx_trm.tasks.written import Written
 
@@ -251,17 +250,12 @@ class Task(Written):
 
         Arguments and return value are those of :meth:`build`.
         """
-        about: Dict[str, Dict[str, Any]] = {}
-        identifiers: Dict[str, int] = {}
-        for split in splits:
-            rng = np.random.default_rng([self.seed, SPLITS.index(split)])
-            groups = counted(self.groups(split, rng), split, progress)
-            about[split] = write_dataset(groups, folder / split, self.spec, identifiers)
-        for split in splits:  # the later splits may have added names
-            about[split]["num_puzzle_identifiers"] = len(identifiers) + 1
-            write_json(folder / split / "dataset.json", about[split])
-        write_identifiers(folder, identifiers)
-        return about
+        rngs = {split: np.random.default_rng([self.seed, SPLITS.index(split)]) for split in splits}
+        groups = (
+            (split, counted(self.groups(split, rng), split, progress))
+            for split, rng in rngs.items()
+        )
+        return write_splits(groups, folder, self.spec)
 
 
 def check_split(split: str) -> None:

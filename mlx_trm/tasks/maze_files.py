@@ -8,8 +8,6 @@ Reference: dataset/build_maze_dataset.py.
 """
 
 import csv
-import os
-import tempfile
 from math import isqrt
 from pathlib import Path
 from typing import Iterable, Iterator, List, Optional, Sequence, Tuple, Union
@@ -19,6 +17,7 @@ import numpy as np
 from mlx_trm.errors import DataError
 from mlx_trm.tasks.maze_generator import MazeSet
 from mlx_trm.tasks.maze_paths import GOAL, PATH, START, UNREACHED, judge, place_name, solve_mazes
+from mlx_trm.tasks.storage import write_whole_text
 from mlx_trm.tasks.sudoku_files import check_no_folder
 
 COLUMNS = ("source", "question", "answer", "rating")
@@ -267,12 +266,4 @@ def write_csv(path: Union[str, Path], mazes: MazeSet, source: str) -> None:
     Raises:
         DataError: if it cannot be written.
     """
-    path = Path(path).expanduser()
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
-            whole = Path(folder) / path.name
-            whole.write_bytes(csv_text(mazes, source).encode("utf-8"))
-            os.replace(whole, path)
-    except OSError as error:
-        raise DataError(f"{path}: cannot be written: {error.strerror or error}") from error
+    write_whole_text(path, csv_text(mazes, source))

@@ -26,12 +26,13 @@ from typing import (
     NamedTuple,
     Optional,
     Sequence,
+    Tuple,
     Union,
 )
 
 import numpy as np
 
-from mlx_trm.config import TaskSpec
+from mlx_trm.config import TaskSpec, write_text
 from mlx_trm.errors import DataError
 
 FORMAT_VERSION = 1
@@ -287,6 +288,42 @@ def write_dataset(
     )
     write_json(folder / "dataset.json", about)
     return about
+
+
+def write_splits(
+    groups: Iterable[Tuple[str, Iterable[Group]]], folder: Path, spec: TaskSpec
+) -> Dict[str, Dict[str, Any]]:
+    """Write splits whose names are numbered together, and the names.
+
+    Args:
+        groups: of each split; read once, one split after the other.
+        folder: of the dataset.
+        spec: of the task; its num_puzzle_identifiers is not used.
+
+    Returns:
+        What each split's ``dataset.json`` says.
+    """
+    names: Dict[str, int] = {}
+    about = {split: write_dataset(parts, folder / split, spec, names) for split, parts in groups}
+    for split, said in about.items():  # the later splits may have added names
+        said["num_puzzle_identifiers"] = len(names) + 1
+        write_json(folder / split / "dataset.json", said)
+    write_identifiers(folder, names)
+    return about
+
+
+def write_whole_text(path: Union[str, Path], text: str) -> None:
+    """Write a file of the user's, and the folders above it; it is there whole or not at all.
+
+    Raises:
+        DataError: if it cannot be written.
+    """
+    path = Path(path).expanduser()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_text(path, text)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be written: {error.strerror or error}") from error
 
 
 def _numbers(

@@ -7,14 +7,13 @@ answers and ratings, which are checked by the rules but not solved again.
 """
 
 import csv
-import os
-import tempfile
 from pathlib import Path
 from typing import BinaryIO, Dict, Iterator, List, Optional, Tuple, Union
 
 import numpy as np
 
 from mlx_trm.errors import DataError
+from mlx_trm.tasks.storage import write_whole_text
 from mlx_trm.tasks.sudoku_solver import (
     PuzzleSet,
     conflicts,
@@ -87,23 +86,7 @@ def write_csv(path: Union[str, Path], rows: PuzzleSet, source: str) -> None:
     Raises:
         DataError: if it cannot be written.
     """
-    path = Path(path).expanduser()
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        number, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        try:
-            with open(number, "w", encoding="utf-8", newline="") as file:
-                file.write(csv_text(rows, source))
-            # mkstemp's files are private; give it the rights of any other new file.
-            mask = os.umask(0)
-            os.umask(mask)
-            os.chmod(name, 0o666 & ~mask)
-            os.replace(name, path)
-        except BaseException:
-            os.unlink(name)
-            raise
-    except OSError as error:
-        raise DataError(f"{path}: cannot be written: {error.strerror or error}") from error
+    write_whole_text(path, csv_text(rows, source))
 
 
 def csv_text(rows: PuzzleSet, source: str) -> str:
