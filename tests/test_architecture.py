@@ -21,10 +21,10 @@ PACKAGE = ROOT / "mlx_trm"
 LAYERS: List[Tuple[str, ...]] = [
     ("errors", "_backend"),
     ("registry", "schema", "strict_yaml", "plugins", "assembly"),
-    ("config",),
+    ("recipe", "config"),
     ("carry", "layers", "losses", "optim", "parallel", "diagnostics", "tasks"),
     ("models",),
-    ("conversion", "memory"),
+    ("conversion", "memory", "quantization"),
     ("checkpoint",),
     ("inference", "evaluation", "recordings", "replay", "reporting", "runs", "resuming"),
     ("stepping",),
@@ -183,7 +183,8 @@ def test_tasks_are_numpy_only(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["errors", "registry", "schema", "strict_yaml", "plugins", "assembly", "config"]
+    "name",
+    ["errors", "registry", "schema", "strict_yaml", "plugins", "assembly", "recipe", "config"],
 )
 def test_config_needs_no_arrays(name: str) -> None:
     """The configuration loads where neither MLX nor NumPy is installed."""
