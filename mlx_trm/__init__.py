@@ -46,6 +46,7 @@ from mlx_trm.models import (
     register_model,
 )
 from mlx_trm.optim import EMA, AdamATan2
+from mlx_trm.quantization import Quantized, quantize_model
 from mlx_trm.tasks import (
     Maze,
     MazeConfig,
@@ -83,6 +84,7 @@ __all__ = [
     "Outputs",
     "Puzzle",
     "PuzzleDataset",
+    "Quantized",
     "RecursiveModel",
     "Solver",
     "SolverStep",
@@ -109,6 +111,7 @@ __all__ = [
     "device_report",
     "load_checkpoint",
     "load_config",
+    "quantize_model",
     "random_batch",
     "register_model",
     "register_task",

@@ -10,9 +10,9 @@ from typing import List
 
 from tqdm import tqdm
 
-from mlx_trm.checkpoint import load_checkpoint
 from mlx_trm.cli import display
-from mlx_trm.cli.arguments import add_json, add_weights
+from mlx_trm.cli.arguments import add_json
+from mlx_trm.cli.checkpoints import add_model, add_run, open_run
 from mlx_trm.config import config_from_dict, config_to_dict, write_text
 from mlx_trm.errors import ConfigError
 from mlx_trm.evaluation import Evaluator
@@ -23,7 +23,7 @@ LOGGER = logging.getLogger(__name__)
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's own arguments."""
-    parser.add_argument("run", metavar="RUN", help="a run folder or a checkpoint folder")
+    add_run(parser)
     parser.add_argument("--split", choices=("train", "test"), default="test")
     parser.add_argument(
         "--max-examples", type=positive, metavar="N", help="evaluate a seeded sample of N puzzles"
@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="write there what the task has to keep: ARC's submission.json",
     )
-    add_weights(parser)
+    add_model(parser)
     add_json(parser, "also write the metrics there")
 
 
@@ -54,7 +54,7 @@ def positive(text: str) -> int:
 
 def run(args: argparse.Namespace, overrides: List[str]) -> int:
     """Evaluate and print a table; the overrides change the run's configuration."""
-    checkpoint = load_checkpoint(args.run, weights=args.weights)
+    checkpoint = open_run(args)
     config = checkpoint.config
     if overrides:
         config = config_from_dict(config_to_dict(config), args.run, overrides)
@@ -85,7 +85,10 @@ def run(args: argparse.Namespace, overrides: List[str]) -> int:
             print(f"written: {path}")
         if not evaluator.files:
             LOGGER.warning("--output: the task %s has nothing to keep", config.task.name)
-    print(f"{checkpoint.path}: step {checkpoint.step}, {checkpoint.weights} weights, {args.split}")
+    weights = f"{checkpoint.weights} weights"
+    if args.quantize is not None:
+        weights += f" of {args.quantize} bits"
+    print(f"{checkpoint.path}: step {checkpoint.step}, {weights}, {args.split}")
     print(display.table(display.metric_rows(metrics), ("set", "metric", "value")))
     return 0
 

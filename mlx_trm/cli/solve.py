@@ -6,8 +6,8 @@ from typing import Any, Dict, Iterator, List, Sequence
 
 import numpy as np
 
-from mlx_trm.checkpoint import load_checkpoint
-from mlx_trm.cli.arguments import add_json, add_weights
+from mlx_trm.cli.arguments import add_json
+from mlx_trm.cli.checkpoints import add_model, add_run, open_run
 from mlx_trm.cli.display import ANSI, side_by_side, use_color
 from mlx_trm.cli.evaluate import positive, write_json
 from mlx_trm.cli.pictures import Panel, add_png, check_png, save_png
@@ -21,7 +21,7 @@ UNDERLINE, NO_UNDERLINE = "\033[4m", "\033[24m"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's own arguments."""
-    parser.add_argument("run", metavar="RUN", help="a run folder or a checkpoint folder")
+    add_run(parser)
     parser.add_argument(
         "puzzle",
         metavar="PUZZLE",
@@ -45,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="end a puzzle as soon as its halt probability is above one half",
     )
     add_png(parser, "also draw the puzzles and their answers there (mazes, ARC)")
-    add_weights(parser)
+    add_model(parser)
     add_json(parser, "also write every step there")
 
 
@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
     """
     if args.png is not None:
         check_png()
-    checkpoint = load_checkpoint(args.run, weights=args.weights)
+    checkpoint = open_run(args)
     solver = Solver(checkpoint.model, checkpoint.config)
     given = read_given(args.puzzle, solver.task)
     display = Display(solver.task, len(given), args.show == "steps", args.quiet)

@@ -1,0 +1,53 @@
+"""The trained model that a command works with: which run, which weights, how many bits each."""
+
+import argparse
+import logging
+
+from mlx_trm.checkpoint import Checkpoint, load_checkpoint
+from mlx_trm.cli.arguments import add_weights
+from mlx_trm.errors import ConfigError
+from mlx_trm.quantization import BITS, Quantized, quantize_model
+
+LOGGER = logging.getLogger(__name__)
+
+
+def add_run(parser: argparse.ArgumentParser) -> None:
+    """Declare RUN, the first word of a command; :func:`add_model` declares the options."""
+    parser.add_argument("run", metavar="RUN", help="a run folder or a checkpoint folder")
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """Let a command choose among a run's weights, and quantise them."""
+    add_weights(parser)
+    parser.add_argument(
+        "--quantize",
+        type=int,
+        choices=BITS,
+        metavar="BITS",
+        help="compute with weights of 8 or 4 bits; what that costs is in docs/export.md",
+    )
+
+
+def open_run(args: argparse.Namespace) -> Checkpoint:
+    """Load what :func:`add_run` and :func:`add_model` took, its model quantised if so wished.
+
+    Raises:
+        CheckpointError: if there is no checkpoint, or it cannot be used.
+        ConfigError: if no layer of it can be quantised.
+    """
+    checkpoint = load_checkpoint(args.run, weights=args.weights)
+    if args.quantize is not None:
+        LOGGER.info("%s", quantized(checkpoint, args.quantize).describe())
+    return checkpoint
+
+
+def quantized(checkpoint: Checkpoint, bits: int) -> Quantized:
+    """Quantise a checkpoint's model in place.
+
+    Raises:
+        ConfigError: if no layer of it can be.
+    """
+    try:
+        return quantize_model(checkpoint.model, bits)
+    except ValueError as error:
+        raise ConfigError(f"--quantize {bits}: {checkpoint.path}: {error}") from error
