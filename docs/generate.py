@@ -97,7 +97,7 @@ def configuration_sections() -> str:
     from mlx_trm import config
     from mlx_trm.registry import MODELS, TASKS
 
-    sections = ("task", "model", "train", "eval", "checkpoint")
+    sections = ("task", "model", "train", "eval", "checkpoint", "init")
     parts = ["### Top level\n", field_table(config.ExperimentConfig, skip=sections)]
     for kind, registry in (("task", TASKS), ("model", MODELS)):
         for name in registry.names():
@@ -109,6 +109,7 @@ def configuration_sections() -> str:
         ("train", config.TrainConfig),
         ("eval", config.EvalConfig),
         ("checkpoint", config.CheckpointConfig),
+        ("init", config.InitConfig),
     ):
         parts += [f"\n### `{name}`\n", field_table(cls)]
     return "\n".join(parts)

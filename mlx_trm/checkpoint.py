@@ -4,10 +4,11 @@ A run folder holds ``config.yaml``, ``metrics.jsonl``, checkpoints ``step_N`` an
 to the newest; ``best`` is a link to the one with the best evaluation. A checkpoint holds
 ``model.safetensors`` (the raw weights, the puzzle table and the initial states),
 ``ema.safetensors`` where an average is kept, ``optimizer.safetensors`` and ``carry.safetensors``
-to go on from, ``config.yaml``, and ``state.json`` with the step, the task's dimensions, where in
-the data and the log the run is, and the SHA-256 of each file. It is written to a temporary folder,
-flushed to the disk and renamed, so a killed run leaves no half a checkpoint. There is no random
-state: every draw follows from the seed and the step.
+to go on from, ``identifiers.json.gz`` where the puzzle table's rows have names
+(:mod:`mlx_trm.tasks.identifiers`), ``config.yaml``, and ``state.json`` with the step, the task's
+dimensions, where in the data and the log the run is, and the SHA-256 of each file. It is written to
+a temporary folder, flushed to the disk and renamed, so a killed run leaves no half a checkpoint.
+There is no random state: every draw follows from the seed and the step.
 
 Differs from reference: there a checkpoint is one torch pickle of the weights, and with EMA on of
 the EMA weights only.
@@ -32,6 +33,7 @@ from mlx_trm.models import RecursiveModel, build_model, named_arrays
 FORMAT_VERSION = 1
 STATE, MODEL, AVERAGE, CONFIG = "state.json", "model.safetensors", "ema.safetensors", "config.yaml"
 OPTIMIZER, CARRY = "optimizer.safetensors", "carry.safetensors"
+ROW_NAMES = "identifiers.json.gz"
 LATEST, BEST = "latest", "best"
 
 
@@ -77,6 +79,7 @@ def save_checkpoint(
     step: int,
     average: Optional[Dict[str, Any]] = None,
     training: Optional[TrainingState] = None,
+    row_names: Optional[bytes] = None,
 ) -> Path:
     """Write ``run_dir/step_N`` and point ``latest`` at it.
 
@@ -87,6 +90,7 @@ def save_checkpoint(
         step: N. A whole checkpoint of this step that is there already is replaced.
         average: the EMA of the trained weights, where one is kept.
         training: what a resumed run needs; without it the checkpoint cannot be resumed.
+        row_names: of the puzzle table, packed.
 
     Returns:
         The checkpoint's folder.
@@ -107,6 +111,8 @@ def save_checkpoint(
         if training is not None:
             mx.save_safetensors(str(temporary / OPTIMIZER), training.optimizer)
             mx.save_safetensors(str(temporary / CARRY), training.carry)
+        if row_names is not None:
+            (temporary / ROW_NAMES).write_bytes(row_names)
         save_config(config, temporary / CONFIG)
         state = {
             "format": FORMAT_VERSION,
@@ -161,10 +167,10 @@ def load_checkpoint(path: Union[str, Path], weights: str = "ema") -> Checkpoint:
         raise CheckpointError(f"{folder}: its configuration cannot be used: {error}") from error
     spec = TaskSpec(**state["spec"])
     model = build_model(config.model, spec, seed=config.seed)
-    load_weights(model, _read_arrays(folder / MODEL), str(folder / MODEL))
+    load_weights(model, read_arrays(folder / MODEL), str(folder / MODEL))
     averaged = weights == "ema" and AVERAGE in state["sha256"]
     if averaged:
-        load_weights(model, _read_arrays(folder / AVERAGE), str(folder / AVERAGE), partial=True)
+        load_weights(model, read_arrays(folder / AVERAGE), str(folder / AVERAGE), partial=True)
     model.eval()
     return Checkpoint(model, config, spec, state["step"], folder, "ema" if averaged else "raw")
 
@@ -224,9 +230,9 @@ def load_training_state(folder: Path, model: RecursiveModel) -> Tuple[Any, Any, 
         raise CheckpointError(
             f"{folder}: holds weights only and cannot be resumed; it can be evaluated"
         )
-    load_weights(model, _read_arrays(folder / MODEL), str(folder / MODEL))
-    average = _read_arrays(folder / AVERAGE) if AVERAGE in state["sha256"] else None
-    arrays = [_read_arrays(folder / name) for name in (OPTIMIZER, CARRY)]
+    load_weights(model, read_arrays(folder / MODEL), str(folder / MODEL))
+    average = read_arrays(folder / AVERAGE) if AVERAGE in state["sha256"] else None
+    arrays = [read_arrays(folder / name) for name in (OPTIMIZER, CARRY)]
     return state["step"], average, TrainingState(arrays[0], arrays[1], state["progress"])
 
 
@@ -341,7 +347,12 @@ def _read_state(folder: Path) -> Dict[str, Any]:
         ) from error
 
 
-def _read_arrays(file: Path) -> Dict[str, mx.array]:
+def read_arrays(file: Path) -> Dict[str, mx.array]:
+    """Read one of a checkpoint's files of arrays.
+
+    Raises:
+        CheckpointError: if it cannot be read.
+    """
     try:
         return read_safetensors(file)[0]
     except ValueError as error:

@@ -15,7 +15,7 @@ from typing import Any, Dict, List, Mapping, Optional, Sequence, Union
 
 from mlx_trm.assembly import Layout
 from mlx_trm.errors import ConfigError, did_you_mean
-from mlx_trm.recipe import TrainConfig
+from mlx_trm.recipe import InitConfig, TrainConfig
 from mlx_trm.registry import MODELS, TASKS
 from mlx_trm.schema import Section, section_fields, show
 
@@ -132,6 +132,8 @@ class ExperimentConfig(Section):
     """When it is measured."""
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     """When it is saved."""
+    init: InitConfig = field(default_factory=InitConfig)
+    """With which weights it begins."""
     seed: int = field(default=0, metadata={"min": 0, "max": MAX_SEED})
     """Decides weights, batch order, augmentation and exploration."""
     run_dir: Optional[str] = None
@@ -174,6 +176,7 @@ LAYOUT = Layout(
         "train": TrainConfig,
         "eval": EvalConfig,
         "checkpoint": CheckpointConfig,
+        "init": InitConfig,
     },
     registries={"task": TASKS, "model": MODELS},
     # The reference's names of settings that have another one here.
@@ -184,7 +187,7 @@ LAYOUT = Layout(
         "eval_interval": "eval.interval",
         "freeze_weights": "train.freeze",
         "global_batch_size": "train.batch_size",
-        "load_checkpoint": "train.init_from",
+        "load_checkpoint": "init.run",
         "loss_type": "train.loss",
         "run_name": "run_dir",
     },

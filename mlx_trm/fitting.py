@@ -288,6 +288,7 @@ class Fit:
             trainer.step,
             None if trainer.average is None else trainer.average.weights,
             TrainingState(optimizer, carry, asdict(self.progress)),
+            trainer.packed_names,
         )
         if self.progress.best is not None and self.progress.best[1] == trainer.step:
             point_best(self.report.checkpoint)

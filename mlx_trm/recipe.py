@@ -1,4 +1,4 @@
-"""The section ``train`` of a configuration: everything that decides how a model is trained.
+"""The sections ``train`` and ``init`` of a configuration: how a model is trained, and from where.
 
 Reference: ``PretrainConfig`` in pretrain.py.
 """
@@ -10,6 +10,8 @@ from mlx_trm.schema import Section
 
 # How the rows of a puzzle table are found in a checkpoint's.
 INIT_ROWS = ("auto", "names", "numbers", "mean", "fresh")
+# What puzzles get that it has no row for.
+NEW_ROWS = ("mean", "zero")
 
 
 @dataclass
@@ -54,14 +56,6 @@ class TrainConfig(Section):
     """Share of the average that stays at each supervision step."""
     freeze: str = field(default="none", metadata={"choices": ("none", "weights", "puzzle_emb")})
     """What stays untrained: none, all weights, the puzzle table (reference: freeze_weights)."""
-    init_from: Optional[str] = None
-    """Begin with the weights, averaged if they are, of a run's checkpoint (load_checkpoint)."""
-    init_only: List[str] = field(default_factory=list)
-    """Take only weights whose names match one of these, as L_level.*; empty: all that fit."""
-    init_rows: str = field(default="auto", metadata={"choices": INIT_ROWS})
-    """Puzzle rows by names, by numbers, all their mean, or fresh; auto: names if it knows them."""
-    init_new_rows: str = field(default="mean", metadata={"choices": ("mean", "zero")})
-    """What puzzles get that the checkpoint has no row for: the mean of its rows, or zero."""
     compile: str = field(default="auto", metadata={"choices": ("auto", "always", "never")})
     """Whether to use mx.compile; auto does on a GPU, where it pays for short runs too."""
     log_interval: int = field(default=10, metadata={"min": 1})
@@ -80,10 +74,28 @@ class TrainConfig(Section):
         size = self.micro_batch_size
         if isinstance(size, str) and size != "auto":
             return [f"micro_batch_size: {size!r} is neither a number of rows nor auto"]
-        if self.init_from is None:
+        return []
+
+
+@dataclass
+class InitConfig(Section):
+    """The first weights, where they are not random."""
+
+    run: Optional[str] = None
+    """Run or checkpoint folder that they come from, its average (reference: load_checkpoint)."""
+    only: List[str] = field(default_factory=list)
+    """Take only weights whose names match one of these, as L_level.*; empty: all that fit."""
+    rows: str = field(default="auto", metadata={"choices": INIT_ROWS})
+    """Puzzle rows by names, by numbers, all their mean, or fresh; auto: names if it knows them."""
+    new_rows: str = field(default=NEW_ROWS[0], metadata={"choices": NEW_ROWS})
+    """What puzzles get that the checkpoint has no row for: the mean of its rows, or zero."""
+
+    def problems(self) -> List[str]:
+        """Find settings that are of no use."""
+        if self.run is None:
             return [
-                f"{name}: is of no use without init_from"
-                for name, default in (("init_only", []), ("init_rows", "auto"))
+                f"{name}: is of no use without init.run, the run to take weights from"
+                for name, default in (("only", []), ("rows", "auto"))
                 if getattr(self, name) != default
             ]
-        return [] if self.init_from.strip() else ["init_from: is empty; name a run folder"]
+        return [] if self.run.strip() else ["run: is empty; name a run folder or leave it out"]

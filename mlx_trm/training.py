@@ -16,12 +16,12 @@ import mlx.core as mx
 
 from mlx_trm.carry import Batch
 from mlx_trm.checkpoint import load_training_state
-from mlx_trm.config import ExperimentConfig, config_to_dict, validate_config
+from mlx_trm.config import ExperimentConfig, InitConfig, config_to_dict, validate_config
 from mlx_trm.errors import CheckpointError, ConfigError
 from mlx_trm.evaluation import Evaluator, check_dimensions
 from mlx_trm.fitting import Fit, RunProgress, TrainReport
 from mlx_trm.memory import choose_micro_batch, set_limits
-from mlx_trm.models import build_model
+from mlx_trm.models import RecursiveModel, build_model
 from mlx_trm.parallel import Processes
 from mlx_trm.reporting import check_reporters
 from mlx_trm.resuming import (
@@ -32,7 +32,9 @@ from mlx_trm.resuming import (
 )
 from mlx_trm.runs import RunLock, StepReport, prepare_run_dir
 from mlx_trm.stepping import Stepper
+from mlx_trm.surgery import TransferReport, read_weights, transfer_weights
 from mlx_trm.tasks import PuzzleDataset, build_task
+from mlx_trm.tasks.identifiers import pack_names, row_names
 
 
 class Trainer(Stepper):
@@ -47,18 +49,24 @@ class Trainer(Stepper):
         restarted: whether ``run_dir`` may hold a run without a checkpoint.
         beside: names of the run's checkpoints when it was resumed.
         resumed_from: the checkpoint that :meth:`resume` took.
+        packed_names: of the puzzle table's rows, for checkpoints; None where they have none.
+        transfer: what became of each weight of ``init.run``; None without it.
     """
 
-    def __init__(self, config: ExperimentConfig, restart: bool = False) -> None:
+    def __init__(
+        self, config: ExperimentConfig, restart: bool = False, initialise: bool = True
+    ) -> None:
         """Check the configuration, open the data and create the model.
 
         Args:
             config: the whole experiment.
             restart: ``run_dir`` may hold a run that was stopped before its first checkpoint.
+            initialise: begin with the weights of ``init.run``, where it is set.
 
         Raises:
             ConfigError: if settings do not fit together, the data, or this machine's memory.
             DataError: if the data cannot be read.
+            CheckpointError: if ``init.run`` cannot be used.
         """
         validate_config(config)
         check_reporters(config.train.report_to)
@@ -71,6 +79,10 @@ class Trainer(Stepper):
         processes.agree("data set", summary)
         model = build_model(config.model, self.train_set.spec, seed=config.seed)
         check_dimensions(model, self.test_set)
+        names = table_names(model, self.train_set)
+        self.packed_names = None if names is None else pack_names(names)
+        self.transfer = initial_weights(model, config.init, names) if initialise else None
+        processes.agree("initial weights", str(self.transfer and self.transfer.rows()))
         train, data = config.train, self.train_set
         set_limits(train.memory_limit_gb, train.cache_limit_gb)
         model.recompute(train.checkpoint_activations)
@@ -127,7 +139,7 @@ class Trainer(Stepper):
             ConfigError: if a setting is changed that a resumed run has to keep.
         """
         folder = resumable_checkpoint(path, fall_back)
-        trainer = cls(resumed_config(folder, overrides, config))
+        trainer = cls(resumed_config(folder, overrides, config), initialise=False)
         step, average, state = load_training_state(folder, trainer.model)
         try:
             trainer.processes.agree("checkpoint", f"{folder.name} {sorted(state.carry)}")
@@ -266,6 +278,40 @@ def check_share(config: ExperimentConfig, processes: Processes) -> None:
     for section, key in (("task", "data_dir"), (None, "run_dir")):
         (settings[section] if section else settings).pop(key, None)  # may lie elsewhere
     processes.agree("configuration", json.dumps(settings, sort_keys=True))
+
+
+def table_names(model: RecursiveModel, dataset: PuzzleDataset) -> Optional[List[str]]:
+    """Name the rows of a model's puzzle table; None where there is none, or one row, or no names.
+
+    Raises:
+        DataError: if the dataset's names are damaged.
+    """
+    if not model.config.puzzle_emb_ndim or model.spec.num_puzzle_identifiers == 1:
+        return None
+    return row_names(dataset)
+
+
+def initial_weights(
+    model: RecursiveModel, init: InitConfig, names: Optional[List[str]]
+) -> Optional[TransferReport]:
+    """Give a model the weights that ``init.run`` names, as the settings beside it say.
+
+    Args:
+        model: changed in place.
+        init: the section of the configuration.
+        names: of the rows of the model's puzzle table.
+
+    Returns:
+        What became of each weight; None where ``init.run`` is not set.
+
+    Raises:
+        CheckpointError: if the checkpoint cannot be read.
+        ConfigError: if nothing of it can be used.
+    """
+    if init.run is None:
+        return None
+    source = read_weights(init.run)
+    return transfer_weights(model, source, names, init.only, init.rows, init.new_rows)
 
 
 def data_summary(dataset: PuzzleDataset) -> str:

@@ -10,13 +10,16 @@ from typing import List
 
 from tqdm import tqdm
 
+from mlx_trm.checkpoint import Checkpoint
 from mlx_trm.cli import display
 from mlx_trm.cli.arguments import add_json
 from mlx_trm.cli.checkpoints import add_model, add_run, open_run
 from mlx_trm.config import config_from_dict, config_to_dict, write_text
 from mlx_trm.errors import ConfigError
 from mlx_trm.evaluation import Evaluator
+from mlx_trm.recipe import NEW_ROWS
 from mlx_trm.runs import save_evaluation_files
+from mlx_trm.surgery import follow_data, read_row_names
 
 LOGGER = logging.getLogger(__name__)
 
@@ -36,6 +39,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         metavar="DIR",
         help="write there what the task has to keep: ARC's submission.json",
+    )
+    parser.add_argument(
+        "--new-rows",
+        choices=NEW_ROWS,
+        default=NEW_ROWS[0],
+        help="what puzzles get that the run does not know: the mean row of its table, or zeros",
     )
     add_model(parser)
     add_json(parser, "also write the metrics there")
@@ -58,11 +67,6 @@ def run(args: argparse.Namespace, overrides: List[str]) -> int:
     config = checkpoint.config
     if overrides:
         config = config_from_dict(config_to_dict(config), args.run, overrides)
-        if config.task != checkpoint.config.task and checkpoint.spec.num_puzzle_identifiers > 1:
-            LOGGER.warning(
-                "task.*: the rows of the puzzle table belong to the run's own data; with data that "
-                "are numbered otherwise puzzles get each other's rows"
-            )
         if config.model != checkpoint.config.model:
             raise ConfigError(
                 "model.*: cannot be overridden when evaluating, the weights were trained with it"
@@ -70,6 +74,8 @@ def run(args: argparse.Namespace, overrides: List[str]) -> int:
     if args.output is not None and args.output.exists() and not args.output.is_dir():
         raise ConfigError(f"--output {args.output}: is a file; name a folder")
     evaluator = Evaluator(checkpoint.model, config)
+    if checkpoint.model.config.puzzle_emb_ndim and checkpoint.spec.num_puzzle_identifiers > 1:
+        find_rows(checkpoint, evaluator, args)
     shown = sys.stderr.isatty() and not args.quiet
     with tqdm(unit="puzzle", disable=not shown, dynamic_ncols=True) as bar:
 
@@ -91,6 +97,25 @@ def run(args: argparse.Namespace, overrides: List[str]) -> int:
     print(f"{checkpoint.path}: step {checkpoint.step}, {weights}, {args.split}")
     print(display.table(display.metric_rows(metrics), ("set", "metric", "value")))
     return 0
+
+
+def find_rows(checkpoint: Checkpoint, evaluator: Evaluator, args: argparse.Namespace) -> None:
+    """Give each puzzle the row of the table that it was trained with, and say what was done.
+
+    Raises:
+        TRMError: if the names of the rows or the data cannot be read.
+    """
+    names = read_row_names(checkpoint.path)
+    data = evaluator.task.dataset(args.split)
+    done = follow_data(checkpoint.model, names, data, args.new_rows)
+    if done is None and evaluator.config.task != checkpoint.config.task:
+        LOGGER.warning(
+            "task.*: the rows of the puzzle table belong to the run's own data, and %s not say "
+            "whose they are; with data that are numbered otherwise puzzles get each other's rows",
+            "the checkpoint does" if names is None else "the data do",
+        )
+    elif done:
+        LOGGER.warning("puzzle table: %s", done)
 
 
 def write_json(path: Path, content: object) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 from mlx_trm.checkpoint import CONFIG, find_checkpoint, list_checkpoints
 from mlx_trm.cli import display
 from mlx_trm.config import ExperimentConfig, dump_config, load_config
+from mlx_trm.errors import ConfigError
 from mlx_trm.evaluation import should_compile
 from mlx_trm.inference import Solver
 from mlx_trm.layers import on_gpu
@@ -35,6 +36,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "holds a run, else begin one",
     )
     parser.add_argument(
+        "--init-from",
+        metavar="RUN",
+        help="begin with the weights of another run, as far as names and shapes fit; init.* "
+        "say how (init.run=RUN is the same)",
+    )
+    parser.add_argument(
+        "--init-only",
+        metavar="PATTERN",
+        action="append",
+        help="take only weights with such names, 'L_level.*' say; may be given several times",
+    )
+    parser.add_argument(
         "--print-config", action="store_true", help="print the resolved configuration and stop"
     )
 
@@ -49,6 +62,7 @@ def run(args: argparse.Namespace, config: Optional[ExperimentConfig]) -> int:
     Returns:
         The exit code: 0 whether the run reached its end or was stopped with a checkpoint.
     """
+    add_initial(args, config)
     if args.print_config:
         if config is None:
             config = load_config(find_checkpoint(args.resume) / CONFIG, args.overrides)
@@ -57,6 +71,10 @@ def run(args: argparse.Namespace, config: Optional[ExperimentConfig]) -> int:
     trainer = make_trainer(args, config)
     quiet = args.quiet or not trainer.processes.leads
     if not quiet:
+        if trainer.transfer is not None:
+            print(f"First weights from {trainer.transfer.summary()}:")
+            print(display.table(trainer.transfer.rows(), ("weights", "shape", "state", "note")))
+            print()
         print(display.table(describe(trainer)), flush=True)
     if trainer.finished():
         if quiet:
@@ -77,6 +95,24 @@ def run(args: argparse.Namespace, config: Optional[ExperimentConfig]) -> int:
     if not quiet:
         finish(trainer, report)
     return 0
+
+
+def add_initial(args: argparse.Namespace, config: Optional[ExperimentConfig]) -> None:
+    """Put ``--init-from`` and ``--init-only`` into the configuration.
+
+    Raises:
+        ConfigError: if a run is resumed, which has weights already.
+    """
+    if args.init_from is None and args.init_only is None:
+        return
+    if config is None or args.resume not in (None, "auto"):
+        raise ConfigError(
+            "--init-from: a resumed run has weights already; leave --resume out to begin a new run"
+        )
+    if args.init_from is not None:
+        config.init.run = args.init_from
+    if args.init_only is not None:
+        config.init.only = args.init_only
 
 
 def make_trainer(args: argparse.Namespace, config: Optional[ExperimentConfig]) -> Trainer:

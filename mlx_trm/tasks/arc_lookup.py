@@ -8,8 +8,9 @@ import numpy as np
 
 from mlx_trm.errors import DataError, did_you_mean
 from mlx_trm.tasks.arc_grids import CANVAS
-from mlx_trm.tasks.arc_voting import load_names, load_puzzles, pack
+from mlx_trm.tasks.arc_voting import load_puzzles, pack
 from mlx_trm.tasks.dataset import SetSource
+from mlx_trm.tasks.identifiers import load_names
 
 
 class KnownInput(NamedTuple):

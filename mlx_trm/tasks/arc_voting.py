@@ -20,6 +20,7 @@ from mlx_trm.tasks.arc_grids import CANVAS, check_grid, crop_sizes, cut, parse_n
 from mlx_trm.tasks.base import ScoredRows, Scorer
 from mlx_trm.tasks.dataset import SetSource
 from mlx_trm.tasks.dataset_files import read_metadata
+from mlx_trm.tasks.identifiers import load_json, load_names
 from mlx_trm.tasks.storage import IDENTIFIERS, TEST_PUZZLES
 
 LOG = logging.getLogger(__name__)
@@ -233,16 +234,6 @@ def load_scorer(source: SetSource, size: int = CANVAS) -> ArcScorer:
     return ArcScorer(names, puzzles, source.first_identifier, size)
 
 
-def load_names(folder: Path) -> List[str]:
-    """Read the names of the identifiers of a built dataset; number 0 is the blank one.
-
-    Raises:
-        DataError: if they cannot be read.
-    """
-    names: List[str] = _load(folder / IDENTIFIERS, list)
-    return names
-
-
 def load_puzzles(folder: Path, size: int = CANVAS) -> Dict[str, List[Pair]]:
     """Read the test pairs of the test tasks of a built dataset.
 
@@ -254,7 +245,7 @@ def load_puzzles(folder: Path, size: int = CANVAS) -> Dict[str, List[Pair]]:
         return {
             name: [_pair(pair, f"{path}: {name}: test pair {i}", size) for i, pair in
                    enumerate(puzzle["test"], 1)]
-            for name, puzzle in _load(path, dict).items()
+            for name, puzzle in load_json(path, dict).items()
         }  # fmt: skip
     except (KeyError, TypeError) as error:
         raise DataError(f"{path}: is damaged; build the dataset again") from error
@@ -265,18 +256,3 @@ def _pair(pair: Any, where: str, size: int) -> Pair:
         check_grid(pair[side], f"{where} {side}", size) for side in ("input", "output")
     )
     return given, answer
-
-
-def _load(path: Path, kind: type) -> Any:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise DataError(
-            f"{path}: cannot be read ({error.strerror or error}); ARC is scored with it, "
-            "build the dataset again"
-        ) from error
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path}: is not JSON: {error}; build the dataset again") from error
-    if not isinstance(content, kind):
-        raise DataError(f"{path}: is damaged; build the dataset again")
-    return content
