@@ -9,6 +9,7 @@ Reference: ``launch`` in pretrain.py.
 
 import hashlib
 import json
+import logging
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple, Union
 
@@ -32,9 +33,11 @@ from mlx_trm.resuming import (
 )
 from mlx_trm.runs import RunLock, StepReport, prepare_run_dir
 from mlx_trm.stepping import Stepper
-from mlx_trm.surgery import TransferReport, read_weights, transfer_weights
+from mlx_trm.surgery import FRESH, LEFT, TransferReport, read_weights, transfer_weights
 from mlx_trm.tasks import PuzzleDataset, build_task
 from mlx_trm.tasks.identifiers import pack_names, row_names
+
+LOG = logging.getLogger(__name__)
 
 
 class Trainer(Stepper):
@@ -311,7 +314,16 @@ def initial_weights(
     if init.run is None:
         return None
     source = read_weights(init.run)
-    return transfer_weights(model, source, names, init.only, init.rows, init.new_rows)
+    report = transfer_weights(model, source, names, init.only, init.rows, init.new_rows)
+    fresh = report.names(FRESH)
+    if fresh and not init.only:
+        LOG.warning(
+            "init.run: %d of the model's %d weights are not in %s, or of another shape there, and "
+            "begin as a new model's: %s",
+            *(len(fresh), len(report.transfers) - len(report.names(LEFT)), report.origin),
+            ", ".join(fresh),
+        )
+    return report
 
 
 def data_summary(dataset: PuzzleDataset) -> str:
