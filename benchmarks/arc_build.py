@@ -50,6 +50,16 @@ def differing(ours: Path, theirs: Path) -> List[str]:
     ]
 
 
+def our_command(
+    prefix: str, num_aug: int, subsets: List[str], test_set_name: str, output: Path
+) -> List[str]:
+    """Give the command that builds with mlx_trm."""
+    return [sys.executable, "-m", "mlx_trm.data", "build", "--config", "arc1.yaml", "-q",
+            f"task.input_file_prefix={prefix}", f"task.num_aug={num_aug}",
+            f"task.subsets=[{','.join(subsets)}]", f"task.test_set_name={test_set_name}",
+            "--output", str(output)]  # fmt: skip
+
+
 def main() -> None:
     """Build, and print a line for each builder."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
@@ -64,11 +74,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         ours = timed(
-            [sys.executable, "-m", "mlx_trm.data", "build", "--config", "arc1.yaml", "-q",
-             f"task.input_file_prefix={prefix}", f"task.num_aug={args.num_aug}",
-             f"task.subsets=[{','.join(args.subsets)}]",
-             f"task.test_set_name={args.test_set_name}", "--output", str(folder / "ours")]
-        )  # fmt: skip
+            our_command(prefix, args.num_aug, args.subsets, args.test_set_name, folder / "ours")
+        )
         runs = [("mlx_trm", ours)]
         if args.upstream is not None:
             theirs = timed(

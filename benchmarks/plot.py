@@ -1,0 +1,277 @@
+"""Make tables and pictures of results.
+
+    python benchmarks/plot.py                          # all of benchmarks/results
+    python benchmarks/plot.py FILE.jsonl --output pictures
+
+Writes tables.md, and with matplotlib (in the extras plot and dev) times, memory and roofline as
+.png and .pdf. Of measurements of the same thing on the same machine the newest counts.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any, Dict, List, Optional, Sequence, Tuple
+
+from results import FOLDER, OURS, THEIRS, read
+
+from mlx_trm.cli.arguments import Parser
+from mlx_trm.cli.common import console_messages, report_error
+from mlx_trm.cli.pictures import check_matplotlib, write_figure
+from mlx_trm.config import write_text
+from mlx_trm.errors import ConfigError
+
+Line = Dict[str, Any]
+GIB = 1 << 30
+COLORS = {OURS: "#1b7f5c", THEIRS: "#9aa0a6"}
+SAME = ("machine", "device", "implementation", "case", "size", "batch", "dtype", "compiled")
+
+
+def newest(lines: Sequence[Line]) -> List[Line]:
+    """Keep the newest result of each thing measured, in order of first appearance."""
+    found: Dict[Tuple, Line] = {}
+    for line in lines:
+        if line["kind"] == "result":
+            found[tuple(line[key] for key in SAME)] = line
+    return list(found.values())
+
+
+def machines(lines: Sequence[Line]) -> List[Tuple[str, str]]:
+    """Give (machine, device) in order."""
+    return list(dict.fromkeys((line["machine"], line["device"]) for line in lines))
+
+
+def of_machine(lines: Sequence[Line], machine: Tuple[str, str]) -> List[Line]:
+    """Give the results of a machine and device."""
+    return [line for line in lines if (line["machine"], line["device"]) == machine]
+
+
+# Tables ------------------------------------------------------------------------------------------
+
+
+def tables(lines: Sequence[Line]) -> str:
+    """Write Markdown tables, a section for each machine and device."""
+    parts = []
+    for machine in machines(lines):
+        mine = of_machine(lines, machine)
+        parts.append(f"### {machine[0]}, {machine[1]}\n\n{about(mine)}\n")
+        compared = beside(mine)
+        if compared:
+            parts.append(compared)
+        parts += [table for table in (steps(mine), others(mine)) if table]
+    return "\n".join(parts)
+
+
+def about(lines: Sequence[Line]) -> str:
+    """Say with what and when a machine's results were made."""
+    ours = [line for line in lines if line["implementation"] == OURS] or list(lines)
+    theirs = [line for line in lines if line["implementation"] == THEIRS]
+    last = ours[-1]
+    versions = ", ".join(f"{name} {text}" for name, text in last["versions"].items())
+    mark = " with changes" if last["dirty"] else ""
+    said = [f"{last['date'][:10]}, commit `{last['commit']}`{mark}; {versions}."]
+    if theirs:
+        facts, made = theirs[-1]["facts"], theirs[-1].get("original", {})
+        substituted = "; ".join(facts.get("substituted", [])) or "nothing"
+        said.append(
+            f"Original: commit `{made.get('commit')}`, PyTorch {theirs[-1]['versions']['torch']}, "
+            f"{facts.get('mode')}; replaced: {substituted}."
+        )
+    return " ".join(said)
+
+
+def name(line: Line) -> str:
+    """Name what a result is of."""
+    kind = f"{line['case']}"
+    if line.get("size") and not line["case"].startswith("data"):
+        kind += f", {line['size']}"
+        kind += f", batch {line['batch']}" if line["unit"] in ("step", "batch") else ""
+    return kind
+
+
+def milliseconds(line: Line) -> str:
+    """Write the median and quartiles."""
+    times = line["seconds"]
+    return f"{digits(times['median'])} ({digits(times['q1'])} to {digits(times['q3'])})"
+
+
+def digits(seconds: float) -> str:
+    """Write seconds in milliseconds with three digits."""
+    value = 1e3 * seconds
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def gib(line: Optional[Line], key: str = "peak_memory") -> str:
+    """Write a memory in GiB, a dash where it was not counted."""
+    held = line.get(key) if line else None
+    return "-" if not held else f"{held / GIB:.2f}"
+
+
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Lay out a Markdown table."""
+    body = [header, ["---"] * len(header), *rows]
+    return "".join("| " + " | ".join(row) + " |\n" for row in body)
+
+
+def pairs(lines: Sequence[Line]) -> List[Tuple[Line, Line]]:
+    """Give ours and theirs of what was measured in turns in one run."""
+    keys = ("run", "case", "size", "batch", "dtype")
+    theirs = {tuple(x[k] for k in keys): x for x in lines if x["implementation"] == THEIRS}
+    ours = [x for x in lines if x["implementation"] == OURS]
+    return [(x, theirs[k]) for x in ours for k in [tuple(x[k] for k in keys)] if k in theirs]
+
+
+def beside(lines: Sequence[Line]) -> str:
+    """Tabulate what was measured in turns with the original."""
+    rows = []
+    for ours, theirs in pairs(lines):
+        ratio = theirs["seconds"]["median"] / ours["seconds"]["median"]
+        memory = "resident_memory" if not theirs.get("peak_memory") else "peak_memory"
+        rows.append(
+            [name(ours), ours["dtype"], milliseconds(ours), milliseconds(theirs), f"{ratio:.2f}",
+             gib(ours, memory), gib(theirs, memory), memory.split("_", maxsplit=1)[0]]
+        )  # fmt: skip
+    header = ["case", "dtype", "mlx_trm ms", "original ms", "times as fast", "mlx_trm GiB",
+              "original GiB", "memory"]  # fmt: skip
+    return markdown(header, rows) if rows else ""
+
+
+def steps(lines: Sequence[Line]) -> str:
+    """Tabulate steps against their floors."""
+    rows = []
+    for line in lines:
+        note = line.get("roofline")
+        if note:
+            rows.append(
+                [name(line), line["implementation"], line["dtype"], milliseconds(line),
+                 f"{note['flops'] / 1e12:.3g}", f"{note['bytes'] / 1e9:.3g}",
+                 digits(note["compute_floor"]), digits(note["memory_floor"]),
+                 f"{100 * note['share']:.0f} % ({note['bound']})", gib(line)]
+            )  # fmt: skip
+    header = ["case", "of", "dtype", "ms", "TFLOP", "GB at least", "compute floor ms",
+              "memory floor ms", "share reached", "peak GiB"]  # fmt: skip
+    return markdown(header, rows) if rows else ""
+
+
+def others(lines: Sequence[Line]) -> str:
+    """Tabulate everything else."""
+    rows = []
+    for line in lines:
+        if not line.get("roofline"):
+            facts = ", ".join(
+                f"{key.replace('_', ' ')} {value:.3g}" if isinstance(value, float)
+                else f"{key.replace('_', ' ')} {value}"
+                for key, value in line["facts"].items()
+            )  # fmt: skip
+            rows.append([name(line), line["unit"], milliseconds(line), facts or "-"])
+    return markdown(["case", "unit", "ms", "remarks"], rows) if rows else ""
+
+
+# Pictures ----------------------------------------------------------------------------------------
+
+
+def bars(axis: Any, groups: Sequence[Tuple[str, Dict[str, Optional[float]]]]) -> None:
+    """Draw horizontal bars, one group a label, one bar an implementation."""
+    from matplotlib.patches import Patch
+
+    sides = [side for side in COLORS if any(side in values for _, values in groups)]
+    height = 0.8 / len(sides)
+    for place, (_, values) in enumerate(groups):
+        for offset, side in enumerate(sides):
+            value = values.get(side)
+            if value is not None:
+                at = place + (offset - (len(sides) - 1) / 2) * height
+                axis.barh(at, value, height * 0.92, color=COLORS[side])
+                axis.annotate(f" {value:.3g}", (value, at), va="center", fontsize=7)
+    axis.set_yticks(range(len(groups)), [label for label, _ in groups], fontsize=8)
+    axis.invert_yaxis()
+    axis.margins(x=0.15)
+    axis.spines[["top", "right"]].set_visible(False)
+    if len(sides) > 1:
+        axis.legend(handles=[Patch(color=COLORS[s], label=s) for s in sides], fontsize=8)
+
+
+def grouped(lines: Sequence[Line], value: Any) -> List[Tuple[str, Dict[str, Optional[float]]]]:
+    """Group results of train and eval by what they are of."""
+    found: Dict[str, Dict[str, Optional[float]]] = {}
+    for line in lines:
+        if line.get("roofline"):
+            found.setdefault(name(line), {})[line["implementation"]] = value(line)
+    return [(label, values) for label, values in found.items() if any(values.values())]
+
+
+PICTURES = {
+    "times": ("milliseconds a step (median)", lambda x: 1e3 * x["seconds"]["median"]),
+    "memory": ("peak memory, GiB", lambda x: x["peak_memory"] and x["peak_memory"] / GIB),
+    "roofline": ("% of the higher floor", lambda x: 100 * x["roofline"]["share"]),
+}
+
+
+def draw(lines: Sequence[Line], folder: Path) -> List[Path]:
+    """Draw the pictures, a panel for each machine and device; gives the files."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    written = []
+    for title, (text, value) in PICTURES.items():
+        panels = [(m, grouped(of_machine(lines, m), value)) for m in machines(lines)]
+        panels = [(machine, groups) for machine, groups in panels if groups]
+        if not panels:
+            continue
+        heights = [0.8 + 0.45 * len(groups) for _, groups in panels]
+        figure = Figure(figsize=(8, sum(heights) + 0.6 * len(panels)), layout="constrained")
+        FigureCanvasAgg(figure)
+        axes = figure.subplots(len(panels), 1, squeeze=False, height_ratios=heights)[:, 0]
+        for axis, (machine, groups) in zip(axes, panels):
+            bars(axis, groups)
+            axis.set_title(f"{machine[0]}, {machine[1]}", fontsize=9)
+            axis.set_xlabel(text, fontsize=8)
+        for suffix in (".png", ".pdf"):
+            written.append(folder / f"{title}{suffix}")
+            write_figure(figure, written[-1], "--output")
+    return written
+
+
+def run(args: argparse.Namespace) -> int:
+    """Read, tabulate, draw."""
+    lines = newest(read(args.results))
+    if not lines:
+        raise ConfigError(f"{args.results}: holds no results; python benchmarks/run.py makes some")
+    if not args.no_pictures:
+        check_matplotlib("benchmarks/plot.py")
+    folder = args.output
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--output {folder}: cannot be made ({error.strerror})") from error
+    table = folder / "tables.md"
+    write_text(table, tables(lines))
+    written = [table] + ([] if args.no_pictures else draw(lines, folder))
+    print(f"written: {', '.join(str(path) for path in written)}")
+    return 0
+
+
+def main(argv: Optional[Sequence[str]] = None) -> int:
+    """Run the command; gives the exit code."""
+    parser = Parser(
+        prog="python benchmarks/plot.py",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "results", nargs="?", type=Path, default=FOLDER, metavar="RESULTS",
+        help="a file of results, or a folder of them (default: benchmarks/results)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--output", type=Path, default=Path("benchmark_plots"), metavar="FOLDER",
+        help="where tables and pictures go (default: benchmark_plots)",
+    )  # fmt: skip
+    parser.add_argument("--no-pictures", action="store_true", help="tables only")
+    with console_messages():
+        try:
+            return run(parser.parse_args(argv))
+        except (Exception, KeyboardInterrupt) as error:  # pylint: disable=broad-exception-caught
+            return report_error(error)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,105 @@
+"""The sizes that are measured: packaged configurations, cut to what a measurement needs."""
+
+from typing import Any, Dict, List, NamedTuple, Optional
+
+from mlx_trm.config import ExperimentConfig, load_config
+from mlx_trm.tasks import build_task
+
+
+class Size(NamedTuple):
+    """One size.
+
+    Attributes:
+        config: a packaged configuration.
+        overrides: settings of it.
+        cpu, gpu: batch sizes where none is asked for.
+        about: one line.
+    """
+
+    config: str
+    overrides: List[str]
+    cpu: int
+    gpu: int
+    about: str
+
+
+SIZES: Dict[str, Size] = {
+    # The original's SwiGLU knows no other multiple than 256.
+    "tiny": Size(
+        "sudoku_tiny.yaml",
+        ["model.swiglu_multiple=256", "task.train_puzzles=256", "task.test_puzzles=64"],
+        8,
+        64,
+        "4x4 Sudoku, hidden 32; for tests",
+    ),
+    "sudoku_mlp": Size(
+        "sudoku.yaml", [], 8, 768, "9x9 Sudoku, hidden 512, MLP over the cells, H3 L6"
+    ),
+    "sudoku_att": Size("sudoku_att.yaml", [], 8, 768, "9x9 Sudoku, hidden 512, attention, H3 L6"),
+    "maze": Size(
+        "maze.yaml",
+        ["task.train_puzzles=64", "task.test_puzzles=16", "train.epochs=5000"],
+        1,
+        128,
+        "30x30 mazes, hidden 512, attention, H3 L4",
+    ),
+}
+
+# What the original's model is made from, by its own names (which are ours).
+MODEL_KEYS = (
+    "L_layers H_cycles L_cycles hidden_size expansion num_heads pos_encodings puzzle_emb_ndim "
+    "puzzle_emb_len mlp_t halt_max_steps halt_exploration_prob rms_norm_eps rope_theta "
+    "no_ACT_continue"
+).split()
+
+
+def experiment(job: Dict[str, Any]) -> ExperimentConfig:
+    """Give a job's configuration."""
+    size = SIZES[job["size"]]
+    compiled = "always" if job["compiled"] else "never"
+    settings = [
+        f"train.batch_size={job['batch']}",
+        f"train.compile={compiled}",
+        f"model.forward_dtype={job['dtype']}",
+        # A checkpoint's size does not limit what is measured here.
+        "train.micro_batch_size=null",
+    ]
+    return load_config(size.config, size.overrides + settings)
+
+
+def describe(size: str, batch: int, dtype: str, compiled: bool) -> Dict[str, Any]:
+    """Give what both sides need to know: dimensions of the task, model and recipe."""
+    job: Dict[str, Any] = {"size": size, "batch": batch, "dtype": dtype, "compiled": compiled}
+    config = experiment(job)
+    spec = build_task(config.task, config.task_seed).spec
+    model = {key: getattr(config.model, key) for key in MODEL_KEYS}
+    if model["puzzle_emb_ndim"] is None:
+        model["puzzle_emb_ndim"] = model["hidden_size"]
+    train = config.train
+    job.update(
+        seq_len=spec.seq_len,
+        vocab_size=spec.vocab_size,
+        num_puzzle_identifiers=spec.num_puzzle_identifiers,
+        model=model,
+        loss=train.loss,
+        recipe={
+            "lr": train.lr,
+            "lr_warmup_steps": train.lr_warmup_steps,
+            "weight_decay": train.weight_decay,
+            "betas": [train.beta1, train.beta2],
+            "puzzle_emb_lr": train.puzzle_emb_lr,
+            "puzzle_emb_weight_decay": train.puzzle_emb_weight_decay,
+            "ema_rate": train.ema_rate if train.ema else None,
+        },
+    )
+    return job
+
+
+def default_batch(size: str, device: str) -> int:
+    """Give the batch that is measured where none is asked for."""
+    return SIZES[size].gpu if device == "gpu" else SIZES[size].cpu
+
+
+def find(size: str) -> Optional[Size]:
+    """Give a size by its name; None where there is none."""
+    return SIZES.get(size)
