@@ -28,6 +28,7 @@ from mlx_trm.config import (
 from mlx_trm.diagnostics import device_report
 from mlx_trm.errors import CheckpointError, ConfigError, DataError, TRMError
 from mlx_trm.evaluation import Evaluator
+from mlx_trm.exporting import export_checkpoint, export_step
 from mlx_trm.inference import Solver, SolverStep
 from mlx_trm.losses import act_loss, softmax_cross_entropy, stablemax_cross_entropy
 from mlx_trm.models import (
@@ -109,6 +110,8 @@ __all__ = [
     "build_model",
     "build_task",
     "device_report",
+    "export_checkpoint",
+    "export_step",
     "load_checkpoint",
     "load_config",
     "quantize_model",

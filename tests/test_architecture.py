@@ -27,7 +27,7 @@ LAYERS: List[Tuple[str, ...]] = [
     ("conversion", "memory", "quantization", "torch_files", "torch_pickle"),
     ("checkpoint",),
     (
-        *("inference", "evaluation", "recordings", "replay", "reporting", "runs", "resuming"),
+        *("inference", "evaluation", "exporting", "recordings", "replay", "reporting", "runs", "resuming"),
         *("surgery", "upstream", "upstream_sizes"),
     ),
     ("stepping",),
@@ -205,7 +205,7 @@ def test_command_modules_are_short(name: str) -> None:
 
 def test_the_commands_of_this_version_exist() -> None:
     """These are promised by README; the others of the table are planned."""
-    for name in ("train", "evaluate", "solve", "plot", "data", "parity", "diagnose"):
+    for name in ("train", "evaluate", "solve", "plot", "data", "parity", "export", "diagnose"):
         assert (PACKAGE / f"{name}.py").is_file(), name
 
 

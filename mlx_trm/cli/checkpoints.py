@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+from typing import Optional, Tuple
 
 from mlx_trm.checkpoint import Checkpoint, load_checkpoint
 from mlx_trm.cli.arguments import add_weights
@@ -29,25 +30,23 @@ def add_model(parser: argparse.ArgumentParser) -> None:
 
 
 def open_run(args: argparse.Namespace) -> Checkpoint:
-    """Load what :func:`add_run` and :func:`add_model` took, its model quantised if so wished.
+    """Load what :func:`add_run` and :func:`add_model` took; see :func:`load_run`."""
+    return load_run(args)[0]
+
+
+def load_run(args: argparse.Namespace) -> Tuple[Checkpoint, Optional[Quantized]]:
+    """Load a run's model, quantised if so wished, and give what was quantised.
 
     Raises:
         CheckpointError: if there is no checkpoint, or it cannot be used.
         ConfigError: if no layer of it can be quantised.
     """
     checkpoint = load_checkpoint(args.run, weights=args.weights)
-    if args.quantize is not None:
-        LOGGER.info("%s", quantized(checkpoint, args.quantize).describe())
-    return checkpoint
-
-
-def quantized(checkpoint: Checkpoint, bits: int) -> Quantized:
-    """Quantise a checkpoint's model in place.
-
-    Raises:
-        ConfigError: if no layer of it can be.
-    """
+    if args.quantize is None:
+        return checkpoint, None
     try:
-        return quantize_model(checkpoint.model, bits)
+        quantized = quantize_model(checkpoint.model, args.quantize)
     except ValueError as error:
-        raise ConfigError(f"--quantize {bits}: {checkpoint.path}: {error}") from error
+        raise ConfigError(f"--quantize {args.quantize}: {checkpoint.path}: {error}") from error
+    LOGGER.info("%s", quantized.describe())
+    return checkpoint, quantized

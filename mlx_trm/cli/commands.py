@@ -15,6 +15,7 @@ COMMANDS: Dict[str, str] = {
     "solve": "let a trained model solve one puzzle, step by step",
     "plot": "draw what runs have logged, or print it as a table",
     "data": "list, build and show datasets",
+    "export": "write a trained model as functions for Python, C++ and Swift",
     "parity": "compare this machine with recorded outputs of the PyTorch original",
     "diagnose": "report the system, MLX and its devices",
 }

@@ -341,6 +341,11 @@ class ARC(Task):
         """Write (S,) tokens on one line: the grid as rows of digits, ``012/345``."""
         return arc_grids.format_grid(arc_grids.visible(tokens, self.config.max_grid_size))
 
+    @property
+    def token_names(self) -> List[str]:
+        """Padding, what ends a grid's rows and columns, and the colours."""
+        return ["padding", "end", *map(str, range(arc_grids.COLORS))]
+
     def render(
         self,
         tokens: np.ndarray,

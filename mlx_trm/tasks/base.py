@@ -13,6 +13,7 @@ from typing import (
     Dict,
     Iterable,
     Iterator,
+    List,
     NamedTuple,
     Optional,
     Sequence,
@@ -126,6 +127,11 @@ class Task(Written):
     def names_puzzles(self) -> bool:
         """Whether puzzles have names. They are numbered over all splits, built together then."""
         return self.spec.num_puzzle_identifiers > 1
+
+    @property
+    def token_names(self) -> List[str]:
+        """What each of the V tokens stands for; by default its number."""
+        return [str(token) for token in range(self.spec.vocab_size)]
 
     def groups(self, split: str, rng: np.random.Generator) -> Iterable[Group]:
         """Yield the puzzles of a split, in groups: a puzzle and its augmentations.

@@ -221,6 +221,11 @@ class Maze(Task):
         size = self.config.size
         return "/".join(text[at : at + size] for at in range(0, len(text), size))
 
+    @property
+    def token_names(self) -> List[str]:
+        """Padding and the five kinds of cells, as :meth:`format` writes them."""
+        return list(SYMBOLS.replace(" ", "."))
+
     def _symbol(self, token: int, symbols: str) -> str:
         return symbols[token] if 0 <= token < len(symbols) else symbols[0]
 

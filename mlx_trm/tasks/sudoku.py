@@ -261,6 +261,11 @@ class Sudoku(Task):
         """Write (S,) tokens on one line: ``.`` is a blank, ``?`` is no digit at all."""
         return "".join(self._symbol(int(token)) for token in tokens)
 
+    @property
+    def token_names(self) -> List[str]:
+        """Padding, a blank, and the digits, as :meth:`format` writes them."""
+        return [self._symbol(token) for token in range(self.spec.vocab_size)]
+
     def _symbol(self, token: int) -> str:
         if token == 1:
             return "."
