@@ -27,8 +27,8 @@ LAYERS: List[Tuple[str, ...]] = [
     ("conversion", "memory", "quantization", "torch_files", "torch_pickle"),
     ("checkpoint",),
     (
-        *("inference", "evaluation", "exporting", "recordings", "replay", "reporting", "runs", "resuming"),
-        *("surgery", "upstream", "upstream_sizes"),
+        *("inference", "evaluation", "recordings", "replay", "reporting", "runs", "resuming"),
+        *("exporting", "surgery", "upstream", "upstream_sizes"),
     ),
     ("stepping",),
     ("fitting",),
