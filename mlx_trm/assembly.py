@@ -3,8 +3,8 @@
 Which sections there are is said by :data:`mlx_trm.config.LAYOUT`; nothing here knows them.
 """
 
-from dataclasses import dataclass
-from typing import Any, Dict, List, Mapping, Optional, Sequence, Set, Type
+from dataclasses import dataclass, is_dataclass
+from typing import Any, Dict, FrozenSet, List, Mapping, Optional, Sequence, Set, Type
 
 from mlx_trm.errors import ConfigError, did_you_mean
 from mlx_trm.plugins import import_plugins
@@ -79,6 +79,9 @@ class Layout:
         config = None
         if set(self.sections) <= set(built) and not any(p.rank == VALUE for p in found):
             config = self.root(**built)
+            vars(config)["_given"] = frozenset(
+                f"{section}.{name}" for section in self.sections for name in settings[section]
+            )
             found += check_together(config, "")
         _report(where, found, overridden)
         return config
@@ -226,6 +229,23 @@ class Layout:
             return did_you_mean(key, full_names)
         own = did_you_mean(key, names, prefix=f"{section}." if section else "")
         return own or did_you_mean(last, full_names)
+
+
+def given_settings(config: Any) -> FrozenSet[str]:
+    """Give the settings of sections that a file or an override names; the others are defaults.
+
+    Args:
+        config: of :meth:`Layout.resolve`. Of one built in Python every setting counts as given.
+    """
+    given = vars(config).get("_given")
+    if given is not None:
+        return frozenset(given)
+    return frozenset(
+        f"{section}.{name}"
+        for section, part in vars(config).items()
+        if is_dataclass(part)
+        for name in section_fields(type(part))
+    )
 
 
 def _report(where: str, found: Sequence[Problem], overridden: Set[str]) -> None:

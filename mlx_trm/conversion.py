@@ -8,6 +8,7 @@ Reference: pretrain.py (the wrappers a checkpoint was saved through), config/arc
 """
 
 import json
+import math
 import os
 from pathlib import Path
 from typing import Any, Dict, List, Mapping, Tuple
@@ -22,6 +23,11 @@ from mlx_trm.registry import MODELS
 
 # torch.compile, the loss head and the ACT wrapper each put their name before a parameter's.
 _PREFIXES = ("_orig_mod.model.inner.", "model.inner.", "inner.")
+# Bytes of a number, by safetensors' name of its dtype.
+_ITEM_SIZES = {
+    **{"BOOL": 1, "U8": 1, "I8": 1, "U16": 2, "I16": 2, "F16": 2, "BF16": 2},
+    **{"U32": 4, "I32": 4, "F32": 4, "U64": 8, "I64": 8, "C64": 8},
+}
 # Keys of a reference configuration that are not settings of the model here: the task's dimensions,
 # the batch, and what some of the reference's models ask for but read nowhere: causal, H_layers of
 # TRM, H_cycles of the transformer.
@@ -56,9 +62,7 @@ def read_safetensors(path: Path) -> Tuple[Dict[str, mx.array], Dict[str, str]]:
             if size < 8 or length > size - 8:
                 raise ValueError("it is cut short, or not such a file")
             header = json.loads(file.read(length).decode("utf-8"))
-        ends = [entry["data_offsets"][1] for name, entry in header.items() if name[:2] != "__"]
-        if 8 + length + max(ends, default=0) > size:
-            raise ValueError("it is cut short")
+        _check_header(header, size - 8 - length)
         loaded: Any = mx.load(str(path), format="safetensors", return_metadata=True)
         mx.eval(loaded[0])
         return dict(loaded[0]), dict(loaded[1])
@@ -68,6 +72,30 @@ def read_safetensors(path: Path) -> Tuple[Dict[str, mx.array], Dict[str, str]]:
         raise ValueError(error.strerror or str(error)) from error
     except (ValueError, RuntimeError) as error:
         raise ValueError(" ".join(str(error).split())) from error
+
+
+def _check_header(header: Mapping[str, Any], size: int) -> None:
+    """Check that each array of a safetensors header has the bytes that its shape takes.
+
+    Raises:
+        ValueError: naming the array.
+    """
+    for name, entry in header.items():
+        if name == "__metadata__":
+            if not all(isinstance(text, str) for text in (entry or {}).values()):
+                raise ValueError("its metadata are no text")
+            continue
+        begin, end = entry["data_offsets"]
+        shape, dtype = entry["shape"], entry["dtype"]
+        if dtype not in _ITEM_SIZES:
+            raise ValueError(f"{name} has the dtype {dtype!r}, which MLX does not read")
+        numbers = [begin, end, *shape]
+        if not all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in numbers):
+            raise ValueError("its header is malformed")
+        if end > size:
+            raise ValueError("it is cut short")
+        if math.prod(shape) * _ITEM_SIZES[dtype] != end - begin or max(shape, default=0) >= 2**31:
+            raise ValueError(f"{name} of shape {tuple(shape)} and {dtype} has {end - begin} bytes")
 
 
 def strip_prefix(name: str) -> str:
@@ -125,6 +153,29 @@ def upstream_model_config(
     return config_class(name=model, **given), spec, left
 
 
+def upstream_settings(config: ModelConfig, spec: TaskSpec, batch_size: int = 1) -> Dict[str, Any]:
+    """Turn a configuration into the reference's, with what it asks for and does not read.
+
+    Args:
+        config: of one of the reference's models.
+        spec: the task's dimensions.
+        batch_size: rows in a batch; the reference makes buffers of so many.
+
+    Returns:
+        The reference's field names and values, as its model classes take them.
+    """
+    settings = {"H_cycles": 1, "H_layers": 0, **vars(config)}
+    for name in ("name", "swiglu_multiple"):
+        settings.pop(name, None)
+    if settings.get("puzzle_emb_ndim") is None:
+        settings["puzzle_emb_ndim"] = settings["hidden_size"]
+    if settings.get("forward_dtype") == "auto":
+        settings["forward_dtype"] = "bfloat16"
+    for name in ("vocab_size", "seq_len", "num_puzzle_identifiers"):
+        settings[name] = getattr(spec, name)
+    return {**settings, "batch_size": batch_size}
+
+
 def load_weights(
     model: RecursiveModel, arrays: Mapping[str, mx.array], where: str, partial: bool = False
 ) -> None:
@@ -150,9 +201,8 @@ def load_weights(
         if have != want:
             problems.append(f"{name} is {have}, the model needs {want}")
     if problems:
-        shown = "; ".join(problems[:6]) + ("; ..." if len(problems) > 6 else "")
         raise CheckpointError(
-            f"{where}: {len(problems)} weights do not fit the model: {shown}; "
+            f"{where}: {len(problems)} weights do not fit the model: {'; '.join(problems)}; "
             "use the configuration the weights were trained with"
         )
     model.update(tree_unflatten(list(arrays.items())))
