@@ -185,14 +185,16 @@ def solver_of(job: Job, varied: bool) -> Any:
     config = experiment(job)
     task = trm.build_task(config.task, config.task_seed)
     if job.get("checkpoint"):
-        solver = trm.Solver.from_checkpoint(job["checkpoint"])
+        saved = trm.load_checkpoint(job["checkpoint"])
+        saved.config.train.compile = config.train.compile
+        solver = trm.Solver(saved.model, saved.config)
         task = solver.task
     else:
         model = build(job)
         if varied:
             shape = model.q_head.weight.shape
             model.q_head.weight = mx.random.normal(shape, key=mx.random.key(3)) / shape[1] ** 0.5
-            model.q_head.bias = mx.full((2,), -1.0)
+            model.q_head.bias = mx.zeros((2,))
         solver = trm.Solver(model, config, task)
     dataset = task.dataset("test")
     return solver, [task.format(dataset.example(i % len(dataset))[0]) for i in range(job["batch"])]

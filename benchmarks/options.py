@@ -21,7 +21,7 @@ CASES: Dict[str, Tuple[Tuple[str, ...], str, str]] = {
     "solve": (("solve",), "size", "puzzle"),
     "load": (("load.model", "load.checkpoint"), "size", "load"),
     "startup": (("startup",), "size", "start"),
-    "data": (("data.sudoku", "data.build", "data.maze", "data.arc"), "once", "puzzles"),
+    "data": (("data.sudoku", "data.build", "data.maze", "data.arc"), "once", "run"),
     "import": (("import",), "once", "import"),
 }
 COMPARED = ("train", "eval")
@@ -59,6 +59,8 @@ def arguments(description: Optional[str]) -> Parser:
         help="an interpreter that has PyTorch (default: this one)")  # fmt: skip
     add("--upstream-compile", action=argparse.BooleanOptionalAction,
         help="use torch.compile there (default: on the GPU)")  # fmt: skip
+    add("--commit", metavar="ID", help="ours, for the results where this folder is no git checkout")
+    add("--upstream-commit", metavar="ID", help="the same of UPSTREAM_DIR")
     add("--together", action="store_true",
         help="warm up all sizes before any is timed, the original's side by side: torch.compile "
         "then takes as long as the slowest; needs memory for all of them")  # fmt: skip

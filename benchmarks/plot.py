@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
-from results import FOLDER, OURS, THEIRS, read
+from results import FOLDER, OURS, THEIRS, read, remarks
 
 from mlx_trm.cli.arguments import Parser
 from mlx_trm.cli.common import console_messages, report_error
@@ -103,7 +103,7 @@ def digits(seconds: float) -> str:
 def gib(line: Optional[Line], key: str = "peak_memory") -> str:
     """Write a memory in GiB, a dash where it was not counted."""
     held = line.get(key) if line else None
-    return "-" if not held else f"{held / GIB:.2f}"
+    return "-" if not held else f"{held / GIB:.3g}"
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -157,11 +157,7 @@ def others(lines: Sequence[Line]) -> str:
     rows = []
     for line in lines:
         if not line.get("roofline"):
-            facts = ", ".join(
-                f"{key.replace('_', ' ')} {value:.3g}" if isinstance(value, float)
-                else f"{key.replace('_', ' ')} {value}"
-                for key, value in line["facts"].items()
-            )  # fmt: skip
+            facts = ", ".join(remarks(line))
             rows.append([name(line), line["unit"], milliseconds(line), facts or "-"])
     return markdown(["case", "unit", "ms", "remarks"], rows) if rows else ""
 

@@ -4,8 +4,8 @@ Every side of a comparison is a process of its own and does a block of work when
 both can alternate, and neither holds the other's memory. Needs NumPy only: the original's
 interpreter imports this module too.
 
-Requests are ``{"do": "prepare" | "time" | "finish" | "ask", "job": {...}}``. Replies hold ``ok`` and
-what was asked for, or ``error``, a line.
+A request is ``{"do": "prepare" | "time" | "finish" | "ask", "job": {...}}``. Its reply holds ``ok``
+and what was asked for, or ``error``, a line.
 """
 
 import json

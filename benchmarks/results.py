@@ -9,6 +9,7 @@ from typing import Any, Dict, List, Optional, Sequence
 
 import numpy as np
 
+from mlx_trm.cli.display import size
 from mlx_trm.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -21,8 +22,13 @@ def now() -> str:
     return datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-def commit(folder: Path = ROOT) -> Dict[str, Any]:
-    """Give the commit of a checkout and whether files of it have changes; None where not known."""
+def commit(folder: Path = ROOT, told: Optional[str] = None) -> Dict[str, Any]:
+    """Give the commit of a checkout and whether files of it have changes; None where not known.
+
+    Args:
+        folder: that is a git checkout, or else
+        told: the commit that it was made from.
+    """
 
     def git(*words: str) -> Optional[str]:
         try:
@@ -33,11 +39,10 @@ def commit(folder: Path = ROOT) -> Dict[str, Any]:
             return None
         return done.stdout.strip() if done.returncode == 0 else None
 
+    if git("rev-parse", "--show-prefix") != "":  # no checkout, or a folder in another one
+        return {"commit": told, "dirty": None}
     changed = git("status", "--porcelain", "--untracked-files=no")
-    return {
-        "commit": git("rev-parse", "--short=10", "HEAD"),
-        "dirty": None if changed is None else bool(changed),
-    }
+    return {"commit": git("rev-parse", "--short=10", "HEAD"), "dirty": bool(changed)}
 
 
 def machine_name(report: Dict[str, Any], device: str) -> str:
@@ -108,21 +113,37 @@ def label(job: Dict[str, Any]) -> str:
     return " ".join(str(job[key]) for key in ("case", "size", "batch") if job.get(key) is not None)
 
 
-def summary(
-    side: str,
-    job: Dict[str, Any],
-    times: Dict[str, Any],
-    found: Dict[str, Any],
-    more: Dict[str, Any],
-    unit: str,
-) -> str:
+def summary(line: Dict[str, Any]) -> str:
     """Say a result in a line."""
-    spread_text = f"{1e3 * times['q1']:.4g} to {1e3 * times['q3']:.4g}"
-    text = f"{label(job):24} {side:9} {1e3 * times['median']:10.4g} ms a {unit} ({spread_text})"
+    times = line["seconds"]
+    text = (
+        f"{label(line):24} {line['implementation']:9} {1e3 * times['median']:10.4g} ms a "
+        f"{line['unit']} ({1e3 * times['q1']:.4g} to {1e3 * times['q3']:.4g})"
+    )
     for key, name in (("peak_memory", "peak"), ("resident_memory", "resident")):
-        if found.get(key):
-            text += f", {name} {found[key] / (1 << 30):.2f} GiB"
-    if "roofline" in more:
-        note = more["roofline"]
+        if line.get(key):
+            text += f", {name} {size(line[key])}"
+    if line.get("roofline"):
+        note = line["roofline"]
         text += f", {100 * note['share']:.0f} % of the {note['bound']} floor"
-    return text
+    return text + "".join(f", {fact}" for fact in remarks(line, measured_only=True))
+
+
+def remarks(line: Dict[str, Any], measured_only: bool = False) -> List[str]:
+    """Say a result's facts, each in a few words.
+
+    Args:
+        line: of a result.
+        measured_only: only those that are fractions: shares, means, seconds.
+    """
+    found = []
+    for key, value in line["facts"].items():
+        if isinstance(value, float):
+            share = key.split("_", maxsplit=1)[0] == "share" or key.endswith("share")
+            text = f"{100 * value:.2g} %" if share else f"{value:.3g}"
+        elif measured_only:
+            continue
+        else:
+            text = str(value)
+        found.append(f"{key.replace('_', ' ')} {text}")
+    return found

@@ -22,23 +22,14 @@ from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tu
 
 import arc_build
 import mlx.core as mx
+import results
 import roofline
 from options import CASES, COMPARED, arguments, read_sizes
 from protocol import Job, Worker, WorkerError
-from results import (
-    OURS,
-    THEIRS,
-    append,
-    commit,
-    file_name,
-    label,
-    machine_name,
-    now,
-    spread,
-    summary,
-)
+from results import OURS, THEIRS, commit, label, now, spread, summary
 from sizes import describe
 
+from mlx_trm.checkpoint import find_checkpoint
 from mlx_trm.cli.common import console_messages, default_device, report_error
 from mlx_trm.errors import ConfigError, did_you_mean
 
@@ -82,8 +73,10 @@ class Suite:
         ]
         if args.compare and not set(args.cases) & set(COMPARED):
             raise ConfigError(f"--compare: only {' and '.join(COMPARED)} can be compared; name one")
+        if args.checkpoint:
+            find_checkpoint(args.checkpoint)
         self.started = now()
-        self.made = commit()
+        self.made = commit(told=args.commit)
         self.failed: List[str] = []
         self.held: Dict[str, Any] = {}
         self.medians: Dict[Tuple, float] = {}
@@ -127,9 +120,9 @@ class Suite:
 
     def go(self) -> int:
         """Measure everything; gives the exit code."""
-        self.look_at_machine()
         if self.args.compare:
             self.look_at_original()
+        self.look_at_machine()
         names = [case for case in CASES if case in self.args.cases]
         parts = [self.combinations] if self.args.together else [[c] for c in self.combinations]
         for part in parts:
@@ -166,8 +159,8 @@ class Suite:
             raise ConfigError(f"{error}; python -m mlx_trm.diagnose says more") from error
         finally:
             worker.close()
-        self.machine = machine_name(report, self.device)
-        self.path = self.args.output / file_name(self.machine)
+        self.machine = results.machine_name(report, self.device)
+        self.path = self.args.output / results.file_name(self.machine)
         self.held["versions"] = report["versions"]
         plain = {name: os.path.basename(text) for name, text in report["environment"].items()}
         report.update(environment=plain, blas=os.path.basename(report["blas"] or "") or None)
@@ -194,13 +187,13 @@ class Suite:
             ) from error
         finally:
             worker.close()
-        self.held["original"] = commit(self.args.compare)
+        self.held["original"] = commit(self.args.compare, self.args.upstream_commit)
         print(f"original: PyTorch {found['torch']}, replaced: {found['substituted'] or 'nothing'}")
 
     def write(self, kind: str, **more: Any) -> None:
         """Append a line."""
         about = {"kind": kind, "run": self.started, "date": now(), **self.made}
-        append(self.path, {**about, "machine": self.machine, "device": self.device, **more})
+        results.append(self.path, {**about, "machine": self.machine, "device": self.device, **more})
 
     # Cases of a size and a batch size ------------------------------------------------------------
 
@@ -295,26 +288,22 @@ class Suite:
         if side == THEIRS:
             more["original"] = self.held["original"]
             versions = {name: facts.pop(name) for name in ("torch", "cuda")}
-        self.write(
-            "result",
-            implementation=side,
-            case=job["case"],
-            size=job.get("size"),
-            batch=job.get("batch"),
-            dtype=job.get("dtype"),
-            compiled=job.get("compiled"),
-            unit=unit,
-            seconds=times,
-            first_seconds=held.get("first_seconds"),
-            units_in_block=held.get("units", 1),
-            order=order,
-            peak_memory=found.get("peak_memory"),
-            resident_memory=found.get("resident_memory"),
-            versions=versions,
-            facts=facts,
+        line = {
+            "implementation": side,
+            **{key: job.get(key) for key in ("case", "size", "batch", "dtype", "compiled")},
+            "unit": unit,
+            "seconds": times,
+            "first_seconds": held.get("first_seconds"),
+            "units_in_block": held.get("units", 1),
+            "order": order,
+            "peak_memory": found.get("peak_memory"),
+            "resident_memory": found.get("resident_memory"),
+            "versions": versions,
+            "facts": facts,
             **more,
-        )
-        print(summary(side, job, times, found, more, unit))
+        }
+        self.write("result", **line)
+        print(summary(line))
         sys.stdout.flush()
         return float(times["median"])
 
@@ -356,15 +345,8 @@ class Suite:
         """Measure what depends on the machine only."""
         for work in CASES[name][0]:
             if work == "import":
-                job = {"case": work}
-                command = [sys.executable, "-c", IMPORT]
-                seconds = []
-                for _ in range(min(5, self.args.repeats) + 1):
-                    done = subprocess.run(command, capture_output=True, text=True, check=False)
-                    if done.returncode:
-                        raise WorkerError(f"import mlx_trm: {done.stderr.splitlines()[-1]}")
-                    seconds.append(float(done.stdout))
-                self.keep(OURS, job, seconds[1:], {}, [OURS])
+                seconds = [import_seconds() for _ in range(min(5, self.args.repeats) + 1)]
+                self.keep(OURS, {"case": work}, seconds[1:], {}, [OURS])
             elif work == "data.arc":
                 self.measure_arc()
             else:
@@ -387,6 +369,19 @@ class Suite:
             "facts": {"tasks": 36, "augmentations": 50, "whole_command": True},
         }
         self.keep(OURS, {"case": "data.arc"}, [run.seconds for run in runs], found, [OURS])
+
+
+def import_seconds() -> float:
+    """Import the package in a new process.
+
+    Raises:
+        WorkerError: if it does not import.
+    """
+    command = [sys.executable, "-c", IMPORT]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise WorkerError((done.stderr.splitlines() or ["no word"])[-1])
+    return float(done.stdout)
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
