@@ -60,6 +60,7 @@ from mlx_trm.tasks import (
     register_task,
 )
 from mlx_trm.training import Trainer, TrainReport
+from mlx_trm.upstream import load_upstream_checkpoint
 
 __version__ = "0.1.0"
 
@@ -114,6 +115,7 @@ __all__ = [
     "export_step",
     "load_checkpoint",
     "load_config",
+    "load_upstream_checkpoint",
     "quantize_model",
     "random_batch",
     "register_model",

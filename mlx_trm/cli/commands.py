@@ -13,6 +13,7 @@ COMMANDS: Dict[str, str] = {
     "train": "train a model from a configuration",
     "evaluate": "score a trained model on its task's puzzles",
     "solve": "let a trained model solve one puzzle, step by step",
+    "convert": "read and write the checkpoints of the PyTorch original",
     "plot": "draw what runs have logged, or print it as a table",
     "data": "list, build and show datasets",
     "export": "write a trained model as functions for Python, C++ and Swift",
