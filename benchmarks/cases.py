@@ -77,7 +77,7 @@ def train(job: Job) -> Work:
         mx.eval(metrics)
         mx.synchronize()
 
-    return Work(run, close=mx.clear_cache)
+    return Work(run)
 
 
 def evaluate(job: Job) -> Work:
@@ -90,7 +90,7 @@ def evaluate(job: Job) -> Work:
         for _ in range(count):
             evaluator.run("test", steps=steps)
 
-    return Work(run, lambda: {"steps_in_unit": steps}, close=mx.clear_cache)
+    return Work(run, lambda: {"steps_in_unit": steps})
 
 
 class Waiting:
@@ -160,7 +160,7 @@ def overhead(job: Job) -> Work:
     def clear() -> None:
         total.update(wall=0.0, outside=0.0, processor=0.0)
 
-    timed = Work(run, facts, close=work.close)
+    timed = Work(run, facts)
     warm_up = timed.warm_up
 
     def warmed(runs: int, block_seconds: float) -> List[float]:

@@ -202,44 +202,41 @@ class Suite:
         works = [work for name in names for work in CASES[name][0]]
         if not works:
             return
-        compared = [work for work in works if work in COMPARED] if self.args.compare else []
-        self.warm_up_original(part, compared)
-        for combination in part:
-            combination.workers[OURS] = self.ours()
-            for work in works:
-                job = self.job(work, combination.size, combination.batch)
-                self.guarded(label(job), lambda j=job, c=combination: self.warm_up(c, j))
-        for combination in part:
-            for work in works:
-                what = f"{work} {combination.size} {combination.batch}"
-                self.guarded(what, lambda w=work, c=combination: self.time_case(c, w))
+        sides = [(OURS, works)]
+        if self.args.compare:
+            sides.append((THEIRS, [work for work in works if work in COMPARED]))
+        again: List[Tuple[Combination, Job, str, WorkerError]] = []
 
-    def warm_up_original(self, part: Sequence[Combination], works: Sequence[str]) -> None:
-        """Start and warm up the original's workers, side by side."""
-        if not works:
-            return
-        for combination in part:
-            combination.workers[THEIRS] = self.theirs()
-        threads, again = [], []
-
-        def prepare(combination: Combination) -> None:
+        def prepare(combination: Combination, side: str, works: Sequence[str]) -> None:
             for work in works:
-                job = self.job(work, combination.size, combination.batch, THEIRS)
+                job = self.job(work, combination.size, combination.batch, side)
                 try:
-                    self.warm_up(combination, job, THEIRS)
+                    self.warm_up(combination, job, side)
                 except WorkerError as error:
-                    again.append((combination, job, error))
+                    again.append((combination, job, side, error))
 
-        for combination in part:
-            threads.append(threading.Thread(target=prepare, args=(combination,)))
-            threads[-1].start()
+        threads = []
+        for side, mine in reversed(sides):  # the original's side by side, ours one by one
+            for combination in part if mine else []:
+                start = self.ours if side == OURS else self.theirs
+                combination.workers[side] = start()
+                work = threading.Thread(target=prepare, args=(combination, side, mine))
+                work.start()
+                if side == OURS or not self.args.together:
+                    work.join()
+                threads.append(work)
         for thread in threads:
             thread.join()
-        for combination, job, error in again:  # side by side the memory may not have sufficed
-            if "memory" in str(error) and len(part) > 1:
-                self.guarded(label(job), lambda c=combination, j=job: self.warm_up(c, j, THEIRS))
+        for combination, job, side, error in again:
+            out_of_memory = "memory" in str(error) or "alloc" in str(error)
+            if out_of_memory and self.args.together:  # alone it may suffice
+                self.guarded(label(job), lambda c=combination, j=job, s=side: self.warm_up(c, j, s))
             else:
                 self.failed.append(f"{label(job)}: {error}")
+        for combination in part:
+            for name in works:
+                what = f"{name} {combination.size} {combination.batch}"
+                self.guarded(what, lambda w=name, c=combination: self.time_case(c, w))
 
     def warm_up(self, combination: Combination, job: Job, side: str = OURS) -> None:
         """Make the work of a job ready."""
@@ -255,9 +252,12 @@ class Suite:
         }
         seconds: Dict[str, List[float]] = {side: [] for side in jobs}
         for number in range(self.args.repeats):
-            for side, job in jobs.items():
-                reply = combination.workers[side].call("time", job, first=number == 0)
-                seconds[side].append(reply["seconds"])
+            for side in list(jobs):
+                try:
+                    reply = combination.workers[side].call("time", jobs[side], first=number == 0)
+                    seconds[side].append(reply["seconds"])
+                except WorkerError as error:
+                    self.failed.append(f"{label(jobs.pop(side))}: {error}")
         medians = {}
         for side, job in jobs.items():
             found = combination.workers[side].call("finish", job)

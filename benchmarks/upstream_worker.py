@@ -211,11 +211,7 @@ def train(job: Job) -> Work:
                 average.update(model)
         synchronize()
 
-    def close() -> None:
-        held.clear()
-        empty_cache()
-
-    return Work(run, lambda: facts(job), close=close)
+    return Work(run, lambda: facts(job), close=held.clear)
 
 
 def evaluate(job: Job) -> Work:
@@ -245,7 +241,7 @@ def evaluate(job: Job) -> Work:
                     tensor.cpu().numpy()
         synchronize()
 
-    return Work(run, lambda: {**facts(job), "steps_in_unit": steps[0]}, close=empty_cache)
+    return Work(run, lambda: {**facts(job), "steps_in_unit": steps[0]})
 
 
 # The device --------------------------------------------------------------------------------------
@@ -284,16 +280,7 @@ def peak() -> Any:
 
 def prepare(job: Job) -> Work:
     """Make the work of a job."""
-    work = {"train": train, "eval": evaluate}[job["case"]](job)
-    plain = work.warm_up
-
-    def warm_up(runs: int, block_seconds: float) -> List[float]:
-        seconds = plain(runs, block_seconds)
-        empty_cache()
-        return seconds
-
-    work.warm_up = warm_up
-    return work
+    return {"train": train, "eval": evaluate}[job["case"]](job)
 
 
 def versions(job: Job) -> Dict[str, Any]:
@@ -314,7 +301,7 @@ def main() -> None:
     STATE["device"] = "cuda" if "--gpu" in sys.argv else "cpu"
     replace_missing()
     sys.path.insert(1, os.path.abspath(sys.argv[1]))
-    serve(Side(prepare, {"versions": versions}, reset_peak, peak))
+    serve(Side(prepare, {"versions": versions}, reset_peak, peak, empty_cache))
 
 
 if __name__ == "__main__":

@@ -97,4 +97,4 @@ ASK: Dict[str, Callable[[Job], Any]] = {
 
 if __name__ == "__main__":
     mx.set_default_device(mx.gpu if "--gpu" in sys.argv else mx.cpu)
-    serve(Side(prepare, ASK, mx.reset_peak_memory, mx.get_peak_memory))
+    serve(Side(prepare, ASK, mx.reset_peak_memory, mx.get_peak_memory, mx.clear_cache))
