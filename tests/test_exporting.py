@@ -267,7 +267,7 @@ def fixture_sudoku(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The example, compiled as docs/export.md says."""
     mlx, program = mlx_folder(), tmp_path_factory.mktemp("cpp") / "sudoku"
     document = (ROOT / "docs" / "export.md").read_text(encoding="utf-8")
-    lines = re.findall(r"^g\+\+ .*$", document.replace("\\\n", ""), flags=re.MULTILINE)
+    lines = re.findall(r"^g\+\+ .*$", document.replace("\\\n", " "), flags=re.MULTILINE)
     assert len(lines) == 1
     line = lines[0].replace("$MLX", str(mlx)).replace("-o sudoku", f"-o {program}")
     done = subprocess.run(
