@@ -164,12 +164,17 @@ class Suite:
         self.held["versions"] = report["versions"]
         plain = {name: os.path.basename(text) for name, text in report["environment"].items()}
         report.update(environment=plain, blas=os.path.basename(report["blas"] or "") or None)
-        self.write("machine", report=report, rates=self.held["rates"])
+        load = os.getloadavg()[0]
         rates = self.held["rates"]
+        self.write("machine", report=report, rates=rates, load=load)
         print(
             f"{self.machine}, {self.device}, {self.dtype}: {rates['flops'] / 1e12:.3g} TFLOP/s in "
             f"matrix products, {rates['bandwidth'] / 1e9:.3g} GB/s copying"
         )
+        if load > 0.5 * (os.cpu_count() or 1):
+            print(
+                f"this machine is busy (load {load:.1f}): times will be too long", file=sys.stderr
+            )
 
     def look_at_original(self) -> None:
         """See that the original can be imported, before anything is measured.

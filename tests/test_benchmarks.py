@@ -110,7 +110,7 @@ def test_both_sides_take_turns_and_a_failure_is_told(measured):
     assert {line["seconds"]["blocks"] for line in train} == {2}
     assert "times as fast as the original" in measured.done.stdout
     assert measured.done.returncode == 1
-    told = measured.done.stderr.splitlines()
+    told = [line for line in measured.done.stderr.splitlines() if "is busy" not in line]
     assert told == ["not measured: eval tiny 8: original: MemoryError: out of memory: try less"]
 
 
