@@ -20,6 +20,7 @@ from typing import Any, Callable, Dict, List, Optional
 import numpy as np
 
 MOST_UNITS = 64
+IMPORT = "import time; t = time.perf_counter(); import mlx_trm; print(time.perf_counter() - t)"
 Job = Dict[str, Any]
 
 
@@ -247,3 +248,16 @@ def reset_resident_peak() -> None:
         Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
     except OSError:
         pass
+
+
+def import_seconds() -> float:
+    """Import the package in a new process.
+
+    Raises:
+        WorkerError: if it does not import.
+    """
+    command = [sys.executable, "-c", IMPORT]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise WorkerError((done.stderr.splitlines() or ["no word"])[-1])
+    return float(done.stdout)

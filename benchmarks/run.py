@@ -12,7 +12,6 @@ ARC builder beside the original's) are programs of their own; the case `data` us
 
 import argparse
 import os
-import subprocess
 import sys
 import tempfile
 import threading
@@ -21,20 +20,19 @@ from pathlib import Path
 from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 import arc_build
-import mlx.core as mx
 import results
 import roofline
 from options import CASES, COMPARED, arguments, read_sizes
-from protocol import Job, Worker, WorkerError
+from protocol import Job, Worker, WorkerError, import_seconds
 from results import OURS, THEIRS, commit, label, now, spread, summary
 from sizes import describe
 
 from mlx_trm.checkpoint import find_checkpoint
 from mlx_trm.cli.common import console_messages, default_device, report_error
 from mlx_trm.errors import ConfigError, did_you_mean
+from mlx_trm.layers import on_gpu
 
 HERE = Path(__file__).resolve().parent
-IMPORT = "import time; t = time.perf_counter(); import mlx_trm; print(time.perf_counter() - t)"
 
 
 class Combination(NamedTuple):
@@ -61,7 +59,7 @@ class Suite:
                     f"{', '.join(CASES)})"
                 )
         with default_device(args.device):
-            self.device = "gpu" if mx.default_device() == mx.Device(mx.gpu) else "cpu"
+            self.device = "gpu" if on_gpu() else "cpu"
         on_gpu = self.device == "gpu"
         self.args = args
         self.dtype = args.dtype or ("bfloat16" if on_gpu else "float32")
@@ -374,19 +372,6 @@ class Suite:
             "facts": {"tasks": 36, "augmentations": 50, "whole_command": True},
         }
         self.keep(OURS, {"case": "data.arc"}, [run.seconds for run in runs], found, [OURS])
-
-
-def import_seconds() -> float:
-    """Import the package in a new process.
-
-    Raises:
-        WorkerError: if it does not import.
-    """
-    command = [sys.executable, "-c", IMPORT]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise WorkerError((done.stderr.splitlines() or ["no word"])[-1])
-    return float(done.stdout)
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:

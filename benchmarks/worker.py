@@ -11,6 +11,8 @@ import mlx.core as mx
 import numpy as np
 from protocol import Job, Side, Work, serve
 
+from mlx_trm.layers import on_gpu
+
 MATRIX = {"gpu": 8192, "cpu": 1024}
 COPIED = {"gpu": 1 << 30, "cpu": 1 << 26}
 
@@ -56,7 +58,7 @@ def rates(job: Job) -> Dict[str, float]:
         ``flops``, operations a second in the job's dtype, and ``bandwidth``, bytes a second read
         and written; the best of several.
     """
-    device = "gpu" if mx.default_device() == mx.Device(mx.gpu) else "cpu"
+    device = "gpu" if on_gpu() else "cpu"
     size, dtype = MATRIX[device], getattr(mx, job["dtype"])
     if job["dtype"] != "float32" and device == "cpu":
         size //= 2  # slow there
