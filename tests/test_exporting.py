@@ -77,7 +77,9 @@ def test_every_model_computes_the_same(
     config = config_class(forward_dtype=dtype, **SIZES)
     config.H_cycles, config.H_layers, config.L_layers = 2, 2, 1  # as far as a model has them
     model = model_class(config, spec, seed=1)
-    model.puzzle_emb.weights = mx.random.normal(model.puzzle_emb.weights.shape)
+    model.q_head.weight = mx.random.normal(model.q_head.weight.shape, key=mx.random.key(1))
+    model.q_head.bias = mx.full((2,), -1.0)  # so that both Q values are often less than 0
+    model.puzzle_emb.weights = mx.random.normal((5, 32), key=mx.random.key(2))
     model.eval()
     export_step(model, tmp_path / "model.mlxfn", [2])
     batch = trm.random_batch(spec, 2, seed=5)
@@ -101,7 +103,7 @@ def test_rows_of_the_table_are_looked_up(tmp_path: Path) -> None:
     """The identifier decides; the table is in the file."""
     spec = trm.TaskSpec(vocab_size=6, seq_len=16, num_puzzle_identifiers=5)
     model = trm.TRM(trm.TRMConfig(mlp_t=True, H_cycles=1, L_cycles=1, **SIZES), spec)
-    model.puzzle_emb.weights = mx.random.normal(model.puzzle_emb.weights.shape)
+    model.puzzle_emb.weights = mx.random.normal((5, 32), key=mx.random.key(2))
     model.eval()
     export_step(model, tmp_path / "model.mlxfn")
     step = mx.import_function(str(tmp_path / "model.mlxfn"))

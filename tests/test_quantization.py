@@ -67,6 +67,7 @@ def test_weights_are_rounded_to_the_levels_of_their_group(bits: int) -> None:
 def test_products_are_those_of_the_weights_meant(bits: int, dtype: mx.Dtype) -> None:
     """Fused or not, from the right or from the left; in the dtype of the activations."""
     quantized = QuantizedCastedLinear(linear(64, 24, bias=False), bits, 32, dtype)
+    assert quantized.scales.dtype == quantized.biases.dtype == dtype  # no more bytes than needed
     x = mx.random.normal((3, 7, 64), key=mx.random.key(2)).astype(dtype)
     wide = np.array(quantized.dense(mx.float32)), np.array(x.astype(mx.float32))
     right = wide[1] @ wide[0].T
