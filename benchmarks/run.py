@@ -59,13 +59,13 @@ class Suite:
                     f"{', '.join(CASES)})"
                 )
         with default_device(args.device):
-            self.device = "gpu" if on_gpu() else "cpu"
-        on_gpu = self.device == "gpu"
+            gpu = on_gpu()
+        self.device = "gpu" if gpu else "cpu"
         self.args = args
-        self.dtype = args.dtype or ("bfloat16" if on_gpu else "float32")
-        self.compiled = on_gpu if args.compile is None else args.compile
+        self.dtype = args.dtype or ("bfloat16" if gpu else "float32")
+        self.compiled = gpu if args.compile is None else args.compile
         theirs = args.upstream_compile
-        self.upstream_compiled = on_gpu if theirs is None else theirs
+        self.upstream_compiled = gpu if theirs is None else theirs
         self.combinations = [
             Combination(size, batch, {}) for size, batch in read_sizes(args, self.device)
         ]
