@@ -32,7 +32,7 @@ from mlx_trm.tasks import PuzzleDataset
 from mlx_trm.tasks.identifiers import row_names, unpack_names
 
 TABLE = "puzzle_emb.weights"
-TAKEN, RESET, FRESH, LEFT = "taken", "reset", "fresh", "left"
+TAKEN, PARTLY, RESET, FRESH, LEFT = STATES = "taken", "partly", "reset", "fresh", "left"
 
 
 @dataclass
@@ -56,8 +56,9 @@ class Transfer(NamedTuple):
     Attributes:
         name: dotted.
         shape: in the new model; of what is left, in the checkpoint.
-        state: ``taken`` from the checkpoint; ``reset``, made from the checkpoint's; ``fresh``, as a
-            new model has it; ``left``, in the checkpoint only.
+        state: ``taken`` from the checkpoint; ``partly``, a table some of whose rows are; ``reset``,
+            a table whose rows are all new; ``fresh``, as a new model has it; ``left``, in the
+            checkpoint only.
         note: why, or how; may be empty.
     """
 
@@ -80,7 +81,7 @@ class TransferReport:
     transfers: List[Transfer] = field(default_factory=list)
 
     def names(self, state: str) -> List[str]:
-        """Give the names of the weights that are ``taken``, ``reset``, ``fresh`` or ``left``."""
+        """Give the names of the weights that are in a state, such as ``taken``."""
         return [each.name for each in self.transfers if each.state == state]
 
     def rows(self) -> List[Tuple[str, str, str, str]]:
@@ -89,11 +90,7 @@ class TransferReport:
 
     def summary(self) -> str:
         """Say in a line how many weights are what."""
-        parts = [
-            f"{len(self.names(state))} {state}"
-            for state in (TAKEN, RESET, FRESH, LEFT)
-            if self.names(state)
-        ]
+        parts = [f"{len(self.names(state))} {state}" for state in STATES if self.names(state)]
         return f"{self.origin}: {', '.join(parts)}"
 
 
@@ -237,7 +234,8 @@ def _counted(
     note = f"{len(found) - new:,} rows {how}"
     note += f", {new:,} new: {new_rows}" if new else ""
     note += f", {unused:,} left" if unused else ""
-    return take_rows(table, found, new_rows), TAKEN if new < len(found) else RESET, note
+    state = RESET if new == len(found) else PARTLY if new else TAKEN
+    return take_rows(table, found, new_rows), state, note
 
 
 def match_names(have: Sequence[str], want: Sequence[str]) -> np.ndarray:
@@ -251,6 +249,9 @@ def match_names(have: Sequence[str], want: Sequence[str]) -> np.ndarray:
     Returns:
         (len(want),) int64, where each stands in ``have``; -1 where it does not.
     """
+    once = {name: place for place, name in enumerate(have)}
+    if len(once) == len(have):
+        return np.fromiter((once.get(name, -1) for name in want), dtype=np.int64, count=len(want))
     places: Dict[str, List[int]] = {}
     for place, name in enumerate(have):
         places.setdefault(name, []).append(place)

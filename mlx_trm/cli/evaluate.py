@@ -115,7 +115,7 @@ def find_rows(checkpoint: Checkpoint, evaluator: Evaluator, args: argparse.Names
             "the checkpoint does" if names is None else "the data do",
         )
     elif done:
-        LOGGER.warning("puzzle table: %s", done)
+        LOGGER.info("puzzle table: %s", done)
 
 
 def write_json(path: Path, content: object) -> None:
