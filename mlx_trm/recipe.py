@@ -91,11 +91,6 @@ class InitConfig(Section):
     """What puzzles get that the checkpoint has no row for: the mean of its rows, or zero."""
 
     def problems(self) -> List[str]:
-        """Find settings that are of no use."""
-        if self.run is None:
-            return [
-                f"{name}: is of no use without init.run, the run to take weights from"
-                for name, default in (("only", []), ("rows", "auto"))
-                if getattr(self, name) != default
-            ]
-        return [] if self.run.strip() else ["run: is empty; name a run folder or leave it out"]
+        """Check that a run is named, where one is."""
+        empty = self.run is not None and not self.run.strip()
+        return ["run: is empty; name a run folder or leave it out"] if empty else []

@@ -312,6 +312,10 @@ def initial_weights(
         ConfigError: if nothing of it can be used.
     """
     if init.run is None:
+        # Not a check of the configuration, because --init-from comes after it.
+        for name, value in vars(init).items():
+            if value != getattr(InitConfig(), name):
+                raise ConfigError(f"init.{name}: is of no use without init.run (or --init-from)")
         return None
     source = read_weights(init.run)
     report = transfer_weights(model, source, names, init.only, init.rows, init.new_rows)

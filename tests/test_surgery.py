@@ -386,6 +386,14 @@ def made_sudoku_run(tmp_path, capsys):
     return tmp_path / "first"
 
 
+def test_settings_beside_the_option(sudoku_run, capsys):
+    assert train([*SHORT, "init.rows=mean", "--init-from", str(sudoku_run)]) == 0
+    config = trm.load_config("runs/sudoku_tiny/config.yaml")
+    assert (config.init.run, config.init.rows) == (str(sudoku_run), "mean")
+    assert train([*SHORT, "--init-from", " "]) == 2
+    assert "init.run: is empty" in capsys.readouterr().err
+
+
 def test_train_prints_what_was_taken(sudoku_run, capsys):
     words = [word for word in SHORT if word != "-q"]
     assert train([*words, "--init-from", str(sudoku_run), "--init-only", "L_level.*"]) == 0
