@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import mlx_trm as trm
-from mlx_trm import layers
+from mlx_trm import layers, quantization
 from mlx_trm.checkpoint import save_checkpoint
 from mlx_trm.config import CheckpointConfig, EvalConfig, ExperimentConfig, TrainConfig
 from mlx_trm.evaluate import main as evaluate
@@ -65,14 +65,14 @@ def test_weights_are_rounded_to_the_levels_of_their_group(bits: int) -> None:
 @pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("bits", [4, 8])
 def test_products_are_those_of_the_weights_meant(bits: int, dtype: mx.Dtype) -> None:
-    """Fused or not, from the right or from the left; in the dtype of the activations."""
+    """Packed or dense, from the right or from the left; in the dtype of the activations."""
     quantized = QuantizedCastedLinear(linear(64, 24, bias=False), bits, 32, dtype)
     assert quantized.scales.dtype == quantized.biases.dtype == dtype  # no more bytes than needed
     x = mx.random.normal((3, 7, 64), key=mx.random.key(2)).astype(dtype)
     wide = np.array(quantized.dense(mx.float32)), np.array(x.astype(mx.float32))
     right = wide[1] @ wide[0].T
     tolerance = 1e-5 if dtype == mx.float32 else 3e-2
-    for y in (quantized(x), *(quantized.multiply(x, fused) for fused in (True, False))):
+    for y in (quantized(x), *(quantized.multiply(x, packed) for packed in (True, False))):
         assert y.dtype == dtype
         np.testing.assert_allclose(np.array(y.astype(mx.float32)), right, tolerance, tolerance)
     left = quantized.left(x.swapaxes(1, 2))
@@ -81,13 +81,13 @@ def test_products_are_those_of_the_weights_meant(bits: int, dtype: mx.Dtype) -> 
     np.testing.assert_allclose(got, right, tolerance, tolerance)
 
 
-def test_left_products_agree_on_cpu_and_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The way that a GPU takes gives what the CPU's does."""
+def test_left_products_agree_with_packed_weights_and_dense(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The way that Metal takes gives what the other devices' does."""
     quantized = QuantizedCastedLinear(linear(64, 24, bias=False), 8, 64, mx.float32)
     x = mx.random.normal((3, 64, 7), key=mx.random.key(2))
     results = []
-    for gpu in (False, True):
-        monkeypatch.setattr("mlx_trm.quantization.on_gpu", lambda gpu=gpu: gpu)
+    for packed in (False, True):
+        monkeypatch.setattr(quantization, "multiplies_packed", lambda packed=packed: packed)
         results.append(np.array(quantized.left(x)))
     np.testing.assert_allclose(results[0], results[1], 1e-5, 1e-5)
 
