@@ -72,8 +72,9 @@ def export_step(
         batch_sizes: numbers of puzzles B that it can be called with.
 
     Raises:
-        ValueError: if there is no batch size, or one is less than 1.
+        ConfigError: if the model has an operation that MLX cannot write.
         OSError: if the file cannot be written.
+        ValueError: if there is no batch size, or one is less than 1.
     """
     if not batch_sizes or min(batch_sizes) < 1:
         raise ValueError(f"batch_sizes must be numbers of at least 1, got {list(batch_sizes)}")
@@ -92,6 +93,11 @@ def export_step(
             os.fsync(file.fileno())
         mx.import_function(str(temporary))  # a full disk is noticed here
         os.replace(temporary, target)
+    except ValueError as error:
+        raise ConfigError(
+            f"model {model.config.name}: MLX cannot export it ({error}); "
+            "it can be used from Python only"
+        ) from error
     except RuntimeError as error:
         raise OSError(errno.EIO, " ".join(str(error).split()), str(target)) from error
     finally:
@@ -117,7 +123,7 @@ def export_checkpoint(
 
     Raises:
         CheckpointError: if the checkpoint's files are no longer what they were.
-        ConfigError: if a file cannot be written.
+        ConfigError: if a file cannot be written, or MLX cannot write the model.
         ValueError: if there is no batch size, or one is less than 1.
     """
     target = Path(path)

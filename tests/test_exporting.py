@@ -226,6 +226,23 @@ def test_an_export_is_whole_or_absent(
             export_step(checkpoint.model, path, sizes)
 
 
+def test_what_mlx_cannot_write_is_named(tmp_path: Path) -> None:
+    """A model of one's own may have operations without a form in a file."""
+
+    class Own(trm.TRM):
+        """Its embedding is put in order."""
+
+        def embed(self, inputs: mx.array, rows: Any) -> mx.array:
+            """As before."""
+            return mx.contiguous(super().embed(inputs, rows))
+
+    spec = trm.TaskSpec(vocab_size=6, seq_len=16)
+    model = Own(trm.TRMConfig(name="own", H_cycles=1, L_cycles=1, **SIZES), spec)
+    with pytest.raises(trm.ConfigError, match="model own: MLX cannot export it .*Contiguous"):
+        export_step(model, tmp_path / "model.mlxfn")
+    assert not os.listdir(tmp_path)
+
+
 def test_the_command(run_dir: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """It writes both files and says so; bad words are refused in one line."""
     path = tmp_path / "model.mlxfn"
