@@ -134,29 +134,22 @@ class Stepper:
             puzzle_lr: mx.array, loss: mx.array,
         ) -> Tuple:  # fmt: skip
             """Give the new state, the new rows, and whether everything was finite."""
-            leaves = [leaf for _, leaf in named_arrays(gradients)] + [loss]
+            leaves = [leaf for _, leaf in named_arrays(gradients)]
             leaves += [] if rows is None else [row_gradients]
-            finite = mx.all(mx.stack([mx.all(mx.isfinite(leaf)) for leaf in leaves]))
-
-            def keep(new: Any, old: Any) -> Any:
-                return tree_map(lambda a, b: mx.where(finite, a, b), new, old)
-
+            # NaN and infinity stay in a sum, so one number tells.
+            finite = mx.isfinite(sum((mx.sum(leaf) for leaf in leaves), loss))
             new = dict(state)
             if config.freeze != "weights":
                 # A copy: the optimiser writes into the dicts of its state.
                 optimizer.state = tree_map(lambda leaf: leaf, state["optimizer"])
-                new["weights"] = keep(
-                    optimizer.apply_gradients(gradients, state["weights"]), state["weights"]
-                )
-                new["optimizer"] = keep(optimizer.state, state["optimizer"])
+                new["weights"] = optimizer.apply_gradients(gradients, state["weights"])
+                new["optimizer"] = optimizer.state
                 if "average" in state:
-                    average = EMA.average(state["average"], new["weights"], config.ema_rate)
-                    new["average"] = keep(average, state["average"])
+                    new["average"] = EMA.average(state["average"], new["weights"], config.ema_rate)
             if rows is not None and config.freeze != "puzzle_emb":
-                moved = sign_sgd_rows(
+                rows = sign_sgd_rows(
                     rows, row_gradients, identifiers, puzzle_lr, config.puzzle_emb_weight_decay
                 )
-                rows = mx.where(finite, moved, rows)
             return new, rows, finite
 
         def whole(
@@ -224,9 +217,10 @@ class Stepper:
         alone = len(parts) == 1 and self.processes.size == 1
         take = self._take_whole if alone else self._take_parts
         new, carries, rows, metrics, finite = take(parts, state, rows, identifiers)
-        self.optimizer.state = new["optimizer"]
-        if not finite.item():
+        if not finite.item():  # what was there is still there: nothing new has been put in place
+            self.optimizer.state = state["optimizer"]
             raise NonFiniteError(number, parts)
+        self.optimizer.state = new["optimizer"]
         self.model.update(new["weights"])
         if self.average is not None:
             self.average.weights = new["average"]

@@ -20,9 +20,9 @@ PACKAGE = ROOT / "mlx_trm"
 # A module may import from lower layers, and from its own layer where that makes no cycle.
 LAYERS: List[Tuple[str, ...]] = [
     ("errors", "_backend"),
-    ("registry", "schema", "strict_yaml", "plugins", "assembly"),
+    ("registry", "schema", "strict_yaml", "plugins", "assembly", "cache"),
     ("recipe", "config"),
-    ("carry", "layers", "losses", "optim", "parallel", "diagnostics", "tasks"),
+    ("carry", "cuda", "layers", "fused", "losses", "optim", "parallel", "diagnostics", "tasks"),
     ("models",),
     ("conversion", "memory", "quantization", "torch_files", "torch_pickle"),
     ("checkpoint",),
@@ -44,7 +44,7 @@ LAYER_OF.update({name: len(LAYERS) for name in COMMANDS})
 # Outside packages that may be imported where the standard library does not suffice.
 NUMPY_ONLY = {"numpy", "tqdm", "yaml"}
 # Pairs in one layer that know nothing of each other: tasks are NumPy, the rest is MLX.
-MLX_SIDE = {"carry", "layers", "losses", "optim", "parallel", "diagnostics"}
+MLX_SIDE = {"carry", "cuda", "layers", "fused", "losses", "optim", "parallel", "diagnostics"}
 
 MAX_COMMAND_LINES = 40
 MAX_MODULE_LINES = 400

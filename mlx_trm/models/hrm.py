@@ -13,6 +13,7 @@ from typing import Optional, Tuple
 
 import mlx.core as mx
 
+from mlx_trm import fused
 from mlx_trm.carry import Carry, Outputs
 from mlx_trm.config import TaskSpec
 from mlx_trm.layers import KeySequence
@@ -81,8 +82,11 @@ class HRM(Network):
         cycles, updates = self.config.H_cycles, self.config.L_cycles
         for cycle in range(cycles):
             for update in range(updates):
-                if cycle == cycles - 1 and update == updates - 1:
+                last = cycle == cycles - 1 and update == updates - 1
+                if last:
                     z_H, z_L = mx.stop_gradient(z_H), mx.stop_gradient(z_L)
-                z_L = self.L_level(z_L, z_H + x, self._cos_sin)
-            z_H = self.H_level(z_H, z_L, self._cos_sin)
+                with fused.gradient(last):
+                    z_L = self.L_level(z_L, z_H + x, self._cos_sin)
+            with fused.gradient(cycle == cycles - 1):
+                z_H = self.H_level(z_H, z_L, self._cos_sin)
         return (mx.stop_gradient(z_H), mx.stop_gradient(z_L)), self.read(z_H)

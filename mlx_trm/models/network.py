@@ -17,6 +17,7 @@ import mlx.core as mx
 from mlx import nn
 from mlx.nn.utils import checkpoint
 
+from mlx_trm import fused
 from mlx_trm.carry import Outputs
 from mlx_trm.config import ModelConfig, TaskSpec
 from mlx_trm.layers import (
@@ -118,11 +119,30 @@ class Block(nn.Module):
 
     def __call__(self, x: mx.array, cos_sin: Optional[CosSin]) -> mx.array:
         """Map (B, T, D) to (B, T, D)."""
+        if fused.in_use() and not self._quantized():
+            return self._fused(x, cos_sin)
         if "mlp_t" in self:
             x = rms_norm(x + self.mlp_t.left(x), self.eps, axis=-2)
         else:
             x = rms_norm(x + self.self_attn(x, cos_sin), self.eps)
         return rms_norm(x + self.mlp(x), self.eps)
+
+    def _quantized(self) -> bool:
+        """Whether one of its layers has packed weights; those that no group size divides have not."""
+        return any("scales" in module for module in self.modules())
+
+    def _fused(self, x: mx.array, cos_sin: Optional[CosSin]) -> mx.array:
+        """The same, through functions that are faster on a GPU. A gradient needs training mode."""
+        keep = self.training and fused.gradient_wanted()
+        if "mlp_t" in self:
+            first, second = self.mlp_t.gate_up_proj.weight, self.mlp_t.down_proj.weight
+            x = fused.position_mlp(x, first, second, self.eps, keep)
+        else:
+            layer = self.self_attn
+            first, second = layer.qkv_proj.weight, layer.o_proj.weight
+            x = fused.attention(x, first, second, layer.heads, cos_sin, self.eps, keep)
+        first, second = self.mlp.gate_up_proj.weight, self.mlp.down_proj.weight
+        return fused.feature_mlp(x, first, second, self.eps, keep)
 
 
 class ReasoningModule(nn.Module):

@@ -12,6 +12,7 @@ from typing import List, Optional, Tuple
 
 import mlx.core as mx
 
+from mlx_trm import fused
 from mlx_trm.carry import Carry, Outputs
 from mlx_trm.config import TaskSpec
 from mlx_trm.layers import KeySequence
@@ -97,9 +98,11 @@ class TRM(Network):
         x = self.embed(carry.current.inputs, rows)
         z_H, z_L = carry.latents
         for cycle in range(self.config.H_cycles):
-            if cycle == self.config.H_cycles - 1:
+            last = cycle == self.config.H_cycles - 1
+            if last:
                 z_H, z_L = mx.stop_gradient(z_H), mx.stop_gradient(z_L)
-            for _ in range(self.config.L_cycles):
-                z_L = self.L_level(z_L, z_H + x, self._cos_sin)
-            z_H = self.L_level(z_H, z_L, self._cos_sin)
+            with fused.gradient(last):
+                for _ in range(self.config.L_cycles):
+                    z_L = self.L_level(z_L, z_H + x, self._cos_sin)
+                z_H = self.L_level(z_H, z_L, self._cos_sin)
         return (mx.stop_gradient(z_H), mx.stop_gradient(z_L)), self.read(z_H)

@@ -11,6 +11,7 @@ from typing import List, Optional, Tuple
 
 import mlx.core as mx
 
+from mlx_trm import fused
 from mlx_trm.carry import Carry, Outputs
 from mlx_trm.models.base import register_model
 from mlx_trm.models.trm import TRM, TRMConfig
@@ -49,11 +50,13 @@ class TRMHier6(TRM):
         x = self.embed(carry.current.inputs, rows)
         z_H, *z_L = carry.latents
         for cycle in range(self.config.H_cycles):
-            if cycle == self.config.H_cycles - 1:
+            last = cycle == self.config.H_cycles - 1
+            if last:
                 z_H, z_L = mx.stop_gradient(z_H), [mx.stop_gradient(z) for z in z_L]
-            for i in range(LATENTS):
-                z_L[i] = self.L_level(total(z_L), z_H + x, self._cos_sin)
-            z_H = self.L_level(z_H, total(z_L), self._cos_sin)
+            with fused.gradient(last):
+                for i in range(LATENTS):
+                    z_L[i] = self.L_level(total(z_L), z_H + x, self._cos_sin)
+                z_H = self.L_level(z_H, total(z_L), self._cos_sin)
         return tuple(mx.stop_gradient(z) for z in (z_H, *z_L)), self.read(z_H)
 
 

@@ -11,6 +11,7 @@ from typing import Optional, Tuple
 
 import mlx.core as mx
 
+from mlx_trm import fused
 from mlx_trm.carry import Carry, Outputs
 from mlx_trm.models.base import register_model
 from mlx_trm.models.trm import TRM, TRMConfig
@@ -40,9 +41,11 @@ class TRMSingleZ(TRM):
         x = self.embed(carry.current.inputs, rows)
         (z_L,) = carry.latents
         for cycle in range(self.config.H_cycles):
-            if cycle == self.config.H_cycles - 1:
+            last = cycle == self.config.H_cycles - 1
+            if last:
                 z_L = mx.stop_gradient(z_L)
-            for _ in range(self.config.L_cycles):
-                z_L = self.L_level(z_L, x, self._cos_sin)
-            z_L = self.L_level(z_L, None, self._cos_sin)
+            with fused.gradient(last):
+                for _ in range(self.config.L_cycles):
+                    z_L = self.L_level(z_L, x, self._cos_sin)
+                z_L = self.L_level(z_L, None, self._cos_sin)
         return (mx.stop_gradient(z_L),), self.read(z_L)

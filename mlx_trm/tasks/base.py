@@ -25,6 +25,7 @@ from typing import (
 
 import numpy as np
 
+from mlx_trm.cache import cache_folder
 from mlx_trm.config import TaskConfig, TaskSpec
 from mlx_trm.errors import DataError
 from mlx_trm.registry import TASKS
@@ -35,7 +36,6 @@ from mlx_trm.tasks.storage import (
     SPLITS,
     Group,
     PuzzleBlock,
-    cache_folder,
     whole_folder,
     write_json,
     write_splits,

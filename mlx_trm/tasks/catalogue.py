@@ -4,10 +4,11 @@ import json
 from pathlib import Path
 from typing import Iterator, List, NamedTuple, Optional
 
+from mlx_trm.cache import cache_folder
 from mlx_trm.errors import DataError
 from mlx_trm.tasks.dataset import PuzzleDataset
 from mlx_trm.tasks.fetch_sources import SOURCES, fetched_folder, is_fetched, read_record
-from mlx_trm.tasks.storage import MARKER, SPLITS, cache_folder
+from mlx_trm.tasks.storage import MARKER, SPLITS
 from mlx_trm.tasks.sudoku import SAMPLES
 
 
@@ -70,7 +71,7 @@ def built_datasets(folder: Optional[Path] = None) -> List[DataEntry]:
     """List the datasets in the cache.
 
     Args:
-        folder: where to look; default :func:`~mlx_trm.tasks.storage.cache_folder`.
+        folder: where to look; default :func:`~mlx_trm.cache.cache_folder`.
     """
     root = cache_folder() if folder is None else folder
     found = []

@@ -9,8 +9,8 @@ import json
 from pathlib import Path
 from typing import Any, Dict, NamedTuple, Optional, Tuple
 
+from mlx_trm.cache import cache_folder
 from mlx_trm.errors import DataError, did_you_mean
-from mlx_trm.tasks.storage import cache_folder
 
 RECORD = "fetched.json"
 RECORD_FORMAT = 1

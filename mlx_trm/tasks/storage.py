@@ -10,7 +10,6 @@ Reference: dataset/common.py ``PuzzleDatasetMetadata``; dataset/build_*_dataset.
 import json
 import os
 import shutil
-import sys
 import tempfile
 import time
 from contextlib import contextmanager
@@ -32,6 +31,7 @@ from typing import (
 
 import numpy as np
 
+from mlx_trm.cache import cache_folder
 from mlx_trm.config import TaskSpec, write_text
 from mlx_trm.errors import DataError
 
@@ -81,19 +81,6 @@ class PuzzleBlock(NamedTuple):
 
 
 Group = Union[List[Puzzle], PuzzleBlock]
-
-
-def cache_folder() -> Path:
-    """Return the folder that holds built datasets: ``MLX_TRM_CACHE``, or the platform's place."""
-    chosen = os.environ.get("MLX_TRM_CACHE")
-    if chosen:
-        return Path(chosen).expanduser()
-    home = Path(os.path.expanduser("~"))
-    if sys.platform == "darwin":
-        return home / "Library" / "Caches" / "mlx_trm"
-    if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA") or home / "AppData" / "Local") / "mlx_trm"
-    return Path(os.environ.get("XDG_CACHE_HOME") or home / ".cache") / "mlx_trm"
 
 
 @contextmanager

@@ -1,0 +1,235 @@
+"""Hand-written CUDA kernels in bfloat16 for what MLX's own kernels leave slow.
+
+Each function has a plain counterpart in :mod:`mlx_trm.fused`, which is used on every other device,
+dtype and size; ``MLX_TRM_CUDA_KERNELS=0`` asks for it everywhere. Measured: docs/benchmarks.
+
+Shape letters: B batch, T positions, D hidden, I inner size of a SwiGLU, h heads.
+"""
+
+import os
+import struct
+from functools import lru_cache
+from typing import List, Optional, Tuple
+
+import mlx.core as mx
+
+from mlx_trm.cuda.nvrtc import binary, library
+
+_THREADS = 256
+# mlp_t.cu: inner units a stage, stages, and what a block of one multiprocessor may hold.
+_UNITS, _STAGES, _SHARED_BYTES = 32, 3, 227 * 1024
+
+
+@lru_cache(maxsize=1)
+def architecture() -> Optional[str]:
+    """Give the GPU's architecture, such as ``sm_90``, where the kernels run on it; else None."""
+    if os.environ.get("MLX_TRM_CUDA_KERNELS", "1") == "0":
+        return None
+    if not hasattr(mx.fast, "precompiled_cuda_kernel") or not mx.cuda.is_available():
+        return None
+    name = str(mx.device_info(mx.gpu).get("architecture", "")).rstrip("af")
+    number = name[len("sm_") :]
+    if not name.startswith("sm_") or not number.isdigit() or int(number) < 80:
+        return None
+    return name if library() is not None else None
+
+
+def usable(dtype: mx.Dtype) -> bool:
+    """Whether arrays of this dtype go through these kernels on the default device."""
+    return (
+        dtype == mx.bfloat16
+        and mx.default_device().type == mx.DeviceType.gpu
+        and architecture() is not None
+    )
+
+
+def _launch(  # pylint: disable=too-many-arguments,too-many-positional-arguments
+    file: str,
+    name: str,
+    inputs: List[mx.array],
+    shapes: List[Tuple[int, ...]],
+    scalars: List[int],
+    blocks: Tuple[int, int],
+    threads: int = _THREADS,
+    defines: Optional[dict] = None,
+    shared_memory: int = 0,
+) -> List[mx.array]:
+    outputs: List[mx.array] = mx.fast.precompiled_cuda_kernel(
+        name=name,
+        compiled_source=binary(file, architecture() or "", defines or {}),
+        inputs=inputs,
+        output_shapes=shapes,
+        output_dtypes=[mx.bfloat16] * len(shapes),
+        scalars=scalars,
+        grid=(blocks[0] * threads, blocks[1], 1),
+        threadgroup=(threads, 1, 1),
+        shared_memory=shared_memory,
+        ensure_row_contiguous=True,
+        stream=mx.gpu,
+    )
+    return outputs
+
+
+def _bits(number: float) -> int:
+    """Give a float32 as an integer: MLX 0.32 takes no floats as scalar arguments of a kernel."""
+    bits: int = struct.unpack("<i", struct.pack("<f", number))[0]
+    return bits
+
+
+def _fits(size: int) -> bool:
+    return size < 2**31
+
+
+def swiglu_fits(block: int, count: int) -> bool:
+    """Whether :func:`swiglu` takes h of ``count`` numbers in blocks of ``block``."""
+    return block % 8 == 0 and _fits(2 * count)
+
+
+def swiglu(gate_up: mx.array, axis: int) -> mx.array:
+    """silu(gate) * up, halves of ``axis`` (-1 or -2) of a bfloat16 array."""
+    shape, block, count = _halved(gate_up.shape, axis)
+    blocks = -(-count // (8 * _THREADS))
+    scalars = [block, count]
+    return _launch("swiglu.cu", "swiglu_forward", [gate_up], [shape], scalars, (blocks, 1))[0]
+
+
+def swiglu_gradient(gate_up: mx.array, d_h: mx.array, axis: int) -> List[mx.array]:
+    """Give the gradient of gate_up, and h, computed again."""
+    shape, block, count = _halved(gate_up.shape, axis)
+    blocks = -(-count // (8 * _THREADS))
+    shapes = [tuple(gate_up.shape), shape]
+    arrays = [gate_up, d_h]
+    return _launch("swiglu.cu", "swiglu_backward", arrays, shapes, [block, count], (blocks, 1))
+
+
+def _halved(shape: Tuple[int, ...], axis: int) -> Tuple[Tuple[int, ...], int, int]:
+    halved = list(shape)
+    halved[axis] //= 2
+    block = halved[-1] if axis == -1 else halved[-1] * halved[-2]
+    count = 1
+    for size in halved:
+        count *= size
+    return tuple(halved), block, count
+
+
+def norm_fits(size: int) -> bool:
+    """Whether :func:`add_norm` and :func:`norm_gradient` take rows of ``size`` numbers."""
+    return size % 256 == 0 and size <= 2048
+
+
+def add_norm(x: mx.array, y: mx.array, eps: float, keep_total: bool) -> List[mx.array]:
+    """Give rms_norm(x + y) over the last axis, and x + y where it is kept."""
+    shape = tuple(x.shape)
+    shapes = [shape, shape if keep_total else (1,)]
+    return _over_rows("add_norm", [x, y], shapes, eps, [int(keep_total)])
+
+
+def norm_gradient(total: mx.array, d_out: mx.array, eps: float) -> mx.array:
+    """Give the gradient of ``total``, whose RMS norm over the last axis has the gradient d_out."""
+    return _over_rows("norm_backward", [total, d_out], [tuple(total.shape)], eps, [])[0]
+
+
+def _over_rows(
+    name: str, arrays: List[mx.array], shapes: List[Tuple[int, ...]], eps: float, more: List[int]
+) -> List[mx.array]:
+    size = arrays[0].shape[-1]
+    rows = arrays[0].size // size
+    blocks, scalars = -(-rows // (_THREADS // 32)), [rows, _bits(eps), *more]
+    return _launch("norm.cu", name, arrays, shapes, scalars, (blocks, 1), defines={"SIZE": size})
+
+
+def position_norm_fits(positions: int, size: int) -> bool:
+    """Whether :func:`position_norm_gradient` takes (B, ``positions``, ``size``)."""
+    return size % 64 == 0 and positions <= 256
+
+
+def position_norm_gradient(total: mx.array, d_out: mx.array, eps: float) -> mx.array:
+    """The same as :func:`norm_gradient` over the positions of (B, T, D)."""
+    count, positions, size = total.shape
+    return _launch(
+        "norm.cu",
+        "norm_backward_positions",
+        [total, d_out],
+        [(count, positions, size)],
+        [size // 2, _bits(eps)],
+        (size // 64, count),
+        defines={"POSITIONS": positions},
+    )[0]
+
+
+def position_mlp_fits(positions: int, size: int, inner: int) -> bool:
+    """Whether :func:`position_mlp` takes these sizes: its outputs stay in a warp's registers."""
+    return positions <= 104 and size % 32 == 0 and inner % _UNITS == 0 and inner >= 2 * _UNITS
+
+
+def position_mlp(
+    x: mx.array, gate_up: mx.array, down: mx.array, eps: float, keep_total: bool
+) -> List[mx.array]:
+    """Give rms_norm(x + swiglu(x)) over the positions in one kernel, and what was normalised.
+
+    Args:
+        x: (B, T, D) bfloat16.
+        gate_up: (2 * I, T) bfloat16.
+        down: (T, I) bfloat16.
+        eps: added to the mean square.
+        keep_total: whether the second result, the sum before the norm, is written.
+    """
+    count, positions, size = x.shape
+    inner = down.shape[1]
+    padded = -(-positions // 8) * 8
+    more = padded - positions
+    gate_up = mx.pad(gate_up, [(0, 0), (0, more)])
+    down = mx.pad(down, [(0, more), (0, 0)])
+    # As many columns a block as keep the multiprocessors busy: a block reads both weights whole.
+    warps = next(w for w in (8, 4, 2, 1) if size % (32 * w) == 0 and (w == 1 or _busy(x, w)))
+    first = padded if padded // 8 % 2 else padded + 8
+    stage = 2 * _UNITS * first + padded * (_UNITS + 8)
+    rows = positions + (-positions) % 8
+    shared = 2 * (rows * (32 * warps + 8) + _STAGES * stage)
+    unused = (count, positions, size) if keep_total else (1,)
+    return _launch(
+        "mlp_t.cu",
+        "mlp_t_forward",
+        [x, gate_up, down],
+        [(count, positions, size), unused],
+        [_bits(eps), int(keep_total)],
+        (size // (32 * warps), count),
+        threads=32 * warps,
+        defines={"T": positions, "D": size, "INNER": inner, "WARPS": warps},
+        shared_memory=shared,
+    )
+
+
+def _busy(x: mx.array, warps: int) -> bool:
+    return x.shape[0] * (x.shape[2] // (32 * warps)) >= 128
+
+
+def rope_fits(head_dim: int) -> bool:
+    """Whether :func:`rope` takes heads of ``head_dim`` numbers."""
+    return head_dim % 16 == 0
+
+
+def rope(qkv: mx.array, cos: mx.array, sin: mx.array) -> List[mx.array]:
+    """Give rotated queries and keys, each (B, T, h, D / h), of qkv, (B, T, 3, h, D / h)."""
+    count, positions, _, heads, size = qkv.shape
+    shape = (count, positions, heads, size)
+    pairs = count * positions * heads * (size // 16)
+    scalars = [positions, heads, size // 2, pairs]
+    blocks = -(-pairs // _THREADS)
+    return _launch("rope.cu", "rope_forward", [qkv, cos, sin], [shape, shape], scalars, (blocks, 1))
+
+
+def rope_gradient(
+    d_query: mx.array, d_key: mx.array, d_value: mx.array, cos: mx.array, sin: mx.array
+) -> mx.array:
+    """Give the gradient of qkv, (B, T, 3, h, D / h), from those of q, k and v, (B, T, h, D / h)."""
+    count, positions, heads, size = d_query.shape
+    pairs = count * positions * heads * (size // 16)
+    return _launch(
+        "rope.cu",
+        "rope_backward",
+        [d_query, d_key, d_value, cos, sin],
+        [(count, positions, 3, heads, size)],
+        [positions, heads, size // 2, pairs],
+        (-(-pairs // _THREADS), 1),
+    )[0]
