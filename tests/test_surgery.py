@@ -14,6 +14,7 @@ from marks import Marks, MarksConfig, batches, experiment, flat
 import mlx_trm as trm
 from mlx_trm import surgery
 from mlx_trm.checkpoint import ROW_NAMES
+from mlx_trm.convert import main as convert
 from mlx_trm.errors import CheckpointError, ConfigError, DataError
 from mlx_trm.evaluate import main as evaluate
 from mlx_trm.models import named_arrays
@@ -384,6 +385,21 @@ def made_sudoku_run(tmp_path, capsys):
     assert train([*SHORT, "run_dir=first"]) == 0
     capsys.readouterr()
     return tmp_path / "first"
+
+
+def test_a_converted_checkpoint_gives_first_weights(sudoku_run, capsys):
+    """It knows no names, and has no average."""
+    arrays = surgery.read_weights(sudoku_run).arrays
+    upstream = {f"_orig_mod.model.inner.{name}": array for name, array in arrays.items()}
+    mx.save_safetensors("up.safetensors", upstream)
+    words = ["--config", "sudoku_tiny.yaml", "--output", "converted", "-q"]
+    assert convert(["up.safetensors", *words]) == 0
+    config = trm.load_config("sudoku_tiny.yaml", [word for word in SHORT if "=" in word])
+    config.init.run = "converted"
+    trainer = Trainer(config)
+    assert {each.state for each in trainer.transfer.transfers} == {"taken"}
+    assert all(same(arrays[name], array) for name, array in arrays_of(trainer.model).items())
+    capsys.readouterr()
 
 
 def test_settings_beside_the_option(sudoku_run, capsys):
