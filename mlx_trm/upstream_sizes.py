@@ -31,6 +31,7 @@ SIDE_FILE = "all_config.yaml"
 TABLE, TOKENS = "puzzle_emb.weights", "embed_tokens.embedding_weight"
 # Settings that no shape shows.
 _DECLARED = ("num_heads", "H_cycles", "L_cycles", "puzzle_emb_len", "rms_norm_eps", "rope_theta")
+_RARELY_CHANGED = ("rms_norm_eps", "rope_theta")
 _EXPANSIONS = (4.0, 1.0, 2.0, 3.0, 1.5, 2.5, 6.0, 8.0)
 
 
@@ -165,6 +166,19 @@ def completed_config(
         raise CheckpointError(
             f"{path}: does not fit the configuration: {'; '.join(problems)}; leave such settings "
             "out, and they are taken from the weights, or use those it was trained with"
+        )
+    untold = [
+        f"{name} {getattr(model, name)}"
+        for name in _DECLARED
+        if hasattr(model, name)
+        and not (name in told or f"model.{name}" in given or name in _RARELY_CHANGED)
+    ]
+    if untold:
+        LOG.warning(
+            "%s: weights do not show, and the configuration leaves to its defaults: %s; set what it "
+            "was trained with",
+            path,
+            ", ".join(untold),
         )
     if taken:
         settings = config_to_dict(config)
