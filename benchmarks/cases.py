@@ -84,7 +84,7 @@ def evaluate(job: Job) -> Work:
     """Evaluate a batch of puzzles with the Evaluator: halt_max_steps steps and the metrics."""
     model = build(job)
     evaluator = trm.Evaluator(model, experiment(job), RandomPuzzles(job))
-    steps = model.config.halt_max_steps
+    steps = job.get("eval_steps") or model.config.halt_max_steps
 
     def run(count: int) -> None:
         for _ in range(count):

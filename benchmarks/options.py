@@ -50,6 +50,8 @@ def arguments(description: Optional[str]) -> Parser:
     add("--repeats", type=count, default=9, metavar="N", help="timed blocks (default: 9)")
     add("--block-seconds", type=positive, default=0.5, metavar="S",
         help="a block repeats its work for about so long (default: 0.5)")  # fmt: skip
+    add("--eval-steps", type=count, metavar="N",
+        help="supervision steps of an evaluated batch (default: halt_max_steps, 16)")  # fmt: skip
     add("--checkpoint", metavar="RUN", help="a trained run for `adaptive`, of the size named")
     add("--output", type=Path, default=FOLDER, metavar="FOLDER",
         help="where the machine's file of results is (default: benchmarks/results)")  # fmt: skip

@@ -56,6 +56,8 @@ class Work:
             started = time.perf_counter()
             self.run(1)
             seconds.append(time.perf_counter() - started)
+            if len(seconds) > 1 and seconds[-1] > 10 * block_seconds:
+                break  # slow enough to be steady
         wanted = int(block_seconds / max(seconds[-1], 1e-9))
         self.units = max(self.least, min(MOST_UNITS, wanted))
         return seconds

@@ -110,6 +110,7 @@ class Suite:
             **describe(size, batch, self.dtype, compiled),
             "case": case,
             "checkpoint": self.args.checkpoint,
+            "eval_steps": self.args.eval_steps,
             "warm_up": 3,
             "block_seconds": self.args.block_seconds,
         }

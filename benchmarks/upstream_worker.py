@@ -221,7 +221,7 @@ def evaluate(job: Job) -> Work:
     arrays = random_puzzles(job, 1)[0]
     model = build(job)
     plain = getattr(model, "_orig_mod", model)
-    steps = [0]
+    steps, most = [0], job.get("eval_steps") or job["model"]["halt_max_steps"]
 
     def run(count: int) -> None:
         model.eval()
@@ -231,7 +231,7 @@ def evaluate(job: Job) -> Work:
                 with torch.device(STATE["device"]):
                     carry = plain.initial_carry(batch)
                 finished, steps[0] = False, 0
-                while not finished:
+                while not finished and steps[0] < most:
                     carry, _, metrics, found, finished = model(
                         carry=carry, batch=batch, return_keys={"preds", "q_halt_logits"}
                     )

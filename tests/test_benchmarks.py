@@ -67,7 +67,7 @@ def _measured(tmp_path_factory):
     done = start(
         "run.py", *FAST, "--cases", "train", "eval", "overhead", "import", "--output",
         str(folder / "results"), "--compare", str(folder / "checkout"), "--upstream-python",
-        str(fake), "--upstream-commit", "e7b6871",
+        str(fake), "--upstream-commit", "e7b6871", "--eval-steps", "3",
     )  # fmt: skip
     lines = [
         json.loads(line)
@@ -96,7 +96,7 @@ def test_a_run_appends_whole_lines(measured):
         assert {"run", "date", "commit", "dirty", "machine", "device", "versions"} <= set(line)
     train, original, evaluation, overhead, _ = results
     assert train["peak_memory"] > 0 and train["dtype"] == "float32" and not train["compiled"]
-    assert evaluation["facts"]["steps_in_unit"] == 4  # halt_max_steps
+    assert evaluation["facts"]["steps_in_unit"] == 3
     assert 0 < overhead["facts"]["python_share"] < 1
     assert 0.1 <= original["seconds"]["median"] < 0.3  # 4 steps in 0.4 s
     assert original["peak_memory"] == 5 << 30
