@@ -18,6 +18,7 @@ from mlx_trm.config import (
     CheckpointConfig,
     EvalConfig,
     ExperimentConfig,
+    InitConfig,
     ModelConfig,
     TaskConfig,
     TaskSpec,
@@ -48,6 +49,7 @@ from mlx_trm.models import (
 )
 from mlx_trm.optim import EMA, AdamATan2
 from mlx_trm.quantization import Quantized, quantize_model
+from mlx_trm.surgery import TransferReport, read_weights, transfer_weights
 from mlx_trm.tasks import (
     Maze,
     MazeConfig,
@@ -80,6 +82,7 @@ __all__ = [
     "Evaluator",
     "ExperimentConfig",
     "HRMConfig",
+    "InitConfig",
     "Maze",
     "MazeConfig",
     "ModelConfig",
@@ -104,6 +107,7 @@ __all__ = [
     "TrainConfig",
     "TrainReport",
     "Trainer",
+    "TransferReport",
     "TransformersBaseline",
     "TransformersBaselineConfig",
     "__version__",
@@ -118,10 +122,12 @@ __all__ = [
     "load_upstream_checkpoint",
     "quantize_model",
     "random_batch",
+    "read_weights",
     "register_model",
     "register_task",
     "save_checkpoint",
     "save_config",
     "softmax_cross_entropy",
     "stablemax_cross_entropy",
+    "transfer_weights",
 ]
