@@ -14,6 +14,7 @@ from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple, Union
 
 import mlx.core as mx
 
+from mlx_trm import fused
 from mlx_trm.carry import Batch
 from mlx_trm.checkpoint import AVERAGE, MODEL, Checkpoint, verify_checkpoint
 from mlx_trm.config import config_to_dict, write_text
@@ -50,7 +51,8 @@ def step_function(model: RecursiveModel) -> Step:
         carry = model.begin(model.initial_carry(batch), batch)
         if latents:
             carry = carry._replace(latents=latents)
-        new, outputs = model.reason(carry, model.puzzle_rows(carry))
+        with fused.using(False):  # a file holds plain operations only
+            new, outputs = model.reason(carry, model.puzzle_rows(carry))
         threshold = outputs.q_continue if model.compares_continue else mx.zeros(())
         answer = mx.argmax(outputs.logits, axis=-1).astype(mx.int32)
         halt = outputs.q_halt > threshold

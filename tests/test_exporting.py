@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 import mlx_trm as trm
+from mlx_trm import fused
 from mlx_trm.checkpoint import load_checkpoint, save_checkpoint
 from mlx_trm.config import CheckpointConfig, EvalConfig, ExperimentConfig, TrainConfig
 from mlx_trm.export import main
@@ -110,6 +111,19 @@ def test_rows_of_the_table_are_looked_up(tmp_path: Path) -> None:
     inputs = mx.ones((1, 16), dtype=mx.int32)
     logits = [np.array(step(inputs, mx.array([row], dtype=mx.int32))[4]) for row in (1, 2, 1)]
     assert np.array_equal(logits[0], logits[2]) and not np.array_equal(logits[0], logits[1])
+
+
+def test_fused_blocks_are_written_plainly(run_dir: str, tmp_path: Path) -> None:
+    """On a GPU blocks are functions of their own, with operations that no file can hold."""
+    model = load_checkpoint(run_dir).model
+    inputs = mx.ones((1, 16), dtype=mx.int32), mx.zeros((1,), dtype=mx.int32)
+    expected = iterate(step_function(model), *inputs, 2)
+    with fused.using(True):
+        export_step(model, tmp_path / "model.mlxfn")
+        found = iterate(mx.import_function(str(tmp_path / "model.mlxfn")), *inputs, 2)
+    for mine, wanted in zip(found, expected):
+        for output, other in zip(mine, wanted):
+            np.testing.assert_array_equal(output, other)
 
 
 def test_several_batch_sizes_in_one_file(run_dir: str, tmp_path: Path) -> None:

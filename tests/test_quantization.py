@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import mlx_trm as trm
-from mlx_trm import layers, quantization
+from mlx_trm import fused, layers, quantization
 from mlx_trm.checkpoint import save_checkpoint
 from mlx_trm.config import CheckpointConfig, EvalConfig, ExperimentConfig, TrainConfig
 from mlx_trm.evaluate import main as evaluate
@@ -123,6 +123,16 @@ def test_a_model_is_quantized_where_groups_divide() -> None:
     assert report.bytes_after < 0.45 * report.bytes_before
     assert report.describe().startswith("8 of 10 linear layers have 8-bit weights: ")
     assert report.describe().endswith("layers.1.mlp_t.gate_up_proj 64x20")
+
+
+def test_quantized_blocks_are_never_fused() -> None:
+    """On a GPU blocks of float32 weights are functions of their own; one packed layer is enough."""
+    model = small(swiglu_multiple=16, expansion=1.1)  # of a block, only mlp.gate_up_proj divides
+    left = [name.partition("layers.0.")[2] for name, _ in quantize_model(model, 4).left]
+    assert {"mlp.down_proj", "mlp_t.down_proj", "mlp_t.gate_up_proj"} <= set(left)
+    plain = logits(model)
+    with fused.using(True):
+        np.testing.assert_array_equal(logits(model), plain)
 
 
 def test_more_bits_are_nearer() -> None:
