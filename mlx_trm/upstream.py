@@ -128,13 +128,19 @@ def open_upstream(path: Path, config: ExperimentConfig) -> UpstreamCheckpoint:
     shapes = {strip_prefix(name): tuple(array.shape) for name, array in arrays.items()}
     if len(shapes) < len(arrays):
         raise CheckpointError(f"{path}: holds weights twice, under the names of two wrappers")
-    stem = config.stem
-    config, spec, taken = completed_config(path, config, shapes, declared_settings(path, metadata))
-    vars(config)["_stem"] = stem
-    model = build_model(config.model, spec, seed=config.seed)
+    completed = completed_config(path, config, shapes, declared_settings(path, metadata))
+    vars(completed.config)["_stem"] = config.stem
+    model = build_model(completed.config.model, completed.spec, seed=config.seed)
     load_weights(model, from_upstream_names(arrays), str(path))
+    if completed.untold:
+        LOG.warning(
+            "%s: weights do not show, and the configuration leaves at its defaults: %s; name them "
+            "if it was trained with others",
+            path,
+            ", ".join(completed.untold),
+        )
     model.eval()
-    return UpstreamCheckpoint(model, config, _step(path, metadata), taken)
+    return UpstreamCheckpoint(model, completed.config, _step(path, metadata), completed.taken)
 
 
 def convert_upstream(

@@ -13,7 +13,7 @@ import math
 import re
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
+from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
 from mlx_trm.assembly import given_settings
 from mlx_trm.config import ExperimentConfig, TaskSpec, config_from_dict, config_to_dict
@@ -30,9 +30,28 @@ UPSTREAM_MODELS = ("hrm", "transformers_baseline", "trm", "trm_hier6", "trm_sing
 SIDE_FILE = "all_config.yaml"
 TABLE, TOKENS = "puzzle_emb.weights", "embed_tokens.embedding_weight"
 # Settings that no shape shows.
-_DECLARED = ("num_heads", "H_cycles", "L_cycles", "puzzle_emb_len", "rms_norm_eps", "rope_theta")
+_DECLARED = (
+    *("num_heads", "pos_encodings", "H_cycles", "L_cycles", "puzzle_emb_len"),
+    *("rms_norm_eps", "rope_theta"),
+)
 _RARELY_CHANGED = ("rms_norm_eps", "rope_theta")
 _EXPANSIONS = (4.0, 1.0, 2.0, 3.0, 1.5, 2.5, 6.0, 8.0)
+
+
+class Completed(NamedTuple):
+    """A configuration completed by what the weights say.
+
+    Attributes:
+        config: the whole.
+        spec: the task's dimensions, with the rows of the puzzle table.
+        taken: settings that came from the weights, or from what stands beside them.
+        untold: settings, with their defaults, that weights do not show and nobody named.
+    """
+
+    config: ExperimentConfig
+    spec: TaskSpec
+    taken: Dict[str, Any]
+    untold: List[str]
 
 
 def model_of(shapes: Mapping[str, Shape]) -> Optional[str]:
@@ -126,7 +145,7 @@ def completed_config(
     config: ExperimentConfig,
     shapes: Mapping[str, Shape],
     declared: Tuple[str, Mapping[str, Any]] = ("", {}),
-) -> Tuple[ExperimentConfig, TaskSpec, Dict[str, Any]]:
+) -> Completed:
     """Complete a configuration by what the weights say.
 
     Args:
@@ -134,9 +153,6 @@ def completed_config(
         config: settings that it does not name are taken from the weights.
         shapes: of the weights, by our dotted names.
         declared: from :func:`declared_settings`.
-
-    Returns:
-        The configuration, the task's dimensions, and the settings that were taken.
 
     Raises:
         CheckpointError: if the weights are of another model, or naming all that differs.
@@ -172,20 +188,14 @@ def completed_config(
         for name in _DECLARED
         if hasattr(model, name)
         and not (name in told or f"model.{name}" in given or name in _RARELY_CHANGED)
+        and not (sizes.get("mlp_t") and name in ("num_heads", "pos_encodings"))
     ]
-    if untold:
-        LOG.warning(
-            "%s: weights do not show, and the configuration leaves to its defaults: %s; set what it "
-            "was trained with",
-            path,
-            ", ".join(untold),
-        )
     if taken:
         settings = config_to_dict(config)
         settings["model"].update({key[len("model.") :]: value for key, value in taken.items()})
         config = config_from_dict(settings, f"{path} with the configuration")
     rows = shapes.get(TABLE, (spec.num_puzzle_identifiers,))[0]
-    return config, replace(spec, num_puzzle_identifiers=rows), taken
+    return Completed(config, replace(spec, num_puzzle_identifiers=rows), taken, untold)
 
 
 def _task_problems(
