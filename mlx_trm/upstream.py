@@ -37,7 +37,6 @@ from mlx_trm.conversion import (
 from mlx_trm.errors import CheckpointError, ConfigError
 from mlx_trm.models import RecursiveModel, build_model, named_arrays
 from mlx_trm.runs import prepare_run_dir
-from mlx_trm.torch_files import ZIP_MAGIC, read_torch
 from mlx_trm.upstream_sizes import UPSTREAM_MODELS, completed_config, declared_settings
 
 LOG = logging.getLogger(__name__)

@@ -20,7 +20,6 @@ from mlx_trm.config import ExperimentConfig, TaskSpec, config_from_dict, config_
 from mlx_trm.errors import CheckpointError
 from mlx_trm.layers import SwiGLU
 from mlx_trm.models.network import NetworkConfig
-from mlx_trm.strict_yaml import parse_yaml
 from mlx_trm.tasks import build_task
 
 LOG = logging.getLogger(__name__)
@@ -124,6 +123,8 @@ def declared_settings(path: Path, metadata: Mapping[str, str]) -> Tuple[str, Dic
     Returns:
         Where it stands, and settings by the reference's names; empty where there are none.
     """
+    from mlx_trm.strict_yaml import parse_yaml
+
     side = path.parent / SIDE_FILE
     where, settings = "its metadata", {}
     try:

@@ -205,7 +205,17 @@ def test_command_modules_are_short(name: str) -> None:
 
 def test_the_commands_of_this_version_exist() -> None:
     """These are promised by README; the others of the table are planned."""
-    for name in ("train", "evaluate", "solve", "plot", "data", "parity", "export", "diagnose"):
+    for name in (
+        "train",
+        "evaluate",
+        "solve",
+        "plot",
+        "data",
+        "convert",
+        "parity",
+        "export",
+        "diagnose",
+    ):
         assert (PACKAGE / f"{name}.py").is_file(), name
 
 

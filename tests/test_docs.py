@@ -17,7 +17,7 @@ import mlx_trm
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
-COMMANDS = ("train", "evaluate", "solve", "plot", "data", "parity", "export", "diagnose")
+COMMANDS = ("train", "evaluate", "solve", "plot", "data", "convert", "parity", "export", "diagnose")
 
 # Names that stand for a place the reader has: they need not exist in the repository.
 READERS_OWN = {"my_task.yaml"}
