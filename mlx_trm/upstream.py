@@ -94,6 +94,8 @@ def read_upstream(path: Path) -> Tuple[Dict[str, mx.array], Dict[str, str]]:
     Raises:
         CheckpointError: saying in one line why not.
     """
+    from mlx_trm.torch_files import ZIP_MAGIC, read_torch  # zip archives: for these files only
+
     if path.is_dir():
         raise CheckpointError(
             f"{path}: is a folder; name the checkpoint file, such as step_N in it"
