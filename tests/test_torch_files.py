@@ -126,6 +126,7 @@ def harmful(tmp_path: Path) -> dict:
         "import": (evil(tw.name("builtins", "__import__") + write), "builtins.__import__"),
         "attribute": (evil(tw.name("torch.serialization", "os.system") + write), "os.system"),
         "getattr": (evil(tw.name("builtins", "getattr") + write), "builtins.getattr"),
+        "copyreg": (evil(tw.name("copyreg", "_reconstructor") + write), "copyreg._reconstructor"),
         "torch.load": (evil(tw.name("torch", "load") + write), "torch.load"),
         "hub": (evil(tw.name("torch.hub", "load") + write), "torch.hub.load"),
         "allowed call of it": (evil(rebuilt + tw.several(tw.name("os", "system")) + b"R"), "os"),
