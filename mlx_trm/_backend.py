@@ -35,6 +35,19 @@ def prefer_fast_blas() -> Optional[str]:
     return OPENBLAS
 
 
+def prefer_direct_launches() -> None:
+    """On Linux, have MLX's CUDA backend launch kernels one by one, and free memory often.
+
+    By default it collects them in CUDA graphs, which it builds anew in every step: a train step of
+    64 Sudoku took 15.0 ms with graphs and 13.5 without on an H200. Without graphs it frees what an
+    operation has used after every so many operations only, 100 by default; the memory that this
+    costs is why there are fewer here. What the environment already says is left alone.
+    """
+    if sys.platform.startswith("linux"):
+        os.environ.setdefault("MLX_USE_CUDA_GRAPHS", "0")
+        os.environ.setdefault("MLX_MAX_OPS_PER_BUFFER", "8")
+
+
 def check_platform() -> None:
     """Import MLX, with a fast BLAS where there is one.
 
@@ -45,6 +58,7 @@ def check_platform() -> None:
             runs, so an exception would be a traceback.
     """
     prefer_fast_blas()
+    prefer_direct_launches()
     try:
         import mlx.core  # noqa: F401  pylint: disable=unused-import
     except ImportError as error:

@@ -111,14 +111,46 @@ def attention(
     count, positions, size = x.shape
     split = _linear()(_rows(x), qkv, keep=keep)
     split = split.reshape(count, positions, 3, heads, size // heads)
-    if cos_sin is None:
-        parts = [part.squeeze(2) for part in mx.split(split, 3, axis=2)]
+    if cuda.usable(x.dtype) and cuda.attention_fits(positions, size // heads):
+        cos, sin = cos_sin or (mx.zeros((1,)), mx.zeros((1,)))
+        mixed = _short_attention(cos_sin is not None)(split, cos, sin, keep=keep)[0]
+        mixed = mixed.reshape(-1, size)
     else:
-        parts = _rotate()(split, *cos_sin, keep=keep)
-    query, key, value = (part.swapaxes(1, 2) for part in parts)
-    mixed = _attend()(query, key, value, keep=keep).swapaxes(1, 2).reshape(-1, size)
+        mixed = _long_attention(split, cos_sin, keep)
     result: mx.array = _join(eps)(_rows(x), mixed, out, keep=keep)[0]
     return result.reshape(x.shape)
+
+
+def _long_attention(qkv: mx.array, cos_sin: Optional[CosSin], keep: bool) -> mx.array:
+    """Mix the values of (B, T, 3, h, D / h); gives (B * T, D).
+
+    On CUDA, MLX differentiates attention in one kernel for lengths that are multiples of 128 only;
+    for others it makes the T x T scores, which takes longer than the rest of a train step. So
+    where a gradient is wanted, zeros are put behind the T positions, and masked.
+    """
+    length, size = qkv.shape[1], qkv.shape[-1]
+    more = -length % _FUSED_LENGTH if keep and cuda.usable(qkv.dtype) else 0
+    if cos_sin is not None:
+        parts = _rotate(more)(qkv, *cos_sin, keep=keep)
+    else:
+        parts = _split(qkv, more)
+    query, key, value = (part.swapaxes(1, 2) for part in parts)
+    scale = size**-0.5
+    if more:
+        mask = mx.where(mx.arange(length + more) < length, 0.0, -mx.inf).astype(qkv.dtype)
+        mask = mx.broadcast_to(mask, (1, 1, length + more, length + more))
+        mixed = mx.fast.scaled_dot_product_attention(query, key, value, scale=scale, mask=mask)
+    else:
+        mixed = attend(query, key, value, scale)
+    return mixed[:, :, :length].swapaxes(1, 2).reshape(-1, qkv.shape[-2] * size)
+
+
+def _split(qkv: mx.array, more: int) -> List[mx.array]:
+    """Give q, k and v, (B, T + more, h, D / h), with zeros from T on."""
+    if more:
+        zeros = mx.zeros((qkv.shape[0], more, *qkv.shape[2:]), dtype=qkv.dtype)
+        qkv = mx.concatenate([qkv, zeros], axis=1)
+    return [qkv[:, :, part] for part in range(3)]
 
 
 # Parts, by kernel or by plain operations ----------------------------------------------------------
@@ -290,9 +322,25 @@ def _linear() -> _Function:
 
 
 @lru_cache(maxsize=None)
-def _rotate() -> _Function:
-    def by_kernel(qkv: mx.array) -> bool:
-        return cuda.usable(qkv.dtype) and cuda.rope_fits(qkv.shape[-1])
+def _short_attention(rotated: bool) -> _Function:
+    def forward(
+        qkv: mx.array, cos: mx.array, sin: mx.array, keep: bool = False
+    ) -> Tuple[mx.array, ...]:
+        return tuple(cuda.attention(qkv, cos, sin, rotated, keep))
+
+    def backward(primals: Any, cotangents: Any, outputs: Any) -> Tuple[mx.array, ...]:
+        qkv, cos, sin = primals
+        out, sums = outputs
+        d_qkv = cuda.attention_gradient(qkv, cos, sin, rotated, out, sums, cotangents[0])
+        return d_qkv, mx.zeros_like(cos), mx.zeros_like(sin)
+
+    return _Function(forward, backward)
+
+
+@lru_cache(maxsize=None)
+def _rotate(more: int) -> _Function:
+    def by_kernel(size: int, dtype: mx.Dtype) -> bool:
+        return cuda.usable(dtype) and cuda.rope_fits(size)
 
     def turned(x: mx.array, cos: mx.array, sin: mx.array) -> mx.array:
         return apply_rope(x.swapaxes(1, 2), (cos, sin)).swapaxes(1, 2)
@@ -301,55 +349,22 @@ def _rotate() -> _Function:
         qkv: mx.array, cos: mx.array, sin: mx.array, keep: bool = False
     ) -> Tuple[mx.array, ...]:
         del keep
-        query, key, value = (part.squeeze(2) for part in mx.split(qkv, 3, axis=2))
-        if by_kernel(qkv):
-            return (*cuda.rope(qkv, cos, sin), value)
-        return turned(query, cos, sin), turned(key, cos, sin), value
+        if by_kernel(qkv.shape[-1], qkv.dtype):
+            return tuple(cuda.rope(qkv, cos, sin, more))
+        query, key, value = (qkv[:, :, part] for part in range(3))
+        both = mx.stack([turned(query, cos, sin), turned(key, cos, sin), value], axis=2)
+        return tuple(_split(both, more))
 
     def backward(primals: Any, cotangents: Any, _: Any) -> Tuple[mx.array, ...]:
         qkv, cos, sin = primals
-        d_query, d_key, d_value = cotangents
-        if by_kernel(qkv):
+        if by_kernel(qkv.shape[-1], qkv.dtype):
+            d_query, d_key, d_value = cotangents
             d_qkv = cuda.rope_gradient(d_query, d_key, d_value, cos, sin)
         else:  # the transpose of a rotation turns the other way
+            d_query, d_key, d_value = (part[:, : qkv.shape[1]] for part in cotangents)
             parts = [turned(d_query, cos, -sin), turned(d_key, cos, -sin), d_value]
             d_qkv = mx.stack(parts, axis=2)
         return d_qkv, mx.zeros_like(cos), mx.zeros_like(sin)
-
-    return _Function(forward, backward)
-
-
-@lru_cache(maxsize=None)
-def _attend() -> _Function:
-    def scaled(query: mx.array, key: mx.array, value: mx.array, mask: Any = None) -> mx.array:
-        scale = query.shape[-1] ** -0.5
-        if mask is None:
-            return attend(query, key, value, scale)
-        return mx.fast.scaled_dot_product_attention(query, key, value, scale=scale, mask=mask)
-
-    def forward(query: mx.array, key: mx.array, value: mx.array, keep: bool = False) -> mx.array:
-        del keep
-        return scaled(query, key, value)
-
-    def backward(primals: Any, cotangent: mx.array, _: Any) -> List[mx.array]:
-        length = primals[0].shape[2]
-        more = -length % _FUSED_LENGTH
-        if more == 0 or not cuda.usable(cotangent.dtype):
-            return list(mx.vjp(scaled, list(primals), [cotangent])[1])
-
-        # MLX differentiates attention in one kernel for such lengths only; for others it makes the
-        # T x T scores, which took longer than the rest of a train step.
-        def padded(x: mx.array) -> mx.array:
-            rows, heads, _, size = x.shape
-            x = mx.concatenate([x.swapaxes(1, 2), mx.zeros((rows, more, heads, size), x.dtype)], 1)
-            return x.swapaxes(1, 2)
-
-        mask = mx.where(mx.arange(length + more) < length, 0.0, -mx.inf).astype(cotangent.dtype)
-        mask = mx.broadcast_to(mask, (1, 1, length + more, length + more))
-        gradients = mx.vjp(
-            lambda q, k, v: scaled(q, k, v, mask), [padded(x) for x in primals], [padded(cotangent)]
-        )[1]
-        return [gradient[:, :, :length] for gradient in gradients]
 
     return _Function(forward, backward)
 

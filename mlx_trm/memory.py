@@ -5,6 +5,7 @@ from typing import Any, Optional, Union
 
 import mlx.core as mx
 
+from mlx_trm import cuda, fused
 from mlx_trm.errors import ConfigError
 from mlx_trm.layers import SwiGLU, on_gpu
 from mlx_trm.models import RecursiveModel, named_arrays
@@ -36,11 +37,11 @@ def device_memory() -> Optional[int]:
 def estimate_row_bytes(model: RecursiveModel) -> int:
     """Estimate the bytes one row of the batch adds to a train step; 0 where that is not known.
 
-    Almost all of it is what automatic differentiation keeps of the blocks that have a gradient, for
-    TRM those of the last H cycle. The factors were fitted to peaks measured on the CPU in float32
-    (142 MB a row for the paper's MLP model, about 90 for its attention model); tests/test_memory.py
-    and tests/test_variants.py repeat the comparison on small models. In bfloat16 on CUDA they were
-    118 and 66 MB.
+    Almost all of it is what is kept for the gradient of the blocks that have one, for TRM those of
+    the last H cycle. Where automatic differentiation keeps it, the factors were fitted to peaks
+    measured on the CPU in float32 (142 MB a row for the paper's MLP model, about 90 for its
+    attention model); tests/test_memory.py and tests/test_variants.py repeat the comparison on small
+    models. Where :mod:`mlx_trm.fused` does, its arrays are counted.
     """
     blocks = model.differentiated_blocks
     if blocks == 0:
@@ -51,14 +52,23 @@ def estimate_row_bytes(model: RecursiveModel) -> int:
     def expansion(size: int) -> float:
         return SwiGLU.inner_size(size, config.expansion, config.swiglu_multiple) / size
 
-    arrays = 10.0 + 5.0 * expansion(width)
-    if config.attends:
-        arrays += 5.0 + 1.5 * config.num_heads * length / width
+    # In units of T * D numbers: what a block keeps, and what its gradient needs besides.
+    feature, scores = expansion(width), config.num_heads * length / width
+    passing, element = 0.0, float(model.dtype.size)
+    if fused.in_use():
+        kept, passing = 3.0 + 2.0 * feature, 4.0 * feature
+        if not config.attends:
+            kept, passing = kept + 2.0, max(passing, 6.0 * expansion(length))
+        elif cuda.usable(model.dtype):
+            kept += 6.0 if cuda.attention_fits(length, config.head_dim) else 10.0
+        else:
+            kept, passing = kept + 6.0 + scores, max(passing, 4.0 * scores)
     else:
-        arrays += 5.0 * expansion(length)
-    # In half precision silu, RMS norm and their gradients still keep float32 intermediates.
-    element = 4.0 if model.dtype == mx.float32 else 3.2
-    return int(arrays * length * width * blocks * element)
+        kept = 10.0 + 5.0 * feature
+        kept += 5.0 + 1.5 * scores if config.attends else 5.0 * expansion(length)
+        if model.dtype != mx.float32:  # silu, RMS norm and their gradients keep float32 arrays
+            element = 3.2
+    return int((kept * blocks + passing) * length * width * element)
 
 
 def estimate_train_bytes(model: RecursiveModel, batch_size: int) -> int:
@@ -118,3 +128,19 @@ def set_limits(memory_gb: Optional[float], cache_gb: Optional[float]) -> None:
         mx.set_memory_limit(int(memory_gb * GIB))
     if cache_gb is not None:
         mx.set_cache_limit(int(cache_gb * GIB))
+
+
+def limit_run_ahead(model: RecursiveModel, rows: int) -> None:
+    """Keep MLX's CUDA backend from allocating for operations long before they run.
+
+    It queues as many as the GPU's memory has room for: 90 GiB were measured for a step that needs
+    less than 20. At its limit it waits for queued work, which costs next to nothing.
+
+    Args:
+        model: to be trained.
+        rows: computed at once.
+    """
+    need = estimate_train_bytes(model, rows)
+    if cuda.architecture() is not None and estimate_row_bytes(model):
+        limit = max(4 * GIB, GIB + int(1.05 * need))
+        mx.set_memory_limit(min(limit, mx.set_memory_limit(limit)))

@@ -18,6 +18,7 @@ from mlx_trm.config import ExperimentConfig
 from mlx_trm.errors import CheckpointError, TRMError
 from mlx_trm.evaluation import should_compile
 from mlx_trm.losses import Metrics, act_loss, loss_scale
+from mlx_trm.memory import limit_run_ahead
 from mlx_trm.models import RecursiveModel, named_arrays
 from mlx_trm.optim import EMA, AdamATan2, scheduled_lr, sign_sgd_rows
 from mlx_trm.parallel import Processes
@@ -93,6 +94,8 @@ class Stepper:
         share = config.train.batch_size // self.processes.size
         self.micro_batch_size = min(share, micro_batch_size or share)
         train = config.train
+        if train.memory_limit_gb is None:
+            limit_run_ahead(model, self.micro_batch_size)
         self.config = config
         self.model = model
         self.total_steps = total_steps

@@ -9,6 +9,7 @@ from typing import List, Optional
 
 import numpy as np
 
+from mlx_trm.cache import cache_folder
 from mlx_trm.cli import display, generate
 from mlx_trm.cli.arguments import add_config, read_config
 from mlx_trm.cli.fetch import add_fetch
@@ -17,7 +18,7 @@ from mlx_trm.errors import ConfigError
 from mlx_trm.registry import TASKS
 from mlx_trm.tasks import PuzzleDataset, SudokuConfig, Task, build_task
 from mlx_trm.tasks.catalogue import DataEntry, built_datasets, bundled_samples, fetched_sets
-from mlx_trm.tasks.storage import SPLITS, cache_folder
+from mlx_trm.tasks.storage import SPLITS
 from mlx_trm.tasks.sudoku_files import csv_text, read_puzzles, write_csv
 from mlx_trm.tasks.sudoku_generator import generate_sets
 from mlx_trm.tasks.sudoku_hard import generate_hard

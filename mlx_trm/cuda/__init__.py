@@ -9,7 +9,7 @@ Shape letters: B batch, T positions, D hidden, I inner size of a SwiGLU, h heads
 import os
 import struct
 from functools import lru_cache
-from typing import List, Optional, Tuple
+from typing import List, Optional, Sequence, Tuple
 
 import mlx.core as mx
 
@@ -47,19 +47,20 @@ def _launch(  # pylint: disable=too-many-arguments,too-many-positional-arguments
     file: str,
     name: str,
     inputs: List[mx.array],
-    shapes: List[Tuple[int, ...]],
+    shapes: Sequence[Tuple[int, ...]],
     scalars: List[int],
     blocks: Tuple[int, int],
     threads: int = _THREADS,
     defines: Optional[dict] = None,
     shared_memory: int = 0,
+    dtypes: Sequence[mx.Dtype] = (),
 ) -> List[mx.array]:
     outputs: List[mx.array] = mx.fast.precompiled_cuda_kernel(
         name=name,
         compiled_source=binary(file, architecture() or "", defines or {}),
         inputs=inputs,
-        output_shapes=shapes,
-        output_dtypes=[mx.bfloat16] * len(shapes),
+        output_shapes=list(shapes),
+        output_dtypes=list(dtypes) or [mx.bfloat16] * len(shapes),
         scalars=scalars,
         grid=(blocks[0] * threads, blocks[1], 1),
         threadgroup=(threads, 1, 1),
@@ -209,27 +210,108 @@ def rope_fits(head_dim: int) -> bool:
     return head_dim % 16 == 0
 
 
-def rope(qkv: mx.array, cos: mx.array, sin: mx.array) -> List[mx.array]:
-    """Give rotated queries and keys, each (B, T, h, D / h), of qkv, (B, T, 3, h, D / h)."""
+def rope(qkv: mx.array, cos: mx.array, sin: mx.array, more: int) -> List[mx.array]:
+    """Split qkv, (B, T, 3, h, D / h), and rotate its queries and keys.
+
+    Args:
+        qkv: bfloat16.
+        cos: (T, D / h) float32; sin likewise.
+        more: zero positions put behind the T.
+
+    Returns:
+        q, k and v, each (B, T + more, h, D / h).
+    """
     count, positions, _, heads, size = qkv.shape
-    shape = (count, positions, heads, size)
-    pairs = count * positions * heads * (size // 16)
-    scalars = [positions, heads, size // 2, pairs]
-    blocks = -(-pairs // _THREADS)
-    return _launch("rope.cu", "rope_forward", [qkv, cos, sin], [shape, shape], scalars, (blocks, 1))
+    shape = (count, positions + more, heads, size)
+    pairs = count * (positions + more) * heads * (size // 16)
+    scalars = [positions, positions + more, heads, size // 2, int(more > 0), pairs]
+    shapes = [shape, shape, shape if more else (1,)]
+    blocks = (-(-pairs // _THREADS), 1)
+    query, key, value = _launch("rope.cu", "rope_forward", [qkv, cos, sin], shapes, scalars, blocks)
+    return [query, key, value if more else qkv[:, :, 2]]
 
 
 def rope_gradient(
     d_query: mx.array, d_key: mx.array, d_value: mx.array, cos: mx.array, sin: mx.array
 ) -> mx.array:
-    """Give the gradient of qkv, (B, T, 3, h, D / h), from those of q, k and v, (B, T, h, D / h)."""
-    count, positions, heads, size = d_query.shape
+    """Give the gradient of qkv, (B, T, 3, h, D / h), from those of :func:`rope`'s results."""
+    count, padded, heads, size = d_query.shape
+    positions = cos.shape[0]
     pairs = count * positions * heads * (size // 16)
     return _launch(
         "rope.cu",
         "rope_backward",
         [d_query, d_key, d_value, cos, sin],
         [(count, positions, 3, heads, size)],
-        [positions, heads, size // 2, pairs],
+        [positions, padded, heads, size // 2, pairs],
         (-(-pairs // _THREADS), 1),
     )[0]
+
+
+def attention_fits(positions: int, head_dim: int) -> bool:
+    """Whether :func:`attention` takes these sizes: a head of a sequence in shared memory."""
+    return positions <= 128 and head_dim in (16, 32, 64)
+
+
+def attention(
+    qkv: mx.array, cos: mx.array, sin: mx.array, rotated: bool, keep_sums: bool
+) -> List[mx.array]:
+    """Give softmax(q k^T / sqrt(D / h)) v of rotated q and k, and what its gradient needs.
+
+    Args:
+        qkv: (B, T, 3, h, D / h) bfloat16.
+        cos: (T, D / h) float32, read only where ``rotated``; sin likewise.
+        rotated: whether queries and keys are turned by their positions.
+        keep_sums: whether the second result is written.
+
+    Returns:
+        (B, T, h, D / h) bfloat16, and (B, h, T) float32, the rows' log-sum-exps.
+    """
+    count, positions, _, heads, size = qkv.shape
+    sums = (count, heads, positions) if keep_sums else (1,)
+    shapes, dtypes = [(count, positions, heads, size), sums], [mx.bfloat16, mx.float32]
+    scalars = [int(keep_sums), _bits(size**-0.5)]
+    return _attention("attention_forward", [qkv, cos, sin], shapes, scalars, rotated, dtypes)
+
+
+def attention_gradient(
+    qkv: mx.array,
+    cos: mx.array,
+    sin: mx.array,
+    rotated: bool,
+    out: mx.array,
+    sums: mx.array,
+    d_out: mx.array,
+) -> mx.array:
+    """Give the gradient of qkv from both results of :func:`attention` and the first's gradient."""
+    arrays, scalars = [qkv, cos, sin, out, sums, d_out], [_bits(qkv.shape[-1] ** -0.5)]
+    shapes, dtypes = [tuple(qkv.shape)], [mx.bfloat16]
+    return _attention("attention_backward", arrays, shapes, scalars, rotated, dtypes)[0]
+
+
+def _attention(
+    name: str,
+    arrays: List[mx.array],
+    shapes: Sequence[Tuple[int, ...]],
+    scalars: List[int],
+    rotated: bool,
+    dtypes: Sequence[mx.Dtype],
+) -> List[mx.array]:
+    count, positions, _, heads, size = arrays[0].shape
+    warps = -(-positions // 16)
+    rows, tiles = warps * 16, 3 if name == "attention_forward" else 4
+    shared = 2 * tiles * rows * (size + 8)
+    if tiles == 4:
+        shared += 2 * rows * (rows + 8) + 8 * rows
+    return _launch(
+        "attention.cu",
+        name,
+        arrays,
+        shapes,
+        scalars,
+        (heads, count),
+        threads=32 * warps,
+        defines={"T": positions, "HEADS": heads, "SIZE": size, "ROPE": int(rotated)},
+        shared_memory=shared,
+        dtypes=dtypes,
+    )

@@ -2,6 +2,7 @@
 // in a fraction of a second. Arithmetic is in float; `rounded` marks where PyTorch would round.
 
 typedef unsigned short bf16;
+#define INFINITY __int_as_float(0x7f800000)
 
 struct __align__(16) Vec8 { // 8 numbers in 16 bytes, the most one thread reads at once
   unsigned int pair[4];
@@ -27,4 +28,70 @@ __device__ __forceinline__ float warp_sum(float x) {
   for (int offset = 16; offset > 0; offset /= 2)
     x += __shfl_xor_sync(0xffffffffu, x, offset);
   return x;
+}
+
+// Turn 8 pairs (first, second) by their position's angles, or back with sign -1.
+struct Angles {
+  float4 cos[2], sin[2];
+};
+__device__ __forceinline__ Angles angles_at(const float* cos, const float* sin) {
+  const float4 *c = (const float4*)cos, *s = (const float4*)sin;
+  Angles angles = {{c[0], c[1]}, {s[0], s[1]}};
+  return angles;
+}
+__device__ __forceinline__ void turn(Vec8& first, Vec8& second, const Angles& angles, float sign) {
+  const float* cos = (const float*)angles.cos;
+  const float* sin = (const float*)angles.sin;
+#pragma unroll
+  for (int k = 0; k < 4; ++k) {
+    const float a = low(first.pair[k]), b = high(first.pair[k]);
+    const float c = low(second.pair[k]), d = high(second.pair[k]);
+    const float s = sign * sin[2 * k], t = sign * sin[2 * k + 1];
+    first.pair[k] = pack(a * cos[2 * k] - c * s, b * cos[2 * k + 1] - d * t);
+    second.pair[k] = pack(c * cos[2 * k] + a * s, d * cos[2 * k + 1] + b * t);
+  }
+}
+
+// Tensor cores: mma.sync multiplies (16 x 16) by (16 x 8) for a warp. With g = lane / 4 and
+// q = lane % 4, a lane holds of A the pairs (g, 2q), (g + 8, 2q), (g, 2q + 8), (g + 8, 2q + 8), of B
+// the pairs (2q, g), (2q + 8, g), and of the result (g, 2q), (g, 2q + 1), (g + 8, 2q), (g + 8, 2q + 1).
+// ldmatrix brings four 8 x 8 matrices from shared memory, the row addresses given by 8 lanes each.
+
+__device__ __forceinline__ unsigned int shared_address(const void* p) {
+  return (unsigned int)__cvta_generic_to_shared(p);
+}
+__device__ __forceinline__ void copy16(bf16* to, const bf16* from) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared_address(to)), "l"(from));
+}
+__device__ __forceinline__ void load4(unsigned int* r, const bf16* p) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+               : "r"(shared_address(p)));
+}
+__device__ __forceinline__ void load2(unsigned int* r, const bf16* p) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0,%1}, [%2];"
+               : "=r"(r[0]), "=r"(r[1])
+               : "r"(shared_address(p)));
+}
+__device__ __forceinline__ void load4_transposed(unsigned int* r, const bf16* p) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+               : "r"(shared_address(p)));
+}
+__device__ __forceinline__ void load2_transposed(unsigned int* r, const bf16* p) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0,%1}, [%2];"
+               : "=r"(r[0]), "=r"(r[1])
+               : "r"(shared_address(p)));
+}
+__device__ __forceinline__ void multiply16(float* c, const unsigned int* a, const unsigned int* b) {
+  asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
+               "{%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+               : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+__device__ __forceinline__ void multiply8(float* c, const unsigned int* a, unsigned int b) {
+  asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.bf16.bf16.f32 "
+               "{%0,%1,%2,%3}, {%4,%5}, {%6}, {%0,%1,%2,%3};"
+               : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+               : "r"(a[0]), "r"(a[1]), "r"(b));
 }

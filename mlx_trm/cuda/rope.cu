@@ -1,69 +1,73 @@
 // Rotary positions of queries and keys, and the way back. A thread turns 8 pairs (i, i + half) of a
-// head, for q and for k. qkv is (B, T, 3, heads, 2 * half); cos and sin are (T, 2 * half) floats.
+// head, for q and for k. qkv is (B, T, 3, heads, 2 * half), cos and sin are (T, 2 * half) floats; q,
+// k and v are (B, padded, heads, 2 * half), with zeros from T on.
 
-__device__ __forceinline__ void turn(Vec8& first, Vec8& second, const float* cos, const float* sin,
-                                     float sign) {
-#pragma unroll
-  for (int k = 0; k < 4; ++k) {
-    const float a = low(first.pair[k]), b = high(first.pair[k]);
-    const float c = low(second.pair[k]), d = high(second.pair[k]);
-    const float s = sign * sin[2 * k], t = sign * sin[2 * k + 1];
-    first.pair[k] = pack(a * cos[2 * k] - c * s, b * cos[2 * k + 1] - d * t);
-    second.pair[k] = pack(c * cos[2 * k] + a * s, d * cos[2 * k + 1] + b * t);
-  }
-}
-
-// Where a thread's 8 numbers lie in (B, T, heads, 2 * half), in vectors, and its position.
+// Where a thread's 8 numbers lie: their row (b, t), the vector in (heads, 2 * half), the angle's
+// place in a row of cos and sin.
 struct Place {
-  long long row; // (b, t)
-  int inside;    // vector within (heads, 2 * half)
-  int angle;     // first of the 8 in a row of cos and sin
+  long long sequence;
+  int position, inside, angle;
 };
-__device__ __forceinline__ Place place(long long i, int heads, int half) {
+__device__ __forceinline__ Place place(long long i, int rows, int heads, int half) {
   const int chunks = half / 8;
   const int chunk = (int)(i % chunks), head = (int)(i / chunks % heads);
-  Place p;
-  p.row = i / chunks / heads;
-  p.inside = head * 2 * chunks + chunk;
-  p.angle = chunk * 8;
+  const long long row = i / chunks / heads;
+  Place p = {row / rows, (int)(row % rows), head * 2 * chunks + chunk, 0};
+  p.angle = p.position * 2 * half + chunk * 8;
   return p;
 }
 
+// `values`: whether v is copied too, as it must be where it is padded.
 extern "C" __global__ void rope_forward(const Vec8* qkv, const float* cos, const float* sin, Vec8* q,
-                                        Vec8* k, int positions, int heads, int half, int count) {
+                                        Vec8* k, Vec8* v, int positions, int padded, int heads,
+                                        int half, int values, int count) {
   const long long i = (long long)blockIdx.x * blockDim.x + threadIdx.x;
   if (i >= count)
     return;
-  const Place p = place(i, heads, half);
-  const int width = heads * half / 4, step = half / 8, angle = p.row % positions * 2 * half + p.angle;
-  const Vec8* from = qkv + p.row * 3 * width + p.inside;
-  Vec8* to[2] = {q + p.row * width + p.inside, k + p.row * width + p.inside};
+  const Place p = place(i, padded, heads, half);
+  const int width = heads * half / 4, step = half / 8;
+  const bool real = p.position < positions;
+  const Vec8* from = qkv + (p.sequence * positions + p.position) * 3 * width + p.inside;
+  Vec8* to[3] = {q, k, v};
+  Angles angles = {};
+  if (real)
+    angles = angles_at(cos + p.angle, sin + p.angle);
 #pragma unroll
-  for (int part = 0; part < 2; ++part) {
-    Vec8 first = from[part * width], second = from[part * width + step];
-    turn(first, second, cos + angle, sin + angle, 1.f);
-    to[part][0] = first;
-    to[part][step] = second;
+  for (int part = 0; part < 3; ++part) {
+    if (part == 2 && !values)
+      continue;
+    Vec8 first = {}, second = {};
+    if (real) {
+      first = from[part * width];
+      second = from[part * width + step];
+      if (part < 2)
+        turn(first, second, angles, 1.f);
+    }
+    Vec8* at = to[part] + (p.sequence * padded + p.position) * width + p.inside;
+    at[0] = first;
+    at[step] = second;
   }
 }
 
 extern "C" __global__ void rope_backward(const Vec8* dq, const Vec8* dk, const Vec8* dv,
                                          const float* cos, const float* sin, Vec8* d_qkv,
-                                         int positions, int heads, int half, int count) {
+                                         int positions, int padded, int heads, int half,
+                                         int count) {
   const long long i = (long long)blockIdx.x * blockDim.x + threadIdx.x;
   if (i >= count)
     return;
-  const Place p = place(i, heads, half);
-  const int width = heads * half / 4, step = half / 8, angle = p.row % positions * 2 * half + p.angle;
-  const Vec8* from[2] = {dq + p.row * width + p.inside, dk + p.row * width + p.inside};
-  Vec8* to = d_qkv + p.row * 3 * width + p.inside;
+  const Place p = place(i, positions, heads, half);
+  const int width = heads * half / 4, step = half / 8;
+  const long long start = (p.sequence * padded + p.position) * width + p.inside;
+  const Vec8* from[3] = {dq + start, dk + start, dv + start};
+  Vec8* to = d_qkv + (p.sequence * positions + p.position) * 3 * width + p.inside;
+  const Angles angles = angles_at(cos + p.angle, sin + p.angle);
 #pragma unroll
-  for (int part = 0; part < 2; ++part) {
+  for (int part = 0; part < 3; ++part) {
     Vec8 first = from[part][0], second = from[part][step];
-    turn(first, second, cos + angle, sin + angle, -1.f);
+    if (part < 2)
+      turn(first, second, angles, -1.f);
     to[part * width] = first;
     to[part * width + step] = second;
   }
-  to[2 * width] = dv[p.row * width + p.inside];
-  to[2 * width + step] = dv[p.row * width + p.inside + step];
 }

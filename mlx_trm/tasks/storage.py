@@ -31,7 +31,6 @@ from typing import (
 
 import numpy as np
 
-from mlx_trm.cache import cache_folder
 from mlx_trm.config import TaskSpec, write_text
 from mlx_trm.errors import DataError
 

@@ -1,0 +1,181 @@
+"""The CUDA kernels against plain operations on that GPU, and how compiled kernels are kept.
+
+The kernels need an NVIDIA GPU: ``MLX_TRM_TEST_DEVICE=gpu python -m pytest tests/test_cuda.py``.
+"""
+
+import os
+import struct
+
+import mlx.core as mx
+import pytest
+
+from mlx_trm import cuda, fused
+from mlx_trm.cuda import nvrtc
+from mlx_trm.layers import rms_norm, rope_tables, silu
+
+on_cuda = pytest.mark.skipif(
+    not cuda.usable(mx.bfloat16), reason="needs an NVIDIA GPU with MLX's CUDA backend"
+)
+
+
+def normal(*shape):
+    return mx.random.normal(shape).astype(mx.bfloat16)
+
+
+def check(have, want, allowed=0.01):
+    """Equal but for rare roundings: at most 1 % of the numbers differ, by one unit or two."""
+    have, want = have.astype(mx.float32), want.astype(mx.float32)
+    assert have.shape == want.shape
+    assert mx.mean(have != want).item() <= allowed
+    assert mx.all(mx.abs(have - want) <= 0.008 * mx.maximum(mx.abs(want), 0.5)).item()
+
+
+@on_cuda
+@pytest.mark.parametrize(
+    "rows, length, size, inner",
+    [(5, 97, 512, 512), (3, 17, 64, 64), (2, 90, 64, 96), (300, 97, 512, 512), (2, 104, 256, 64)],
+)
+def test_position_mlp(rows, length, size, inner):
+    x = normal(rows, length, size)
+    gate_up, down = 0.1 * normal(2 * inner, length), 0.1 * normal(length, inner)
+    assert cuda.position_mlp_fits(length, size, inner)
+    out, total = cuda.position_mlp(x, gate_up, down, 1e-5, True)
+    gate, up = mx.split(gate_up @ x, 2, axis=-2)
+    want = x + down @ (silu(gate) * up)
+    check(total, want)
+    check(out, rms_norm(want, 1e-5, -2))
+    assert mx.array_equal(cuda.position_mlp(x, gate_up, down, 1e-5, False)[0], out)
+
+
+@on_cuda
+@pytest.mark.parametrize("axis", [-1, -2])
+def test_swiglu(axis):
+    gate_up = normal(3, 24, 32) if axis == -1 else normal(3, 32, 24)
+    gate, up = mx.split(gate_up, 2, axis=axis)
+    check(cuda.swiglu(gate_up, axis), silu(gate) * up)
+    d_h = normal(*gate.shape)
+
+    def h(gate_up):
+        gate, up = mx.split(gate_up.astype(mx.float32), 2, axis=axis)
+        return gate * mx.sigmoid(gate) * up
+
+    want = mx.vjp(h, [gate_up], [d_h.astype(mx.float32)])[1][0]
+    have, again = cuda.swiglu_gradient(gate_up, d_h, axis)
+    check(again, silu(gate) * up)
+    # The kernel rounds d_h * up and silu(gate) as PyTorch does.
+    assert mx.max(mx.abs(have - want)).item() <= 0.02 * mx.max(mx.abs(want)).item()
+
+
+@on_cuda
+def test_norms():
+    x, y = normal(7, 97, 512), normal(7, 97, 512)
+    out, total = cuda.add_norm(x, y, 1e-5, True)
+    check(total, x + y)
+    check(out, rms_norm(x + y, 1e-5))
+    for axis, have in (
+        (-1, cuda.norm_gradient(x, y, 1e-5)),
+        (-2, cuda.position_norm_gradient(x, y, 1e-5)),
+    ):
+        wide = [x.astype(mx.float32), y.astype(mx.float32)]
+        want = mx.vjp(lambda s, a=axis: rms_norm(s, 1e-5, a), wide[:1], wide[1:])[1][0]
+        check(have, want.astype(mx.bfloat16))
+
+
+def exact_attention(qkv, angles):
+    """Attention in float32 throughout."""
+    query, key, value = (qkv[:, :, part].swapaxes(1, 2) for part in range(3))
+    if angles is not None:
+        query, key = (fused.apply_rope(part, angles) for part in (query, key))
+    scores = query @ key.swapaxes(-1, -2) * qkv.shape[-1] ** -0.5
+    return (mx.softmax(scores, axis=-1) @ value).swapaxes(1, 2)
+
+
+@on_cuda
+@pytest.mark.parametrize("rotated", [False, True])
+@pytest.mark.parametrize("length, size", [(97, 64), (17, 16), (128, 32), (200, 64), (916, 64)])
+def test_attention(length, size, rotated):
+    qkv, d_out = normal(2, length, 3, 4, size), normal(2, length, 4, size)
+    angles = rope_tables(size, length, 10000.0) if rotated else None
+
+    def ours(qkv):
+        if cuda.attention_fits(length, size):
+            cos, sin = angles or (mx.zeros((1,)), mx.zeros((1,)))
+            return fused._short_attention(rotated)(qkv, cos, sin, keep=True)[0]
+        return fused._long_attention(qkv, angles, True).reshape(d_out.shape)
+
+    (have,), (have_gradient,) = mx.vjp(ours, [qkv], [d_out])
+    wide = [qkv.astype(mx.float32)], [d_out.astype(mx.float32)]
+    (want,), (want_gradient,) = mx.vjp(lambda x: exact_attention(x, angles), *wide)
+    # Operands and exponentials of 8 bits: 0.4 % of numbers around 1.
+    assert mx.max(mx.abs(have - want)).item() <= 0.02
+    assert mx.max(mx.abs(have_gradient - want_gradient)).item() <= 0.04
+
+
+# How machine code is kept -------------------------------------------------------------------------
+
+
+def test_without_an_nvidia_gpu_nothing_goes_through_the_kernels():
+    if mx.default_device().type == mx.DeviceType.cpu:
+        assert not cuda.usable(mx.bfloat16)
+    assert not cuda.usable(mx.float32)
+
+
+@pytest.fixture
+def compilations(monkeypatch, tmp_path):
+    """Stand in for NVRTC, which is not installed everywhere; the list holds what it was asked."""
+    asked = []
+
+    class Library:
+        @staticmethod
+        def nvrtcVersion(major, minor):
+            major._obj.value, minor._obj.value = 13, 0
+
+    def compiled(_, source, architecture):
+        asked.append((source, architecture))
+        return f"code {len(asked)}".encode()
+
+    monkeypatch.setenv("MLX_TRM_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(nvrtc, "library", Library)
+    monkeypatch.setattr(nvrtc, "_compile", compiled)
+    nvrtc._binary.cache_clear()
+    yield asked
+    nvrtc._binary.cache_clear()
+
+
+def test_code_is_compiled_once_a_machine(compilations, tmp_path):
+    assert nvrtc.binary("norm.cu", "sm_90", {"SIZE": 512}) == b"code 1"
+    nvrtc._binary.cache_clear()  # as in a new process
+    assert nvrtc.binary("norm.cu", "sm_90", {"SIZE": 512}) == b"code 1"
+    assert nvrtc.binary("norm.cu", "sm_90", {"SIZE": 256}) == b"code 2"
+    assert nvrtc.binary("norm.cu", "sm_80", {"SIZE": 512}) == b"code 3"
+    assert len(compilations) == 3 and b"#define SIZE 512\n" in compilations[0][0]
+    files = [path.name for path in (tmp_path / "cache" / "cuda").iterdir()]
+    assert len(files) == 3 and all(name.endswith(".cubin") for name in files)
+
+
+@pytest.mark.parametrize("damage", [b"", b"code 1", b"x" * 50])
+def test_damaged_code_is_compiled_again(compilations, tmp_path, damage):
+    nvrtc.binary("rope.cu", "sm_90", {})
+    (file,) = (tmp_path / "cache" / "cuda").iterdir()
+    file.write_bytes(damage)
+    nvrtc._binary.cache_clear()
+    assert nvrtc.binary("rope.cu", "sm_90", {}) == b"code 2"
+    nvrtc._binary.cache_clear()
+    assert nvrtc.binary("rope.cu", "sm_90", {}) == b"code 2" and len(compilations) == 2
+
+
+def test_a_cache_that_cannot_be_written_does_no_harm(compilations, tmp_path):
+    (tmp_path / "cache").write_text("a file where the folder should be", encoding="utf-8")
+    assert nvrtc.binary("rope.cu", "sm_90", {}) == b"code 1"
+    assert os.listdir(tmp_path) == ["cache"] and len(compilations) == 1
+
+
+def test_floats_travel_as_their_bits():
+    bits = cuda._bits(1e-5)
+    assert struct.unpack("<f", struct.pack("<i", bits))[0] == pytest.approx(1e-5, rel=1e-7)
+
+
+@pytest.mark.parametrize("file", ["attention.cu", "mlp_t.cu", "norm.cu", "rope.cu", "swiglu.cu"])
+def test_sources_are_in_the_package(file):
+    source = nvrtc._source(file, (("SIZE", 64),))
+    assert source.startswith("#define SIZE 64\n") and 'extern "C" __global__' in source
