@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Tuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from cases import CASES, HYPERPARAMETERS, Case  # noqa: E402  # pylint: disable=C0413
+from reference_cases import CASES, HYPERPARAMETERS, Case  # noqa: E402  # pylint: disable=C0413
 
 CLASSES = {
     "trm": "TinyRecursiveReasoningModel_ACTV1",

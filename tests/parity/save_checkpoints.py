@@ -11,7 +11,6 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from cases import SMALL, Case  # noqa: E402  # pylint: disable=C0413
 from record_reference import (  # noqa: E402  # pylint: disable=C0413
     Draws,
     Reference,
@@ -20,6 +19,7 @@ from record_reference import (  # noqa: E402  # pylint: disable=C0413
     step,
     write_safetensors,
 )
+from reference_cases import SMALL, Case  # noqa: E402  # pylint: disable=C0413
 
 SETTINGS = {
     **SMALL,

@@ -18,7 +18,7 @@ from mlx_trm.recordings import Recording
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
-import cases  # noqa: E402  # pylint: disable=wrong-import-position
+import reference_cases as cases  # noqa: E402  # pylint: disable=wrong-import-position
 
 FOLDER = HERE.parent / "reference"
 CHECKOUT = os.environ.get("MLX_TRM_REFERENCE")
@@ -97,7 +97,7 @@ import pathlib
 import sys
 sys.path[:0] = [sys.argv[1], sys.argv[2]]
 import torch
-from cases import Case
+from reference_cases import Case
 from record_reference import Reference
 from save_checkpoints import SETTINGS
 folder = pathlib.Path(sys.argv[2])
