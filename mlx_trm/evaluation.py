@@ -14,7 +14,7 @@ from mlx_trm.config import ExperimentConfig
 from mlx_trm.errors import ConfigError, did_you_mean
 from mlx_trm.layers import on_gpu
 from mlx_trm.losses import act_loss, metric_values
-from mlx_trm.models import RecursiveModel
+from mlx_trm.models import RecursiveModel, named_arrays
 from mlx_trm.parallel import Processes
 from mlx_trm.tasks import PuzzleDataset, ScoredRows, Task, build_task
 
@@ -27,14 +27,23 @@ Progress = Callable[[int, int], None]
 Reason = Callable[[Dict[str, Any], Carry, Optional[mx.array]], Tuple[Carry, Outputs]]
 
 
-def should_compile(setting: str) -> bool:
+# On the CPU a model of fewer weights is not compiled unless that is asked for.
+LARGE = 1_000_000
+
+
+def should_compile(setting: str, model: Optional[RecursiveModel] = None) -> bool:
     """Turn ``train.compile`` into yes or no.
 
-    ``auto`` compiles on a GPU only: on the CPU a short run would wait longer for the C++ compiler
-    than it gains.
+    Args:
+        setting: ``auto`` compiles on a GPU, and on the CPU a large model: the C++ compiler takes
+            some 20 seconds once, which a small model's whole run may be too short for.
+        model: the one to compile; None where its run is short.
     """
     if setting == "auto":
-        return on_gpu()
+        weights = (
+            0 if model is None else sum(a.size for _, a in named_arrays(model.trained_weights()))
+        )
+        return on_gpu() or weights >= LARGE
     return setting == "always"
 
 
@@ -115,7 +124,7 @@ class Evaluator:
         self.config = config
         self.task = task or build_task(config.task, config.task_seed)
         self.files: Dict[str, Dict[str, str]] = {}
-        self._reason = compile_reason(model, should_compile(config.train.compile))
+        self._reason = compile_reason(model, should_compile(config.train.compile, model))
 
     def run(
         self,

@@ -19,7 +19,7 @@ from mlx_trm.carry import Batch
 from mlx_trm.checkpoint import AVERAGE, MODEL, Checkpoint, verify_checkpoint
 from mlx_trm.config import config_to_dict, write_text
 from mlx_trm.errors import ConfigError
-from mlx_trm.layers import on_gpu
+from mlx_trm.layers import on_gpu, without_custom_functions
 from mlx_trm.models import RecursiveModel
 from mlx_trm.quantization import Quantized
 from mlx_trm.tasks import build_task
@@ -51,7 +51,7 @@ def step_function(model: RecursiveModel) -> Step:
         carry = model.begin(model.initial_carry(batch), batch)
         if latents:
             carry = carry._replace(latents=latents)
-        with fused.using(False):  # a file holds plain operations only
+        with fused.using(False), without_custom_functions():  # a file holds plain operations only
             new, outputs = model.reason(carry, model.puzzle_rows(carry))
         threshold = outputs.q_continue if model.compares_continue else mx.zeros(())
         answer = mx.argmax(outputs.logits, axis=-1).astype(mx.int32)

@@ -21,7 +21,7 @@ from typing import Any, Callable, Iterator, List, Optional, Tuple
 import mlx.core as mx
 
 from mlx_trm import cuda
-from mlx_trm.layers import CosSin, apply_rope, attend, on_gpu, rms_norm, silu
+from mlx_trm.layers import CosSin, apply_rope, attend, decay, on_gpu, rms_norm, silu
 
 # None: on a GPU. Tests say True or False, and so does what cannot hold a custom function (export).
 _CHOICE: List[Optional[bool]] = [None]
@@ -172,8 +172,8 @@ def _swiglu_gradient(gate_up: mx.array, d_h: mx.array, axis: int) -> List[mx.arr
     gate_up = mx.depends([gate_up], [d_h])[0]
     gate, up = mx.split(gate_up, 2, axis=axis)
     wide = gate.astype(mx.float32)
-    share = mx.sigmoid(wide)
-    gated = (wide * share).astype(gate.dtype)
+    divisor = 1.0 + decay(wide)
+    gated, share = (wide / divisor).astype(gate.dtype), 1.0 / divisor
     d_gated = (d_h * up).astype(mx.float32)
     d_gate = (d_gated * (share * (1.0 + wide * (1.0 - share)))).astype(gate.dtype)
     return [mx.concatenate([d_gate, d_h * gated], axis=axis), gated * up]

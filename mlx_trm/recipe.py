@@ -57,7 +57,7 @@ class TrainConfig(Section):
     freeze: str = field(default="none", metadata={"choices": ("none", "weights", "puzzle_emb")})
     """What stays untrained: none, all weights, the puzzle table (reference: freeze_weights)."""
     compile: str = field(default="auto", metadata={"choices": ("auto", "always", "never")})
-    """Whether to use mx.compile; auto does on a GPU, where it pays for short runs too."""
+    """Whether to use mx.compile; auto does on a GPU, and on the CPU from a million weights on."""
     log_interval: int = field(default=10, metadata={"min": 1})
     """Supervision steps averaged in one line of metrics.jsonl."""
     max_hours: Optional[float] = field(default=None, metadata={"above": 0})

@@ -170,7 +170,7 @@ class Stepper:
             return new, packed, rows, metrics, finite
 
         functions = (whole, differentiate, update)
-        if should_compile(config.compile):
+        if should_compile(config.compile, model):
             functions = tuple(mx.compile(function) for function in functions)  # type: ignore
         return functions
 

@@ -10,8 +10,9 @@ Reference: ``launch`` in pretrain.py.
 import hashlib
 import json
 import logging
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple, Union
+from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple, TypeVar, Union
 
 import mlx.core as mx
 
@@ -38,6 +39,7 @@ from mlx_trm.tasks import PuzzleDataset, build_task
 from mlx_trm.tasks.identifiers import pack_names, row_names
 
 LOG = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
 class Trainer(Stepper):
@@ -249,20 +251,34 @@ class Trainer(Stepper):
             self.progress.iteration, self.config.train.epochs // self.epochs_per_iter + 1
         ):
             waiting: Optional[Batch] = None
-            for arrays in self.train_set.train_batches(
+            batches = self.train_set.train_batches(
                 self.config.train.batch_size,
                 self.config.seed,
                 self.epochs_per_iter,
                 iteration,
                 augment,
                 first,
-            ):
+            )
+            for arrays in one_ahead(batches):
                 if waiting is not None:
                     yield waiting, False
                 waiting = Batch(*(mx.array(arrays[name][share]) for name in Batch._fields))
             if waiting is not None:
                 yield waiting, True
             first = 0
+
+
+def one_ahead(items: Iterator[T]) -> Iterator[T]:
+    """Yield the items; a thread makes the next one while this one is used."""
+    end: Any = object()
+    with ThreadPoolExecutor(1, "batches") as thread:
+        following = thread.submit(next, items, end)
+        while True:
+            item = following.result()
+            if item is end:
+                return
+            following = thread.submit(next, items, end)
+            yield item
 
 
 def check_share(config: ExperimentConfig, processes: Processes) -> None:

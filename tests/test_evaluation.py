@@ -8,9 +8,10 @@ import pytest
 
 import mlx_trm as trm
 from mlx_trm.carry import Batch
-from mlx_trm.config import EvalConfig, ExperimentConfig, TaskConfig, TrainConfig
+from mlx_trm.config import EvalConfig, ExperimentConfig, TaskConfig, TaskSpec, TrainConfig
 from mlx_trm.errors import ConfigError
 from mlx_trm.evaluation import Evaluator, should_compile, wilson_interval
+from mlx_trm.models import TRM, TRMConfig
 from mlx_trm.tasks import Scorer
 
 SPEC = trm.TaskSpec(vocab_size=6, seq_len=5, num_puzzle_identifiers=1)
@@ -173,4 +174,8 @@ def test_wilson_interval_against_published_values(right, count, low, high):
 
 def test_compile_setting():
     assert should_compile("always") and not should_compile("never")
-    assert should_compile("auto") == (mx.default_device().type == mx.DeviceType.gpu)
+    small = TRM(TRMConfig(hidden_size=16, num_heads=2), TaskSpec(vocab_size=11, seq_len=4))
+    on_gpu = mx.default_device().type == mx.DeviceType.gpu
+    assert should_compile("auto") == on_gpu == should_compile("auto", small)
+    large = TRM(TRMConfig(), TaskSpec(vocab_size=11, seq_len=4))
+    assert should_compile("auto", large) and not should_compile("never", large)

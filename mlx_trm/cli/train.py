@@ -148,7 +148,7 @@ def describe(trainer: Trainer) -> List[Tuple[str, str]]:
     done = f", {trainer.step:,} of them done" if trainer.step else ""
     compiled = (
         "compiled (the first steps take longer)"
-        if should_compile(config.train.compile)
+        if should_compile(config.train.compile, model)
         else "not compiled"
     )
     return [

@@ -23,8 +23,7 @@ constexpr int X_ROWS = FULL * 16 + HALF * 8;
 constexpr int N_TILES = TP / 8;
 
 __device__ __forceinline__ float silu_times(float gate, float up) { // both rounded as products are
-  gate = rounded(gate);
-  return rounded(gate * sigmoid(gate)) * rounded(up);
+  return rounded(silu(rounded(gate))) * rounded(up);
 }
 
 __device__ __forceinline__ void fetch(bf16* stage, const bf16* w1, const bf16* w2, int first) {

@@ -3,7 +3,7 @@
 // One thread does 8 numbers; `count` is how many there are of h, block is a multiple of 8.
 
 __device__ __forceinline__ float silu_times(float gate, float up) {
-  return rounded(gate * sigmoid(gate)) * up;
+  return rounded(silu(gate)) * up;
 }
 
 extern "C" __global__ void swiglu_forward(const Vec8* gate_up, Vec8* h, int block, int count) {
@@ -23,10 +23,10 @@ extern "C" __global__ void swiglu_forward(const Vec8* gate_up, Vec8* h, int bloc
 }
 
 __device__ __forceinline__ float3 gradients(float gate, float up, float dh) {
-  const float share = sigmoid(gate);
-  const float silu = rounded(gate * share);
-  const float d_silu = rounded(dh * up);
-  return make_float3(d_silu * (share * (1.f + gate * (1.f - share))), dh * silu, silu * up);
+  const float share = 1.f / (1.f + expf(-gate)); // sigmoid
+  const float gated = rounded(silu(gate));
+  const float d_gated = rounded(dh * up);
+  return make_float3(d_gated * (share * (1.f + gate * (1.f - share))), dh * gated, gated * up);
 }
 
 extern "C" __global__ void swiglu_backward(const Vec8* gate_up, const Vec8* dh, Vec8* d_gate_up,
