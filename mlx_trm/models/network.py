@@ -128,7 +128,7 @@ class Block(nn.Module):
         return rms_norm(x + self.mlp(x), self.eps)
 
     def _quantized(self) -> bool:
-        """Whether one of its layers has packed weights; those that no group size divides have not."""
+        """Whether a layer has packed weights; those that no group size divides have not."""
         return any("scales" in module for module in self.modules())
 
     def _fused(self, x: mx.array, cos_sin: Optional[CosSin]) -> mx.array:

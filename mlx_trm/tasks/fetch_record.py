@@ -66,7 +66,8 @@ def _lock(path: Path, waiting: Callable[[], None]) -> IO[str]:
             if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
                 return file
         except OSError as error:
-            if error.errno not in (errno.EAGAIN, errno.EACCES):
+            # ENOENT: whoever had it removed it between the two looks.
+            if error.errno not in (errno.EAGAIN, errno.EACCES, errno.ENOENT):
                 file.close()
                 raise
         except BaseException:
