@@ -39,14 +39,19 @@ def step_function(model: RecursiveModel) -> Step:
 
     Returns:
         ``step(inputs, puzzle_identifiers, *latents)``: (B, S) int32, (B,) int32, and nothing or the
-        latents of the step before, each (B, T, D) in the model's dtype. It gives ``tokens`` (B, S)
+        latents of the step before, each (B, T, D) in the model's dtype. Tokens are 0 to V - 1 and
+        identifiers rows of the puzzle table; what is out of range counts as the nearest of them,
+        since a look-up would read memory that is not the table's. It gives ``tokens`` (B, S)
         int32, the answer; ``halt`` (B,) bool, whether the model believes it; ``q_halt`` and
         ``q_continue`` (B,) float32; ``logits`` (B, S, V) in the model's dtype; then the latents.
     """
+    ranges = _ranges(model)
 
     def step(
         inputs: mx.array, puzzle_identifiers: mx.array, *latents: mx.array
     ) -> Tuple[mx.array, ...]:
+        inputs = mx.clip(inputs, *ranges["inputs"])
+        puzzle_identifiers = mx.clip(puzzle_identifiers, *ranges["puzzle_identifiers"])
         batch = Batch(inputs, inputs, puzzle_identifiers)  # labels are not read
         carry = model.begin(model.initial_carry(batch), batch)
         if latents:
@@ -178,14 +183,27 @@ def describe_export(
 
 
 def describe_step(model: RecursiveModel) -> Dict[str, List[Dict[str, Any]]]:
-    """Give names, shapes and dtypes of what a step takes and gives; B stands for the batch size."""
+    """Give names, shapes and dtypes of what a step takes and gives; B stands for the batch size.
+
+    Inputs have a ``range`` too: the least and the greatest value.
+    """
     first = _first_inputs(model, 1)
     outputs = step_function(model)(*first)
     latents = [f"latents.{i}" for i in range(len(model.initial_names))]
+    inputs = _shapes(("inputs", "puzzle_identifiers"), first)
     return {
-        "inputs": _shapes(("inputs", "puzzle_identifiers"), first),
+        "inputs": [{**entry, "range": _ranges(model)[entry["name"]]} for entry in inputs],
         "latents": _shapes(latents, outputs[len(ANSWERS) :]),
         "outputs": _shapes((*ANSWERS, *latents), outputs),
+    }
+
+
+def _ranges(model: RecursiveModel) -> Dict[str, List[int]]:
+    """Give the least and the greatest value of each input."""
+    spec = model.spec
+    return {
+        "inputs": [0, spec.vocab_size - 1],
+        "puzzle_identifiers": [0, spec.num_puzzle_identifiers - 1],
     }
 
 

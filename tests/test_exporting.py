@@ -113,6 +113,26 @@ def test_rows_of_the_table_are_looked_up(tmp_path: Path) -> None:
     assert np.array_equal(logits[0], logits[2]) and not np.array_equal(logits[0], logits[1])
 
 
+def test_values_out_of_range_count_as_the_nearest(run_dir: str, tmp_path: Path) -> None:
+    """A look-up behind the table's end would give nonsense, or end the process."""
+    spec = trm.TaskSpec(vocab_size=6, seq_len=16, num_puzzle_identifiers=5)
+    model = trm.TRM(trm.TRMConfig(mlp_t=True, H_cycles=1, L_cycles=1, **SIZES), spec)
+    model.puzzle_emb.weights = mx.random.normal((5, 32), key=mx.random.key(2))
+    model.eval()
+    export_step(model, tmp_path / "model.mlxfn")
+    for step in (step_function(model), mx.import_function(str(tmp_path / "model.mlxfn"))):
+        for token, row, nearest, nearest_row in ((6, 5, 5, 4), (-1, -1, 0, 0), (9, 6, 5, 4)):
+            inputs = (mx.full((1, 16), value, dtype=mx.int32) for value in (token, nearest))
+            rows = (mx.array([value], dtype=mx.int32) for value in (row, nearest_row))
+            found, wanted = (iterate(step, *pair, 1)[0] for pair in zip(inputs, rows))
+            for output, other in zip(found, wanted):
+                np.testing.assert_array_equal(output, other)
+    beside = export_checkpoint(load_checkpoint(run_dir), tmp_path / "run.mlxfn")
+    about = json.loads(beside.read_text(encoding="utf-8"))["inputs"]
+    ranges = {entry["name"]: entry["range"] for entry in about}
+    assert ranges == {"inputs": [0, 5], "puzzle_identifiers": [0, 0]}
+
+
 def test_fused_blocks_are_written_plainly(run_dir: str, tmp_path: Path) -> None:
     """On a GPU blocks are functions of their own, with operations that no file can hold."""
     model = load_checkpoint(run_dir).model
@@ -341,7 +361,12 @@ def test_cpp_refuses_in_a_line(sudoku: Path, run_dir: str, tmp_path: Path) -> No
         ((path, "1.."), "takes no single puzzle of 3 cells"),
         ((path, "x" * 16), "has digits and points, not 'x'"),
         ((str(tmp_path / "none.mlxfn"), PUZZLES[0]), "Failed to open"),
-        ((path, PUZZLES[0], "0"), "STEPS must be a whole number"),
+        ((path, "1.....2..3.....9"), "a puzzle of 16 cells has digits up to 4, not 9"),
+        ((path, "3.."), "takes no single puzzle of 3 cells"),
+        *(
+            ((path, PUZZLES[0], steps), "STEPS must be a whole number from 1 to 1000")
+            for steps in ("0", "-1", "4x", " 4", "", "1001", "99999999999")
+        ),
         ((), "usage:"),
     ):
         done = start(sudoku, *words)

@@ -4,11 +4,12 @@
 //   sudoku model.mlxfn PUZZLE [STEPS]
 //
 // PUZZLE has a digit or a point for each cell, row by row: 81 characters, or 16 for a model of the
-// 4x4 task. The answer is printed as digits. Without STEPS, the number of supervision steps, the
-// program stops when the model believes its answer, after 16 steps at the latest.
+// 4x4 task, whose digits are 0 to 4; 0 is a blank cell too. The answer is printed as digits. Without
+// STEPS, the number of supervision steps (1 to 1000), the program stops when the model believes its
+// answer, after 16 steps at the latest.
 
+#include <algorithm>
 #include <cstdint>
-#include <cstdlib>
 #include <exception>
 #include <iostream>
 #include <stdexcept>
@@ -22,14 +23,42 @@ namespace mx = mlx::core;
 // What a step gives before its latents; model.mlxfn.json has the shapes and dtypes.
 enum Output { TOKENS, HALT, Q_HALT, Q_CONTINUE, LOGITS, LATENTS };
 
-// Token 0 is padding, 1 a blank cell and 1 + d the digit d.
+const int MAX_STEPS = 1000;
+
+// Reads a whole number from 1 to MAX_STEPS, written in digits alone; gives 0 for anything else.
+int read_steps(const std::string& text) {
+  int steps = 0;
+  for (char digit : text) {
+    if (digit < '0' || digit > '9') {
+      return 0;
+    }
+    steps = 10 * steps + (digit - '0');
+    if (steps > MAX_STEPS) {  // here, before it overflows
+      return 0;
+    }
+  }
+  return steps;
+}
+
+// Token 0 is padding, 1 a blank cell and 1 + d the digit d. Digits go up to the side length: a model
+// has no other tokens, and would take them for something else.
 std::vector<int32_t> read_puzzle(const std::string& text) {
+  size_t side = 1;
+  while ((side + 1) * (side + 1) <= text.size()) {
+    ++side;
+  }
+  // What is no square is refused by its size, not by its digits.
+  const char largest = side * side == text.size() ? '0' + std::min<size_t>(side, 9) : '9';
   std::vector<int32_t> tokens;
   for (char cell : text) {
     if (cell == '.') {
       tokens.push_back(1);
-    } else if (cell >= '0' && cell <= '9') {
+    } else if (cell >= '0' && cell <= largest) {
       tokens.push_back(1 + (cell - '0'));
+    } else if (cell > largest && cell <= '9') {
+      throw std::invalid_argument(
+          std::string("a puzzle of ") + std::to_string(text.size()) + " cells has digits up to " +
+          largest + ", not " + cell);
     } else {
       throw std::invalid_argument(std::string("a puzzle has digits and points, not '") + cell + "'");
     }
@@ -81,9 +110,9 @@ int main(int argc, char** argv) {
     std::cerr << "usage: " << argv[0] << " model.mlxfn PUZZLE [STEPS]\n";
     return 2;
   }
-  int steps = argc == 4 ? std::atoi(argv[3]) : 16;
+  int steps = argc == 4 ? read_steps(argv[3]) : 16;
   if (steps < 1) {
-    std::cerr << "STEPS must be a whole number of at least 1, not " << argv[3] << "\n";
+    std::cerr << "STEPS must be a whole number from 1 to " << MAX_STEPS << ", not " << argv[3] << "\n";
     return 2;
   }
   try {
