@@ -13,6 +13,8 @@ import mlx.core as mx
 # A state dict takes a few dozen instructions a tensor; what takes more was not made by torch.save.
 _MOST_INSTRUCTIONS = 1_000_000
 _MOST_DIMENSIONS, _LONGEST_DIMENSION = 8, 2**31 - 1
+# What Python raises for sizes and depths that no state dict has.
+_TOO_LARGE = (MemoryError, OverflowError, RecursionError)
 
 
 class RefusedError(ValueError):
@@ -79,8 +81,24 @@ def _is_count(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
-def _view(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> Tensor:
-    """Describe a tensor; what follows are flags and hooks that weights do not need."""
+def _view(
+    storage: Any,
+    offset: Any,
+    shape: Any,
+    strides: Any,
+    _needs_gradient: Any = None,
+    _hooks: Any = None,
+    metadata: Any = None,
+) -> Tensor:
+    """Describe a tensor; weights need neither the flag nor the hooks.
+
+    The metadata say that the numbers mean others: their negatives or conjugates.
+    """
+    if metadata is not None and metadata != {}:
+        raise ValueError(
+            "a tensor has metadata, as of a negated or conjugate view, which is not read; save it "
+            "after resolve_neg() and resolve_conj()"
+        )
     if not isinstance(storage, Storage) or not _is_count(offset):
         raise ValueError("a tensor without numbers of its own")
     shape, strides = _whole_numbers(shape), _whole_numbers(strides)
@@ -101,8 +119,8 @@ def _same(value: Any, *_: Any) -> Any:
 
 
 def _from_type(function: Any, _: Any, arguments: Any, *__: Any) -> Any:
-    """Give a tensor that carried attributes of its own."""
-    return _call(function, arguments)
+    """Give a tensor that carried attributes of its own; such a one is not in another."""
+    return _call(function, arguments, inside=True)
 
 
 def _new_dict(*arguments: Any) -> Dict[str, Any]:
@@ -131,14 +149,16 @@ _MEANINGS: Mapping[_Name, Optional[Callable[..., Any]]] = {
 }
 
 
-def _call(function: Any, arguments: Any) -> Any:
+def _call(function: Any, arguments: Any, inside: bool = False) -> Any:
     """Do what a known name means; nothing of the file's own is ever called."""
     meaning = _MEANINGS.get(function) if isinstance(function, _Name) else None
+    if inside and meaning is _from_type:
+        meaning = None
     if meaning is None or not isinstance(arguments, tuple):
         raise RefusedError("it calls what is no function of a state dict; nothing was executed")
     try:
         return meaning(*arguments)
-    except TypeError as error:  # too few arguments
+    except TypeError as error:  # too few arguments, or too many
         raise ValueError("a tensor's description is malformed") from error
 
 
@@ -175,7 +195,7 @@ class PickleReader:
                 if opcode.name == "STOP":
                     return self._stack.pop()
                 self._follow(opcode.name, argument)
-        except (IndexError, EOFError, UnicodeDecodeError) as error:
+        except (IndexError, EOFError, UnicodeDecodeError, *_TOO_LARGE) as error:
             raise ValueError("its pickle is damaged") from error
         raise ValueError("its pickle is cut short")
 

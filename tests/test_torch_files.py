@@ -99,9 +99,25 @@ def one_tensor(**changes) -> bytes:
     given_.update(strides=(6, 1), **{k: v for k, v in changes.items() if k != "strides"})
     given_.update(changes)
     stored = tw.storage(given_["key"], given_["kind"], given_["count"])
-    return tw.state_dict(
-        {"x": tw.tensor(stored, given_["offset"], given_["shape"], given_["strides"])}
-    )
+    places = given_["offset"], given_["shape"], given_["strides"]
+    return tw.state_dict({"x": tw.tensor(stored, *places, *given_.get("more", ()))})
+
+
+def nested(depth: int) -> bytes:
+    """Pickle a tensor that is said to be of a class of its own, many times over."""
+    stored = tw.storage("0", "FloatStorage", 24)
+    sizes = [tw.several(*map(tw.number, values)) for values in ((4, 6), (6, 1))]
+    function = tw.name("torch._utils", "_rebuild_tensor_v2")
+    arguments = tw.several(stored, tw.number(0), *sizes)
+    for _ in range(depth):
+        arguments = tw.several(function, tw.name("torch", "Tensor"), arguments, b"}")
+        function = tw.name("torch._tensor", "_rebuild_from_type_v2")
+    return tw.state_dict({"x": function + arguments + b"R"})
+
+
+def flag(key: str) -> bytes:
+    """Pickle a tensor's metadata."""
+    return b"}(" + tw.text(key) + b"\x88u"
 
 
 def evil(call: bytes) -> bytes:
@@ -205,6 +221,13 @@ def broken(path: Path, case: str) -> None:
         "no tensors": tw.state_dict({"x": tw.number(1)}),
         "not a dict": b"\x80\x02" + tw.text("hello") + b".",
         "an empty dict": tw.state_dict({}),
+        "a negated view": one_tensor(more=[flag("neg")]),
+        "a conjugate view": one_tensor(more=[flag("conj")]),
+        "metadata that are no dict": one_tensor(more=[tw.number(0)]),
+        "an argument too many": one_tensor(more=[b"N", b"N"]),
+        "a class in a class": nested(2),
+        "a thousand classes": nested(5000),
+        "a text beyond all memory": b"\x80\x04\x8d" + b"\xff" * 7 + b"\x7f",
         "names that are numbers": b"\x80\x02}(" + tw.number(1) + tw.number(2) + b"u.",
     }
     if case in lies:
@@ -224,6 +247,8 @@ def broken(path: Path, case: str) -> None:
     }
     if case in simple:
         path.write_bytes(simple[case])
+    elif case == "plain, a text beyond all memory":
+        path.write_bytes(lies[case[len("plain, ") :]])
     elif case == "compressed":
         zeros = np.zeros((4, 6), np.float32).tobytes() * 1000
         tw.archive(path, good, {"0": zeros}, compression=zipfile.ZIP_DEFLATED)
@@ -275,6 +300,14 @@ BROKEN = {
     "no tensors": "x is no tensor",
     "not a dict": "no state dict",
     "an empty dict": "no state dict",
+    "a negated view": "negated or conjugate",
+    "a conjugate view": "negated or conjugate",
+    "metadata that are no dict": "negated or conjugate",
+    "an argument too many": "malformed",
+    "a class in a class": "no function of a state dict",
+    "a thousand classes": "no function of a state dict",
+    "a text beyond all memory": "bytes in a unicodestring8",
+    "plain, a text beyond all memory": "neither what torch.save writes",
     "names that are numbers": "other than a state dict",
     "empty": "it is empty",
     "text": "neither what torch.save writes nor safetensors",
@@ -318,7 +351,10 @@ def test_the_file_that_the_broken_ones_are_made_from_is_read(tmp_path):
     """The control of the test above, in both layouts."""
     tw.archive(tmp_path / "zip", one_tensor(), {"0": NUMBERS.tobytes()})
     tw.stream(tmp_path / "older", one_tensor(), {"0": (24, NUMBERS.tobytes())})
-    for path in (tmp_path / "zip", tmp_path / "older"):
+    for number, more in enumerate(([b"N"], [b"}"])):  # metadata that say nothing
+        tw.archive(tmp_path / str(number), one_tensor(more=more), {"0": NUMBERS.tobytes()})
+    tw.archive(tmp_path / "class", nested(1), {"0": NUMBERS.tobytes()})
+    for path in tmp_path.iterdir():
         assert np.array_equal(np.array(read_torch(path)["x"]), NUMBERS)
 
 

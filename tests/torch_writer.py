@@ -45,11 +45,13 @@ def storage(key: str, kind: str, count: int, view: Optional[bytes] = None) -> by
     return several(*parts, *([] if view is None else [view])) + b"Q"
 
 
-def tensor(stored: bytes, offset: int, shape: Sequence[int], strides: Sequence[int]) -> bytes:
-    """Describe a tensor."""
+def tensor(
+    stored: bytes, offset: int, shape: Sequence[int], strides: Sequence[int], *more: bytes
+) -> bytes:
+    """Describe a tensor; ``more`` are its metadata, and what no tensor has."""
     sizes = [several(*map(number, values)) for values in (shape, strides)]
     hooks = name("collections", "OrderedDict") + b")R"
-    rest = several(stored, number(offset), *sizes, b"\x89", hooks)
+    rest = several(stored, number(offset), *sizes, b"\x89", hooks, *more)
     return name("torch._utils", "_rebuild_tensor_v2") + rest + b"R"
 
 
