@@ -17,7 +17,7 @@ import pytest
 
 import mlx_trm as trm
 from mlx_trm import fused
-from mlx_trm.checkpoint import load_checkpoint, save_checkpoint
+from mlx_trm.checkpoint import MODEL, load_checkpoint, save_checkpoint
 from mlx_trm.config import CheckpointConfig, EvalConfig, ExperimentConfig, TrainConfig
 from mlx_trm.export import main
 from mlx_trm.exporting import ANSWERS, export_checkpoint, export_step, step_function
@@ -291,12 +291,15 @@ def test_the_command(run_dir: str, tmp_path: Path, capsys: pytest.CaptureFixture
     for words, complaint in (
         ([run_dir], "--output"),
         ([run_dir, "--output", other], "there is no folder"),
+        ([run_dir, "--output", f"{run_dir}/step_3/{MODEL}"], "its folder is a checkpoint"),
+        ([run_dir, "--output", f"{run_dir}/latest/new.mlxfn"], "its folder is a checkpoint"),
         ([run_dir, "--output", str(path), "--batch-size", "0"], "'0' is not a whole number"),
         ([str(tmp_path / "run"), "--output", str(path)], "no such run"),
     ):
         assert main(words) == 2
         assert re.fullmatch(f".*{complaint}.*\n", capsys.readouterr().err)
     assert sorted(os.listdir(tmp_path)) == ["model.mlxfn", "model.mlxfn.json"]
+    load_checkpoint(run_dir)  # whole as before
 
 
 # C++ ------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 from typing import Any, Iterator, List, NoReturn, Set, Tuple
 
+from mlx_trm.checkpoint import STATE
 from mlx_trm.config import ExperimentConfig, load_config, packaged_configs
 from mlx_trm.errors import ConfigError, did_you_mean
 
@@ -98,12 +99,14 @@ def add_weights(parser: argparse.ArgumentParser) -> None:
 
 
 def writable(text: str) -> Path:
-    """Read the name of a file to write."""
+    """Read the name of a file to write, which is not one of a checkpoint's."""
     path, problem = Path(text), ""
     if path.is_dir() or not text:
         problem = "it is a folder" if text else "the name is empty"
     elif not path.parent.is_dir():
         problem = f"there is no folder {path.parent}"
+    elif (path.parent / STATE).exists():
+        problem = "its folder is a checkpoint; name a file elsewhere"
     elif not os.access(path if path.exists() else path.parent, os.W_OK):
         problem = "it is not writable"
     if problem:
