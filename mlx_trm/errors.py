@@ -35,6 +35,35 @@ class CheckpointError(TRMError):
     """A checkpoint or run folder that is missing, broken, or of another shape."""
 
 
+def shown(text: object, most: int = 80) -> str:
+    """Make a text of a file fit to be printed: one line, no control characters, not too long.
+
+    Args:
+        text: such as a weight's name; what is no text is turned into one.
+        most: characters, at least 4.
+
+    Returns:
+        ASCII, in which other characters are escaped; the end of what is too long becomes ``...``.
+    """
+    escaped = str(text).encode("unicode_escape").decode("ascii")
+    return escaped if len(escaped) <= most else escaped[: most - 3] + "..."
+
+
+def listed(items: Sequence[str], most: int = 12, separator: str = "; ") -> str:
+    """List the first of many.
+
+    Args:
+        items: of any number.
+        most: so many are listed.
+        separator: put between them.
+
+    Returns:
+        Such as ``a; b; and 3 more``.
+    """
+    rest = [f"and {len(items) - most} more"] if len(items) > most else []
+    return separator.join([*items[:most], *rest])
+
+
 def did_you_mean(word: str, known: Iterable[str], prefix: str = "") -> str:
     """Suggest the known word that is closest to a mistyped one.
 

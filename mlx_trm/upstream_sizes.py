@@ -17,7 +17,7 @@ from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tup
 
 from mlx_trm.assembly import given_settings
 from mlx_trm.config import ExperimentConfig, TaskSpec, config_from_dict, config_to_dict
-from mlx_trm.errors import CheckpointError
+from mlx_trm.errors import CheckpointError, listed
 from mlx_trm.layers import SwiGLU
 from mlx_trm.models.network import NetworkConfig
 from mlx_trm.tasks import build_task
@@ -89,12 +89,12 @@ def model_sizes(shapes: Mapping[str, Shape], config: NetworkConfig) -> Dict[str,
     if width is not None:
         found["hidden_size"] = width
     table = shapes.get(TABLE)
-    found["puzzle_emb_ndim"] = table[1] if table and len(table) == 2 else 0
+    if table is None or len(table) == 2:
+        found["puzzle_emb_ndim"] = table[1] if table else 0
     for level in ("H", "L"):
-        numbers = [re.match(rf"{level}_level\.layers\.(\d+)\.", name) for name in shapes]
-        layers = {int(match.group(1)) for match in numbers if match}
+        layers = _layers(shapes, level)
         if layers:
-            found[f"{level}_layers"] = max(layers) + 1
+            found[f"{level}_layers"] = len(layers)
     found["mlp_t"] = any(".mlp_t." in name for name in shapes)
     if "embed_pos.embedding_weight" in shapes:
         found["pos_encodings"] = "learned"
@@ -102,6 +102,39 @@ def model_sizes(shapes: Mapping[str, Shape], config: NetworkConfig) -> Dict[str,
     if expansion is not None:
         found["expansion"] = expansion
     return {name: value for name, value in found.items() if hasattr(config, name)}
+
+
+def _layers(shapes: Mapping[str, Shape], level: str) -> Dict[int, int]:
+    """Count the numbers in each layer of a level, by the layer's number."""
+    layers: Dict[int, int] = {}
+    for name, shape in shapes.items():
+        match = re.match(rf"{level}_level\.layers\.(0|[1-9][0-9]{{0,8}})\.", name)
+        if match:
+            layer = int(match.group(1))
+            layers[layer] = layers.get(layer, 0) + math.prod(shape)
+    return layers
+
+
+def _check_layers(path: Path, shapes: Mapping[str, Shape], config: NetworkConfig) -> None:
+    """Refuse layers that are none, before a model with so many is built.
+
+    Attention or SwiGLU alone take about as many numbers as the square of the width, or more.
+    """
+    width = _dimension(shapes, TOKENS, 1) or config.hidden_size
+    for level in ("H", "L"):
+        layers, start = _layers(shapes, level), f"{level}_level.layers."
+        gap = next(number for number in range(len(layers) + 1) if number not in layers)
+        if gap < len(layers):
+            raise CheckpointError(
+                f"{path}: has {start}{max(layers)}, and no {start}{gap}; layers are numbered from "
+                "0 without gaps, so use a whole checkpoint"
+            )
+        small = [start + str(layer) for layer in sorted(layers) if layers[layer] < width**2 // 8]
+        if small:
+            raise CheckpointError(
+                f"{path}: {listed(small, 6, ', ')} are too small for layers of width {width}; use "
+                "a whole checkpoint"
+            )
 
 
 def sequence_length(shapes: Mapping[str, Shape]) -> Optional[int]:
@@ -156,13 +189,16 @@ def completed_config(
         declared: from :func:`declared_settings`.
 
     Raises:
-        CheckpointError: if the weights are of another model, or naming all that differs.
+        CheckpointError: if the weights are of another model, if a layer is missing, or naming all
+            that differs.
         ConfigError: if what the weights say makes no configuration.
     """
     given, model = given_settings(config), config.model
     kind = model_of(shapes)
     if model.name in UPSTREAM_MODELS and model.name != kind:
         raise CheckpointError(f"{path}: {_other_model(kind, model.name, shapes)}")
+    if isinstance(model, NetworkConfig):
+        _check_layers(path, shapes, model)
     spec = build_task(config.task, config.task_seed).spec
     sizes = model_sizes(shapes, model) if isinstance(model, NetworkConfig) else {}
     told = {name: (value, "the weights say") for name, value in sizes.items()}
@@ -195,7 +231,7 @@ def completed_config(
         settings = config_to_dict(config)
         settings["model"].update({key[len("model.") :]: value for key, value in taken.items()})
         config = config_from_dict(settings, f"{path} with the configuration")
-    rows = shapes.get(TABLE, (spec.num_puzzle_identifiers,))[0]
+    rows = _dimension(shapes, TABLE, 0) or spec.num_puzzle_identifiers
     return Completed(config, replace(spec, num_puzzle_identifiers=rows), taken, untold)
 
 
@@ -207,8 +243,8 @@ def _task_problems(
 ) -> List[str]:
     """Compare the task with the weights; put P, which takes both to know, into ``told``."""
     task, problems = f"the task {config.task.name}", []
-    vocabulary = shapes.get(TOKENS, (spec.vocab_size,))[0]
-    if vocabulary != spec.vocab_size:
+    vocabulary = _dimension(shapes, TOKENS, 0)
+    if vocabulary is not None and vocabulary != spec.vocab_size:
         problems.append(f"{task} has {spec.vocab_size} tokens, the weights {vocabulary}")
     length = sequence_length(shapes)
     mine = getattr(config.model, "puzzle_emb_len", None)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import mlx_trm as trm
-from mlx_trm.checkpoint import load_checkpoint, save_checkpoint
+from mlx_trm.checkpoint import MODEL, load_checkpoint, save_checkpoint
 from mlx_trm.config import config_from_dict
 from mlx_trm.conversion import read_safetensors, upstream_model_config, upstream_settings
 from mlx_trm.convert import main
@@ -255,6 +255,46 @@ def test_names_that_do_not_fit_are_named_all_at_once(tmp_path, capsys):
     assert not (tmp_path / "run").exists()
 
 
+def numbered(numbers: list, name: str = "mlp.down_proj.weight") -> dict:
+    """Arrays of a small trm, and more of them in layers of these numbers."""
+    arrays = as_numpy(small("trm"))
+    return {**arrays, **{f"L_level.layers.{n}.{name}": np.zeros((1, 1), "f") for n in numbers}}
+
+
+@pytest.mark.parametrize(
+    "arrays, part",
+    [
+        (numbered([99999999], "mlp.x"), "L_level.layers.99999999, and no L_level.layers.2"),
+        (numbered([4]), "L_level.layers.4, and no L_level.layers.2"),
+        (numbered([2, 3]), "L_level.layers.2, L_level.layers.3 are too small"),
+        (numbered(list(range(2, 900)), "x"), "L_level.layers.7, and 892 more are too small"),
+    ],
+)
+def test_layers_that_are_none_build_no_model(tmp_path, capsys, monkeypatch, arrays, part):
+    monkeypatch.setattr("mlx_trm.upstream.build_model", lambda *_, **__: pytest.fail("built"))
+    path = tw.save(tmp_path / "step_1", arrays, "model.inner.")
+    config = settings(tmp_path, name="trm", num_heads=2)
+    assert main([str(path), "--config", str(config), "--output", str(tmp_path / "run")]) == 2
+    message = capsys.readouterr().err
+    assert len(message.splitlines()) == 1 and part in message, message
+    assert len(message) < 1500
+
+
+@pytest.mark.parametrize("name", ["L_level.layers.01.x", f"L_level.layers.{'9' * 5000}.x"])
+def test_numbers_that_no_layer_has_are_unexpected(tmp_path, name):
+    path = tw.save(tmp_path / "step_1", {**as_numpy(small("trm")), name: np.zeros(1, "f")})
+    with pytest.raises(trm.CheckpointError, match="1 weights do not fit .* unexpected L_level"):
+        trm.load_upstream_checkpoint(path, settings(tmp_path, name="trm", num_heads=2))
+
+
+@pytest.mark.parametrize("name", ["embed_tokens.embedding_weight", "puzzle_emb.weights"])
+def test_weights_without_dimensions_are_named(tmp_path, name):
+    path = tw.save(tmp_path / "s", {**as_numpy(small("trm")), name: np.zeros((), np.float32)})
+    config = settings(tmp_path, name="trm", num_heads=2, hidden_size=16)
+    with pytest.raises(trm.CheckpointError, match=rf"{name} (is )?\(\)"):
+        trm.load_upstream_checkpoint(path, config)
+
+
 def test_weights_of_another_model_are_named(tmp_path):
     hrm = tw.save(tmp_path / "hrm", as_numpy(small("hrm")), "model.inner.")
     with pytest.raises(trm.CheckpointError, match="are of the model hrm, .* model.name trm"):
@@ -278,6 +318,8 @@ def test_bad_lines_are_one_line(tmp_path, capsys):
         ([source, "--output", str(tmp_path / "x")], "--config FILE is missing"),
         ([str(run), "--to-upstream", str(tmp_path / "x.bin")], "ends in .safetensors or .pt"),
         ([str(run), "--to-upstream", str(tmp_path / "no" / "x.pt")], "there is no folder"),
+        ([str(run), "--to-upstream", str(run / "step_7" / MODEL)], "its folder is a checkpoint"),
+        ([str(run), "--to-upstream", str(run / "latest" / MODEL)], "its folder is a checkpoint"),
         ([source, "--to-upstream", str(tmp_path / "x.safetensors")], "is a file"),
         (
             [str(run), "--to-upstream", str(tmp_path / "x.safetensors"), "train.lr=1"],
@@ -290,6 +332,7 @@ def test_bad_lines_are_one_line(tmp_path, capsys):
         message = capsys.readouterr().err
         assert len(message.splitlines()) == 1 and part in message, message
     assert (run / "config.yaml").read_bytes() == before
+    load_checkpoint(run)  # whole as before
     assert not list(tmp_path.glob("x*")) and not list(tmp_path.glob(".x*"))
 
 
