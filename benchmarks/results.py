@@ -140,7 +140,7 @@ def remarks(line: Dict[str, Any], measured_only: bool = False) -> List[str]:
     for key, value in line["facts"].items():
         if isinstance(value, float):
             share = key.split("_", maxsplit=1)[0] == "share" or key.endswith("share")
-            text = f"{100 * value:.2g} %" if share else f"{value:.3g}"
+            text = f"{100 * value:.3g} %" if share else f"{value:.3g}"
         elif measured_only:
             continue
         else:

@@ -41,7 +41,8 @@ def prefer_direct_launches() -> None:
     By default it collects them in CUDA graphs, which it builds anew in every step: a train step of
     64 Sudoku took 15.0 ms with graphs and 13.5 without on an H200. Without graphs it frees what an
     operation has used after every so many operations only, 100 by default; the memory that this
-    costs is why there are fewer here. What the environment already says is left alone.
+    costs is why there are fewer here. What the environment already says is left alone. It has to be
+    said before MLX is imported; commands say it, importing the package does not.
     """
     if sys.platform.startswith("linux"):
         os.environ.setdefault("MLX_USE_CUDA_GRAPHS", "0")
@@ -58,7 +59,8 @@ def check_platform() -> None:
             runs, so an exception would be a traceback.
     """
     prefer_fast_blas()
-    prefer_direct_launches()
+    if starts_command(sys.argv, _command_line()):
+        prefer_direct_launches()
     try:
         import mlx.core  # noqa: F401  pylint: disable=unused-import
     except ImportError as error:

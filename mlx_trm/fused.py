@@ -111,7 +111,7 @@ def attention(
     count, positions, size = x.shape
     split = _linear()(_rows(x), qkv, keep=keep)
     split = split.reshape(count, positions, 3, heads, size // heads)
-    if cuda.usable(x.dtype) and cuda.attention_fits(positions, size // heads):
+    if cuda.usable(x.dtype) and cuda.attention_fits(count, positions, size // heads):
         cos, sin = cos_sin or (mx.zeros((1,)), mx.zeros((1,)))
         mixed = _short_attention(cos_sin is not None)(split, cos, sin, keep=keep)[0]
         mixed = mixed.reshape(-1, size)
@@ -199,7 +199,9 @@ def _norm_gradient(total: mx.array, d_out: mx.array, eps: float, axis: int = -1)
         if cuda.usable(total.dtype) and cuda.norm_fits(total.shape[-1]):
             return cuda.norm_gradient(total, d_out, eps)
         return mx.vjp(lambda s: mx.fast.rms_norm(s, None, eps), [total], [d_out])[1][0]
-    if cuda.usable(total.dtype) and cuda.position_norm_fits(total.shape[1], total.shape[2]):
+    if cuda.usable(total.dtype) and cuda.position_norm_fits(
+        total.shape[0], total.shape[1], total.shape[2]
+    ):
         return cuda.position_norm_gradient(total, d_out, eps)
     total = mx.depends([total], [d_out])[0]
     wide, d_wide = total.astype(mx.float32), d_out.astype(mx.float32)
@@ -288,7 +290,9 @@ def _position_mlp(eps: float) -> _Function:
         x: mx.array, gate_up: mx.array, down: mx.array, keep: bool = False
     ) -> Tuple[mx.array, ...]:
         first, second = gate_up.astype(x.dtype), down.astype(x.dtype)
-        if cuda.usable(x.dtype) and cuda.position_mlp_fits(x.shape[1], x.shape[2], second.shape[1]):
+        if cuda.usable(x.dtype) and cuda.position_mlp_fits(
+            x.shape[0], x.shape[1], x.shape[2], second.shape[1]
+        ):
             return tuple(cuda.position_mlp(x, first, second, eps, keep))
         y = second @ _swiglu(_position_inner(x, first), -2)
         return tuple(_add_norm(x, y, eps, keep, -2))

@@ -1,7 +1,7 @@
 """How much memory a training step takes, before it is tried, and how much there is."""
 
 import os
-from typing import Any, Optional, Union
+from typing import Any, List, Optional, Union
 
 import mlx.core as mx
 
@@ -12,6 +12,8 @@ from mlx_trm.models import RecursiveModel, named_arrays
 
 GIB = 1 << 30
 
+# MLX's memory limit before this module first changed it.
+_BEFORE: List[int] = []
 # How many times more rows fit where activations are computed again for the gradient.
 RECOMPUTED = 3
 
@@ -60,7 +62,7 @@ def estimate_row_bytes(model: RecursiveModel) -> int:
         if not config.attends:
             kept, passing = kept + 2.0, max(passing, 6.0 * expansion(length))
         elif cuda.usable(model.dtype):
-            kept += 6.0 if cuda.attention_fits(length, config.head_dim) else 10.0
+            kept += 6.0 if cuda.attention_fits(1, length, config.head_dim) else 10.0
         else:
             kept, passing = kept + 6.0 + scores, max(passing, 4.0 * scores)
     else:
@@ -143,4 +145,7 @@ def limit_run_ahead(model: RecursiveModel, rows: int) -> None:
     need = estimate_train_bytes(model, rows)
     if cuda.architecture() is not None and estimate_row_bytes(model):
         limit = max(4 * GIB, GIB + int(1.05 * need))
-        mx.set_memory_limit(min(limit, mx.set_memory_limit(limit)))
+        before = mx.set_memory_limit(limit)
+        if not _BEFORE:
+            _BEFORE.append(before)
+        mx.set_memory_limit(min(limit, _BEFORE[0]))

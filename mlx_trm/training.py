@@ -271,7 +271,8 @@ class Trainer(Stepper):
 def one_ahead(items: Iterator[T]) -> Iterator[T]:
     """Yield the items; a thread makes the next one while this one is used."""
     end: Any = object()
-    with ThreadPoolExecutor(1, "batches") as thread:
+    thread = ThreadPoolExecutor(1, "batches")
+    try:
         following = thread.submit(next, items, end)
         while True:
             item = following.result()
@@ -279,6 +280,8 @@ def one_ahead(items: Iterator[T]) -> Iterator[T]:
                 return
             following = thread.submit(next, items, end)
             yield item
+    finally:
+        thread.shutdown(wait=False)  # whoever stops does not wait for an item that nobody wants
 
 
 def check_share(config: ExperimentConfig, processes: Processes) -> None:

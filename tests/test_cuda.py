@@ -175,6 +175,29 @@ def test_a_cache_that_cannot_be_written_does_no_harm(compilations, tmp_path):
     assert os.listdir(tmp_path) == ["cache"] and len(compilations) == 1
 
 
+# Bytes of the arrays in mlp_t.cu and attention.cu, added up by hand: for T = 97 and 8 warps a tile
+# of 104 rows of 264 numbers and 3 stages of 64 rows of 104 and 104 rows of 40.
+def test_shared_memory_is_what_the_kernels_use():
+    assert cuda.position_mlp_bytes(97, 8) == 2 * (104 * 264 + 3 * (64 * 104 + 104 * 40)) == 119808
+    assert cuda.position_mlp_bytes(97, 4) == 93184
+    assert cuda.attention_bytes(97, 64, False) == 2 * 3 * 112 * 72
+    assert cuda.attention_bytes(97, 64, True) == 2 * (4 * 112 * 72 + 112 * 120) + 2 * 4 * 112
+
+
+@pytest.mark.parametrize(
+    "name, warps, attends", [("sm_90", 8, True), ("sm_80", 8, True), ("sm_89", 4, False)]
+)
+def test_kernels_are_used_where_a_block_s_memory_suffices(monkeypatch, name, warps, attends):
+    monkeypatch.setattr(cuda, "architecture", lambda: name)
+    assert cuda.position_mlp_fits(768, 97, 512, 512) and cuda._warps(768, 97, 512) == warps
+    assert cuda.attention_fits(768, 97, 64) and cuda.attention_fits(768, 128, 64) == attends
+    assert not cuda.position_mlp_fits(70000, 97, 512, 512)
+    assert not cuda.attention_fits(70000, 97, 64)
+    assert not cuda.position_norm_fits(70000, 97, 512)
+    monkeypatch.setattr(cuda, "architecture", lambda: None)
+    assert not cuda.position_mlp_fits(768, 97, 512, 512) and not cuda.attention_fits(768, 97, 64)
+
+
 def test_floats_travel_as_their_bits():
     bits = cuda._bits(1e-5)
     assert struct.unpack("<f", struct.pack("<i", bits))[0] == pytest.approx(1e-5, rel=1e-7)

@@ -1,16 +1,17 @@
 """The hand-written gradients of a block's halves against automatic differentiation."""
 
-from dataclasses import replace
+import dataclasses
 
 import mlx.core as mx
+import plain
 import pytest
 from mlx.utils import tree_flatten
 
 from mlx_trm import fused, quantize_model
 from mlx_trm.carry import random_batch
 from mlx_trm.config import TaskSpec
-from mlx_trm.layers import KeySequence, rope_tables
-from mlx_trm.models import TRM, TRMConfig
+from mlx_trm.layers import CastedLinear, KeySequence, rope_tables
+from mlx_trm.models import TRM, TRMConfig, build_model
 from mlx_trm.models.network import Block
 
 MIXERS = {
@@ -57,12 +58,12 @@ def test_gradients_are_those_of_the_plain_layers(mixer, dtype, tolerance, compil
     keys = mx.random.split(mx.random.key(3), 2)
     x = mx.random.normal((3, LENGTH, 32), key=keys[0]).astype(dtype)
     cotangent = mx.random.normal((3, LENGTH, 32), key=keys[1])
-    plain = gradients(block, angles, x, cotangent, False, False)
+    automatic = gradients(block, angles, x, cotangent, False, False)
     by_hand = gradients(block, angles, x, cotangent, True, compiled)
-    assert set(plain) == set(by_hand)
+    assert set(automatic) == set(by_hand)
     if mx.default_device().type == mx.DeviceType.gpu:  # where products may be rounded to TF32
         tolerance = 0.02
-    for name, want in plain.items():
+    for name, want in automatic.items():
         have = by_hand[name]
         assert have.dtype == want.dtype and have.shape == want.shape, name
         error = mx.max(mx.abs(have.astype(mx.float32) - want.astype(mx.float32)))
@@ -90,7 +91,7 @@ def test_memory_is_a_fraction_of_automatic_differentiation_s():
     spec = TaskSpec(vocab_size=11, seq_len=81)
     settings = {**SMALL, "hidden_size": 64, "H_cycles": 1, "L_cycles": 3, "puzzle_emb_ndim": 0}
     config = TRMConfig(**settings, puzzle_emb_len=0, forward_dtype="float32", mlp_t=True)
-    model = TRM(replace(config, pos_encodings="none"), spec)
+    model = TRM(dataclasses.replace(config, pos_encodings="none"), spec)
     batch = random_batch(spec, 16)
     carry = model.begin(model.initial_carry(batch), batch)
     mx.eval(carry.pack(), model.parameters())
@@ -107,6 +108,59 @@ def test_memory_is_a_fraction_of_automatic_differentiation_s():
             mx.eval(mx.grad(loss)(model.trained_weights()))
         peaks.append(mx.get_peak_memory() - start)
     assert peaks[1] < 0.6 * peaks[0]
+
+
+class Adapted(CastedLinear):
+    """A layer that somebody has put in a layer's place."""
+
+    def __call__(self, x):
+        return super().__call__(x) + 1.0
+
+
+def test_other_layers_than_ours_are_not_passed_over():
+    block, _ = small_block("attention")
+    block.mlp.down_proj = Adapted(64, 32, False, KeySequence(1))
+    block.mlp.gate_up_proj = Adapted(32, 128, False, KeySequence(2))
+    x = mx.random.normal((2, LENGTH, 32), key=mx.random.key(3))
+    results = []
+    for choice in (False, True):
+        with fused.using(choice):
+            results.append(block(x, None))
+    assert mx.array_equal(*results)
+
+
+@pytest.mark.parametrize("name", sorted(plain.SMALL))
+def test_what_is_said_to_need_no_gradient_needs_none(name, monkeypatch):
+    """On CUDA kernels have no gradient; here whatever keeps nothing is cut off instead."""
+    call = fused._Function.__call__
+
+    def cut(self, *arguments, keep):
+        results = call(self, *arguments, keep=keep)
+        if keep:
+            return results
+        if isinstance(results, mx.array):
+            return mx.stop_gradient(results)
+        return tuple(mx.stop_gradient(result) for result in results)
+
+    spec = TaskSpec(vocab_size=7, seq_len=9, num_puzzle_identifiers=3)
+    model = build_model(dataclasses.replace(plain.SMALL[name], forward_dtype="float32"), spec)
+    batch = random_batch(spec, 4)
+    carry = model.begin(model.initial_carry(batch), batch)
+
+    def loss(weights, rows):
+        with model.using(weights):
+            outputs = model.reason(carry, rows)[1]
+        return mx.sum(mx.square(outputs.logits)) + mx.sum(outputs.q_halt)
+
+    found = []
+    for by_hand in (False, True):
+        with fused.using(by_hand), monkeypatch.context() as patch:
+            patch.setattr(fused._Function, "__call__", cut)
+            gradients = mx.grad(loss, (0, 1))(model.trained_weights(), model.puzzle_rows(carry))
+        found.append(dict(tree_flatten(gradients)))
+    for key, want in found[0].items():
+        scale = mx.max(mx.abs(want)).item()
+        assert mx.max(mx.abs(found[1][key] - want)).item() <= 1e-3 * max(scale, 1e-6), key
 
 
 def test_quantised_layers_stay_as_they_are():

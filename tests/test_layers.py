@@ -6,6 +6,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
+from mlx_trm import layers
 from mlx_trm.layers import (
     Attention,
     CastedEmbedding,
@@ -193,3 +194,27 @@ def test_attention_equals_plain_arithmetic(rope):
     mixed = (shares @ value).transpose(0, 2, 1, 3).reshape(2, positions, size)
     expected = mixed @ np.array(layer.o_proj.weight).T
     np.testing.assert_allclose(np.array(layer(mx.array(x), tables)), expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.skipif(
+    not layers._EXP_IS_SLOW or layers.on_gpu(), reason="MLX's own exp is used elsewhere"
+)
+@pytest.mark.parametrize("compiled", [False, True])
+def test_decay_and_silu_against_float64(compiled):
+    x = mx.linspace(-80.0, 80.0, 200001)
+    exact = np.exp(-np.array(x).astype(np.float64))
+    decay, silu = (mx.compile(f) if compiled else f for f in (layers.decay, layers.silu))
+    error = np.abs(np.array(decay(x)).astype(np.float64) / exact - 1.0)
+    assert error.max() < 1.3e-7
+    near = np.abs(np.array(x)) < 20
+    error = np.array(silu(x)).astype(np.float64) / np.where(
+        exact == np.inf, 1.0, np.array(x).astype(np.float64) / (1.0 + exact)
+    )
+    assert np.nanmax(np.abs(error[near] - 1.0)) < 2.5e-7
+
+
+def test_silu_of_extremes():
+    x = mx.array([0.0, 1e30, -1e30, -200.0, 200.0])
+    np.testing.assert_allclose(np.array(layers.silu(x)), [0.0, 1e30, 0.0, 0.0, 200.0], atol=1e-6)
+    slope = mx.grad(lambda x: mx.sum(layers.silu(x)))(x)
+    np.testing.assert_allclose(np.array(slope), [0.5, 1.0, 0.0, 0.0, 1.0], atol=1e-6)

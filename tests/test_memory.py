@@ -47,7 +47,6 @@ def test_the_estimate_is_within_a_factor_of_two_of_the_peak(settings, length, ro
         mx.eval(mx.grad(loss_fn, (0, 1))(model.trained_weights(), vectors))
         estimate = rows * estimate_row_bytes(model)
     peak = mx.get_peak_memory() - start
-    print(estimate / peak)
     assert 0.5 < estimate / peak < 2.0
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import time
 from pathlib import Path
 
 import mlx.core as mx
@@ -15,7 +16,7 @@ from mlx_trm import memory
 from mlx_trm.errors import CheckpointError, ConfigError, TRMError
 from mlx_trm.losses import act_loss
 from mlx_trm.optim import EMA, AdamATan2, sign_sgd_rows
-from mlx_trm.training import Trainer
+from mlx_trm.training import Trainer, one_ahead
 
 
 @pytest.fixture(autouse=True)
@@ -288,3 +289,29 @@ def test_a_full_disk_ends_in_one_line(tmp_path, monkeypatch):
     with pytest.raises(CheckpointError, match="No space left on device"):
         trainer.fit()
     assert not list((tmp_path / "run").glob("*step*"))
+
+
+def test_batches_are_made_one_ahead():
+    made = []
+
+    def source(count, fails=False):
+        for number in range(count):
+            made.append(number)
+            yield number
+        if fails:
+            raise ValueError("the last one is broken")
+
+    assert list(one_ahead(source(5))) == [0, 1, 2, 3, 4] and not list(one_ahead(source(0)))
+    made.clear()
+    items = one_ahead(source(3))
+    assert next(items) == 0
+    deadline = time.monotonic() + 10
+    while made != [0, 1] and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert made == [0, 1], "the second is made while the first is in use, and no third one"
+    items.close()
+    taken = []
+    with pytest.raises(ValueError, match="the last one is broken"):
+        for item in one_ahead(source(2, fails=True)):
+            taken.append(item)
+    assert taken == [0, 1]

@@ -6,6 +6,7 @@ dtype and size; ``MLX_TRM_CUDA_KERNELS=0`` asks for it everywhere. Measured: doc
 Shape letters: B batch, T positions, D hidden, I inner size of a SwiGLU, h heads.
 """
 
+import logging
 import os
 import struct
 from functools import lru_cache
@@ -13,11 +14,16 @@ from typing import List, Optional, Sequence, Tuple
 
 import mlx.core as mx
 
-from mlx_trm.cuda.nvrtc import binary, library
+from mlx_trm.cuda.nvrtc import NvrtcError, binary, library
 
+LOG = logging.getLogger(__name__)
 _THREADS = 256
-# mlp_t.cu: inner units a stage, stages, and what a block of one multiprocessor may hold.
-_UNITS, _STAGES, _SHARED_BYTES = 32, 3, 227 * 1024
+# mlp_t.cu: inner units a stage, and stages.
+_UNITS, _STAGES = 32, 3
+# KiB of shared memory that a block may have, by architecture; on others, as far as is known, 99.
+_SHARED_KIB = {80: 163, 87: 163, 90: 227, 100: 227, 103: 227}
+# The most blocks along the second axis of a grid.
+_GRID = 65535
 
 
 @lru_cache(maxsize=1)
@@ -31,7 +37,20 @@ def architecture() -> Optional[str]:
     number = name[len("sm_") :]
     if not name.startswith("sm_") or not number.isdigit() or int(number) < 80:
         return None
-    return name if library() is not None else None
+    if library() is None:
+        return None
+    try:
+        binary("swiglu.cu", name, {})
+    except NvrtcError as error:
+        LOG.warning("plain operations are used on this GPU: its kernels do not compile: %s", error)
+        return None
+    return name
+
+
+def shared_limit() -> int:
+    """Give the bytes of shared memory that a block may have; 0 where no kernel runs."""
+    name = architecture()
+    return 0 if name is None else 1024 * _SHARED_KIB.get(int(name[len("sm_") :]), 99)
 
 
 def usable(dtype: mx.Dtype) -> bool:
@@ -139,9 +158,9 @@ def _over_rows(
     return _launch("norm.cu", name, arrays, shapes, scalars, (blocks, 1), defines={"SIZE": size})
 
 
-def position_norm_fits(positions: int, size: int) -> bool:
-    """Whether :func:`position_norm_gradient` takes (B, ``positions``, ``size``)."""
-    return size % 64 == 0 and positions <= 256
+def position_norm_fits(rows: int, positions: int, size: int) -> bool:
+    """Whether :func:`position_norm_gradient` takes (``rows``, ``positions``, ``size``)."""
+    return size % 64 == 0 and positions <= 256 and rows <= _GRID
 
 
 def position_norm_gradient(total: mx.array, d_out: mx.array, eps: float) -> mx.array:
@@ -158,9 +177,37 @@ def position_norm_gradient(total: mx.array, d_out: mx.array, eps: float) -> mx.a
     )[0]
 
 
-def position_mlp_fits(positions: int, size: int, inner: int) -> bool:
-    """Whether :func:`position_mlp` takes these sizes: its outputs stay in a warp's registers."""
-    return positions <= 104 and size % 32 == 0 and inner % _UNITS == 0 and inner >= 2 * _UNITS
+def position_mlp_fits(rows: int, positions: int, size: int, inner: int) -> bool:
+    """Whether :func:`position_mlp` takes (``rows``, ``positions``, ``size``) and that inner size.
+
+    Its outputs stay in a warp's registers, x and the weights in use in shared memory.
+    """
+    return (
+        positions <= 104
+        and size % 32 == 0
+        and inner % _UNITS == 0
+        and inner >= 2 * _UNITS
+        and rows <= _GRID
+        and position_mlp_bytes(positions, 1) <= shared_limit()
+    )
+
+
+def position_mlp_bytes(positions: int, warps: int) -> int:
+    """Give the shared memory of a block of mlp_t.cu."""
+    padded = -(-positions // 8) * 8
+    first = padded if padded // 8 % 2 else padded + 8
+    stage = 2 * _UNITS * first + padded * (_UNITS + 8)
+    return 2 * (padded * (32 * warps + 8) + _STAGES * stage)
+
+
+def _warps(rows: int, positions: int, size: int) -> int:
+    """As many columns a block as keep the GPU busy: a block reads both weights whole."""
+    for warps in (8, 4, 2):
+        busy = rows * (size // (32 * warps)) >= 128
+        fits = position_mlp_bytes(positions, warps) <= shared_limit()
+        if size % (32 * warps) == 0 and busy and fits:
+            return warps
+    return 1
 
 
 def position_mlp(
@@ -181,12 +228,7 @@ def position_mlp(
     more = padded - positions
     gate_up = mx.pad(gate_up, [(0, 0), (0, more)])
     down = mx.pad(down, [(0, more), (0, 0)])
-    # As many columns a block as keep the multiprocessors busy: a block reads both weights whole.
-    warps = next(w for w in (8, 4, 2, 1) if size % (32 * w) == 0 and (w == 1 or _busy(x, w)))
-    first = padded if padded // 8 % 2 else padded + 8
-    stage = 2 * _UNITS * first + padded * (_UNITS + 8)
-    rows = positions + (-positions) % 8
-    shared = 2 * (rows * (32 * warps + 8) + _STAGES * stage)
+    warps = _warps(count, positions, size)
     unused = (count, positions, size) if keep_total else (1,)
     return _launch(
         "mlp_t.cu",
@@ -197,12 +239,8 @@ def position_mlp(
         (size // (32 * warps), count),
         threads=32 * warps,
         defines={"T": positions, "D": size, "INNER": inner, "WARPS": warps},
-        shared_memory=shared,
+        shared_memory=position_mlp_bytes(positions, warps),
     )
-
-
-def _busy(x: mx.array, warps: int) -> bool:
-    return x.shape[0] * (x.shape[2] // (32 * warps)) >= 128
 
 
 def rope_fits(head_dim: int) -> bool:
@@ -248,9 +286,21 @@ def rope_gradient(
     )[0]
 
 
-def attention_fits(positions: int, head_dim: int) -> bool:
+def attention_fits(rows: int, positions: int, head_dim: int) -> bool:
     """Whether :func:`attention` takes these sizes: a head of a sequence in shared memory."""
-    return positions <= 128 and head_dim in (16, 32, 64)
+    return (
+        positions <= 128
+        and head_dim in (16, 32, 64)
+        and rows <= _GRID
+        and attention_bytes(positions, head_dim, True) <= shared_limit()
+    )
+
+
+def attention_bytes(positions: int, head_dim: int, backward: bool) -> int:
+    """Give the shared memory of a block of attention.cu."""
+    rows = -(-positions // 16) * 16
+    tile = rows * (head_dim + 8)
+    return 2 * (4 * tile + rows * (rows + 8)) + 8 * rows if backward else 2 * 3 * tile
 
 
 def attention(
@@ -299,10 +349,7 @@ def _attention(
 ) -> List[mx.array]:
     count, positions, _, heads, size = arrays[0].shape
     warps = -(-positions // 16)
-    rows, tiles = warps * 16, 3 if name == "attention_forward" else 4
-    shared = 2 * tiles * rows * (size + 8)
-    if tiles == 4:
-        shared += 2 * rows * (rows + 8) + 8 * rows
+    shared = attention_bytes(positions, size, name == "attention_backward")
     return _launch(
         "attention.cu",
         name,

@@ -23,11 +23,13 @@ class NvrtcError(RuntimeError):
 @lru_cache(maxsize=1)
 def library() -> Optional[Any]:
     """Load NVRTC, which is in the process already where MLX runs on CUDA; None without it."""
-    for version in (13, 12):
-        try:
-            return ctypes.CDLL(f"libnvrtc.so.{version}")
-        except OSError:
-            continue
+    loaded = getattr(os, "RTLD_NOLOAD", 0) | getattr(os, "RTLD_NOW", 0)
+    for mode in (loaded, ctypes.DEFAULT_MODE):  # first the one that MLX has loaded
+        for version in (13, 12):
+            try:
+                return ctypes.CDLL(f"libnvrtc.so.{version}", mode=mode)
+            except OSError:
+                continue
     return None
 
 

@@ -119,7 +119,7 @@ class Block(nn.Module):
 
     def __call__(self, x: mx.array, cos_sin: Optional[CosSin]) -> mx.array:
         """Map (B, T, D) to (B, T, D)."""
-        if fused.in_use() and not self._quantized():
+        if fused.in_use() and self._plain():
             return self._fused(x, cos_sin)
         if "mlp_t" in self:
             x = rms_norm(x + self.mlp_t.left(x), self.eps, axis=-2)
@@ -127,9 +127,12 @@ class Block(nn.Module):
             x = rms_norm(x + self.self_attn(x, cos_sin), self.eps)
         return rms_norm(x + self.mlp(x), self.eps)
 
-    def _quantized(self) -> bool:
-        """Whether a layer has packed weights; those that no group size divides have not."""
-        return any("scales" in module for module in self.modules())
+    def _plain(self) -> bool:
+        """Whether all its layers are those made here: not quantised, with no adapter or bias."""
+        mixer = self.mlp_t if "mlp_t" in self else self.self_attn
+        layers = [layer for part in (mixer, self.mlp) for layer in part.children().values()]
+        # pylint: disable-next=unidiomatic-typecheck
+        return all(type(layer) is CastedLinear and "bias" not in layer for layer in layers)
 
     def _fused(self, x: mx.array, cos_sin: Optional[CosSin]) -> mx.array:
         """The same, through functions that are faster on a GPU. A gradient needs training mode."""
