@@ -86,27 +86,10 @@ def export_step(
     if not batch_sizes or min(batch_sizes) < 1:
         raise ValueError(f"batch_sizes must be numbers of at least 1, got {list(batch_sizes)}")
     target = Path(path)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    mx.eval(model.parameters())  # what is not computed yet would be computed in every call
-    step = step_function(model)
+    temporary = _temporary(target)
     try:
-        temporary.touch()  # says why, where it cannot be written; MLX does not
-        with mx.exporter(str(temporary), step) as exporter:
-            for size in dict.fromkeys(batch_sizes):
-                first = _first_inputs(model, size)
-                exporter(*first)
-                exporter(*first, *step(*first)[len(ANSWERS) :])
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        mx.import_function(str(temporary))  # a full disk is noticed here
+        _write_functions(model, temporary, target, batch_sizes)
         os.replace(temporary, target)
-    except ValueError as error:
-        raise ConfigError(
-            f"model {model.config.name}: MLX cannot export it ({error}); "
-            "it can be used from Python only"
-        ) from error
-    except RuntimeError as error:
-        raise OSError(errno.EIO, " ".join(str(error).split()), str(target)) from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -130,18 +113,30 @@ def export_checkpoint(
 
     Raises:
         CheckpointError: if the checkpoint's files are no longer what they were.
-        ConfigError: if a file cannot be written, or MLX cannot write the model.
+        ConfigError: if a file cannot be written, or MLX cannot write the model; both files are
+            then as they were.
         ValueError: if there is no batch size, or one is less than 1.
     """
     target = Path(path)
     beside = target.with_name(target.name + ".json")
     about = describe_export(checkpoint, batch_sizes, quantized)
+    place, function, description = target, _temporary(target), _temporary(beside)
     try:
-        export_step(checkpoint.model, target, batch_sizes)
-        about["function"] = {"file": target.name, "sha256": file_hash(target)}
-        write_text(beside, json.dumps(about, indent=2) + "\n")
+        for place in (beside, target):
+            if place.is_dir():
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(place))
+        _write_functions(checkpoint.model, function, target, batch_sizes)
+        about["function"] = {"file": target.name, "sha256": file_hash(function)}
+        place = beside
+        write_text(description, json.dumps(about, indent=2) + "\n")
+        os.replace(description, beside)
+        place = target
+        os.replace(function, target)
     except OSError as error:
-        raise ConfigError(f"{target}: cannot be written ({error.strerror or error})") from error
+        raise ConfigError(f"{place}: cannot be written ({error.strerror or error})") from error
+    finally:
+        for rest in (function, description):
+            rest.unlink(missing_ok=True)
     return beside
 
 
@@ -196,6 +191,38 @@ def describe_step(model: RecursiveModel) -> Dict[str, List[Dict[str, Any]]]:
         "latents": _shapes(latents, outputs[len(ANSWERS) :]),
         "outputs": _shapes((*ANSWERS, *latents), outputs),
     }
+
+
+def _temporary(target: Path) -> Path:
+    """Give the name under which a file is written before it takes its place."""
+    return target.with_name(f".{target.name}.{os.getpid()}.tmp")
+
+
+def _write_functions(
+    model: RecursiveModel, file: Path, target: Path, batch_sizes: Sequence[int]
+) -> None:
+    """Write a model's step to a file that will be renamed to ``target``, the one errors name."""
+    if not batch_sizes or min(batch_sizes) < 1:
+        raise ValueError(f"batch_sizes must be numbers of at least 1, got {list(batch_sizes)}")
+    mx.eval(model.parameters())  # what is not computed yet would be computed in every call
+    step = step_function(model)
+    try:
+        file.touch()  # says why, where it cannot be written; MLX does not
+        with mx.exporter(str(file), step) as exporter:
+            for size in dict.fromkeys(batch_sizes):
+                first = _first_inputs(model, size)
+                exporter(*first)
+                exporter(*first, *step(*first)[len(ANSWERS) :])
+        with file.open("rb+") as written:
+            os.fsync(written.fileno())
+        mx.import_function(str(file))  # a full disk is noticed here
+    except ValueError as error:
+        raise ConfigError(
+            f"model {model.config.name}: MLX cannot export it ({error}); "
+            "it can be used from Python only"
+        ) from error
+    except RuntimeError as error:
+        raise OSError(errno.EIO, " ".join(str(error).split()), str(target)) from error
 
 
 def _ranges(model: RecursiveModel) -> Dict[str, List[int]]:

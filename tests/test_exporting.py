@@ -1,5 +1,6 @@
 """Models as files of functions: what is in them; in Python and C++ they compute the same."""
 
+import errno
 import functools
 import json
 import os
@@ -258,6 +259,35 @@ def test_an_export_is_whole_or_absent(
     for sizes in ([], [0]):
         with pytest.raises(ValueError, match="batch_sizes must be numbers of at least 1"):
             export_step(checkpoint.model, path, sizes)
+
+
+def test_both_files_are_replaced_or_none(
+    run_dir: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A description that cannot be written leaves the old functions; the error names it."""
+    path, beside = tmp_path / "model.mlxfn", tmp_path / "model.mlxfn.json"
+    checkpoint = load_checkpoint(run_dir)
+    path.write_bytes(b"mine")
+    beside.mkdir()
+    with pytest.raises(trm.ConfigError, match=r"mlxfn\.json: cannot be written \(Is a directory"):
+        export_checkpoint(checkpoint, path)
+    beside.rmdir()
+    beside.write_bytes(b"mine too")
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("mlx_trm.exporting.write_text", full)
+    with pytest.raises(trm.ConfigError, match=r"mlxfn\.json: cannot be written \(No space"):
+        export_checkpoint(checkpoint, path)
+    assert (path.read_bytes(), beside.read_bytes()) == (b"mine", b"mine too")
+    assert sorted(os.listdir(tmp_path)) == ["model.mlxfn", "model.mlxfn.json"]
+    monkeypatch.undo()
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(trm.ConfigError, match=r"mlxfn: cannot be written \(Is a directory"):
+        export_checkpoint(checkpoint, path)
+    assert beside.read_bytes() == b"mine too"
 
 
 def test_what_mlx_cannot_write_is_named(tmp_path: Path) -> None:
