@@ -46,7 +46,7 @@ def arguments(description: Optional[str]) -> Parser:
     add("--dtype", choices=("float32", "bfloat16", "float16"),
         help="default: bfloat16 on the GPU, float32 on the CPU")  # fmt: skip
     add("--compile", action=argparse.BooleanOptionalAction, default=None,
-        help="use mx.compile (default: on the GPU)")  # fmt: skip
+        help="use mx.compile (default: on the GPU, and on the CPU but for tiny)")  # fmt: skip
     add("--repeats", type=count, default=9, metavar="N", help="timed blocks (default: 9)")
     add("--block-seconds", type=positive, default=0.5, metavar="S",
         help="a block repeats its work for about so long (default: 0.5)")  # fmt: skip

@@ -63,7 +63,6 @@ class Suite:
         self.device = "gpu" if gpu else "cpu"
         self.args = args
         self.dtype = args.dtype or ("bfloat16" if gpu else "float32")
-        self.compiled = gpu if args.compile is None else args.compile
         theirs = args.upstream_compile
         self.upstream_compiled = gpu if theirs is None else theirs
         self.combinations = [
@@ -105,7 +104,10 @@ class Suite:
 
     def job(self, case: str, size: str, batch: int, side: str = OURS) -> Job:
         """Describe the work of a case for one side."""
-        compiled = self.compiled if side == OURS else self.upstream_compiled
+        compiled = self.upstream_compiled
+        if side == OURS:  # as train.compile=auto has it: on the CPU large models only
+            chosen = self.args.compile
+            compiled = self.device == "gpu" or size != "tiny" if chosen is None else chosen
         return {
             **describe(size, batch, self.dtype, compiled),
             "case": case,
