@@ -331,8 +331,14 @@ def _read_state(folder: Path) -> Dict[str, Any]:
                 f"{file}: format {version}, this version of mlx_trm reads {FORMAT_VERSION}; "
                 "use the version that wrote it"
             )
-        if not (isinstance(state["step"], int) and isinstance(state["sha256"], dict)):
-            raise TypeError("step or sha256 has the wrong type")
+        step, files = state["step"], state["sha256"]
+        if not isinstance(step, int) or isinstance(step, bool) or step < 0:
+            raise TypeError("step must be a whole number from 0 up")
+        # What is there but not named would be passed over, or read unchecked.
+        optional = (AVERAGE, OPTIMIZER, CARRY, ROW_NAMES)
+        needed = [MODEL, CONFIG, *(name for name in optional if (folder / name).exists())]
+        if not isinstance(files, dict) or not files.keys() >= set(needed):
+            raise TypeError(f"sha256 must name {', '.join(needed)}")
         spec = asdict(TaskSpec(**state["spec"]))
         for name, value in spec.items():
             least = 0 if name.endswith("_id") else 1

@@ -171,6 +171,32 @@ def test_a_format_of_the_future_is_refused(run):
         trm.load_checkpoint(run)
 
 
+@pytest.mark.parametrize(
+    "key, value, says",
+    [
+        ("step", -1, "step must be a whole number from 0 up"),
+        ("step", True, "step must be a whole number from 0 up"),
+        ("sha256", {}, "sha256 must name model.safetensors, config.yaml, ema.safetensors"),
+        ("sha256", [], "sha256 must name model.safetensors, config.yaml, ema.safetensors"),
+        ("sha256", "model.safetensors", "sha256 must name model.safetensors"),
+        ("sha256", "config.yaml", "sha256 must name model.safetensors, config.yaml"),
+        ("sha256", "ema.safetensors", "sha256 must name .*, ema.safetensors"),
+    ],
+)
+def test_a_state_that_leaves_a_file_or_a_sign_out(run, key, value, says):
+    """A word beside ``sha256`` is the file that is left out."""
+    state = json.loads((run / "step_7" / "state.json").read_text())
+    if isinstance(value, str):
+        del state[key][value]
+    else:
+        state[key] = value
+    (run / "step_7" / "state.json").write_text(json.dumps(state))
+    for read in (trm.load_checkpoint, trm.read_weights):
+        with pytest.raises(CheckpointError, match=rf"state\.json: damaged .*{says}") as caught:
+            read(run)
+        assert "\n" not in str(caught.value)
+
+
 def test_weights_of_another_shape_are_all_named(run, tmp_path, config):
     other = trm.load_config("sudoku_tiny.yaml", OVERRIDES + ["model.hidden_size=32"])
     mixed = tmp_path / "mixed"
