@@ -17,7 +17,7 @@ import mlx.core as mx
 from mlx.utils import tree_unflatten
 
 from mlx_trm.config import ModelConfig, TaskSpec
-from mlx_trm.errors import CheckpointError
+from mlx_trm.errors import CheckpointError, listed, shown
 from mlx_trm.models import RecursiveModel, named_arrays
 from mlx_trm.registry import MODELS
 
@@ -88,14 +88,16 @@ def _check_header(header: Mapping[str, Any], size: int) -> None:
         begin, end = entry["data_offsets"]
         shape, dtype = entry["shape"], entry["dtype"]
         if dtype not in _ITEM_SIZES:
-            raise ValueError(f"{name} has the dtype {dtype!r}, which MLX does not read")
+            raise ValueError(f"{shown(name)} has the dtype {shown(dtype)}, which MLX does not read")
         numbers = [begin, end, *shape]
         if not all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in numbers):
             raise ValueError("its header is malformed")
         if end > size:
             raise ValueError("it is cut short")
         if math.prod(shape) * _ITEM_SIZES[dtype] != end - begin or max(shape, default=0) >= 2**31:
-            raise ValueError(f"{name} of shape {tuple(shape)} and {dtype} has {end - begin} bytes")
+            raise ValueError(
+                f"{shown(name)} of shape {shown(tuple(shape))} and {dtype} has {end - begin} bytes"
+            )
 
 
 def strip_prefix(name: str) -> str:
@@ -188,21 +190,21 @@ def load_weights(
         partial: whether names may be missing (the EMA holds trained weights only).
 
     Raises:
-        CheckpointError: naming everything missing, unexpected or of another shape.
+        CheckpointError: naming what is missing, unexpected or of another shape.
     """
     own = dict(named_arrays(model.parameters()))
     problems = []
     for name in sorted(set(own) - set(arrays)) if not partial else ():
-        problems.append(f"missing {name} {tuple(own[name].shape)}")
+        problems.append(f"missing {shown(name)} {tuple(own[name].shape)}")
     for name in sorted(set(arrays) - set(own)):
-        problems.append(f"unexpected {name} {tuple(arrays[name].shape)}")
+        problems.append(f"unexpected {shown(name)} {tuple(arrays[name].shape)}")
     for name in sorted(set(arrays) & set(own)):
         have, want = tuple(arrays[name].shape), tuple(own[name].shape)
         if have != want:
             problems.append(f"{name} is {have}, the model needs {want}")
     if problems:
         raise CheckpointError(
-            f"{where}: {len(problems)} weights do not fit the model: {'; '.join(problems)}; "
+            f"{where}: {len(problems)} weights do not fit the model: {listed(problems)}; "
             "use the configuration the weights were trained with"
         )
     model.update(tree_unflatten(list(arrays.items())))

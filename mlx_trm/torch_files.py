@@ -16,6 +16,7 @@ from typing import IO, Any, Callable, Dict, Optional
 import mlx.core as mx
 import numpy as np
 
+from mlx_trm.errors import listed, shown
 from mlx_trm.torch_pickle import PickleReader, RefusedError, Storage, Tensor
 
 ZIP_MAGIC = b"PK\x03\x04"
@@ -79,12 +80,12 @@ def _read_archive(file: IO[bytes], size: int) -> Dict[str, mx.array]:
             def numbers(storage: Storage) -> bytes:
                 entry = entries.get(f"{root}data/{storage.key}")
                 if entry is None:
-                    raise ValueError(f"it lacks the numbers data/{storage.key}")
+                    raise ValueError(f"it lacks the numbers data/{shown(storage.key)}")
                 return archive.read(entry)
 
             return _arrays(state, numbers, size)
     except (zipfile.BadZipFile, EOFError, NotImplementedError, OverflowError) as error:
-        raise ValueError(f"the zip archive is damaged or cut short ({error})") from error
+        raise ValueError(f"the zip archive is damaged or cut short ({shown(error)})") from error
 
 
 def _checked_entries(archive: zipfile.ZipFile, size: int) -> Dict[str, zipfile.ZipInfo]:
@@ -92,10 +93,10 @@ def _checked_entries(archive: zipfile.ZipFile, size: int) -> Dict[str, zipfile.Z
     entries: Dict[str, zipfile.ZipInfo] = {}
     for entry in archive.infolist():
         if entry.filename in entries:
-            raise ValueError(f"the zip archive holds {entry.filename!r} twice")
+            raise ValueError(f"the zip archive holds {shown(entry.filename)} twice")
         if entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & 1:
             raise ValueError(
-                f"the zip archive holds {entry.filename[:80]!r} compressed or encrypted, which "
+                f"the zip archive holds {shown(entry.filename)} compressed or encrypted, which "
                 "torch.save never does; unpack it and pack it again without"
             )
         entries[entry.filename] = entry
@@ -128,7 +129,9 @@ def _read_stream(file: IO[bytes], size: int) -> Dict[str, mx.array]:
             raise ValueError("it lists numbers that no tensor has")
         count = int.from_bytes(file.read(8), "little")
         if count != storage.size:
-            raise ValueError(f"it is damaged: {storage.size} numbers of {key!r} became {count}")
+            raise ValueError(
+                f"it is damaged: {storage.size} numbers of {shown(key)} became {count}"
+            )
         places[key] = file.tell()
         end = places[key] + count * np.dtype(storage.kind.bits).itemsize
         if end > size:
@@ -137,7 +140,7 @@ def _read_stream(file: IO[bytes], size: int) -> Dict[str, mx.array]:
 
     def numbers(storage: Storage) -> bytes:
         if storage.key not in places:
-            raise ValueError(f"it lacks the numbers {storage.key!r}")
+            raise ValueError(f"it lacks the numbers {shown(storage.key)}")
         file.seek(places[storage.key])
         return file.read(storage.size * np.dtype(storage.kind.bits).itemsize)
 
@@ -157,14 +160,15 @@ def _arrays(state: Any, numbers: Callable[[Storage], bytes], size: int) -> Dict[
             problems.append("a name is no text")
         elif not isinstance(tensor, Tensor):
             inside = "a state dict of its own" if isinstance(tensor, dict) else "no tensor"
-            problems.append(f"{name[:80]} is {inside}")
+            problems.append(f"{shown(name)} is {inside}")
         elif tensor.storage.kind.name not in _FLOATS:
-            problems.append(f"{name[:80]} is {tensor.storage.kind.name}, not {', '.join(_FLOATS)}")
+            problems.append(
+                f"{shown(name)} is {tensor.storage.kind.name}, not {', '.join(_FLOATS)}"
+            )
         else:
             total += math.prod(tensor.shape) * np.dtype(tensor.storage.kind.bits).itemsize
     if problems:
-        more = "; ..." if len(problems) > 6 else ""
-        raise ValueError(f"it holds no plain state dict: {'; '.join(problems[:6])}{more}")
+        raise ValueError(f"it holds no plain state dict: {listed(problems, 6)}")
     if total > _MOST_REPEATED * size:
         raise ValueError(f"its tensors would take {total} bytes, and the file has {size}")
     arrays: Dict[str, mx.array] = {}
@@ -176,8 +180,8 @@ def _arrays(state: Any, numbers: Callable[[Storage], bytes], size: int) -> Dict[
             content, held = numbers(tensor.storage), tensor.storage
             if len(content) != held.size * np.dtype(kind.bits).itemsize:
                 raise ValueError(
-                    f"the numbers of {name} are cut short: {len(content)} bytes for {held.size} "
-                    f"of {kind.name}"
+                    f"the numbers of {shown(name)} are cut short: {len(content)} bytes for "
+                    f"{held.size} of {kind.name}"
                 )
             data = np.frombuffer(content, dtype=kind.bits)
         strides = tuple(stride * data.itemsize for stride in tensor.strides)

@@ -6,9 +6,11 @@ stand in a table and mean descriptions of tensors, not calls; any other name is 
 """
 
 import pickletools
-from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Optional, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Mapping, NamedTuple, Optional, Tuple
 
 import mlx.core as mx
+
+from mlx_trm.errors import shown
 
 # A state dict takes a few dozen instructions a tensor; what takes more was not made by torch.save.
 _MOST_INSTRUCTIONS = 1_000_000
@@ -165,6 +167,14 @@ def _call(function: Any, arguments: Any, inside: bool = False) -> Any:
 # The pickle --------------------------------------------------------------------------------------
 
 
+def _instructions(stream: Any) -> Iterator[Tuple[Any, Any, Any]]:
+    """Give a pickle's instructions; what the parser says of a bad one may hold the file's text."""
+    try:
+        yield from pickletools.genops(stream)
+    except ValueError as error:
+        raise ValueError(f"its pickle is damaged ({shown(error)})") from error
+
+
 class PickleReader:
     """Follows one pickle's instructions on a stack; knows those that a state dict takes.
 
@@ -189,7 +199,7 @@ class PickleReader:
                 pickle.
         """
         try:
-            for count, (opcode, argument, _) in enumerate(pickletools.genops(self._stream)):
+            for count, (opcode, argument, _) in enumerate(_instructions(self._stream)):
                 if count > _MOST_INSTRUCTIONS:
                     raise ValueError("its pickle is longer than any state dict's")
                 if opcode.name == "STOP":
@@ -270,7 +280,7 @@ class PickleReader:
             raise ValueError("it holds views of storages, as torch before 0.4 wrote them")
         storage = Storage(key, KINDS[name.name], count)
         if self.storages.setdefault(key, storage) != storage:
-            raise ValueError(f"it describes the numbers {key[:80]!r} in two ways")
+            raise ValueError(f"it describes the numbers {shown(key)} in two ways")
         return storage
 
 
@@ -293,10 +303,9 @@ def _known(module: str, name: str = "") -> _Name:
     """Look a name up in the table; all others are refused."""
     found = _Name(module, name)
     if found not in _MEANINGS:
-        asked = f"{module[:80]}.{name[:80]}".encode("unicode_escape").decode("ascii")
         raise RefusedError(
-            f"it asks for {asked}, which no state dict needs; nothing was executed, and it is best "
-            "not to open the file with torch"
+            f"it asks for {shown(module)}.{shown(name)}, which no state dict needs; nothing was "
+            "executed, and it is best not to open the file with torch"
         )
     return found
 

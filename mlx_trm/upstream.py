@@ -34,7 +34,7 @@ from mlx_trm.conversion import (
     strip_prefix,
     upstream_settings,
 )
-from mlx_trm.errors import CheckpointError, ConfigError
+from mlx_trm.errors import CheckpointError, ConfigError, listed, shown
 from mlx_trm.models import RecursiveModel, build_model, named_arrays
 from mlx_trm.runs import prepare_run_dir
 from mlx_trm.upstream_sizes import UPSTREAM_MODELS, completed_config, declared_settings
@@ -236,14 +236,14 @@ def export_upstream(
 
 def _check_floats(path: Path, arrays: Mapping[str, mx.array]) -> None:
     problems = [
-        f"{name} is {str(array.dtype).rpartition('.')[2]}" if array.size else f"{name} is empty"
+        f"{shown(name)} is {str(array.dtype).rpartition('.')[2] if array.size else 'empty'}"
         for name, array in arrays.items()
         if not array.size or array.dtype not in _DTYPES.values()
     ]
     if problems or not arrays:
-        listed = "; ".join(problems) or "it is empty"
         raise CheckpointError(
-            f"{path}: is no state dict of weights (float32, bfloat16 or float16): {listed}"
+            f"{path}: is no state dict of weights (float32, bfloat16 or float16): "
+            f"{listed(problems) or 'it is empty'}"
         )
 
 

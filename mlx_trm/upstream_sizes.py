@@ -17,7 +17,7 @@ from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tup
 
 from mlx_trm.assembly import given_settings
 from mlx_trm.config import ExperimentConfig, TaskSpec, config_from_dict, config_to_dict
-from mlx_trm.errors import CheckpointError, listed
+from mlx_trm.errors import CheckpointError, listed, shown
 from mlx_trm.layers import SwiGLU
 from mlx_trm.models.network import NetworkConfig
 from mlx_trm.tasks import build_task
@@ -169,7 +169,9 @@ def declared_settings(path: Path, metadata: Mapping[str, str]) -> Tuple[str, Dic
         if not isinstance(settings, dict):
             raise ValueError("no settings")
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        LOG.warning("%s: the settings in %s cannot be read (%s); ignored", path, where, error)
+        LOG.warning(
+            "%s: the settings in %s cannot be read (%s); ignored", path, where, shown(error, 400)
+        )
         return where, {}
     return where, {name: settings[name] for name in _DECLARED if name in settings}
 
@@ -212,7 +214,7 @@ def completed_config(
         if mine is None:  # a puzzle_emb_ndim that is left open: as wide as the model
             mine = sizes.get("hidden_size")
         if mine != value and key in given:
-            problems.append(f"{key} is {mine!r} in the configuration, {who} {value!r}")
+            problems.append(f"{key} is {mine!r} in the configuration, {who} {shown(repr(value))}")
         elif mine != value:
             taken[key] = value
     if problems:
@@ -266,7 +268,7 @@ def _task_problems(
 
 def _other_model(kind: Optional[str], wanted: str, shapes: Mapping[str, Shape]) -> str:
     if kind is None:
-        names = ", ".join(list(shapes)[:3])[:200]
+        names = ", ".join(shown(name) for name in list(shapes)[:3])
         return f"is no checkpoint of the reference: no L_level or H_level among {names}, ..."
     return (
         f"the weights are of the model {kind}, the configuration has model.name {wanted}; use a "

@@ -295,6 +295,55 @@ def test_weights_without_dimensions_are_named(tmp_path, name):
         trm.load_upstream_checkpoint(path, config)
 
 
+UGLY, CLEAN = "\x1b[2J\nnovel\r\x9b" + 200 * "y", r"\x1b[2J\nnovel\r\x9byyyy"
+
+
+def ugly(path: Path, case: str) -> Path:
+    """Write a checkpoint whose texts would clear the screen where they are printed."""
+    arrays, ones = as_numpy(small("trm")), np.ones(2, np.float32)
+    if case == "unexpected":
+        return tw.save(path, {**arrays, UGLY: ones})
+    if case == "many":
+        return tw.save(path, {**arrays, **{f"{n}{UGLY}": ones for n in range(500)}})
+    if case == "another model":
+        return tw.save(path, {UGLY: ones})
+    if case == "whole numbers":
+        return tw.archive(path, tw.state_dict({UGLY: tw.simple("0", ones, "IntStorage")}), {})
+    if case == "cut short":
+        pickled = tw.state_dict({UGLY: tw.simple("0", ones)})
+        return tw.archive(path, pickled, {"0": b"1234"})
+    if case == "no numbers":
+        return tw.archive(path, tw.state_dict({"x": tw.simple(UGLY, ones)}), {})
+    if case == "older":
+        pickled = tw.state_dict({"x": tw.simple(UGLY, ones)})
+        return tw.stream(path, pickled, {UGLY: (3, ones.tobytes())})
+    if case == "safetensors, whole numbers":
+        mx.save_safetensors(str(path) + ".safetensors", {UGLY: mx.array([1, 2])})
+        return Path(str(path) + ".safetensors")
+    entry = {"dtype": UGLY if case == "dtype" else "F32", "shape": [3], "data_offsets": [0, 8]}
+    header = json.dumps({UGLY if case == "size" else "x": entry}).encode()
+    path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(8))
+    return path
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        *("unexpected", "many", "another model", "whole numbers", "cut short", "no numbers"),
+        *("older", "safetensors, whole numbers", "dtype", "size"),
+    ],
+)
+def test_texts_of_a_file_are_printed_escaped_and_short(tmp_path, capsys, case):
+    path = ugly(tmp_path / "step_1", case)
+    config = settings(tmp_path, name="trm", num_heads=2)
+    assert main([str(path), "--config", str(config), "--output", str(tmp_path / "run")]) == 2
+    message = capsys.readouterr().err
+    assert message[:-1].isprintable() and message[-1] == "\n", message
+    assert CLEAN in message and "y" * 80 not in message, message
+    assert len(message) < 2500
+    assert case != "many" or "500 weights do not fit" in message and "and 488 more" in message
+
+
 def test_weights_of_another_model_are_named(tmp_path):
     hrm = tw.save(tmp_path / "hrm", as_numpy(small("hrm")), "model.inner.")
     with pytest.raises(trm.CheckpointError, match="are of the model hrm, .* model.name trm"):
