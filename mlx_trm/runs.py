@@ -329,6 +329,10 @@ def prepare_run_dir(config: ExperimentConfig, unsaved: bool = False) -> Tuple[Pa
             raise ConfigError(
                 f"run_dir: {run} cannot be made ({error.strerror}); name another folder"
             ) from error
+        except BaseException:  # Ctrl-C, say
+            if lock is not None:
+                lock.release()
+            raise
 
 
 def save_evaluation_files(folder: Path, files: Mapping[str, Mapping[str, str]]) -> List[Path]:

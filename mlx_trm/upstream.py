@@ -19,7 +19,13 @@ from typing import Any, Dict, Mapping, Optional, Sequence, Tuple, Union
 
 import mlx.core as mx
 
-from mlx_trm.checkpoint import CONFIG, Checkpoint, load_checkpoint, save_checkpoint
+from mlx_trm.checkpoint import (
+    CONFIG,
+    Checkpoint,
+    list_checkpoints,
+    load_checkpoint,
+    save_checkpoint,
+)
 from mlx_trm.config import (
     ExperimentConfig,
     ModelConfig,
@@ -36,7 +42,7 @@ from mlx_trm.conversion import (
 )
 from mlx_trm.errors import CheckpointError, ConfigError, listed, shown
 from mlx_trm.models import RecursiveModel, build_model, named_arrays
-from mlx_trm.runs import prepare_run_dir
+from mlx_trm.runs import RunLock, prepare_run_dir
 from mlx_trm.upstream_sizes import UPSTREAM_MODELS, completed_config, declared_settings
 
 LOG = logging.getLogger(__name__)
@@ -101,6 +107,8 @@ def read_upstream(path: Path) -> Tuple[Dict[str, mx.array], Dict[str, str]]:
             f"{path}: is a folder; name the checkpoint file, such as step_N in it"
         )
     try:
+        if path.exists() and not path.is_file():  # a pipe, which would be waited for
+            raise CheckpointError(f"{path}: is no regular file; name the checkpoint file")
         with path.open("rb") as file:
             start = file.read(9)
         safetensors = start[8:] == b"{" or path.suffix == ".safetensors"
@@ -167,18 +175,16 @@ def convert_upstream(
     source = open_upstream(path, config)
     values = {**config_to_dict(source.config), "run_dir": str(output)}
     run_config = config_from_dict(values, str(path))
-    run, lock = prepare_run_dir(run_config)
-    written = None
+    made = not output.exists()
+    lock = None
     try:
+        _, lock = prepare_run_dir(run_config)
         number = source.step if step is None else step
-        written = save_checkpoint(run, source.model, run_config, number)
-    finally:
-        lock.release()
-        if written is None:  # leave no run without weights behind
-            for name in (CONFIG, ".lock"):
-                (run / name).unlink()
-            with suppress(OSError):
-                run.rmdir()
+        written = save_checkpoint(output, source.model, run_config, number)
+    except BaseException:
+        _remove_rests(output, lock, made)
+        raise
+    lock.release()
     return written, source
 
 
@@ -252,6 +258,23 @@ def _step(path: Path, metadata: Mapping[str, str]) -> int:
     match = re.fullmatch(r"(?:.*[_-])?step[_-]?(\d{1,15})", path.stem)
     told = metadata.get("step", match.group(1) if match else "0")
     return int(told) if re.fullmatch(r"\d{1,15}", told) else 0
+
+
+def _remove_rests(run: Path, lock: Optional[RunLock], made: bool) -> None:
+    """Take away what a failed conversion left in a folder that was empty, or that it ``made``."""
+    try:
+        with suppress(ConfigError, CheckpointError):  # another process works in the folder
+            lock = lock or RunLock(run)
+            if not list_checkpoints(run):
+                for name in (CONFIG, ".lock"):
+                    (run / name).unlink(missing_ok=True)
+                if made:
+                    run.rmdir()
+    except OSError as error:
+        LOG.warning("%s: cannot be removed (%s)", run, error.strerror)
+    finally:
+        if lock is not None:
+            lock.release()
 
 
 # Writing -----------------------------------------------------------------------------------------

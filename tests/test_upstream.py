@@ -1,6 +1,8 @@
 """Checkpoints of the reference: read, completed, converted, and written back."""
 
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -14,8 +16,9 @@ from mlx_trm.config import config_from_dict
 from mlx_trm.conversion import read_safetensors, upstream_model_config, upstream_settings
 from mlx_trm.convert import main
 from mlx_trm.models import build_model, named_arrays
+from mlx_trm.runs import RunLock
 from mlx_trm.torch_files import read_torch
-from mlx_trm.upstream import open_upstream
+from mlx_trm.upstream import convert_upstream, open_upstream
 from mlx_trm.upstream_sizes import UPSTREAM_MODELS
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -369,6 +372,11 @@ def test_bad_lines_are_one_line(tmp_path, capsys):
         ([str(run), "--to-upstream", str(tmp_path / "no" / "x.pt")], "there is no folder"),
         ([str(run), "--to-upstream", str(run / "step_7" / MODEL)], "its folder is a checkpoint"),
         ([str(run), "--to-upstream", str(run / "latest" / MODEL)], "its folder is a checkpoint"),
+        (
+            [source, "--config", config, "--output", str(tmp_path / "x")]
+            + ["--weights", "raw", "--dtype", "float16", "--names", "inner"],
+            "--weights, --dtype, --names: for --to-upstream only",
+        ),
         ([source, "--to-upstream", str(tmp_path / "x.safetensors")], "is a file"),
         (
             [str(run), "--to-upstream", str(tmp_path / "x.safetensors"), "train.lr=1"],
@@ -417,3 +425,67 @@ def test_a_failed_write_leaves_nothing_behind(tmp_path, monkeypatch):
     config = str(upstream_trm(tmp_path))
     assert main([str(FOLDER / "step_7"), "--config", config, "--output", str(run)]) == 2
     assert not run.exists()
+
+
+@pytest.mark.parametrize("there", [False, True])
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+def test_a_conversion_that_stops_early_can_be_tried_again(tmp_path, monkeypatch, there, error):
+    """At the configuration, which is written when folder and lock are made."""
+
+    def fail(*_):
+        raise error
+
+    run, config = tmp_path / "run", trm.load_config(upstream_trm(tmp_path))
+    if there:
+        run.mkdir()
+    monkeypatch.setattr("mlx_trm.runs.save_config", fail)
+    with pytest.raises((trm.ConfigError, KeyboardInterrupt)):
+        convert_upstream(FOLDER / "step_7", config, run)
+    assert run.exists() == there and not list(tmp_path.glob("run/*"))
+    monkeypatch.undo()
+    convert_upstream(FOLDER / "step_7", config, run)
+    assert load_checkpoint(run).step == 7
+
+
+def test_a_checkpoint_that_is_whole_survives_what_comes_after(tmp_path, monkeypatch):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("mlx_trm.checkpoint._point", stop)
+    run = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        convert_upstream(FOLDER / "step_7", trm.load_config(upstream_trm(tmp_path)), run)
+    assert (run / "config.yaml").is_file() and load_checkpoint(run).step == 7
+
+
+def test_a_folder_that_another_process_took_meanwhile_is_left_alone(tmp_path, monkeypatch):
+    run, locks = tmp_path / "run", []
+
+    def slow(*args):
+        run.mkdir()
+        locks.append(RunLock(run))
+        (run / "config.yaml").write_text("theirs")
+        return open_upstream(*args)
+
+    monkeypatch.setattr("mlx_trm.upstream.open_upstream", slow)
+    monkeypatch.setattr("mlx_trm.runs.check_run_dir", lambda *_: run)
+    with pytest.raises(trm.ConfigError, match="is in use"):
+        convert_upstream(FOLDER / "step_7", trm.load_config(upstream_trm(tmp_path)), run)
+    assert (run / ".lock").is_file() and (run / "config.yaml").read_text() == "theirs"
+    locks[0].release()
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="named pipes are Unix's")
+def test_a_pipe_is_refused_at_once(tmp_path):
+    """In a process of its own, since it waited for ever."""
+    os.mkfifo(tmp_path / "pipe")
+    line = [str(tmp_path / "pipe"), "--config", "sudoku.yaml", "--output", str(tmp_path / "run")]
+    done = subprocess.run(
+        [sys.executable, "-m", "mlx_trm.convert", *line],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
+    assert "pipe: is no regular file" in done.stderr

@@ -11,6 +11,9 @@ from mlx_trm.upstream import WRAPPERS, convert_upstream, export_upstream
 
 LOGGER = logging.getLogger(__name__)
 
+# Options of the way back and their defaults.
+WAY_BACK = {"weights": "ema", "dtype": "reference", "names": "compiled"}
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's own arguments."""
@@ -27,6 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_config(parser)
     add_weights(parser)
+    parser.set_defaults(weights=None)  # shows whether it was named; ema is filled in
     back = parser.add_argument_group("the way back (with --weights)")
     back.add_argument(
         "--to-upstream",
@@ -37,15 +41,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     back.add_argument(
         "--names",
         choices=tuple(WRAPPERS),
-        default="compiled",
         help="the original's wrappers in the names: with torch.compile (the default, what its "
         "load_checkpoint wants), without, or the bare model",
     )
     back.add_argument(
         "--dtype",
         choices=("reference", "float32", "bfloat16", "float16"),
-        default="reference",
-        help="of the arrays; reference is float32, and forward_dtype for the initial states",
+        help="of the arrays; reference (the default) is float32, and forward_dtype for the initial "
+        "states",
     )
 
 
@@ -58,6 +61,12 @@ def run(args: argparse.Namespace) -> int:
         )
     if args.to_upstream is not None:
         return _export(args)
+    unused = [f"--{name}" for name in WAY_BACK if getattr(args, name) is not None]
+    if unused:
+        raise ConfigError(
+            f"{', '.join(unused)}: for --to-upstream only; a checkpoint of the original has one "
+            "set of weights, which is taken as it is; leave the option out"
+        )
     if args.step is not None and args.step < 0:
         raise ConfigError(f"--step: {args.step} is less than 0")
     config = read_config(args)
@@ -76,9 +85,8 @@ def run(args: argparse.Namespace) -> int:
 def _export(args: argparse.Namespace) -> int:
     if args.config is not None or args.overrides or args.step is not None:
         raise ConfigError("--to-upstream: a run has its own configuration; name the run alone")
-    checkpoint = export_upstream(
-        args.source, args.to_upstream, args.weights, args.dtype, args.names
-    )
+    named = {name: getattr(args, name) or default for name, default in WAY_BACK.items()}
+    checkpoint = export_upstream(args.source, args.to_upstream, **named)
     print(
         f"{args.to_upstream}: {checkpoint.config.model.name}, step {checkpoint.step}, "
         f"{checkpoint.weights} weights"
