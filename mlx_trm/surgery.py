@@ -102,7 +102,7 @@ def read_weights(path: Union[str, Path], weights: str = "ema") -> Weights:
         weights: ``ema`` for the averaged weights where there are any, ``raw`` for the others.
 
     Raises:
-        CheckpointError: if there is none, or a file is damaged.
+        CheckpointError: if there is none, or a file is damaged or does not fit the others.
         ValueError: if ``weights`` is neither ``ema`` nor ``raw``.
     """
     if weights not in ("ema", "raw"):
@@ -112,7 +112,25 @@ def read_weights(path: Union[str, Path], weights: str = "ema") -> Weights:
     arrays = read_arrays(folder / MODEL)
     if weights == "ema" and AVERAGE in files:
         arrays.update(read_arrays(folder / AVERAGE))
-    return Weights(arrays, read_row_names(folder), str(folder))
+    names, table = read_row_names(folder), arrays.get(TABLE)
+    if table is None:
+        return Weights(arrays, names, str(folder))
+    if table.ndim != 2 or 0 in table.shape or not mx.issubdtype(table.dtype, mx.floating):
+        raise CheckpointError(
+            f"{folder / MODEL}: {TABLE} is {tuple(table.shape)} of {table.dtype}, must be rows of "
+            "floating-point numbers, (rows, numbers); use another checkpoint"
+        )
+    _check_count(names, table, str(folder / ROW_NAMES))
+    return Weights(arrays, names, str(folder))
+
+
+def _check_count(names: Optional[Sequence[str]], table: mx.array, where: str) -> None:
+    """Refuse a checkpoint's names that are not as many as the rows of its table."""
+    if names is not None and len(names) != table.shape[0]:
+        raise CheckpointError(
+            f"{where}: {len(names):,} names of rows for a puzzle table of {table.shape[0]:,}; "
+            "use another checkpoint"
+        )
 
 
 def read_row_names(folder: Path) -> Optional[List[str]]:
@@ -158,7 +176,8 @@ def transfer_weights(
 
     Raises:
         ConfigError: if a pattern matches nothing, nothing can be taken, or rows cannot be found by
-            names because they are not known.
+            names because they are not known, or the tables do not match.
+        ValueError: if names are not as many as rows, or the source's table is not one.
     """
     own = dict(named_arrays(model.parameters()))
     known = sorted({*own, *source.arrays})
@@ -184,6 +203,10 @@ def transfer_weights(
         else:
             state, chosen[name] = TAKEN, found.astype(mx.float32)
         report.transfers.append(Transfer(name, tuple(array.shape), state, note))
+    asked = not only or any(fnmatchcase(TABLE, pattern) for pattern in only)
+    if rows == "names" and asked and not (TABLE in own and TABLE in source.arrays):
+        side = source.origin if TABLE in own else "the model"
+        raise ConfigError(f"init.rows: {side} has no puzzle table; leave init.rows out")
     for name in sorted(set(source.arrays) - set(own)):
         shape = tuple(source.arrays[name].shape)
         report.transfers.append(Transfer(name, shape, LEFT, "the model has none"))
@@ -209,7 +232,17 @@ def _rows(
     count = shape[0]
     if rows == "fresh":
         return None, FRESH, "as a new model has it"
+    if table.ndim != 2:
+        raise ValueError(f"a puzzle table has two dimensions, not {tuple(table.shape)}")
+    for side, names, size in (("checkpoint", have, table.shape[0]), ("model", want, count)):
+        if names is not None and len(names) != size and rows in ("auto", "names"):
+            raise ValueError(f"{len(names)} names for the {size} rows of the {side}'s puzzle table")
     if table.shape[1] != shape[1]:
+        if rows == "names":
+            raise ConfigError(
+                f"init.rows: rows have {table.shape[1]} numbers in the checkpoint and {shape[1]} "
+                "in the model; use the same model.puzzle_emb_ndim, or leave init.rows out"
+            )
         return None, FRESH, f"rows of {table.shape[1]} numbers in the checkpoint"
     if rows == "names" and (have is None or want is None):
         side = "the checkpoint does" if have is None else "the data do"
@@ -271,17 +304,21 @@ def take_rows(table: mx.array, found: np.ndarray, new_rows: str = "mean") -> mx.
 
     Args:
         table: (M, E) float32.
-        found: (N,) which row each becomes; -1: a new one.
+        found: (N,) integers, which row each becomes; -1: a new one.
         new_rows: ``mean``: new rows are the mean of the table; ``zero``: as a new model's.
 
     Returns:
         (N, E) float32.
 
     Raises:
-        ValueError: if ``new_rows`` is neither.
+        ValueError: if ``new_rows`` is neither, or ``found`` is no such array or leaves the table.
     """
     if new_rows not in NEW_ROWS:
         raise ValueError(f"new_rows must be 'mean' or 'zero', got {new_rows!r}")
+    if table.ndim != 2 or found.ndim != 1 or not np.issubdtype(found.dtype, np.integer):
+        raise ValueError("a table has two dimensions, and what is taken of it is (N,) integers")
+    if found.size and not -1 <= found.min() <= found.max() < table.shape[0]:
+        raise ValueError(f"rows must be in -1..{table.shape[0] - 1}")
     table = table.astype(mx.float32)
     if (found >= 0).all():
         return table[mx.array(found.astype(np.int32))]
@@ -292,22 +329,13 @@ def take_rows(table: mx.array, found: np.ndarray, new_rows: str = "mean") -> mx.
 
 def mean_row(table: mx.array) -> mx.array:
     """Give the mean of all rows, (1, E) float32, summed in parts so that a million rows keep it."""
-    parts = [
-        mx.sum(table[at : at + 1024].astype(mx.float32), axis=0, keepdims=True)
-        for at in range(0, table.shape[0], 1024)
-    ]
+    blocks = (table[at : at + 1024] for at in range(0, table.shape[0], 1024))
+    parts = [mx.sum(block.astype(mx.float32), axis=0, keepdims=True) for block in blocks]
     return mx.sum(mx.concatenate(parts), axis=0, keepdims=True) / table.shape[0]
 
 
 def reset_table(table: mx.array, count: int) -> mx.array:
-    """Make a table whose every row is the mean of another table's rows.
-
-    Args:
-        table: (M, E).
-        count: N.
-
-    Returns:
-        (N, E) float32.
+    """Make a table of ``count`` rows, float32, each the mean of the rows of an (M, E) table.
 
     Reference: ``load_checkpoint`` in pretrain.py.
     """
@@ -340,15 +368,16 @@ def follow_data(
 
     Raises:
         DataError: if the dataset's names are damaged.
+        CheckpointError: if ``names`` are not as many as the rows of the model's table.
     """
+    _check_count(names, model.puzzle_emb.weights, f"{ROW_NAMES} of the checkpoint")
     want = row_names(dataset)
-    if names is None or want is None or len(names) != model.puzzle_emb.weights.shape[0]:
+    if names is None or want is None:
         return None
     if list(names) == want:
         return ""
-    table, _, note = _counted(
-        model.puzzle_emb.weights, match_names(names, want), new_rows, "by name"
-    )
+    found = match_names(names, want)
+    table, _, note = _counted(model.puzzle_emb.weights, found, new_rows, "by name")
     set_table(model, table)
     return note
 

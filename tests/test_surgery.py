@@ -261,6 +261,64 @@ def test_nothing_that_fits_is_an_error():
         surgery.transfer_weights(random_model(), Weights({"other": mx.ones(3)}))
 
 
+@pytest.mark.parametrize("count", [8, 10, 100_000])
+def test_names_that_are_not_as_many_as_rows(tmp_path, count):
+    """Rows beyond the table's end would be whatever the memory holds."""
+    names = [f"puzzle {number}" for number in range(count)]
+    with pytest.raises(CheckpointError, match=f"{ROW_NAMES}: {count:,} names .* table of 9; use"):
+        surgery.read_weights(saved(tmp_path, names))
+    source, model = arrays_of(random_model()), random_model(1)
+    before = arrays_of(model)
+    for have, want, side in ((names, NAMES, "checkpoint"), (NAMES, names, "model")):
+        with pytest.raises(ValueError, match=f"{count} names for the 9 rows of the {side}'s"):
+            surgery.transfer_weights(model, Weights(source, have), want)
+    assert all(same(array, arrays_of(model)[name]) for name, array in before.items())
+
+
+@pytest.mark.parametrize(
+    "found", [[0, 2], [-2, 0], [2**32, 0], [[0, 1]], [0.0, 1.0]], ids=["end", "-2", "32", "2d", "f"]
+)
+def test_rows_that_a_table_does_not_have(found):
+    with pytest.raises(ValueError, match="rows must be in -1..1|is \\(N,\\) integers"):
+        surgery.take_rows(mx.ones((2, 3)), np.array(found))
+    with pytest.raises(ValueError, match="two dimensions"):
+        surgery.take_rows(mx.ones(3), np.array([0]))
+
+
+@pytest.mark.parametrize(
+    "table",
+    [mx.ones(()), mx.ones(9), mx.ones((0, 16)), mx.ones((9, 16, 1)), mx.ones((9, 16), mx.int32)],
+    ids=lambda table: f"{table.shape} {table.dtype}",
+)
+def test_a_puzzle_table_that_is_none(tmp_path, table):
+    model = random_model()
+    model.puzzle_emb.weights = table
+    run = saved(tmp_path, model=model)
+    with pytest.raises(CheckpointError, match=r"model.safetensors: puzzle_emb.weights is \(") as no:
+        surgery.read_weights(run)
+    assert "\n" not in str(no.value)
+    if table.ndim != 2:
+        with pytest.raises(ValueError, match="two dimensions"):
+            surgery.transfer_weights(random_model(1), Weights({surgery.TABLE: table}))
+
+
+@pytest.mark.parametrize(
+    "ours, theirs, says",
+    [
+        (16, 8, "rows have 8 numbers in the checkpoint and 16 in the model"),
+        (16, 0, "the checkpoint has no puzzle table"),
+        (0, 16, "the model has no puzzle table"),
+    ],
+)
+def test_rows_by_names_of_tables_that_do_not_match(ours, theirs, says):
+    one, two = ({"puzzle_emb_ndim": n, "puzzle_emb_len": int(n > 0)} for n in (theirs, ours))
+    source, model = Weights(arrays_of(random_model(**one)), NAMES), random_model(1, **two)
+    with pytest.raises(ConfigError, match=f"init.rows: {says}"):
+        surgery.transfer_weights(model, source, NAMES, rows="names")
+    surgery.transfer_weights(model, source, NAMES, only=["L_level.*"], rows="names")
+    surgery.transfer_weights(model, source, NAMES)
+
+
 # Training from weights ---------------------------------------------------------------------------
 
 
@@ -448,6 +506,12 @@ def test_weights_that_do_not_fit_are_named_even_quietly(sudoku_run, capsys):
     said = capsys.readouterr().err
     assert "of another shape there, and begin as a new model's: " in said
     assert "lm_head.weight" in said and said.count("\n") == 1
+
+
+def test_evaluation_names_a_checkpoint_with_too_many_names(tmp_path, capsys):
+    assert evaluate([str(saved(tmp_path, [*NAMES, "x"]))]) == 2
+    said = capsys.readouterr().err
+    assert f"{ROW_NAMES} of the checkpoint: 10 names" in said and said.count("\n") == 1
 
 
 def test_damaged_names_are_named(tmp_path, capsys):
