@@ -17,7 +17,7 @@ from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tupl
 import mlx.core as mx
 
 from mlx_trm.carry import Batch
-from mlx_trm.checkpoint import load_training_state
+from mlx_trm.checkpoint import find_checkpoint, load_training_state, verify_checkpoint
 from mlx_trm.config import ExperimentConfig, InitConfig, config_to_dict, validate_config
 from mlx_trm.errors import CheckpointError, ConfigError
 from mlx_trm.evaluation import Evaluator, check_dimensions
@@ -77,6 +77,8 @@ class Trainer(Stepper):
         check_reporters(config.train.report_to)
         processes = Processes.start()
         check_share(config, processes)
+        if initialise and config.init.run is not None:  # data may take long to be built
+            verify_checkpoint(find_checkpoint(config.init.run))
         self.task = build_task(config.task, config.task_seed)
         self.train_set = self.task.dataset("train")
         self.test_set = self.task.dataset("test")

@@ -490,6 +490,11 @@ def test_train_prints_what_was_taken(sudoku_run, capsys):
         (["init.rows=mean"], "init.rows: is of no use without init.run"),
         (["init.run=' '"], "init.run: is empty"),
         (["--init-from", "first", "--resume", "first"], "--init-from: a resumed run has weights"),
+        (["--init-from", "first", "init.run=runs/x"], "--init-from: init.run says otherwise"),
+        (
+            ["--init-from", "first", "--init-only", "x*", "init.only=[y*]"],
+            "--init-only: init.only says otherwise",
+        ),
         (["--init-from", "first", "init.rows=by_name"], "init.rows: 'by_name' is not one of"),
     ],
 )
@@ -499,6 +504,24 @@ def test_bad_input(sudoku_run, capsys, words, says):
     err = capsys.readouterr().err
     assert code == 2 and says in err and err.count("\n") == 1
     assert sorted(path.name for path in sudoku_run.iterdir()) == before
+
+
+def test_the_option_and_the_setting_may_say_the_same(sudoku_run):
+    words = ["--init-from", str(sudoku_run), f"init.run={sudoku_run}", "--print-config"]
+    assert train([*SHORT, *words]) == 0
+
+
+@pytest.mark.parametrize("what", ["absent", "damaged"])
+def test_a_first_run_is_checked_before_data_are_built(tmp_path, monkeypatch, what):
+    if what == "damaged":
+        (saved(tmp_path) / "step_5" / "model.safetensors").write_bytes(b"?")
+
+    def build(*_args):
+        raise AssertionError("data were built")
+
+    monkeypatch.setattr("mlx_trm.training.build_task", build)
+    with pytest.raises(CheckpointError, match="no such run|its SHA-256 differs"):
+        Trainer(experiment(init__run="run"))
 
 
 def test_weights_that_do_not_fit_are_named_even_quietly(sudoku_run, capsys):

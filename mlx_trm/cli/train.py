@@ -101,7 +101,7 @@ def add_initial(args: argparse.Namespace, config: Optional[ExperimentConfig]) ->
     """Put ``--init-from`` and ``--init-only`` into the configuration.
 
     Raises:
-        ConfigError: if a run is resumed, which has weights already.
+        ConfigError: if a run is resumed, which has weights already, or a setting says otherwise.
     """
     if args.init_from is None and args.init_only is None:
         return
@@ -109,10 +109,16 @@ def add_initial(args: argparse.Namespace, config: Optional[ExperimentConfig]) ->
         raise ConfigError(
             "--init-from: a resumed run has weights already; leave --resume out to begin a new run"
         )
-    if args.init_from is not None:
-        config.init.run = args.init_from
-    if args.init_only is not None:
-        config.init.only = args.init_only
+    for name, option, value in (
+        ("run", "--init-from", args.init_from),
+        ("only", "--init-only", args.init_only),
+    ):
+        if value is None:
+            continue
+        set_too = any(word.split("=")[0].strip() == f"init.{name}" for word in args.overrides)
+        if set_too and getattr(config.init, name) != value:
+            raise ConfigError(f"{option}: init.{name} says otherwise; leave one of the two out")
+        setattr(config.init, name, value)
 
 
 def make_trainer(args: argparse.Namespace, config: Optional[ExperimentConfig]) -> Trainer:
