@@ -20,12 +20,15 @@ from mlx_trm.config import ExperimentConfig, TaskSpec, config_from_dict, config_
 from mlx_trm.errors import CheckpointError, listed, shown
 from mlx_trm.layers import SwiGLU
 from mlx_trm.models.network import NetworkConfig
+from mlx_trm.registry import MODELS
 from mlx_trm.tasks import build_task
 
 LOG = logging.getLogger(__name__)
 
 Shape = Tuple[int, ...]
 UPSTREAM_MODELS = ("hrm", "transformers_baseline", "trm", "trm_hier6", "trm_singlez")
+# Models whose weights have the same names, but for the initial states.
+_TOLD_BY_STATES = {"trm", "trm_hier6", "trm_singlez"}
 SIDE_FILE = "all_config.yaml"
 TABLE, TOKENS = "puzzle_emb.weights", "embed_tokens.embedding_weight"
 # Settings that no shape shows.
@@ -197,7 +200,7 @@ def completed_config(
     """
     given, model = given_settings(config), config.model
     kind = model_of(shapes)
-    if model.name in UPSTREAM_MODELS and model.name != kind:
+    if model.name in UPSTREAM_MODELS and not _is_of(model.name, kind, shapes):
         raise CheckpointError(f"{path}: {_other_model(kind, model.name, shapes)}")
     if isinstance(model, NetworkConfig):
         _check_layers(path, shapes, model)
@@ -264,6 +267,14 @@ def _task_problems(
     else:
         told["puzzle_emb_len"] = (positions, "the weights say")
     return problems
+
+
+def _is_of(wanted: str, kind: Optional[str], shapes: Mapping[str, Shape]) -> bool:
+    """Tell whether weights are a model's, even where initial states are missing."""
+    if kind == wanted or not {kind, wanted} <= _TOLD_BY_STATES:
+        return kind == wanted
+    states = {name for name in shapes if re.fullmatch(r"[HL][1-6]?_init", name)}
+    return states <= set(MODELS.get(wanted).cls.initial_names)
 
 
 def _other_model(kind: Optional[str], wanted: str, shapes: Mapping[str, Shape]) -> str:

@@ -298,6 +298,29 @@ def test_weights_without_dimensions_are_named(tmp_path, name):
         trm.load_upstream_checkpoint(path, config)
 
 
+@pytest.mark.parametrize(
+    "name, states", [("trm", ["H_init"]), ("trm", ["H_init", "L_init"]), ("trm_hier6", ["L1_init"])]
+)
+def test_missing_initial_states_are_named(tmp_path, name, states):
+    """What is left looks like another model's weights, by its names."""
+    arrays = as_numpy(small(name))
+    for state in states:
+        del arrays[state]
+    path = tw.save(tmp_path / "step_1", arrays, "model.inner.")
+    missing = "; ".join(rf"missing {state} \(16,\)" for state in states)
+    with pytest.raises(trm.CheckpointError, match=f"{len(states)} weights do not fit .*{missing}"):
+        trm.load_upstream_checkpoint(path, settings(tmp_path, name=name, num_heads=2))
+
+
+@pytest.mark.parametrize(
+    "kind, name", [("trm", "trm_singlez"), ("trm_hier6", "trm"), ("trm", "trm_hier6")]
+)
+def test_models_that_differ_by_their_initial_states_are_told_apart(tmp_path, kind, name):
+    path = tw.save(tmp_path / "step_1", as_numpy(small(kind)), "model.inner.")
+    with pytest.raises(trm.CheckpointError, match=f"of the model {kind}, .* model.name {name};"):
+        trm.load_upstream_checkpoint(path, settings(tmp_path, name=name, num_heads=2))
+
+
 UGLY, CLEAN = "\x1b[2J\nnovel\r\x9b" + 200 * "y", r"\x1b[2J\nnovel\r\x9byyyy"
 
 
