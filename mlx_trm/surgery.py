@@ -25,7 +25,7 @@ from mlx_trm.checkpoint import (
     read_arrays,
     verify_checkpoint,
 )
-from mlx_trm.errors import CheckpointError, ConfigError
+from mlx_trm.errors import CheckpointError, ConfigError, shown
 from mlx_trm.models import RecursiveModel, named_arrays
 from mlx_trm.recipe import NEW_ROWS
 from mlx_trm.tasks import PuzzleDataset
@@ -86,7 +86,7 @@ class TransferReport:
 
     def rows(self) -> List[Tuple[str, str, str, str]]:
         """Give name, shape, state and note as rows of a table."""
-        return [(t.name, str(t.shape), t.state, t.note) for t in self.transfers]
+        return [(shown(t.name), str(t.shape), t.state, t.note) for t in self.transfers]
 
     def summary(self) -> str:
         """Say in a line how many weights are what."""

@@ -161,8 +161,8 @@ def test_several_batch_sizes_in_one_file(run_dir: str, tmp_path: Path) -> None:
         alone = iterate(step, mx.array(tokens[i : i + 1]), rows[:1], 3)
         for number, wanted in enumerate(solver.steps(puzzle)):
             np.testing.assert_array_equal(alone[number][0][0], wanted.tokens)
-            # Products of other shapes round otherwise, and random weights amplify that.
-            np.testing.assert_allclose(alone[number][4][0], together[number][4][i], atol=1e-2)
+        # Products of other shapes round otherwise, which random weights amplify from step to step.
+        np.testing.assert_allclose(alone[0][4][0], together[0][4][i], atol=1e-3)
     with pytest.raises(ValueError, match="No imported function found"):
         step(mx.array(tokens[:2]), rows[:2])
 
