@@ -226,6 +226,10 @@ def test_evaluation_is_shared(task: str) -> None:
     assert bool(files) == (task == "arc")
 
 
+@pytest.mark.skipif(
+    tuple(int(part) for part in mx.__version__.split(".")[:2]) < (0, 30),
+    reason="MLX 0.29 does not notice that a neighbour in the ring is gone",
+)
 def test_a_process_that_dies_ends_the_others() -> None:
     """With one line that says so, instead of waiting for ever; the run can be resumed."""
     changes = {"run_dir": "run", "train__epochs": 30000, "checkpoint__every": 2}
@@ -239,7 +243,10 @@ def test_a_process_that_dies_ends_the_others() -> None:
         time.sleep(0.02)
     started[1].send_signal(signal.SIGKILL)
     began = time.monotonic()
-    _, err = started[0].communicate(timeout=60)
+    try:
+        _, err = started[0].communicate(timeout=60)
+    finally:
+        started[0].kill()
     assert started[0].returncode == 1 and time.monotonic() - began < 30
     assert "process 0 of 2 has lost the others" in err.splitlines()[-1] and "--resume" in err
     started[1].communicate()
