@@ -83,8 +83,6 @@ def export_step(
         OSError: if the file cannot be written.
         ValueError: if there is no batch size, or one is less than 1.
     """
-    if not batch_sizes or min(batch_sizes) < 1:
-        raise ValueError(f"batch_sizes must be numbers of at least 1, got {list(batch_sizes)}")
     target = Path(path)
     temporary = _temporary(target)
     try:

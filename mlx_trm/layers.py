@@ -109,23 +109,29 @@ def rms_norm(x: mx.array, eps: float, axis: int = -1) -> mx.array:
 
 def silu(x: mx.array) -> mx.array:
     """x / (1 + exp(-x)), computed in float32 as PyTorch does, and rounded once."""
-    function = _silu if _WITHOUT_GRADIENT[0] else _differentiable_silu
+    function = divided_silu if _WITHOUT_GRADIENT[0] else _differentiable_silu
     result: mx.array = function(x.astype(mx.float32))[0].astype(x.dtype)
     return result
 
 
-def _silu(x: mx.array) -> Tuple[mx.array, mx.array]:
+def divided_silu(x: mx.array) -> Tuple[mx.array, mx.array]:
+    """Give silu of a float32 array, and 1 + exp(-x), from which :func:`silu_slope` follows."""
     divisor = 1.0 + decay(x)
     return x / divisor, divisor
 
 
-_differentiable_silu: Any = mx.custom_function(_silu)
+def silu_slope(x: mx.array, divisor: mx.array) -> mx.array:
+    """Give the derivative of silu at x; see :func:`divided_silu`."""
+    share = 1.0 / divisor  # sigmoid(x), 0 where exp(-x) is infinite
+    return share * (1.0 + x * (1.0 - share))
+
+
+_differentiable_silu: Any = mx.custom_function(divided_silu)
 
 
 @_differentiable_silu.vjp
 def _silu_gradient(x: mx.array, cotangents: Any, outputs: Any) -> mx.array:
-    share = 1.0 / outputs[1]  # sigmoid(x), 0 where exp(-x) is infinite
-    return cotangents[0] * (share * (1.0 + x * (1.0 - share)))
+    return cotangents[0] * silu_slope(x, outputs[1])
 
 
 @contextmanager

@@ -142,9 +142,8 @@ def limit_run_ahead(model: RecursiveModel, rows: int) -> None:
         model: to be trained.
         rows: computed at once.
     """
-    need = estimate_train_bytes(model, rows)
     if cuda.architecture() is not None and estimate_row_bytes(model):
-        limit = max(4 * GIB, GIB + int(1.05 * need))
+        limit = max(4 * GIB, GIB + int(1.05 * estimate_train_bytes(model, rows)))
         before = mx.set_memory_limit(limit)
         if not _BEFORE:
             _BEFORE.append(before)

@@ -17,7 +17,7 @@ from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tupl
 import mlx.core as mx
 
 from mlx_trm.carry import Batch
-from mlx_trm.checkpoint import find_checkpoint, load_training_state, verify_checkpoint
+from mlx_trm.checkpoint import load_training_state
 from mlx_trm.config import ExperimentConfig, InitConfig, config_to_dict, validate_config
 from mlx_trm.errors import CheckpointError, ConfigError
 from mlx_trm.evaluation import Evaluator, check_dimensions
@@ -34,7 +34,7 @@ from mlx_trm.resuming import (
 )
 from mlx_trm.runs import RunLock, StepReport, prepare_run_dir
 from mlx_trm.stepping import Stepper
-from mlx_trm.surgery import FRESH, LEFT, TransferReport, read_weights, transfer_weights
+from mlx_trm.surgery import FRESH, LEFT, TransferReport, Weights, read_weights, transfer_weights
 from mlx_trm.tasks import PuzzleDataset, build_task
 from mlx_trm.tasks.identifiers import pack_names, row_names
 
@@ -77,8 +77,8 @@ class Trainer(Stepper):
         check_reporters(config.train.report_to)
         processes = Processes.start()
         check_share(config, processes)
-        if initialise and config.init.run is not None:  # data may take long to be built
-            verify_checkpoint(find_checkpoint(config.init.run))
+        # Before the data, which may take long to be built.
+        source = first_weights(config.init) if initialise else None
         self.task = build_task(config.task, config.task_seed)
         self.train_set = self.task.dataset("train")
         self.test_set = self.task.dataset("test")
@@ -88,7 +88,9 @@ class Trainer(Stepper):
         check_dimensions(model, self.test_set)
         names = table_names(model, self.train_set)
         self.packed_names = None if names is None else pack_names(names)
-        self.transfer = initial_weights(model, config.init, names) if initialise else None
+        self.transfer: Optional[TransferReport] = None
+        if source is not None:
+            self.transfer = initial_weights(model, source, config.init, names)
         processes.agree("initial weights", str(self.transfer and self.transfer.rows()))
         train, data = config.train, self.train_set
         set_limits(train.memory_limit_gb, train.cache_limit_gb)
@@ -315,30 +317,39 @@ def table_names(model: RecursiveModel, dataset: PuzzleDataset) -> Optional[List[
     return row_names(dataset)
 
 
+def first_weights(init: InitConfig) -> Optional[Weights]:
+    """Read the weights that ``init.run`` names; None where it is not set.
+
+    Raises:
+        CheckpointError: if the checkpoint cannot be read.
+        ConfigError: if other settings of the section are set without it.
+    """
+    if init.run is not None:
+        return read_weights(init.run)
+    # Not a check of the configuration, because --init-from comes after it.
+    for name, value in vars(init).items():
+        if value != getattr(InitConfig(), name):
+            raise ConfigError(f"init.{name}: is of no use without init.run (or --init-from)")
+    return None
+
+
 def initial_weights(
-    model: RecursiveModel, init: InitConfig, names: Optional[List[str]]
-) -> Optional[TransferReport]:
-    """Give a model the weights that ``init.run`` names, as the settings beside it say.
+    model: RecursiveModel, source: Weights, init: InitConfig, names: Optional[List[str]]
+) -> TransferReport:
+    """Give a model the weights of another run, as the settings say.
 
     Args:
         model: changed in place.
+        source: of :func:`first_weights`.
         init: the section of the configuration.
         names: of the rows of the model's puzzle table.
 
     Returns:
-        What became of each weight; None where ``init.run`` is not set.
+        What became of each weight.
 
     Raises:
-        CheckpointError: if the checkpoint cannot be read.
         ConfigError: if nothing of it can be used.
     """
-    if init.run is None:
-        # Not a check of the configuration, because --init-from comes after it.
-        for name, value in vars(init).items():
-            if value != getattr(InitConfig(), name):
-                raise ConfigError(f"init.{name}: is of no use without init.run (or --init-from)")
-        return None
-    source = read_weights(init.run)
     report = transfer_weights(model, source, names, init.only, init.rows, init.new_rows)
     fresh = report.names(FRESH)
     if fresh and not init.only:

@@ -96,13 +96,10 @@ def _bits(number: float) -> int:
     return bits
 
 
-def _fits(size: int) -> bool:
-    return size < 2**31
-
-
-def swiglu_fits(block: int, count: int) -> bool:
-    """Whether :func:`swiglu` takes h of ``count`` numbers in blocks of ``block``."""
-    return block % 8 == 0 and _fits(2 * count)
+def swiglu_fits(shape: Tuple[int, ...], axis: int) -> bool:
+    """Whether :func:`swiglu` takes gate and up of that shape, halves of ``axis``."""
+    _, block, count = _halved(shape, axis)
+    return block % 8 == 0 and 2 * count < 2**31
 
 
 def swiglu(gate_up: mx.array, axis: int) -> mx.array:
