@@ -8,7 +8,7 @@ from typing import Any, Callable, Dict
 # As the package's commands do, before MLX is imported; see mlx_trm/_backend.py.
 if sys.platform.startswith("linux"):
     os.environ.setdefault("MLX_USE_CUDA_GRAPHS", "0")
-    os.environ.setdefault("MLX_MAX_OPS_PER_BUFFER", "8")
+    os.environ.setdefault("MLX_MAX_OPS_PER_BUFFER", "4")
 
 import mlx_trm as trm  # isort: skip  # before MLX, so that it can load a fast BLAS on Linux
 import cases

@@ -12,6 +12,7 @@ Reference: models/recursive_reasoning/trm.py, the ACT wrapper.
 from typing import Dict, NamedTuple, Optional, Sequence, Tuple
 
 import mlx.core as mx
+import numpy as np
 
 from mlx_trm.config import TaskSpec
 
@@ -173,6 +174,31 @@ def exploration_minimum(uniform: mx.array, randint: mx.array, probability: float
         (B,) int32: ``randint`` where ``uniform < probability``, else 0.
     """
     return mx.where(uniform < probability, randint, 0).astype(mx.int32)
+
+
+def draw_exploration(
+    seed: int, step: int, rows: int, probability: float, halt_max_steps: int
+) -> mx.array:
+    """Draw each row's least number of steps; the seed and the step alone decide.
+
+    Args:
+        seed: of the run.
+        step: supervision step, from 1.
+        rows: B.
+        probability: ``halt_exploration_prob``.
+        halt_max_steps: the most steps a row may take.
+
+    Returns:
+        (B,) int32.
+    """
+    if halt_max_steps < 2 or probability == 0:
+        return mx.zeros((rows,), dtype=mx.int32)
+    rng = np.random.Generator(np.random.Philox(key=[seed, step]))
+    return exploration_minimum(
+        mx.array(rng.random(rows, dtype=np.float32)),
+        mx.array(rng.integers(2, halt_max_steps + 1, rows).astype(np.int32)),
+        probability,
+    )
 
 
 def halt(

@@ -1,7 +1,7 @@
 """The errors a user can mend; ``str(error)`` is what the user sees."""
 
 import difflib
-from typing import Iterable, Sequence
+from typing import Any, Iterable, Sequence
 
 
 class TRMError(Exception):
@@ -33,6 +33,26 @@ class DataError(TRMError):
 
 class CheckpointError(TRMError):
     """A checkpoint or run folder that is missing, broken, or of another shape."""
+
+
+class NonFiniteError(TRMError):
+    """The loss or a gradient of a step is not finite; nothing has been updated.
+
+    Attributes:
+        step: the step that could not be taken.
+        parts: what entered it, a list of :class:`mlx_trm.stepping.Part`.
+    """
+
+    def __init__(self, step: int, parts: Sequence[Any], replay: str = "") -> None:
+        """Keep what entered the step, and name the file that holds it where it was saved."""
+        saved = f"; {replay} has what entered it, and the state before it is saved"
+        super().__init__(
+            f"step {step}: the loss or a gradient is not finite any more; lower train.lr, use "
+            "model.forward_dtype=float32, or go on with train.on_nonfinite=skip"
+            + (saved if replay else "")
+        )
+        self.step = step
+        self.parts = list(parts)
 
 
 def shown(text: object, most: int = 80) -> str:

@@ -14,8 +14,10 @@ from mlx_trm.config import ExperimentConfig
 from mlx_trm.errors import ConfigError, did_you_mean
 from mlx_trm.layers import on_gpu
 from mlx_trm.losses import act_loss, metric_values
+from mlx_trm.memory import evaluating
 from mlx_trm.models import RecursiveModel, named_arrays
 from mlx_trm.parallel import Processes
+from mlx_trm.streams import joined, over_rows, share_cores
 from mlx_trm.tasks import PuzzleDataset, ScoredRows, Task, build_task
 
 Metrics = Dict[str, float]
@@ -78,16 +80,21 @@ def compile_reason(model: RecursiveModel, compiled: bool) -> Reason:
         ``reason(weights, carry, rows) -> (carry with new latents, outputs)``.
     """
 
+    def share(packed: Tuple, rows: Optional[mx.array]) -> Tuple:
+        latents, outputs = model.reason(Carry.unpack(packed), rows)
+        return tuple(latents), tuple(outputs)
+
     def traced(weights: Dict[str, Any], packed: Tuple, rows: Optional[mx.array]) -> Tuple:
         with model.using(weights):
-            latents, outputs = model.reason(Carry.unpack(packed), rows)
-        return tuple(latents), tuple(outputs)
+            found: Tuple = joined(over_rows(share, packed[0][0], packed, rows))
+        return found
 
     step: Callable = mx.compile(traced) if compiled else traced
 
     def reason(
         weights: Dict[str, Any], carry: Carry, rows: Optional[mx.array]
     ) -> Tuple[Carry, Outputs]:
+        share_cores(carry.latents[0])
         latents, outputs = step(weights, carry.pack(), rows)
         return carry._replace(latents=tuple(latents)), Outputs(*outputs)
 
@@ -244,9 +251,12 @@ class Evaluator:
         rows = self.model.puzzle_rows(carry)
         if weights is not None:
             tree = _merged(tree, weights)
-        for _ in range(steps):
-            carry, outputs = self._reason(tree, carry, rows)
-            mx.eval(carry.pack(), outputs.logits, outputs.q_halt)
+        with evaluating(self.model, batch.inputs.shape[0]):
+            for _ in range(steps):
+                carry, outputs = self._reason(tree, carry, rows)
+                # Python makes the next step's graph while this step is computed.
+                mx.async_eval(carry.pack(), outputs.logits, outputs.q_halt)
+            mx.eval(outputs.logits)
         count = mx.full(carry.steps.shape, steps, dtype=mx.int32)
         _, metrics = act_loss(
             outputs,

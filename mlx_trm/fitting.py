@@ -12,12 +12,11 @@ import mlx.core as mx
 from mlx_trm.carry import Batch
 from mlx_trm.checkpoint import TrainingState, point_best, prune_checkpoints, save_checkpoint
 from mlx_trm.config import config_to_dict
-from mlx_trm.errors import CheckpointError
+from mlx_trm.errors import CheckpointError, NonFiniteError
 from mlx_trm.evaluation import Metrics
 from mlx_trm.models import named_arrays
 from mlx_trm.reporting import make_reporters
 from mlx_trm.runs import METRICS, MetricsLog, StepReport, save_evaluation_files, save_interval
-from mlx_trm.stepping import NonFiniteError
 
 LOG = logging.getLogger(__name__)
 

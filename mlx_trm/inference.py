@@ -13,6 +13,7 @@ from mlx_trm.checkpoint import load_checkpoint
 from mlx_trm.config import ExperimentConfig
 from mlx_trm.errors import ConfigError, DataError
 from mlx_trm.evaluation import compile_reason, should_compile
+from mlx_trm.memory import evaluating
 from mlx_trm.models import RecursiveModel
 from mlx_trm.tasks import Task, build_task
 
@@ -198,9 +199,10 @@ class Solver:
             was_training = model.training
             model.eval()
             try:
-                carry, outputs = self._reason(weights, carry, rows)
-                answers = mx.argmax(outputs.logits, axis=-1)
-                mx.eval(carry.pack(), answers, outputs.q_halt)
+                with evaluating(model, tokens.shape[0]):
+                    carry, outputs = self._reason(weights, carry, rows)
+                    answers = mx.argmax(outputs.logits, axis=-1)
+                    mx.eval(carry.pack(), answers, outputs.q_halt)
             finally:
                 model.train(was_training)
             threshold = outputs.q_continue if model.compares_continue else mx.zeros(())

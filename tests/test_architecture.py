@@ -25,7 +25,7 @@ LAYERS: List[Tuple[str, ...]] = [
     ("recipe", "config"),
     ("carry", "cuda", "layers", "fused", "losses", "optim", "parallel", "diagnostics", "tasks"),
     ("models",),
-    ("conversion", "memory", "quantization", "torch_files", "torch_pickle"),
+    ("conversion", "memory", "quantization", "streams", "torch_files", "torch_pickle"),
     ("checkpoint",),
     (
         *("inference", "evaluation", "recordings", "replay", "reporting", "runs", "resuming"),

@@ -41,7 +41,7 @@ def check(have, want, allowed=0.01, least=0.5):
 def test_position_mlp(rows, length, size, inner):
     x = normal(rows, length, size)
     gate_up, down = 0.1 * normal(2 * inner, length), 0.1 * normal(length, inner)
-    assert cuda.position_mlp_fits(length, size, inner)
+    assert cuda.position_mlp_fits(rows, length, size, inner)
     out, total = cuda.position_mlp(x, gate_up, down, 1e-5, True)
     gate, up = mx.split(gate_up @ x, 2, axis=-2)
     want = x + down @ (silu(gate) * up)
@@ -103,7 +103,7 @@ def test_attention(length, size, rotated):
     angles = rope_tables(size, length, 10000.0) if rotated else None
 
     def ours(qkv):
-        if cuda.attention_fits(length, size):
+        if cuda.attention_fits(2, length, size):
             cos, sin = angles or (mx.zeros((1,)), mx.zeros((1,)))
             return fused._short_attention(rotated)(qkv, cos, sin, keep=True)[0]
         return fused._long_attention(qkv, angles, True).reshape(d_out.shape)

@@ -18,9 +18,8 @@ from marks import experiment
 
 from mlx_trm import fitting
 from mlx_trm.checkpoint import list_checkpoints, load_checkpoint, newest_whole
-from mlx_trm.errors import CheckpointError, ConfigError
+from mlx_trm.errors import CheckpointError, ConfigError, NonFiniteError
 from mlx_trm.runs import RunLock
-from mlx_trm.stepping import NonFiniteError
 from mlx_trm.training import Trainer
 
 # What depends on the clock or the process.

@@ -13,6 +13,7 @@ from mlx.utils import tree_flatten
 
 import mlx_trm as trm
 from mlx_trm import memory
+from mlx_trm.carry import draw_exploration
 from mlx_trm.errors import CheckpointError, ConfigError, TRMError
 from mlx_trm.losses import act_loss
 from mlx_trm.optim import EMA, AdamATan2, sign_sgd_rows
@@ -37,7 +38,8 @@ def test_a_step_is_the_sum_of_its_parts():
         carry = model.initial_carry(batch) if carry is None else carry
         carry = model.begin(carry, batch)
         ids = carry.current.puzzle_identifiers
-        least = other._exploration(number, 6)
+        halting = model.config.halt_exploration_prob, model.config.halt_max_steps
+        least = draw_exploration(other.config.seed, number, 6, *halting)
 
         def loss_fn(weights, rows, carry=carry, least=least):
             with model.using(weights):

@@ -40,7 +40,7 @@ def architecture() -> Optional[str]:
     if library() is None:
         return None
     try:
-        binary("swiglu.cu", name, {})
+        binary("swiglu.cu", name, {"SWIGLU_FORWARD": 1})
     except NvrtcError as error:
         LOG.warning("plain operations are used on this GPU: its kernels do not compile: %s", error)
         return None
@@ -76,7 +76,8 @@ def _launch(  # pylint: disable=too-many-arguments,too-many-positional-arguments
 ) -> List[mx.array]:
     outputs: List[mx.array] = mx.fast.precompiled_cuda_kernel(
         name=name,
-        compiled_source=binary(file, architecture() or "", defines or {}),
+        # One kernel alone, because MLX hashes its code at every launch: 0.7 microseconds a KiB.
+        compiled_source=binary(file, architecture() or "", {name.upper(): 1, **(defines or {})}),
         inputs=inputs,
         output_shapes=list(shapes),
         output_dtypes=list(dtypes) or [mx.bfloat16] * len(shapes),

@@ -123,6 +123,7 @@ __device__ __forceinline__ void store_rows(bf16* to, long long step, const bf16*
   }
 }
 
+#ifdef ATTENTION_FORWARD
 extern "C" __global__ void __launch_bounds__(THREADS, FORWARD_BLOCKS)
     attention_forward(const bf16* qkv, const float* cos, const float* sin, bf16* out, float* lse,
                       int keep, int scale_bits) {
@@ -183,7 +184,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, FORWARD_BLOCKS)
   out += sequence * T * HEADS * SIZE + head * SIZE;
   store_rows(out, HEADS * SIZE, queries, first, false, cos, sin);
 }
+#endif
 
+#ifdef ATTENTION_BACKWARD
 extern "C" __global__ void __launch_bounds__(THREADS, BACKWARD_BLOCKS)
     attention_backward(const bf16* qkv, const float* cos, const float* sin, const bf16* out,
                        const float* lse, const bf16* d_out, bf16* d_qkv, int scale_bits) {
@@ -277,3 +280,4 @@ extern "C" __global__ void __launch_bounds__(THREADS, BACKWARD_BLOCKS)
   store_rows(d_qkv + HEADS * SIZE, step, d_outs, first, true, cos, sin);
   store_rows(d_qkv + 2 * HEADS * SIZE, step, values, first, false, cos, sin);
 }
+#endif

@@ -6,6 +6,9 @@
 // weight, G^T = X^T Wg^T (32 x 16), takes h = silu(g) * u in registers, whose layout as a result is
 // the one an operand has, and adds H^T Wd^T to its 32 x T outputs. The norm over T stays in the warp.
 //
+// Loops are unrolled no more than pays: MLX hashes a kernel's code at every launch, which took
+// 60 microseconds for the 72 KiB that this once had.
+//
 // Compiled for T, D, INNER, WARPS (columns of a block / 32). TP is T rounded up to 8, and both
 // weights come padded with zeros: (2 * INNER, TP) and (TP, INNER). Grid (D / (32 * WARPS), B).
 
@@ -28,11 +31,13 @@ __device__ __forceinline__ float silu_times(float gate, float up) { // both roun
 
 __device__ __forceinline__ void fetch(bf16* stage, const bf16* w1, const bf16* w2, int first) {
   constexpr int PIECES = TP / 8;
+#pragma unroll 2
   for (int i = threadIdx.x; i < 2 * UNITS * PIECES; i += THREADS) {
     const int row = i / PIECES, piece = i % PIECES; // rows 0..UNITS-1 are gates, then ups
     const int source = row < UNITS ? first + row : INNER + first + row - UNITS;
     copy16(stage + row * W1_STRIDE + piece * 8, w1 + (long long)source * TP + piece * 8);
   }
+#pragma unroll 2
   for (int i = threadIdx.x; i < TP * (UNITS / 8); i += THREADS) {
     const int row = i / (UNITS / 8), piece = i % (UNITS / 8);
     copy16(stage + W1_SIZE + row * W2_STRIDE + piece * 8,
@@ -42,6 +47,7 @@ __device__ __forceinline__ void fetch(bf16* stage, const bf16* w1, const bf16* w
 
 // The tile in shared memory and its T rows of COLUMNS numbers in global memory.
 __device__ __forceinline__ void store_tile(bf16* to, const bf16* tile) {
+#pragma unroll 2
   for (int i = threadIdx.x; i < T * (COLUMNS / 8); i += THREADS) {
     const int row = i / (COLUMNS / 8), piece = i % (COLUMNS / 8);
     *(Vec8*)(to + (long long)row * D + piece * 8) = *(const Vec8*)(tile + row * X_STRIDE + piece * 8);
@@ -57,14 +63,16 @@ extern "C" __global__ void __launch_bounds__(THREADS)
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const long long origin = (long long)blockIdx.y * T * D + blockIdx.x * COLUMNS;
 
+#pragma unroll 2
   for (int i = threadIdx.x; i < T * (COLUMNS / 8); i += THREADS) {
     const int row = i / (COLUMNS / 8), piece = i % (COLUMNS / 8);
     copy16(tile + row * X_STRIDE + piece * 8, x + origin + (long long)row * D + piece * 8);
   }
+#pragma unroll 1
   for (int i = threadIdx.x; i < (X_ROWS - T) * COLUMNS; i += THREADS)
     tile[(T + i / COLUMNS) * X_STRIDE + i % COLUMNS] = 0;
   asm volatile("cp.async.commit_group;");
-#pragma unroll
+#pragma unroll 1
   for (int s = 0; s < STAGES - 1; ++s) {
     fetch(stages + s * STAGE, w1, w2, s * UNITS);
     asm volatile("cp.async.commit_group;");
@@ -104,7 +112,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     asm volatile("cp.async.commit_group;");
     const bf16* first = stages + round % STAGES * STAGE;
     const bf16* second = first + W1_SIZE;
-#pragma unroll 1 // twice the code is slower to look up: MLX hashes it at every launch
+#pragma unroll 1
     for (int half = 0; half < UNITS / 16; ++half) {
       float g[2][2][4], u[2][2][4];
 #pragma unroll
@@ -174,50 +182,37 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     }
   }
 
-  // y[m][n] = {(d, t), (d, t + 1), (d + 8, t), (d + 8, t + 1)}; the 4 lanes of a quad share d.
-  float scale[2][2];
-#pragma unroll
-  for (int m = 0; m < 2; ++m)
-#pragma unroll
-    for (int r = 0; r < 2; ++r) {
-      bf16* column = tile + warp * 32 + m * 16 + r * 8 + lane / 4;
-      float squares = 0.f;
-#pragma unroll
-      for (int n = 0; n < N_TILES; ++n)
-#pragma unroll
-        for (int i = 0; i < 2; ++i) {
-          const int t = n * 8 + lane % 4 * 2 + i;
-          if (t < T) {
-            const float sum = rounded(widened(column[t * X_STRIDE]) + rounded(y[m][n][r * 2 + i]));
-            y[m][n][r * 2 + i] = sum;
-            squares += sum * sum;
-            if (keep_total)
-              column[t * X_STRIDE] = narrowed(sum);
-          }
-        }
-      squares += __shfl_xor_sync(0xffffffffu, squares, 1);
-      squares += __shfl_xor_sync(0xffffffffu, squares, 2);
-      scale[m][r] = rsqrtf(squares / T + __int_as_float(eps_bits));
-    }
-  if (keep_total) {
-    __syncthreads();
-    store_tile(total + origin, tile);
-    __syncthreads();
-  }
-#pragma unroll
-  for (int m = 0; m < 2; ++m)
-#pragma unroll
-    for (int r = 0; r < 2; ++r) {
-      bf16* column = tile + warp * 32 + m * 16 + r * 8 + lane / 4;
-#pragma unroll
-      for (int n = 0; n < N_TILES; ++n)
-#pragma unroll
-        for (int i = 0; i < 2; ++i) {
-          const int t = n * 8 + lane % 4 * 2 + i;
-          if (t < T)
-            column[t * X_STRIDE] = narrowed(y[m][n][r * 2 + i] * scale[m][r]);
-        }
-    }
+  // y[m][n] = {(d, t), (d, t + 1), (d + 8, t), (d + 8, t + 1)}. By way of shared memory, where the
+  // stages were, a thread gets a column: much less code than norms of what the registers hold.
+  asm volatile("cp.async.wait_group 0;");
   __syncthreads();
-  store_tile(out + origin, tile);
+  bf16* sums = stages;
+#pragma unroll
+  for (int m = 0; m < 2; ++m)
+#pragma unroll
+    for (int n = 0; n < N_TILES; ++n)
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const int t = n * 8 + lane % 4 * 2 + i % 2;
+        if (t < T)
+          sums[t * X_STRIDE + warp * 32 + m * 16 + i / 2 * 8 + lane / 4] = narrowed(y[m][n][i]);
+      }
+  __syncwarp();
+  tile += threadIdx.x;
+  sums += threadIdx.x;
+  float squares = 0.f;
+#pragma unroll 4
+  for (int t = 0; t < T; ++t) {
+    const float sum = rounded(widened(tile[t * X_STRIDE]) + widened(sums[t * X_STRIDE]));
+    sums[t * X_STRIDE] = narrowed(sum);
+    squares += sum * sum;
+  }
+  const float scale = rsqrtf(squares / T + __int_as_float(eps_bits));
+#pragma unroll 4
+  for (int t = 0; t < T; ++t)
+    tile[t * X_STRIDE] = narrowed(widened(sums[t * X_STRIDE]) * scale);
+  __syncthreads();
+  if (keep_total)
+    store_tile(total + origin, stages);
+  store_tile(out + origin, memory);
 }

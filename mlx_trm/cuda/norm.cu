@@ -4,6 +4,7 @@
 #ifdef SIZE
 constexpr int PER_LANE = SIZE / 256; // vectors of 8 that each of 32 lanes holds
 
+#ifdef ADD_NORM
 extern "C" __global__ void add_norm(const Vec8* x, const Vec8* y, Vec8* out, Vec8* total, int rows,
                                     int eps_bits, int keep_total) {
   const int row = blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32, lane = threadIdx.x % 32;
@@ -33,7 +34,9 @@ extern "C" __global__ void add_norm(const Vec8* x, const Vec8* y, Vec8* out, Vec
     out[start + v * 32] = sum[v];
   }
 }
+#endif
 
+#ifdef NORM_BACKWARD
 extern "C" __global__ void norm_backward(const Vec8* total, const Vec8* d_out, Vec8* d_total,
                                          int rows, int eps_bits) {
   const int row = blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32, lane = threadIdx.x % 32;
@@ -65,11 +68,13 @@ extern "C" __global__ void norm_backward(const Vec8* total, const Vec8* d_out, V
   }
 }
 #endif
+#endif
 
 #ifdef POSITIONS
 // Blocks of 32 column pairs x 8 threads; grid (D / 64, B). `stride` is D / 2, pairs in a row.
 constexpr int PER_THREAD = (POSITIONS + 7) / 8;
 
+#ifdef NORM_BACKWARD_POSITIONS
 extern "C" __global__ void norm_backward_positions(const unsigned int* total,
                                                    const unsigned int* d_out,
                                                    unsigned int* d_total, int stride, int eps_bits) {
@@ -118,4 +123,5 @@ extern "C" __global__ void norm_backward_positions(const unsigned int* total,
                scale[1] * (high(d[i]) - high(s[i]) * pull[1]));
   }
 }
+#endif
 #endif

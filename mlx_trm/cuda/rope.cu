@@ -18,6 +18,7 @@ __device__ __forceinline__ Place place(long long i, int rows, int heads, int hal
 }
 
 // `values`: whether v is copied too, as it must be where it is padded.
+#ifdef ROPE_FORWARD
 extern "C" __global__ void rope_forward(const Vec8* qkv, const float* cos, const float* sin, Vec8* q,
                                         Vec8* k, Vec8* v, int positions, int padded, int heads,
                                         int half, int values, int count) {
@@ -48,7 +49,9 @@ extern "C" __global__ void rope_forward(const Vec8* qkv, const float* cos, const
     at[step] = second;
   }
 }
+#endif
 
+#ifdef ROPE_BACKWARD
 extern "C" __global__ void rope_backward(const Vec8* dq, const Vec8* dk, const Vec8* dv,
                                          const float* cos, const float* sin, Vec8* d_qkv,
                                          int positions, int padded, int heads, int half,
@@ -71,3 +74,4 @@ extern "C" __global__ void rope_backward(const Vec8* dq, const Vec8* dk, const V
     to[part * width + step] = second;
   }
 }
+#endif

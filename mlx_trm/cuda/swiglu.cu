@@ -6,6 +6,7 @@ __device__ __forceinline__ float silu_times(float gate, float up) {
   return rounded(silu(gate)) * up;
 }
 
+#ifdef SWIGLU_FORWARD
 extern "C" __global__ void swiglu_forward(const Vec8* gate_up, Vec8* h, int block, int count) {
   long long i = (long long)blockIdx.x * blockDim.x + threadIdx.x;
   if (i >= count / 8)
@@ -21,14 +22,16 @@ extern "C" __global__ void swiglu_forward(const Vec8* gate_up, Vec8* h, int bloc
                        silu_times(high(g.pair[k]), high(u.pair[k])));
   h[i] = out;
 }
+#endif
 
 __device__ __forceinline__ float3 gradients(float gate, float up, float dh) {
-  const float share = 1.f / (1.f + expf(-gate)); // sigmoid
-  const float gated = rounded(silu(gate));
+  const float share = sigmoid(gate);
+  const float gated = rounded(gate * share);
   const float d_gated = rounded(dh * up);
   return make_float3(d_gated * (share * (1.f + gate * (1.f - share))), dh * gated, gated * up);
 }
 
+#ifdef SWIGLU_BACKWARD
 extern "C" __global__ void swiglu_backward(const Vec8* gate_up, const Vec8* dh, Vec8* d_gate_up,
                                            Vec8* h, int block, int count) {
   long long i = (long long)blockIdx.x * blockDim.x + threadIdx.x;
@@ -50,3 +53,4 @@ extern "C" __global__ void swiglu_backward(const Vec8* gate_up, const Vec8* dh, 
   d_gate_up[at + vectors] = du;
   h[i] = out;
 }
+#endif
