@@ -4,7 +4,8 @@
     python benchmarks/plot.py FILE.jsonl --output pictures
 
 Writes tables.md, and with matplotlib (in the extras plot and dev) times, memory and roofline as
-.png and .pdf. Of measurements of the same thing on the same machine the newest counts.
+.png and .pdf. Of measurements of the same thing on the same machine the newest counts; beside the
+original, the newest run that measured both.
 """
 
 import argparse
@@ -52,9 +53,9 @@ def tables(lines: Sequence[Line]) -> str:
     """Write Markdown tables, a section for each machine and device."""
     parts = []
     for machine in machines(lines):
-        mine = of_machine(lines, machine)
+        compared = beside(of_machine(lines, machine))
+        mine = newest(of_machine(lines, machine))
         parts.append(f"### {machine[0]}, {machine[1]}\n\n{about(mine)}\n")
-        compared = beside(mine)
         if compared:
             parts.append(compared)
         parts += [table for table in (steps(mine), others(mine)) if table]
@@ -113,11 +114,15 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def pairs(lines: Sequence[Line]) -> List[Tuple[Line, Line]]:
-    """Give ours and theirs of what was measured in turns in one run."""
+    """Give ours and theirs of what was measured in turns, each from the newest run with both."""
     keys = ("run", "case", "size", "batch", "dtype")
     theirs = {tuple(x[k] for k in keys): x for x in lines if x["implementation"] == THEIRS}
-    ours = [x for x in lines if x["implementation"] == OURS]
-    return [(x, theirs[k]) for x in ours for k in [tuple(x[k] for k in keys)] if k in theirs]
+    found: Dict[Tuple, Tuple[Line, Line]] = {}
+    for line in lines:
+        other = theirs.get(tuple(line[key] for key in keys))
+        if line["implementation"] == OURS and other:
+            found[tuple(line[key] for key in SAME)] = (line, other)
+    return list(found.values())
 
 
 def beside(lines: Sequence[Line]) -> str:
@@ -187,11 +192,14 @@ def bars(axis: Any, groups: Sequence[Tuple[str, Dict[str, Optional[float]]]]) ->
 
 
 def grouped(lines: Sequence[Line], value: Any) -> List[Tuple[str, Dict[str, Optional[float]]]]:
-    """Group results of train and eval by what they are of."""
+    """Group results of train and eval by what they are of; two sides are of one run."""
     found: Dict[str, Dict[str, Optional[float]]] = {}
-    for line in lines:
-        if line.get("roofline"):
-            found.setdefault(name(line), {})[line["implementation"]] = value(line)
+    for line in newest(lines):
+        if line.get("roofline") and (line["implementation"] == OURS or name(line) not in found):
+            found[name(line)] = {line["implementation"]: value(line)}
+    for ours, theirs in pairs(lines):
+        if ours.get("roofline"):
+            found[name(ours)] = {OURS: value(ours), THEIRS: value(theirs)}
     return [(label, values) for label, values in found.items() if any(values.values())]
 
 
@@ -229,7 +237,7 @@ def draw(lines: Sequence[Line], folder: Path) -> List[Path]:
 
 def run(args: argparse.Namespace) -> int:
     """Read, tabulate, draw."""
-    lines = newest(read(args.results))
+    lines = [line for line in read(args.results) if line["kind"] == "result"]
     if not lines:
         raise ConfigError(f"{args.results}: holds no results; python benchmarks/run.py makes some")
     if not args.no_pictures:

@@ -8,6 +8,7 @@ import ctypes
 import os
 import platform
 import sys
+from functools import lru_cache
 from pathlib import Path
 from typing import Dict, List, NoReturn, Optional
 
@@ -40,9 +41,27 @@ def prefer_fast_blas() -> Optional[str]:
     return OPENBLAS
 
 
+def _openblas() -> Optional[ctypes.CDLL]:
+    """Give the OpenBLAS of this process: loaded here, or preloaded by the user."""
+    if not _BLAS and sys.platform.startswith("linux"):
+        process = ctypes.CDLL(None)
+        if hasattr(process, "openblas_set_num_threads"):
+            _BLAS.append(process)
+    return _BLAS[0] if _BLAS else None
+
+
+@lru_cache(maxsize=1)
+def blas_threads() -> Optional[int]:
+    """Give the threads that OpenBLAS began with, as its variables allow; None without it."""
+    library = _openblas()
+    return None if library is None else int(library.openblas_get_num_threads())
+
+
 def set_blas_threads(count: int) -> None:
-    """Say how many threads a matrix product may use; of no effect without that OpenBLAS."""
-    for library in _BLAS:
+    """Say how many threads a matrix product may use; of no effect without OpenBLAS."""
+    blas_threads()
+    library = _openblas()
+    if library is not None:
         library.openblas_set_num_threads(count)
 
 
@@ -75,9 +94,11 @@ def prefer_wide_schedule() -> None:
 
 
 def schedules_widely() -> bool:
-    """Whether MLX has been told so."""
-    width = os.environ.get(SCHEDULE_WIDTH, "")
-    return width.isdigit() and int(width) >= 100
+    """Whether MLX has been told so, and the BLAS can be given a thread a stream."""
+    width, library = os.environ.get(SCHEDULE_WIDTH, ""), _openblas()
+    # 2: made with OpenMP, which counts threads anew in each of MLX's.
+    by_openmp = library is not None and library.openblas_get_parallel() == 2
+    return width.isdecimal() and int(width) >= 100 and not by_openmp
 
 
 def check_platform() -> None:
@@ -89,6 +110,7 @@ def check_platform() -> None:
             commands is being started. The package is imported before the command's own code
             runs, so an exception would be a traceback.
     """
+    imported_before = "mlx.core" in sys.modules  # and may have evaluated something
     prefer_fast_blas()
     if starts_command(sys.argv, _command_line()):
         prefer_direct_launches()
@@ -96,7 +118,8 @@ def check_platform() -> None:
         import mlx.core  # noqa: F401  pylint: disable=unused-import
     except ImportError as error:
         _refuse(load_advice(error, platform.system(), platform.machine(), backends()), error)
-    prefer_wide_schedule()
+    if not imported_before:
+        prefer_wide_schedule()
 
 
 def load_advice(error: ImportError, system: str, machine: str, installed: Dict[str, str]) -> str:

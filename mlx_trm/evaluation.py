@@ -17,7 +17,7 @@ from mlx_trm.losses import act_loss, metric_values
 from mlx_trm.memory import evaluating
 from mlx_trm.models import RecursiveModel, named_arrays
 from mlx_trm.parallel import Processes
-from mlx_trm.streams import joined, over_rows, share_cores
+from mlx_trm.streams import give_back_cores, joined, over_rows, share_cores
 from mlx_trm.tasks import PuzzleDataset, ScoredRows, Task, build_task
 
 Metrics = Dict[str, float]
@@ -86,7 +86,7 @@ def compile_reason(model: RecursiveModel, compiled: bool) -> Reason:
 
     def traced(weights: Dict[str, Any], packed: Tuple, rows: Optional[mx.array]) -> Tuple:
         with model.using(weights):
-            found: Tuple = joined(over_rows(share, packed[0][0], packed, rows))
+            found: Tuple = joined(over_rows(share, Carry.unpack(packed), packed, rows))
         return found
 
     step: Callable = mx.compile(traced) if compiled else traced
@@ -94,7 +94,7 @@ def compile_reason(model: RecursiveModel, compiled: bool) -> Reason:
     def reason(
         weights: Dict[str, Any], carry: Carry, rows: Optional[mx.array]
     ) -> Tuple[Carry, Outputs]:
-        share_cores(carry.latents[0])
+        share_cores(carry)
         latents, outputs = step(weights, carry.pack(), rows)
         return carry._replace(latents=tuple(latents)), Outputs(*outputs)
 
@@ -257,6 +257,7 @@ class Evaluator:
                 # Python makes the next step's graph while this step is computed.
                 mx.async_eval(carry.pack(), outputs.logits, outputs.q_halt)
             mx.eval(outputs.logits)
+        give_back_cores()
         count = mx.full(carry.steps.shape, steps, dtype=mx.int32)
         _, metrics = act_loss(
             outputs,

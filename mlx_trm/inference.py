@@ -15,6 +15,7 @@ from mlx_trm.errors import ConfigError, DataError
 from mlx_trm.evaluation import compile_reason, should_compile
 from mlx_trm.memory import evaluating
 from mlx_trm.models import RecursiveModel
+from mlx_trm.streams import give_back_cores
 from mlx_trm.tasks import Task, build_task
 
 
@@ -205,6 +206,7 @@ class Solver:
                     mx.eval(carry.pack(), answers, outputs.q_halt)
             finally:
                 model.train(was_training)
+                give_back_cores()
             threshold = outputs.q_continue if model.compares_continue else mx.zeros(())
             halts = np.array(outputs.q_halt > threshold)
             yield np.array(answers).astype(np.uint8), np.array(outputs.q_halt), halts

@@ -9,6 +9,7 @@ Shape letters: B batch, S sequence, P puzzle-embedding positions, T = P + S, D h
 Reference: models/layers.py, models/common.py, models/sparse_embedding.py.
 """
 
+import functools
 import math
 import sys
 from contextlib import contextmanager
@@ -94,10 +95,13 @@ def rms_norm(x: mx.array, eps: float, axis: int = -1) -> mx.array:
     Returns:
         Same shape and dtype as ``x``.
     """
-    if axis == -1 and on_gpu():
+    exact = axis == -1 and x.dtype == mx.float32 and on_cuda() and _has_torch_order(x.shape[-1])
+    if axis == -1 and on_gpu() and not exact:
         return mx.fast.rms_norm(x, None, eps)
     wide = x.astype(mx.float32)
     squares = mx.square(wide)
+    if exact:
+        return wide * mx.rsqrt(mean_in_torch_order(squares) + eps)
     if axis == -1:
         # On the CPU MLX adds numbers one after the other. Eight partial sums are nearer to the sum
         # that PyTorch gets by adding in a tree; the recursion amplifies what is lost here.
@@ -105,6 +109,34 @@ def rms_norm(x: mx.array, eps: float, axis: int = -1) -> mx.array:
         squares = mx.mean(squares.reshape(*x.shape[:-1], parts, -1), axis=-1)
     mean_square = mx.mean(squares, axis=axis, keepdims=True)
     return (wide * mx.rsqrt(mean_square + eps)).astype(x.dtype)
+
+
+def mean_in_torch_order(x: mx.array) -> mx.array:
+    """Mean over the last axis, added up in the order of PyTorch's CUDA kernel: equal to the bit.
+
+    A warp adds halves to halves. From 128 numbers on, each of its 32 lanes has added vectors of 4
+    before. Sums in another order differ in every sixth RMS norm; MLX's float32 products, exp and
+    rsqrt on CUDA do not differ from PyTorch's (measured on an H200, docs/benchmarks).
+
+    Args:
+        x: (..., n) float32; n is a power of two up to 64, or a multiple of 128.
+
+    Returns:
+        (..., 1) float32.
+    """
+    size = x.shape[-1]
+    if size >= 128:
+        x = x.reshape(*x.shape[:-1], size // 128, 32, 4)
+        x = functools.reduce(mx.add, [x[..., i, :, :] for i in range(size // 128)])
+        x = functools.reduce(mx.add, [x[..., i] for i in range(4)])
+    while x.shape[-1] > 1:
+        half = x.shape[-1] // 2
+        x = x[..., :half] + x[..., half:]
+    return x * (1.0 / size)
+
+
+def _has_torch_order(size: int) -> bool:
+    return size % 128 == 0 or (size <= 64 and size & (size - 1) == 0)
 
 
 def silu(x: mx.array) -> mx.array:
@@ -308,12 +340,13 @@ def apply_rope(x: mx.array, cos_sin: CosSin) -> mx.array:
 def attend(query: mx.array, key: mx.array, value: mx.array, scale: float) -> mx.array:
     """Scaled dot-product attention, not causal.
 
-    On a GPU this is MLX's fused kernel. On the CPU, where MLX has none, and in float32 on CUDA,
-    where it has none either and a softmax with a coarse exponential, it is written out in the
+    On a GPU this is MLX's fused kernel. On the CPU, where MLX has none, it is written out in the
     arithmetic of the reference's flash attention: scores, exponentials and their sum in float32,
     the exponentials rounded to the inputs' dtype before they meet the values, the division last.
     In bfloat16 the mean error of a recorded step is 6 or more times smaller than with a softmax
-    that rounds anywhere else (tests/reference/cuda/trm_att_rope_bf16).
+    that rounds anywhere else (tests/reference/cuda/trm_att_rope_bf16). In float32 on CUDA, where
+    MLX has none either and a softmax with a coarse exponential, it is written out as the kernel
+    does that PyTorch has for it: powers of 2, and a reciprocal of their sum.
 
     Args:
         query: (B, h, T, head_dim), any float dtype; key and value likewise.
@@ -326,6 +359,10 @@ def attend(query: mx.array, key: mx.array, value: mx.array, scale: float) -> mx.
         return mx.fast.scaled_dot_product_attention(query, key, value, scale=scale)
     dtype = query.dtype
     query, key, value = (part.astype(mx.float32) for part in (query, key, value))
+    if on_gpu():
+        scores = (query @ key.swapaxes(-1, -2)) * (scale / math.log(2.0))
+        shares = mx.power(2.0, scores - mx.stop_gradient(mx.max(scores, axis=-1, keepdims=True)))
+        return (shares @ value) * mx.reciprocal(mx.sum(shares, axis=-1, keepdims=True))
     scores = (query * scale) @ key.swapaxes(-1, -2)
     shares = mx.exp(scores - mx.stop_gradient(mx.max(scores, axis=-1, keepdims=True)))
     mixed = shares.astype(dtype).astype(mx.float32) @ value

@@ -2,13 +2,14 @@
 
 import os
 from contextlib import contextmanager
+from threading import Lock
 from typing import Any, Iterator, List, Optional, Union
 
 import mlx.core as mx
 
 from mlx_trm import cuda, fused
 from mlx_trm.errors import ConfigError
-from mlx_trm.layers import SwiGLU, on_gpu
+from mlx_trm.layers import SwiGLU, on_cuda, on_gpu
 from mlx_trm.models import RecursiveModel, named_arrays
 from mlx_trm.models.network import NetworkConfig
 
@@ -16,6 +17,8 @@ GIB = 1 << 30
 
 # MLX's memory limit before this module first changed it.
 _BEFORE: List[int] = []
+# Held while an evaluation's limit is set.
+_FREE = Lock()
 # How many times more rows fit where activations are computed again for the gradient.
 RECOMPUTED = 3
 
@@ -154,16 +157,19 @@ def evaluating(model: RecursiveModel, rows: int) -> Iterator[None]:
 
     A step of 768 Sudoku took 2.4 instead of 15 GiB for it, and as long.
     """
-    if cuda.architecture() is None or not isinstance(model.config, NetworkConfig):
-        yield
+    if not (on_cuda() and isinstance(model.config, NetworkConfig)) or not _FREE.acquire(False):
+        yield  # or another thread has set the limit, which is the process's
         return
-    limit = max(3 * GIB // 2, mx.get_active_memory() + rows * _evaluation_row_bytes(model))
-    before = mx.set_memory_limit(limit)
-    mx.set_memory_limit(min(limit, before))
     try:
-        yield
+        limit = max(3 * GIB // 2, mx.get_active_memory() + rows * _evaluation_row_bytes(model))
+        before = mx.set_memory_limit(limit)
+        mx.set_memory_limit(min(limit, before))
+        try:
+            yield
+        finally:
+            mx.set_memory_limit(before)
     finally:
-        mx.set_memory_limit(before)
+        _FREE.release()
 
 
 def _evaluation_row_bytes(model: RecursiveModel) -> int:

@@ -9,13 +9,14 @@ On a GPU, and on macOS, whose CPU has not been measured, there is one stream: th
 """
 
 import os
-from functools import lru_cache
-from typing import Any, Callable, List, Sequence
+import threading
+from typing import Any, Callable, Dict, List, Optional, Sequence
 
 import mlx.core as mx
 from mlx.utils import tree_map
 
-from mlx_trm._backend import schedules_widely, set_blas_threads
+from mlx_trm._backend import blas_threads, schedules_widely, set_blas_threads
+from mlx_trm.carry import Carry
 from mlx_trm.errors import ConfigError
 from mlx_trm.layers import on_gpu
 
@@ -25,69 +26,75 @@ _MOST = 8
 # Numbers in a latent that a stream has at least: with fewer, making the graph takes longer than
 # computing (a step of sudoku_tiny.yaml, 34,816 numbers: two streams took 1.4 times as long as one).
 _LEAST = 1 << 16
+# MLX's streams belong to the thread that made them, and are kept for good.
+_OWN = threading.local()
 
 
 def available_cores() -> int:
-    """Give the processors this process may use; ``OPENBLAS_NUM_THREADS`` may allow it fewer."""
-    asked = os.environ.get("OPENBLAS_NUM_THREADS", "")
-    cores = (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
-    return max(1, min(cores, int(asked))) if asked.isdigit() else cores
+    """Give the processors this process may use; the BLAS may have been allowed fewer."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return max(1, min(cores or 1, blas_threads() or cores or 1))
 
 
-def stream_count(latent: mx.array) -> int:
-    """Give the number of streams that a step on the default device is shared among.
-
-    Args:
-        latent: (B, T, D), says how much there is to do. The environment variable
-            ``MLX_TRM_CPU_STREAMS`` may say how many streams there are at most.
+def asked_streams() -> Optional[int]:
+    """Give the number in the environment variable ``MLX_TRM_CPU_STREAMS``, None where it is unset.
 
     Raises:
-        ConfigError: if it is not a number from 1 to 64.
+        ConfigError: if it is not from 1 to 64.
     """
     asked = os.environ.get(VARIABLE, "")
-    if asked and (not asked.isdigit() or not 1 <= int(asked) <= 64):
+    if asked and (not asked.isdecimal() or not 1 <= int(asked) <= 64):
         raise ConfigError(f"{VARIABLE}: must be a whole number from 1 to 64, not {asked!r}")
+    return int(asked) if asked else None
+
+
+def stream_count(carry: Carry) -> int:
+    """Give the number of streams that a step from this carry is shared among.
+
+    Raises:
+        ConfigError: as :func:`asked_streams`.
+    """
+    asked, rows = asked_streams(), carry.steps.shape[0]
     if on_gpu():
         return 1
-    if asked:
-        return min(int(asked), latent.shape[0])
+    if asked is not None:
+        return max(1, min(asked, rows))
     if not schedules_widely():
         return 1
-    return max(1, min(_MOST, available_cores(), latent.shape[0], latent.size // _LEAST))
+    numbers = carry.latents[0].size if carry.latents else 0
+    return max(1, min(_MOST, available_cores(), rows, numbers // _LEAST))
 
 
-@lru_cache(maxsize=None)
-def _stream(number: int) -> mx.Stream:
-    """Give the stream of a share. MLX keeps streams for good, so they are made once."""
-    return mx.default_stream(mx.cpu) if number == 0 else mx.new_stream(mx.cpu)
-
-
-def share_cores(latent: mx.array) -> int:
+def share_cores(carry: Carry) -> int:
     """Give the number of streams for a step, and each of them as many BLAS threads as there are.
 
     Call it before a step, which may be a compiled function that only calls MLX.
     """
-    count = stream_count(latent)
+    count = stream_count(carry)
     if not on_gpu():
         set_blas_threads(max(1, available_cores() // count))
     return count
 
 
-def over_rows(function: Callable[..., Any], latent: mx.array, *trees: Any) -> List[Any]:
+def give_back_cores() -> None:
+    """Let a matrix product use all cores again; call it when a step has been computed."""
+    if not on_gpu():
+        set_blas_threads(available_cores())
+
+
+def over_rows(function: Callable[..., Any], carry: Carry, *trees: Any) -> List[Any]:
     """Apply a function to shares of a batch, each on a stream of its own.
 
     Args:
         function: of as many trees; nothing in it depends on other rows.
-        latent: (B, T, D), for :func:`stream_count`.
+        carry: that enters the step, for :func:`stream_count`.
         trees: nested tuples of arrays, or None; B is the length of every array's first axis.
 
     Returns:
         The results, by rows; one, of the whole batch, where there is nothing to share. They are
         computed side by side if they are evaluated together.
     """
-    count, rows = share_cores(latent), latent.shape[0]
+    count, rows = share_cores(carry), carry.steps.shape[0]
     if count == 1:
         return [function(*trees)]
     results = []
@@ -96,6 +103,14 @@ def over_rows(function: Callable[..., Any], latent: mx.array, *trees: Any) -> Li
         with mx.stream(_stream(number)):
             results.append(function(*(_cut(tree, share) for tree in trees)))
     return results
+
+
+def _stream(number: int) -> mx.Stream:
+    streams: Dict[int, mx.Stream] = getattr(_OWN, "streams", {})
+    if number not in streams:
+        streams[number] = mx.default_stream(mx.cpu) if number == 0 else mx.new_stream(mx.cpu)
+        _OWN.streams = streams
+    return streams[number]
 
 
 def joined(parts: Sequence[Any]) -> Any:

@@ -34,6 +34,7 @@ from mlx_trm.resuming import (
 )
 from mlx_trm.runs import RunLock, StepReport, prepare_run_dir
 from mlx_trm.stepping import Stepper
+from mlx_trm.streams import asked_streams
 from mlx_trm.surgery import FRESH, LEFT, TransferReport, Weights, read_weights, transfer_weights
 from mlx_trm.tasks import PuzzleDataset, build_task
 from mlx_trm.tasks.identifiers import pack_names, row_names
@@ -75,6 +76,7 @@ class Trainer(Stepper):
         """
         validate_config(config)
         check_reporters(config.train.report_to)
+        asked_streams()
         processes = Processes.start()
         check_share(config, processes)
         # Before the data, which may take long to be built.

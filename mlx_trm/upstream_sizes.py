@@ -293,15 +293,19 @@ def _dimension(shapes: Mapping[str, Shape], name: str, axis: int) -> Optional[in
 
 
 def _expansion(shapes: Mapping[str, Shape], config: NetworkConfig) -> Optional[float]:
-    """Give an expansion that makes the inner sizes of all SwiGLUs; None where none does."""
+    """Give an expansion that makes the inner sizes of all SwiGLUs; None where none does.
+
+    One of the model's width has to be among them: a SwiGLU of any other, where it is wrong, would
+    make the whole model as wrong.
+    """
     sizes: List[Tuple[int, int]] = []
     for name, shape in shapes.items():
         if name.endswith(".down_proj.weight") and len(shape) == 2:
             sizes.append((shape[0], shape[1]))
-    if not sizes:
+    width = _dimension(shapes, TOKENS, 1) or config.hidden_size
+    if width not in dict(sizes):
         return None
-    width, inner = sizes[0]
-    exact = inner * 3 / 2 / max(1, width)
+    exact = dict(sizes)[width] * 3 / 2 / width
     tried: Sequence[float] = (config.expansion, *_EXPANSIONS, exact)
     for expansion in tried:
         if math.isfinite(expansion) and all(

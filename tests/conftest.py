@@ -41,4 +41,5 @@ def nothing_into_the_users_cache(tmp_path_factory: pytest.TempPathFactory) -> It
     """Data sets that tests build go into a temporary folder."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLX_TRM_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.delenv("MLX_TRM_CPU_STREAMS", raising=False)
         yield

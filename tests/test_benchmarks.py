@@ -136,6 +136,35 @@ def test_the_newest_result_counts(measured, suite):
     assert suite.plot.newest([line, later, {**line, "batch": 9}]) == [later, {**line, "batch": 9}]
 
 
+def test_a_comparison_is_of_the_newest_run_with_both_sides(measured, suite, tmp_path):
+    """Results of mlx_trm alone stand in a table of their own, and beside no original."""
+    ours, theirs = (line for line in measured.lines if line.get("case") == "train")
+
+    def timed(line, run, seconds):
+        return {**line, "run": run, "seconds": {**line["seconds"], "median": seconds}}
+
+    first = [timed(ours, "first", 0.07), timed(theirs, "first", 0.1)]
+    second = [timed(ours, "second", 0.05), timed(theirs, "second", 0.1)]
+    alone = timed(ours, "third", 0.02)
+    path = tmp_path / "results.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in [*first, *second, alone]))
+    assert suite.plot.main([str(path), "--output", str(tmp_path), "--no-pictures"]) == 0
+    text = (tmp_path / "tables.md").read_text()
+    start = "| train, tiny, batch 8 | "
+    rows = [line for line in text.splitlines() if line.startswith(start)]
+    for row, part in zip(rows, ("float32 | 50 (", "mlx_trm | float32 | 20 (", "original | flo")):
+        assert row.startswith(start + part)
+    assert len(rows) == 3 and "| 2.00 |" in rows[0]
+
+    def bars(lines):
+        return suite.plot.grouped(lines, lambda line: line["seconds"]["median"])
+
+    for lines in ([*first, *second, alone], [*first, alone, *second]):
+        assert bars(lines) == [("train, tiny, batch 8", {"mlx_trm": 0.05, "original": 0.1})]
+    for lines in ([first[1], alone], [alone, first[1]]):
+        assert bars(lines) == [("train, tiny, batch 8", {"mlx_trm": 0.02})]
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [

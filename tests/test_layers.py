@@ -15,6 +15,7 @@ from mlx_trm.layers import (
     PuzzleEmbedding,
     SwiGLU,
     apply_rope,
+    mean_in_torch_order,
     rms_norm,
     rope_tables,
     scaled,
@@ -69,6 +70,35 @@ def test_rms_norm_rounds_half_precision_once(axis):
     result = rms_norm(x, 1e-5, axis)
     assert result.dtype == mx.bfloat16
     assert mx.array_equal(result, wide)
+
+
+@pytest.mark.parametrize("size", [1, 2, 16, 64, 128, 384, 512])
+def test_a_mean_in_torch_s_order(size):
+    """The order is that of a warp: halves, and from 128 on lanes of vectors of 4 before."""
+    x = normal(50, size) ** 2
+    vectors = x
+    if size >= 128:
+        lanes = x.reshape(50, -1, 32, 4)
+        vectors = lanes[:, 0]
+        for i in range(1, lanes.shape[1]):
+            vectors = vectors + lanes[:, i]
+        vectors = vectors[..., 0] + vectors[..., 1] + vectors[..., 2] + vectors[..., 3]
+    while vectors.shape[1] > 1:
+        middle = vectors.shape[1] // 2
+        vectors = vectors[:, :middle] + vectors[:, middle:]
+    have = np.array(mean_in_torch_order(mx.array(x)))
+    assert np.array_equal(have, vectors * np.float32(1 / size))
+    assert np.allclose(have[:, 0], x.astype(np.float64).mean(axis=1), rtol=1e-6)
+
+
+@pytest.mark.skipif(not layers.on_cuda(), reason="needs an NVIDIA GPU")
+@pytest.mark.parametrize("size", [16, 64, 128, 512])
+def test_a_norm_is_torch_s_to_the_bit_on_cuda(size):
+    torch = pytest.importorskip("torch")
+    x = normal(4096, size)
+    wide = torch.tensor(x).cuda()
+    want = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + 1e-5)
+    assert np.array_equal(np.array(rms_norm(mx.array(x), 1e-5)), want.cpu().numpy())
 
 
 def test_silu_rounds_half_precision_once():

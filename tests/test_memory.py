@@ -1,9 +1,11 @@
 """The memory estimate against peaks that MLX measured."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import mlx.core as mx
 import pytest
 
-from mlx_trm import fused
+from mlx_trm import fused, memory
 from mlx_trm.carry import random_batch
 from mlx_trm.config import TaskSpec
 from mlx_trm.errors import ConfigError
@@ -83,3 +85,30 @@ def test_auto_takes_equal_parts_that_fit(monkeypatch):
 def test_device_memory_is_that_of_this_machine():
     found = device_memory()
     assert found is None or 1 << 28 < found < 1 << 44
+
+
+def test_an_evaluation_keeps_mlx_from_allocating_ahead(monkeypatch):
+    """On CUDA: a limit of what a block needs, inside the block only, and never above the user's."""
+    limits = [64 << 30]
+
+    def set_limit(limit):
+        limits.append(limit)
+        return limits[-2]
+
+    monkeypatch.setattr(mx, "set_memory_limit", set_limit)
+    spec = TaskSpec(vocab_size=11, seq_len=81)
+    model = TRM(TRMConfig(mlp_t=True, pos_encodings="none", forward_dtype="bfloat16"), spec)
+    with memory.evaluating(model, 768):
+        assert limits == [64 << 30]  # nothing to do on the CPU
+    monkeypatch.setattr(memory, "on_cuda", lambda: True)
+    with memory.evaluating(model, 768):
+        assert 1 << 30 < limits[-1] < 4 << 30
+        inside = len(limits)
+        with ThreadPoolExecutor(1) as pool, memory.evaluating(model, 8):
+            pool.submit(memory.evaluating(model, 8).__enter__).result()
+        assert len(limits) == inside
+    assert limits[-1] == 64 << 30
+    limits[:] = [1 << 30]
+    with memory.evaluating(model, 768):
+        assert limits[-1] == 1 << 30
+    assert limits[-1] == 1 << 30

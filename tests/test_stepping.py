@@ -1,11 +1,14 @@
 """A supervision step: in micro-batches as at once, and nothing is harmed by what is not finite."""
 
+import math
+
 import mlx.core as mx
 import numpy as np
 import pytest
 from marks import batches, experiment, flat
 from mlx.utils import tree_flatten
 
+from mlx_trm.models import network
 from mlx_trm.stepping import NonFiniteError
 from mlx_trm.training import Trainer
 
@@ -82,6 +85,48 @@ def test_what_is_not_finite_changes_nothing(changes):
     trainer.skip_step()
     assert trainer.step == 2 and all(carry.halted.all().item() for carry in trainer.carries)
     assert np.isfinite(trainer.train_step(good[2])["lm_loss"].item())
+
+
+@pytest.mark.parametrize("value", [math.inf, math.nan])
+@pytest.mark.parametrize("changes", [{}, {"train__micro_batch_size": 4}])
+def test_a_puzzle_row_s_gradient_that_is_not_finite_changes_nothing(changes, value, monkeypatch):
+    """Loss and gradients of the weights are finite; the look at the rows' gradients alone tells."""
+    trainer = Trainer(experiment(train__compile="never", **changes))
+    good = batches(trainer, 2)
+    trainer.train_step(good[0])
+    before, held = flat(trainer), moments(trainer)
+    carried = [{k: np.array(v) for k, v in carry.named().items()} for carry in trainer.carries]
+    embed = network.embed_inputs
+
+    @mx.custom_function
+    def spoilt(rows):
+        return rows + 0
+
+    @spoilt.vjp
+    def _(rows, cotangent, _):
+        return mx.where(mx.arange(rows.shape[0])[:, None] == 1, value, cotangent)
+
+    monkeypatch.setattr(
+        network, "embed_inputs", lambda tokens, rows, *more: embed(tokens, spoilt(rows), *more)
+    )
+    differentiate = trainer._gradients
+    state = trainer.model.trained_weights()
+    for part in trainer._parts(good[1], 2):
+        found, of_rows, _, metrics = differentiate(
+            state, trainer._initial(), part.carry.pack(), tuple(part.batch),
+            trainer.model.puzzle_emb(part.batch.puzzle_identifiers), part.min_steps,
+        )  # fmt: skip
+        assert all(mx.isfinite(leaf).all().item() for _, leaf in tree_flatten((found, metrics)))
+        assert np.isfinite(of_rows).all(1).tolist() == [n != 1 for n in range(of_rows.shape[0])]
+    with pytest.raises(NonFiniteError, match="step 2: "):
+        trainer.train_step(good[1])
+    assert trainer.step == 1
+    for name, array in before.items():
+        assert (flat(trainer)[name] == array).all(), name
+    for name, array in held.items():
+        assert name == "learning_rate" or (moments(trainer)[name] == array).all(), name
+    for carry, arrays in zip(trainer.carries, carried):
+        assert all((np.array(carry.named()[name]) == array).all() for name, array in arrays.items())
 
 
 @pytest.mark.parametrize("mixer", [True, False])

@@ -1,6 +1,9 @@
 """Shares of a batch on streams of the CPU: the same numbers, and as many streams as pay."""
 
 import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import mlx.core as mx
 import numpy as np
@@ -8,7 +11,7 @@ import pytest
 from marks import batches, experiment
 
 from mlx_trm import _backend, streams
-from mlx_trm.carry import random_batch
+from mlx_trm.carry import Batch, Carry, random_batch
 from mlx_trm.config import TaskSpec
 from mlx_trm.errors import ConfigError
 from mlx_trm.evaluation import compile_reason
@@ -56,11 +59,11 @@ def steps(count, ask, **settings):
 @pytest.mark.parametrize("compiled", ["never", "always"])
 def test_training_gives_the_same_numbers(ask, used, compiled):
     """To rounding: gradients of shares are added in another order. 4 shares of 6 rows differ."""
-    one, single = steps(1, ask, **{"train.compile": compiled})
+    one, single = steps(1, ask, train__compile=compiled)
     assert not used
     for count in (2, 4):
         used.clear()
-        many, shared = steps(count, ask, **{"train.compile": compiled})
+        many, shared = steps(count, ask, train__compile=compiled)
         assert len({str(stream) for stream in used}) == count
         assert single.keys() == shared.keys()
         for a, b in zip(one, many):
@@ -95,6 +98,13 @@ def test_evaluation_gives_the_same_numbers(ask, used, compiled, with_table):
         assert all(np.allclose(a, b, rtol=1e-5, atol=1e-5) for a, b in zip(found[0], other))
 
 
+def entering(*shape):
+    """A carry whose latent has that shape, without its memory."""
+    latent = mx.broadcast_to(mx.zeros((1,) * len(shape)), shape)
+    rows = mx.zeros((shape[0],), dtype=mx.int32)
+    return Carry((latent,), rows, rows == 0, Batch(rows, rows, rows))
+
+
 @on_cpu
 @pytest.mark.parametrize(
     "shape, cores, count",
@@ -108,27 +118,41 @@ def test_evaluation_gives_the_same_numbers(ask, used, compiled, with_table):
     ],
 )
 def test_as_many_streams_as_pay(monkeypatch, shape, cores, count):
-    monkeypatch.delenv(streams.VARIABLE, raising=False)
     monkeypatch.setenv(_backend.SCHEDULE_WIDTH, "200")
     monkeypatch.setattr(streams, "available_cores", lambda: cores)
-    latent = mx.zeros((1,))
-
-    class Latent:  # no such memory is needed to know
-        size = int(np.prod(shape))
-
-    Latent.shape = shape
-    assert streams.stream_count(Latent) == count
+    carry = entering(*shape)
+    assert streams.stream_count(carry) == count
+    assert streams.stream_count(carry._replace(latents=())) == 1
     monkeypatch.setenv(_backend.SCHEDULE_WIDTH, "20")
-    assert streams.stream_count(Latent) == 1
-    with mx.stream(mx.cpu):
-        assert streams.stream_count(latent) == 1
+    assert streams.stream_count(carry) == 1
+
+
+@on_cpu
+def test_one_stream_where_the_blas_makes_its_own_threads(monkeypatch):
+    monkeypatch.setenv(_backend.SCHEDULE_WIDTH, "200")
+    monkeypatch.setattr(streams, "available_cores", lambda: 8)
+
+    class OpenMP:
+        @staticmethod
+        def openblas_get_parallel():
+            return 2
+
+    monkeypatch.setattr(_backend, "_BLAS", [OpenMP])
+    assert streams.stream_count(entering(64, 97, 512)) == 1
 
 
 def test_a_bad_number_is_one_line(ask):
-    for bad in ("two", "0", "65", "1.5", "-1"):
+    for bad in ("two", "0", "65", "1.5", "-1", "²"):
         ask(bad)
         with pytest.raises(ConfigError, match="MLX_TRM_CPU_STREAMS: must be a whole number from 1"):
-            streams.stream_count(mx.zeros((4, 2, 2)))
+            streams.stream_count(entering(4, 2, 2))
+
+
+def test_a_bad_number_is_found_before_there_is_a_run(ask, tmp_path):
+    ask("many")
+    with pytest.raises(ConfigError, match="MLX_TRM_CPU_STREAMS"):
+        Trainer(experiment(run_dir=str(tmp_path / "run")))
+    assert not (tmp_path / "run").exists()
 
 
 @on_cpu
@@ -138,15 +162,77 @@ def test_threads_of_the_blas_follow(monkeypatch, ask):
     monkeypatch.setattr(streams, "available_cores", lambda: 8)
     for count in (1, 2, 3, 16):
         ask(count)
-        streams.share_cores(mx.zeros((32, 2, 2)))
+        streams.share_cores(entering(32, 2, 2))
     assert said == [8, 4, 2, 1]
+    said.clear()
+    ask(2)
+    steps(2, ask)
+    assert said[-1] == 8 and 4 in said  # the user's own products have all cores afterwards
 
 
-def test_the_user_s_number_of_threads_counts(monkeypatch):
-    monkeypatch.delenv("OPENBLAS_NUM_THREADS", raising=False)
+@on_cpu
+@pytest.mark.parametrize("compiled", [False, True])
+def test_several_threads(ask, compiled):
+    """MLX's streams are a thread's own; a server answers from several."""
+    ask(2)
+    spec = TaskSpec(vocab_size=11, seq_len=16, num_puzzle_identifiers=3)
+    model = TRM(TRMConfig(hidden_size=32, num_heads=2, H_cycles=1, L_cycles=1), spec).eval()
+    mx.eval(model.parameters())
+    reason = compile_reason(model, compiled)
+
+    def answers(_):
+        batch = random_batch(spec, 5)
+        carry = model.begin(model.initial_carry(batch), batch)
+        _, outputs = reason(model.weights(), carry, model.puzzle_rows(carry))
+        return np.array(outputs.logits)
+
+    want = answers(0)
+    for _ in range(3):  # each time in new threads
+        with ThreadPoolExecutor(1) as pool:
+            found = list(pool.map(answers, range(2)))
+        assert all(np.array_equal(want, logits) for logits in found)
+
+
+@on_cpu
+def test_a_resumed_run_sets_the_same_threads(ask, monkeypatch):
+    """Of unequal micro-batches too: what is traced anew must not set what a traced step would not.
+
+    How many threads a product has decides how it rounds.
+    """
+    ask(4)
+    monkeypatch.setattr(streams, "available_cores", lambda: 8)
+    threads, seen = [0], []
+    monkeypatch.setattr(streams, "set_blas_threads", lambda count: threads.__setitem__(0, count))
+    plain = mx.eval
+    monkeypatch.setattr(mx, "eval", lambda *trees: (seen.append(threads[0]), plain(*trees)))
+    trainer = Trainer(experiment(train__compile="always", train__micro_batch_size=4))
+    first, second = batches(trainer, 2)
+    seen.clear()
+    trainer.train_step(first)
+    traced = list(seen)
+    seen.clear()
+    trainer.train_step(second)
+    # 4 rows on 4 streams of 2 threads, 2 rows on 2 of 4: each before it is evaluated.
+    assert [n for n in seen if n != 8] == [n for n in traced if n != 8] == [2, 4, 4]
+
+
+def test_the_blas_s_number_of_threads_counts(monkeypatch):
+    monkeypatch.setattr(streams, "blas_threads", lambda: None)
     cores = streams.available_cores()
     assert 1 <= cores <= (os.cpu_count() or 1)
-    monkeypatch.setenv("OPENBLAS_NUM_THREADS", "1")
-    assert streams.available_cores() == 1
-    monkeypatch.setenv("OPENBLAS_NUM_THREADS", "100000")
-    assert streams.available_cores() == cores
+    for allowed, count in ((1, 1), (100000, cores)):
+        monkeypatch.setattr(streams, "blas_threads", lambda allowed=allowed: allowed)
+        assert streams.available_cores() == count
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="is said to MLX on Linux")
+@pytest.mark.parametrize("before", ["", "import mlx.core; "])
+def test_mlx_is_told_before_it_computes(before):
+    """And never where it may have computed something already."""
+    code = before + "import os, mlx_trm; print(os.environ.get('MLX_BFS_MAX_WIDTH'))"
+    environment = {k: v for k, v in os.environ.items() if k != _backend.SCHEDULE_WIDTH}
+    run = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
+    cuda = hasattr(mx, "cuda") and mx.cuda.is_available()
+    assert run.stdout.strip() == ("None" if before or cuda else "200")

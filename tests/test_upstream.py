@@ -283,6 +283,16 @@ def test_layers_that_are_none_build_no_model(tmp_path, capsys, monkeypatch, arra
     assert len(message) < 1500
 
 
+def test_a_swiglu_of_another_width_says_nothing_of_the_expansion(tmp_path):
+    """It seemed to say 24576, which made a model that MLX cannot hold, and no file was named."""
+    arrays = as_numpy(small("trm", hidden_size=256, expansion=4, L_layers=1))
+    arrays["L_level.layers.0.mlp.down_proj.weight"] = np.zeros((1, 1 << 14), "f")
+    path = tw.save(tmp_path / "step_1", arrays, "model.inner.")
+    part = r"step_1: 1 weights do not .* is \(1, 16384\), the model needs \(256, 768\)"
+    with pytest.raises(trm.CheckpointError, match=part):
+        trm.load_upstream_checkpoint(path, settings(tmp_path, name="trm", num_heads=2))
+
+
 @pytest.mark.parametrize("name", ["L_level.layers.01.x", f"L_level.layers.{'9' * 5000}.x"])
 def test_numbers_that_no_layer_has_are_unexpected(tmp_path, name):
     path = tw.save(tmp_path / "step_1", {**as_numpy(small("trm")), name: np.zeros(1, "f")})

