@@ -251,9 +251,11 @@ def find_checkpoint(path: Union[str, Path]) -> Path:
         raise CheckpointError(f"{path}: no such run or checkpoint folder")
     if (folder / STATE).is_file():
         return folder
-    if (folder / LATEST / STATE).is_file():
-        return (folder / LATEST).resolve()
     whole = list_checkpoints(folder)
+    if (folder / LATEST / STATE).is_file():
+        latest = (folder / LATEST).resolve()
+        # A process killed after saving a checkpoint, and before it moved the link, leaves it behind.
+        return whole[-1] if latest.name in [path.name for path in whole[:-1]] else latest
     if not whole:
         raise CheckpointError(
             f"{path}: holds no checkpoint (step_N with {STATE}); "

@@ -100,6 +100,17 @@ def test_newer_checkpoints_take_over_and_old_ones_go(run, model, config):
     assert trm.load_checkpoint(run).step == 100
 
 
+def test_a_checkpoint_saved_just_before_a_kill_counts(run, model, config):
+    """Saved, but the link not moved yet: what is newest is found, and the next save heals it."""
+    trm.save_checkpoint(run, model, config, 9)
+    (run / "latest").unlink()
+    (run / "latest").symlink_to("step_7")
+    assert find_checkpoint(run).name == "step_9"
+    trm.save_checkpoint(run, model, config, 10)
+    assert find_checkpoint(run).name == "step_10" == (run / "latest").resolve().name
+    assert find_checkpoint(run / "step_7").name == "step_7"
+
+
 def test_saving_a_step_again_replaces_it(run, model, config):
     model.lm_head.weight = model.lm_head.weight * 0
     trm.save_checkpoint(run, model, config, 7)
