@@ -254,7 +254,7 @@ def find_checkpoint(path: Union[str, Path]) -> Path:
     whole = list_checkpoints(folder)
     if (folder / LATEST / STATE).is_file():
         latest = (folder / LATEST).resolve()
-        # A process killed after saving a checkpoint, and before it moved the link, leaves it behind.
+        # A process killed after saving a checkpoint, before it moved the link, leaves it behind.
         return whole[-1] if latest.name in [path.name for path in whole[:-1]] else latest
     if not whole:
         raise CheckpointError(
