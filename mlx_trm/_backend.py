@@ -41,13 +41,17 @@ def prefer_fast_blas() -> Optional[str]:
     return OPENBLAS
 
 
+@lru_cache(maxsize=1)
+def _preloaded_openblas() -> Optional[ctypes.CDLL]:
+    if not sys.platform.startswith("linux"):
+        return None
+    process = ctypes.CDLL(None)
+    return process if hasattr(process, "openblas_set_num_threads") else None
+
+
 def _openblas() -> Optional[ctypes.CDLL]:
     """Give the OpenBLAS of this process: loaded here, or preloaded by the user."""
-    if not _BLAS and sys.platform.startswith("linux"):
-        process = ctypes.CDLL(None)
-        if hasattr(process, "openblas_set_num_threads"):
-            _BLAS.append(process)
-    return _BLAS[0] if _BLAS else None
+    return _BLAS[0] if _BLAS else _preloaded_openblas()
 
 
 @lru_cache(maxsize=1)

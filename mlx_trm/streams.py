@@ -83,7 +83,7 @@ def give_back_cores() -> None:
 
 
 def over_rows(function: Callable[..., Any], carry: Carry, *trees: Any) -> List[Any]:
-    """Apply a function to shares of a batch, each on a stream of its own.
+    """Apply a function to shares of a batch, each on a stream of its own; after share_cores.
 
     Args:
         function: of as many trees; nothing in it depends on other rows.
@@ -94,7 +94,7 @@ def over_rows(function: Callable[..., Any], carry: Carry, *trees: Any) -> List[A
         The results, by rows; one, of the whole batch, where there is nothing to share. They are
         computed side by side if they are evaluated together.
     """
-    count, rows = share_cores(carry), carry.steps.shape[0]
+    count, rows = stream_count(carry), carry.steps.shape[0]
     if count == 1:
         return [function(*trees)]
     results = []
