@@ -63,8 +63,7 @@ from mlx_trm.tasks import (
 )
 from mlx_trm.training import Trainer, TrainReport
 from mlx_trm.upstream import load_upstream_checkpoint
-
-__version__ = "0.1.0"
+from mlx_trm.version import __version__
 
 __all__ = [
     "EMA",

@@ -41,7 +41,7 @@ def device_report() -> Dict[str, Any]:
         ``environment`` variables that matter; ``matmul``, one measurement per device and dtype;
         and ``warnings``, each a sentence with advice.
     """
-    from mlx_trm import __version__
+    from mlx_trm.version import __version__
 
     gpu = gpu_available()
     report: Dict[str, Any] = {

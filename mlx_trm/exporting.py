@@ -145,7 +145,7 @@ def describe_export(
 
     Args and errors are those of :func:`export_checkpoint`.
     """
-    from mlx_trm import __version__
+    from mlx_trm.version import __version__
 
     model, config = checkpoint.model, checkpoint.config
     task = build_task(config.task, config.task_seed)

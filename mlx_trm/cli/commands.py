@@ -57,7 +57,7 @@ def _start(argv: List[str]) -> int:
         print(overview(), flush=True)
         return 0
     if argv[0] in ("-V", "--version"):
-        from mlx_trm import __version__
+        from mlx_trm.version import __version__
 
         print(f"mlx_trm {__version__}", flush=True)
         return 0
