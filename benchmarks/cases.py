@@ -13,9 +13,9 @@ from protocol import Job, Work, random_puzzles
 from sizes import experiment
 
 import mlx_trm as trm
-from mlx_trm.carry import Batch
-from mlx_trm.stepping import Stepper
-from mlx_trm.tasks.dataset_files import SetArrays
+from mlx_trm.datasets.reading import SetArrays
+from mlx_trm.models.carry import Batch
+from mlx_trm.training.step import Stepper
 
 STEPS = 1_000_000  # of the schedule; far from its end
 

@@ -11,7 +11,7 @@ from protocol import Job, Work
 from sizes import experiment
 
 import mlx_trm as trm
-from mlx_trm.tasks.maze_generator import generate_sets
+from mlx_trm.tasks.maze.generator import generate_sets
 
 
 def load_model(job: Job) -> Work:

@@ -16,9 +16,9 @@ from typing import Any, Dict, List, Optional, Sequence, Tuple
 from results import FOLDER, OURS, THEIRS, read, remarks
 
 from mlx_trm.cli.arguments import Parser
-from mlx_trm.cli.common import console_messages, report_error
 from mlx_trm.cli.pictures import check_matplotlib, write_figure
-from mlx_trm.config import write_text
+from mlx_trm.cli.running import console_messages, report_error
+from mlx_trm.config.loading import write_text
 from mlx_trm.errors import ConfigError
 
 Line = Dict[str, Any]

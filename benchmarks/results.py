@@ -9,7 +9,7 @@ from typing import Any, Dict, List, Optional, Sequence
 
 import numpy as np
 
-from mlx_trm.cli.display import size
+from mlx_trm.cli.tables import size
 from mlx_trm.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -27,10 +27,10 @@ from protocol import Job, Worker, WorkerError, import_seconds
 from results import OURS, THEIRS, commit, label, now, spread, summary
 from sizes import describe
 
-from mlx_trm.checkpoint import find_checkpoint
-from mlx_trm.cli.common import console_messages, default_device, report_error
+from mlx_trm.cli.running import console_messages, default_device, report_error
 from mlx_trm.errors import ConfigError, did_you_mean
-from mlx_trm.layers import on_gpu
+from mlx_trm.nn.layers import on_gpu
+from mlx_trm.runs.checkpoint import find_checkpoint
 
 HERE = Path(__file__).resolve().parent
 

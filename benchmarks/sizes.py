@@ -2,7 +2,7 @@
 
 from typing import Any, Dict, List, NamedTuple, Optional
 
-from mlx_trm.config import ExperimentConfig, load_config
+from mlx_trm.config.loading import ExperimentConfig, load_config
 from mlx_trm.tasks import build_task
 
 

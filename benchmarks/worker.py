@@ -5,7 +5,7 @@ import sys
 import time
 from typing import Any, Callable, Dict
 
-# As the package's commands do, before MLX is imported; see mlx_trm/_backend.py.
+# As the package's commands do, before MLX is imported; see mlx_trm/system/backend.py.
 if sys.platform.startswith("linux"):
     os.environ.setdefault("MLX_USE_CUDA_GRAPHS", "0")
     os.environ.setdefault("MLX_MAX_OPS_PER_BUFFER", "4")
@@ -17,7 +17,7 @@ import mlx.core as mx
 import numpy as np
 from protocol import Job, Side, Work, serve
 
-from mlx_trm.layers import on_gpu
+from mlx_trm.nn.layers import on_gpu
 
 MATRIX = {"gpu": 8192, "cpu": 1024}
 COPIED = {"gpu": 1 << 30, "cpu": 1 << 26}

@@ -94,8 +94,8 @@ def field_table(cls: type, skip: Tuple[str, ...] = ()) -> str:
 
 def configuration_sections() -> str:
     """Every section of a configuration, with its fields."""
-    from mlx_trm import config
-    from mlx_trm.registry import MODELS, TASKS
+    from mlx_trm.config import loading as config
+    from mlx_trm.config.registry import MODELS, TASKS
 
     sections = ("task", "model", "train", "eval", "checkpoint", "init")
     parts = ["### Top level\n", field_table(config.ExperimentConfig, skip=sections)]

@@ -15,7 +15,7 @@ from typing import Iterator, List
 import numpy as np
 
 import mlx_trm as trm
-from mlx_trm.config import config_from_dict
+from mlx_trm.config.loading import config_from_dict
 
 
 @dataclass

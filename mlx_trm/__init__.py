@@ -7,14 +7,12 @@ each. The paper is "Less is More: Recursive Reasoning with Tiny Networks" (arXiv
 # flake8: noqa: E402
 # pylint: disable=wrong-import-position
 # isort: off
-from mlx_trm._backend import check_platform
+from mlx_trm.system.backend import check_platform
 
 check_platform()
 # isort: on
 
-from mlx_trm.carry import Batch, Carry, Outputs, random_batch
-from mlx_trm.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from mlx_trm.config import (
+from mlx_trm.config.loading import (
     CheckpointConfig,
     EvalConfig,
     ExperimentConfig,
@@ -26,12 +24,11 @@ from mlx_trm.config import (
     load_config,
     save_config,
 )
-from mlx_trm.diagnostics import device_report
 from mlx_trm.errors import CheckpointError, ConfigError, DataError, TRMError
-from mlx_trm.evaluation import Evaluator
-from mlx_trm.exporting import export_checkpoint, export_step
-from mlx_trm.inference import Solver, SolverStep
-from mlx_trm.losses import act_loss, softmax_cross_entropy, stablemax_cross_entropy
+from mlx_trm.inference.evaluator import Evaluator
+from mlx_trm.inference.exporting import export_checkpoint, export_step
+from mlx_trm.inference.quantization import Quantized, quantize_model
+from mlx_trm.inference.solver import Solver, SolverStep
 from mlx_trm.models import (
     HRM,
     TRM,
@@ -47,9 +44,11 @@ from mlx_trm.models import (
     build_model,
     register_model,
 )
-from mlx_trm.optim import EMA, AdamATan2
-from mlx_trm.quantization import Quantized, quantize_model
-from mlx_trm.surgery import TransferReport, read_weights, transfer_weights
+from mlx_trm.models.carry import Batch, Carry, Outputs, random_batch
+from mlx_trm.models.losses import act_loss, softmax_cross_entropy, stablemax_cross_entropy
+from mlx_trm.runs.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from mlx_trm.runs.transfer import TransferReport, read_weights, transfer_weights
+from mlx_trm.system.report import device_report
 from mlx_trm.tasks import (
     Maze,
     MazeConfig,
@@ -61,8 +60,9 @@ from mlx_trm.tasks import (
     build_task,
     register_task,
 )
-from mlx_trm.training import Trainer, TrainReport
-from mlx_trm.upstream import load_upstream_checkpoint
+from mlx_trm.training.optim import EMA, AdamATan2
+from mlx_trm.training.trainer import Trainer, TrainReport
+from mlx_trm.upstream.reading import load_upstream_checkpoint
 from mlx_trm.version import __version__
 
 __all__ = [

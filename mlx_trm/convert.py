@@ -1,10 +1,100 @@
-"""``python -m mlx_trm.convert``: read and write the checkpoints of the PyTorch original."""
+"""``python -m mlx_trm.convert``: checkpoints of the reference in, and runs back out."""
 
+import argparse
+import logging
 import sys
+from pathlib import Path
 from typing import List, Optional
 
-from mlx_trm.cli.common import main as run_command
-from mlx_trm.cli.convert import add_arguments, run
+from mlx_trm.cli.arguments import add_config, add_weights, read_config, writable
+from mlx_trm.cli.running import main as run_command
+from mlx_trm.errors import ConfigError
+from mlx_trm.models import named_arrays
+from mlx_trm.upstream.reading import WRAPPERS, convert_upstream, export_upstream
+
+LOGGER = logging.getLogger(__name__)
+
+# Options of the way back and their defaults.
+WAY_BACK = {"weights": "ema", "dtype": "reference", "names": "compiled"}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's own arguments."""
+    parser.add_argument(
+        "source",
+        metavar="FILE",
+        type=Path,
+        help="a checkpoint of the PyTorch original (what torch.save wrote, or safetensors), read "
+        "without torch; with --to-upstream a run folder",
+    )
+    parser.add_argument("--output", type=Path, metavar="RUN", help="the run folder to make")
+    parser.add_argument(
+        "--step", type=int, metavar="N", help="of the checkpoint (default: what FILE says)"
+    )
+    add_config(parser)
+    add_weights(parser)
+    parser.set_defaults(weights=None)  # shows whether it was named; ema is filled in
+    back = parser.add_argument_group("the way back (with --weights)")
+    back.add_argument(
+        "--to-upstream",
+        type=writable,
+        metavar="FILE",
+        help="write the weights of a run for the original: .safetensors, or .pt where torch is",
+    )
+    back.add_argument(
+        "--names",
+        choices=tuple(WRAPPERS),
+        help="the original's wrappers in the names: with torch.compile (the default, what its "
+        "load_checkpoint wants), without, or the bare model",
+    )
+    back.add_argument(
+        "--dtype",
+        choices=("reference", "float32", "bfloat16", "float16"),
+        help="of the arrays; reference (the default) is float32, and forward_dtype for the initial "
+        "states",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Convert in the direction that the arguments name."""
+    if (args.output is None) == (args.to_upstream is None):
+        raise ConfigError(
+            "name --output RUN to read a checkpoint of the original, or --to-upstream FILE to "
+            "write one"
+        )
+    if args.to_upstream is not None:
+        return _export(args)
+    unused = [f"--{name}" for name in WAY_BACK if getattr(args, name) is not None]
+    if unused:
+        raise ConfigError(
+            f"{', '.join(unused)}: for --to-upstream only; a checkpoint of the original has one "
+            "set of weights, which is taken as it is; leave the option out"
+        )
+    if args.step is not None and args.step < 0:
+        raise ConfigError(f"--step: {args.step} is less than 0")
+    config = read_config(args)
+    folder, source = convert_upstream(args.source, config, args.output, args.step)
+    for key, value in source.taken.items():
+        LOGGER.info("%s: %s, taken from the checkpoint", key, value)
+    count = sum(array.size for _, array in named_arrays(source.model.parameters()))
+    spec = source.model.spec
+    print(
+        f"{folder}: {source.config.model.name}, {count:,} numbers, {spec.vocab_size} tokens, "
+        f"{spec.seq_len} cells, {spec.num_puzzle_identifiers} puzzle identifiers"
+    )
+    return 0
+
+
+def _export(args: argparse.Namespace) -> int:
+    if args.config is not None or args.overrides or args.step is not None:
+        raise ConfigError("--to-upstream: a run has its own configuration; name the run alone")
+    named = {name: getattr(args, name) or default for name, default in WAY_BACK.items()}
+    checkpoint = export_upstream(args.source, args.to_upstream, **named)
+    print(
+        f"{args.to_upstream}: {checkpoint.config.model.name}, step {checkpoint.step}, "
+        f"{checkpoint.weights} weights"
+    )
+    return 0
 
 
 def main(argv: Optional[List[str]] = None) -> int:

@@ -40,7 +40,7 @@ class NonFiniteError(TRMError):
 
     Attributes:
         step: the step that could not be taken.
-        parts: what entered it, a list of :class:`mlx_trm.stepping.Part`.
+        parts: what entered it, a list of :class:`mlx_trm.training.step.Part`.
     """
 
     def __init__(self, step: int, parts: Sequence[Any], replay: str = "") -> None:

@@ -1,10 +1,167 @@
-"""``python -m mlx_trm.plot``: draw what runs have logged."""
+"""``python -m mlx_trm.plot``: draw what runs have logged, or print it."""
 
+import argparse
+import logging
+import os
 import sys
-from typing import List, Optional
+from pathlib import Path
+from typing import Dict, List, Optional, Sequence, Tuple
 
-from mlx_trm.cli.common import main as run_command
-from mlx_trm.cli.plot import add_arguments, run
+import numpy as np
+
+from mlx_trm.cli import tables as display
+from mlx_trm.cli.arguments import writable
+from mlx_trm.cli.charts import plan, save_chart
+from mlx_trm.cli.pictures import check_matplotlib
+from mlx_trm.cli.run_logs import Curves, RunLog, read_runs, smooth
+from mlx_trm.cli.running import main as run_command
+from mlx_trm.errors import ConfigError, did_you_mean
+from mlx_trm.evaluate import positive
+
+LOGGER = logging.getLogger(__name__)
+PICTURE = "metrics.png"
+SUFFIXES = (".png", ".pdf")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's own arguments."""
+    parser.add_argument(
+        "runs", nargs="+", metavar="RUN", help="a run folder, or a metrics.jsonl file"
+    )
+    parser.add_argument(
+        "--output",
+        type=picture,
+        metavar="FILE",
+        help=f"a .png or .pdf file (default: {PICTURE} in the run folder; of several runs, here)",
+    )
+    parser.add_argument(
+        "--metrics",
+        nargs="+",
+        metavar="NAME",
+        help="only these, such as lm_loss exact_accuracy lr (default: what one usually looks at)",
+    )
+    parser.add_argument(
+        "--smooth",
+        type=positive,
+        default=1,
+        metavar="N",
+        help="average over N lines of training",
+    )
+    parser.add_argument(
+        "--table",
+        action="store_true",
+        help="print the last values; a picture is drawn only where --output asks for it",
+    )
+
+
+def picture(text: str) -> Path:
+    """Read the name of a picture to write."""
+    path = writable(text)
+    if path.suffix.lower() not in SUFFIXES:
+        raise argparse.ArgumentTypeError(f"{text}: its name must end in {' or '.join(SUFFIXES)}")
+    return path
+
+
+def run(args: argparse.Namespace) -> int:
+    """Draw the runs, or print their last values."""
+    drawn = args.output is not None or not args.table
+    if drawn:
+        check_matplotlib("plot")
+    logs = read_runs(args.runs)
+    check_metrics(args.metrics, logs)
+    for log in logs:
+        if log.cut:
+            LOGGER.info("%s: its last line was cut off and is left out", log.path)
+    if args.table:
+        rows = last_values(logs, args.metrics, args.smooth)
+        names = ["value"] if len(logs) == 1 else [log.name for log in logs]
+        print(display.table(rows, ["set", "metric", *names]))
+    if drawn:
+        path = args.output or default_output(logs)
+        save_chart(path, logs, plan(logs, args.metrics, args.smooth))
+        if not args.quiet:
+            print(f"written: {path}")
+    return 0
+
+
+def check_metrics(names: Optional[Sequence[str]], logs: Sequence[RunLog]) -> None:
+    """Refuse metrics that no run has.
+
+    Raises:
+        ConfigError: with a suggestion.
+    """
+    known = list(dict.fromkeys(name for log in logs for name in log.metrics()))
+    for name in names or []:
+        if name not in known:
+            raise ConfigError(
+                f"--metrics: no run has {name!r}{did_you_mean(name, known)} "
+                f"(logged: {', '.join(known)})"
+            )
+
+
+def default_output(logs: Sequence[RunLog]) -> Path:
+    """Give the place of the picture where none was named.
+
+    Raises:
+        ConfigError: if nothing can be written there.
+    """
+    folder = logs[0].path.parent if len(logs) == 1 else Path()
+    try:
+        return writable(os.fspath(folder / PICTURE))
+    except argparse.ArgumentTypeError as error:
+        raise ConfigError(f"{error}; name another place with --output") from error
+
+
+# The table --------------------------------------------------------------------------------------
+
+
+def last_values(
+    logs: Sequence[RunLog], names: Optional[Sequence[str]] = None, lines: int = 1
+) -> List[List[str]]:
+    """Lay out the last values as (set, metric, value of each run).
+
+    Args:
+        logs: of the runs.
+        names: of metrics; None for all.
+        lines: of training that are averaged.
+    """
+    parts: List[Dict[str, Curves]] = []
+    for log in logs:
+        train = {"train": smooth(log.train, lines)} if len(log.train.steps) else {}
+        parts.append({**train, **{f"eval {name}": held for name, held in log.evals.items()}})
+    rows: List[List[str]] = []
+    for part in dict.fromkeys(name for held in parts for name in held):
+        columns = [dict(_cells(held[part], names)) if part in held else {} for held in parts]
+        for metric in dict.fromkeys(name for column in columns for name in column):
+            rows.append([part, metric, *(column.get(metric, "-") for column in columns)])
+    return rows
+
+
+def _cells(curves: Curves, names: Optional[Sequence[str]]) -> List[Tuple[str, str]]:
+    """Give (metric, last value) as text; the step comes first."""
+    cells = [("step", f"{curves.steps[-1]:.0f}")]
+    for name, values in curves.values.items():
+        there = values[~np.isnan(values)]
+        if not len(there) or (names is not None and name not in names):
+            continue
+        text = as_text(name, there[-1])
+        low, high = (curves.values.get(f"{name}_{end}") for end in ("low", "high"))
+        if low is not None and high is not None:
+            text += f"  ({low[-1]:.4f} to {high[-1]:.4f})"
+        if names is not None or not name.endswith(("_low", "_high")):
+            cells.append((name, text))
+    return cells
+
+
+def as_text(name: str, value: float) -> str:
+    """Write a value as its metric is usually written."""
+    if name == "peak_memory":
+        return display.size(value)
+    if name == "lr":
+        return f"{value:.2e}"
+    if name == "count":
+        return f"{value:.0f}"
+    return f"{value:.2f}" if name in ("steps", "steps_per_second") else f"{value:.4f}"
 
 
 def main(argv: Optional[List[str]] = None) -> int:

@@ -1,10 +1,259 @@
 """``python -m mlx_trm.solve``: watch a trained model answer puzzles."""
 
+import argparse
+import math
 import sys
-from typing import List, Optional
+from typing import Any, Dict, Iterator, List, Optional, Sequence
 
-from mlx_trm.cli.common import main as run_command
-from mlx_trm.cli.solve import add_arguments, run
+import numpy as np
+
+from mlx_trm.cli.arguments import add_json
+from mlx_trm.cli.checkpoints import add_model, add_run, open_run
+from mlx_trm.cli.pictures import Panel, add_png, check_png, save_png
+from mlx_trm.cli.puzzles import Given, read_given
+from mlx_trm.cli.running import main as run_command
+from mlx_trm.cli.tables import ANSI, side_by_side, use_color
+from mlx_trm.evaluate import positive, write_json
+from mlx_trm.inference.solver import Solver, SolverStep
+from mlx_trm.tasks import Task
+
+BATCH_SIZE = 32
+UNDERLINE, NO_UNDERLINE = "\033[4m", "\033[24m"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's own arguments."""
+    add_run(parser)
+    parser.add_argument(
+        "puzzle",
+        metavar="PUZZLE",
+        help="a puzzle such as '1... ..2. .3.. ...4', a maze such as 'S.#/..#/..G', the name of an "
+        "ARC task of the run's data or a grid such as '012/345', a file of them (Sudoku: one a "
+        "line; mazes and grids: with a blank line between; a CSV with a column question; an ARC "
+        "task as JSON), or - for standard input",
+    )
+    parser.add_argument(
+        "--show",
+        choices=("final", "steps"),
+        default="final",
+        help="the last answer, or the answer after every supervision step (default: final)",
+    )
+    parser.add_argument(
+        "--steps", type=positive, metavar="N", help="supervision steps (default: as in training)"
+    )
+    parser.add_argument(
+        "--stop-when-halted",
+        action="store_true",
+        help="end a puzzle as soon as its halt probability is above one half",
+    )
+    add_png(parser, "also draw the puzzles and their answers there (mazes, ARC)")
+    add_model(parser)
+    add_json(parser, "also write every step there")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Solve every puzzle and print what became of it.
+
+    Returns:
+        0, whether the answers are right or not: the command did what it was asked for.
+    """
+    if args.png is not None:
+        check_png()
+    checkpoint = open_run(args)
+    solver = Solver(checkpoint.model, checkpoint.config)
+    given = read_given(args.puzzle, solver.task)
+    display = Display(solver.task, len(given), args.show == "steps", args.quiet)
+    if args.png is not None and given:
+        solver.task.image(given[0].inputs)  # says so where the task has no pictures
+    if args.show == "steps" or args.json is not None:
+        histories = watched(solver, given, args, display)
+    else:
+        histories = batched(solver, given, args)
+    records, last, pictures = [], [], []
+    for number, (puzzle, steps) in enumerate(zip(given, histories)):
+        last.append(steps[-1])
+        records.append(record(solver.task, puzzle, steps))
+        display.result(number, puzzle, steps[-1])
+        if args.png is not None:
+            pictures.append(panels(solver.task, puzzle, steps))
+    if args.png is not None:
+        save_png(args.png, pictures)
+    if args.json is not None:
+        write_json(args.json, records)
+    if len(given) > 1:
+        print(summary(last))
+    return 0
+
+
+def watched(
+    solver: Solver, given: Sequence[Given], args: argparse.Namespace, display: "Display"
+) -> Iterator[List[SolverStep]]:
+    """Solve one puzzle after another, showing each step as soon as it is there."""
+    for number, puzzle in enumerate(given):
+        display.start(number, puzzle)
+        steps: List[SolverStep] = []
+        for step in solver.steps(puzzle.text, args.steps, args.stop_when_halted):
+            display.step(puzzle, step, steps[-1].tokens if steps else puzzle.inputs)
+            steps.append(step)
+        yield steps
+
+
+def batched(
+    solver: Solver, given: Sequence[Given], args: argparse.Namespace
+) -> Iterator[List[SolverStep]]:
+    """Solve puzzles side by side; each is given its last step only."""
+    for start in range(0, len(given), BATCH_SIZE):
+        texts = [puzzle.text for puzzle in given[start : start + BATCH_SIZE]]
+        for step in solver.solve_many(texts, args.steps, BATCH_SIZE, args.stop_when_halted):
+            yield [step]
+
+
+def panels(task: Task, puzzle: Given, steps: Sequence[SolverStep]) -> List[Panel]:
+    """Paint a puzzle, its answers, and the right one where it is known."""
+    found = [Panel(puzzle.text if len(puzzle.text) < 20 else "puzzle", task.image(puzzle.inputs))]
+    for step in steps:
+        state = {True: ", right", False: ", wrong", None: ""}[step.correct]
+        found.append(Panel(f"step {step.step}{state}", task.image(step.tokens, puzzle.inputs)))
+    if puzzle.labels is not None:
+        found.append(Panel("solution", task.image(puzzle.labels, puzzle.inputs)))
+    return found
+
+
+# What is shown ---------------------------------------------------------------------------------
+
+
+class Display:
+    """Prints puzzles, steps and results."""
+
+    def __init__(self, task: Task, count: int, every_step: bool, quiet: bool) -> None:
+        """Say how much to print.
+
+        Args:
+            task: draws the grids.
+            count: puzzles in all.
+            every_step: whether each supervision step is shown.
+            quiet: one line for each puzzle, nothing else.
+        """
+        self.task = task
+        self.count = count
+        self.every_step = every_step
+        self.quiet = quiet
+        self.color = use_color()
+
+    def start(self, number: int, puzzle: Given) -> None:
+        """Show the puzzle, where its steps are going to follow."""
+        if self.every_step and not self.quiet:
+            print(self._title(number, puzzle))
+            print(self._draw_puzzle(puzzle), flush=True)
+
+    def step(self, puzzle: Given, step: SolverStep, before: np.ndarray) -> None:
+        """Show one step; cells that changed since ``before`` are underlined in colour."""
+        if not self.every_step or self.quiet:
+            return
+        cells = "cell" if step.changed == 1 else "cells"
+        print(f"\nstep {step.step}: {step.changed} {cells} changed, {self._verdict(puzzle, step)}")
+        drawn = self._draw(step.tokens, puzzle)
+        if self.color:
+            drawn = underline_changes(
+                drawn, self.task.render(step.tokens), self.task.render(before)
+            )
+        print(drawn, flush=True)
+
+    def result(self, number: int, puzzle: Given, step: SolverStep) -> None:
+        """Show how a puzzle ended."""
+        steps = "step" if step.step == 1 else "steps"
+        text = f"after {step.step} {steps}: {self._verdict(puzzle, step)}"
+        if self.quiet:
+            print(f"{step.answer}  {text}")
+            return
+        if not self.every_step:
+            print(self._title(number, puzzle))
+            print(side_by_side(self._draw_puzzle(puzzle), self._draw(step.tokens, puzzle)))
+        print(f"{text}\n" if self.count > 1 else text, flush=True)
+
+    def _title(self, number: int, puzzle: Given) -> str:
+        place = f" ({puzzle.where})" if puzzle.where else ""
+        name = f"puzzle {number + 1} of {self.count}" if self.count > 1 else "puzzle"
+        return f"{name}{place}: {self.task.format(puzzle.inputs)}"
+
+    def _verdict(self, puzzle: Given, step: SolverStep) -> str:
+        return verdict(puzzle, step, self.task.remark(puzzle.inputs, step.tokens))
+
+    def _draw_puzzle(self, puzzle: Given) -> str:
+        return self.task.render(puzzle.inputs, puzzle.inputs, color=self.color)
+
+    def _draw(self, tokens: np.ndarray, puzzle: Given) -> str:
+        return self.task.render(tokens, puzzle.inputs, puzzle.labels, self.color)
+
+
+def verdict(puzzle: Given, step: SolverStep, remark: str = "") -> str:
+    """Say whether a step's answer is right, what the task remarks, and what the model believes."""
+    belief = f"halt probability {step.halt_probability:.3f}"
+    if remark:
+        belief = f"{remark}, {belief}"
+    if step.correct is None:
+        return belief
+    if step.correct:
+        return f"right, {belief}"
+    if puzzle.labels is None:
+        return f"wrong, {belief}"
+    counted = puzzle.labels != 0  # not padding
+    right = int(np.count_nonzero((step.tokens == puzzle.labels) & counted))
+    return f"wrong ({right} of {np.count_nonzero(counted)} cells right), {belief}"
+
+
+def summary(steps: Sequence[SolverStep]) -> str:
+    """Sum several results up in a line."""
+    count = len(steps)
+    mean = sum(step.halt_probability for step in steps) / count
+    taken = sum(step.step for step in steps) / count
+    text = f"{count} puzzles"
+    checked = [step.correct for step in steps if step.correct is not None]
+    if checked:
+        text += f": {sum(checked)} right ({100 * sum(checked) / len(checked):.1f} %)"
+    return f"{text}, {taken:.1f} steps and halt probability {mean:.3f} on average"
+
+
+def record(task: Task, puzzle: Given, steps: Sequence[SolverStep]) -> Dict[str, Any]:
+    """Turn a puzzle's steps into what ``--json`` writes; a belief that is no number is null."""
+    return {
+        "puzzle": task.format(puzzle.inputs),
+        "solution": None if puzzle.labels is None else task.format(puzzle.labels),
+        "steps": [
+            {
+                "step": step.step,
+                "answer": step.answer,
+                "halt_probability": (
+                    step.halt_probability if math.isfinite(step.halt_probability) else None
+                ),
+                "correct": step.correct,
+                "changed": step.changed,
+            }
+            for step in steps
+        ],
+    }
+
+
+def underline_changes(drawn: str, now: str, before: str) -> str:
+    """Underline the characters of a drawing that differ between two plain drawings.
+
+    Args:
+        drawn: with colour codes; apart from them and from marks as long as ``now``.
+        now: the same, plain.
+        before: the drawing of the step before, plain.
+    """
+    if not len(ANSI.sub("", drawn)) == len(now) == len(before):
+        return drawn
+    pieces, place = [], 0
+    for part in ANSI.split(drawn):
+        if ANSI.fullmatch(part):
+            pieces.append(part)
+            continue
+        for char in part:
+            changed = now[place] != before[place]
+            pieces.append(UNDERLINE + char + NO_UNDERLINE if changed else char)
+            place += 1
+    return "".join(pieces)
 
 
 def main(argv: Optional[List[str]] = None) -> int:

@@ -7,9 +7,15 @@ import numpy as np
 from mlx.utils import tree_flatten
 
 import mlx_trm as trm
-from mlx_trm.carry import Batch
-from mlx_trm.config import CheckpointConfig, EvalConfig, ExperimentConfig, TaskConfig, TrainConfig
-from mlx_trm.training import Trainer
+from mlx_trm.config.loading import (
+    CheckpointConfig,
+    EvalConfig,
+    ExperimentConfig,
+    TaskConfig,
+    TrainConfig,
+)
+from mlx_trm.models.carry import Batch
+from mlx_trm.training.trainer import Trainer
 
 
 @dataclass

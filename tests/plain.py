@@ -12,9 +12,9 @@ import numpy as np
 from mlx.utils import tree_flatten
 
 import mlx_trm as trm
-from mlx_trm.carry import Batch, Carry, random_batch
-from mlx_trm.losses import act_loss
 from mlx_trm.models import RecursiveModel, build_model
+from mlx_trm.models.carry import Batch, Carry, random_batch
+from mlx_trm.models.losses import act_loss
 
 SPEC = trm.TaskSpec(vocab_size=7, seq_len=12, num_puzzle_identifiers=5)
 _SHARED = {

@@ -5,9 +5,9 @@ from typing import Any, List, Tuple
 
 import mlx.core as mx
 
-from mlx_trm.carry import Outputs
-from mlx_trm.config import EvalConfig, ExperimentConfig, TrainConfig
+from mlx_trm.config.loading import EvalConfig, ExperimentConfig, TrainConfig
 from mlx_trm.models import RecursiveModel, TRMConfig, register_model
+from mlx_trm.models.carry import Outputs
 from mlx_trm.tasks import SudokuConfig, build_task
 
 FIRST, FIRST_SOLVED = "1.....2..3.....4", "1243342143122134"

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlx_trm.config import load_config
+from mlx_trm.config.loading import load_config
 from mlx_trm.errors import ConfigError, DataError
 from mlx_trm.tasks import ARC, ARCConfig
-from mlx_trm.tasks.arc_grids import (
+from mlx_trm.tasks.arc.grids import (
     CANVAS_COLOR,
     PALETTE,
     crop,

@@ -14,11 +14,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mlx_trm.datasets.writing import PuzzleBlock
 from mlx_trm.errors import DataError
-from mlx_trm.tasks import ARC, ARCConfig, PuzzleDataset, arc_builder
-from mlx_trm.tasks.arc_files import ArcTask
-from mlx_trm.tasks.storage import PuzzleBlock
-from mlx_trm.tasks.transforms import dihedral_transform
+from mlx_trm.tasks import ARC, ARCConfig, PuzzleDataset
+from mlx_trm.tasks.arc import builder as arc_builder
+from mlx_trm.tasks.arc.files import ArcTask
+from mlx_trm.tasks.symmetries import dihedral_transform
 
 REFERENCE = Path(__file__).parent / "reference"
 TOY = REFERENCE / "arc_toy"

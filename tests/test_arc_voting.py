@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mlx_trm.datasets.dataset import SetSource
 from mlx_trm.errors import DataError
 from mlx_trm.tasks import ARC, ARCConfig, ScoredRows
-from mlx_trm.tasks.arc_grids import augmented_name, encode, parse_name
-from mlx_trm.tasks.arc_voting import PASS_AT, ArcScorer, load_scorer, pack, unpack
-from mlx_trm.tasks.dataset import SetSource
+from mlx_trm.tasks.arc.grids import augmented_name, encode, parse_name
+from mlx_trm.tasks.arc.voting import PASS_AT, ArcScorer, load_scorer, pack, unpack
 
 TOY = Path(__file__).parent / "reference" / "arc_toy"
 SOURCE = SetSource(TOY / "built", "test", "all", 0)

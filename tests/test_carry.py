@@ -4,7 +4,8 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlx_trm.carry import (
+from mlx_trm.config.loading import TaskSpec
+from mlx_trm.models.carry import (
     Batch,
     Carry,
     Outputs,
@@ -14,7 +15,6 @@ from mlx_trm.carry import (
     random_batch,
     refill,
 )
-from mlx_trm.config import TaskSpec
 
 SPEC = TaskSpec(vocab_size=7, seq_len=5, num_puzzle_identifiers=4)
 

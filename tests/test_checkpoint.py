@@ -11,8 +11,8 @@ import pytest
 from mlx.utils import tree_flatten, tree_map
 
 import mlx_trm as trm
-from mlx_trm.checkpoint import find_checkpoint, list_checkpoints, prune_checkpoints
 from mlx_trm.errors import CheckpointError
+from mlx_trm.runs.checkpoint import find_checkpoint, list_checkpoints, prune_checkpoints
 
 OVERRIDES = [
     "task.size=4",
@@ -124,7 +124,7 @@ def test_a_save_that_fails_leaves_the_old_ones_and_no_rest(run, model, config, m
     def full(*_args):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("mlx_trm.checkpoint.os.fsync", full)
+    monkeypatch.setattr("mlx_trm.runs.checkpoint.os.fsync", full)
     with pytest.raises(CheckpointError, match="could not be written .*No space left") as caught:
         trm.save_checkpoint(run, model, config, 8)
     assert "\n" not in str(caught.value)

@@ -14,12 +14,13 @@ import pytest
 from tqdm import tqdm
 
 import mlx_trm
-from mlx_trm.cli import commands, common
+from mlx_trm.cli import commands
+from mlx_trm.cli import running as common
 from mlx_trm.cli.arguments import add_config, add_overrides, read_config
 from mlx_trm.cli.commands import COMMANDS, start_command
-from mlx_trm.config import ExperimentConfig, packaged_configs
-from mlx_trm.diagnostics import gpu_available
+from mlx_trm.config.loading import ExperimentConfig, packaged_configs
 from mlx_trm.errors import CheckpointError, ConfigError, DataError
+from mlx_trm.system.report import gpu_available
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -216,7 +217,7 @@ def test_problems_of_the_configuration(capsys: pytest.CaptureFixture) -> None:
         "  unknown key 'train.batchsize'; did you mean 'train.batch_size'?",
         "  train.loss: 'stable' is not one of 'stablemax', 'softmax'; did you mean 'stablemax'?",
         "  task.name: unknown task 'sudoko'; did you mean 'sudoku'? (known: "
-        + ", ".join(mlx_trm.registry.TASKS.names())
+        + ", ".join(mlx_trm.config.registry.TASKS.names())
         + ")",
     ]
 
@@ -277,7 +278,7 @@ def test_a_reader_that_leaves_is_no_error(tmp_path: Path) -> None:
     script = tmp_path / "command.py"
     script.write_text(
         "import sys\n"
-        "from mlx_trm.cli.common import main\n"
+        "from mlx_trm.cli.running import main\n"
         "def run(args):\n"
         "    for number in range(200000):\n"
         "        print(number)\n"

@@ -13,7 +13,7 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mlx_trm.config import (
+from mlx_trm.config.loading import (
     CheckpointConfig,
     EvalConfig,
     ExperimentConfig,
@@ -28,9 +28,9 @@ from mlx_trm.config import (
     save_config,
     validate_config,
 )
+from mlx_trm.config.registry import MODELS, TASKS
+from mlx_trm.config.strict_yaml import dump_yaml, parse_scalar, parse_yaml
 from mlx_trm.errors import ConfigError
-from mlx_trm.registry import MODELS, TASKS
-from mlx_trm.strict_yaml import dump_yaml, parse_scalar, parse_yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -488,7 +488,7 @@ def test_a_path_wins_over_a_packaged_name(write: Any) -> None:
     """``sudoku.yaml`` is the file in the working directory, where there is one."""
     packaged = load_config("sudoku.yaml")
     assert packaged.train.batch_size == 768
-    text = (ROOT / "mlx_trm" / "configs" / "sudoku.yaml").read_text(encoding="utf-8")
+    text = (ROOT / "mlx_trm" / "config" / "presets" / "sudoku.yaml").read_text(encoding="utf-8")
     write(text.replace("batch_size: 768", "batch_size: 5"), "sudoku.yaml")
     assert load_config("sudoku.yaml").train.batch_size == 5
     assert load_config(Path("sudoku.yaml")).train.batch_size == 5
@@ -743,8 +743,8 @@ def test_validate_config_across_sections(change: Dict[str, Any], problem: str) -
 
 PLUGIN = """
 from dataclasses import dataclass
-from mlx_trm.config import TaskConfig
-from mlx_trm.registry import TASKS
+from mlx_trm.config.loading import TaskConfig
+from mlx_trm.config.registry import TASKS
 
 @dataclass
 class CopyConfig(TaskConfig):
@@ -797,12 +797,12 @@ def test_plugins_register_before_anything_is_checked(
         ("p.py", "raise RuntimeError('one\\ntwo')", "p.py: RuntimeError: one"),
         (
             "p.py",
-            "from mlx_trm.config import no_such_name",
-            "p.py: ImportError: cannot import name 'no_such_name' from 'mlx_trm.config'",
+            "from mlx_trm.config.loading import no_such_name",
+            "p.py: ImportError: cannot import name 'no_such_name' from 'mlx_trm.config.loading'",
         ),
         (
             "p.py",
-            "from mlx_trm.registry import TASKS\nfrom mlx_trm.config import TaskConfig\n"
+            "from mlx_trm.config.registry import TASKS\nfrom mlx_trm.config.loading import TaskConfig\n"
             "@TASKS.register('maze', TaskConfig)\nclass A: pass",
             "p.py: ValueError: task 'maze' is",
         ),
@@ -827,7 +827,7 @@ def test_a_script_may_name_itself_as_plugin(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(PLUGIN + """
 import mlx_trm.models
-from mlx_trm.config import load_config
+from mlx_trm.config.loading import load_config
 config = load_config("c.yaml")
 print(type(config.task) is CopyConfig)
 """)
@@ -851,7 +851,7 @@ def test_importing_the_configuration_is_quick() -> None:
         "import sys, types, time\n"
         f"package = types.ModuleType('mlx_trm'); package.__path__ = [{str(ROOT / 'mlx_trm')!r}]\n"
         "sys.modules['mlx_trm'] = package\n"
-        "start = time.process_time(); import mlx_trm.config\n"
+        "start = time.process_time(); import mlx_trm.config.loading\n"
         "print(time.process_time() - start, 'yaml' in sys.modules, 'numpy' in sys.modules)\n"
     )
     results = []

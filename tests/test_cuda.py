@@ -9,9 +9,9 @@ import struct
 import mlx.core as mx
 import pytest
 
-from mlx_trm import cuda, fused
-from mlx_trm.cuda import nvrtc
-from mlx_trm.layers import rms_norm, rope_tables, silu
+from mlx_trm.nn import cuda, fused
+from mlx_trm.nn.cuda import nvrtc
+from mlx_trm.nn.layers import rms_norm, rope_tables, silu
 
 on_cuda = pytest.mark.skipif(
     not cuda.usable(mx.bfloat16), reason="needs an NVIDIA GPU with MLX's CUDA backend"

@@ -12,12 +12,12 @@ from typing import Any, List, Tuple
 import numpy as np
 import pytest
 
-from mlx_trm.cli import data as data_cli
+from mlx_trm import data as data_cli
 from mlx_trm.data import main
 from mlx_trm.tasks import PuzzleDataset
-from mlx_trm.tasks.sudoku_files import read_puzzles
-from mlx_trm.tasks.sudoku_keys import puzzle_keys
-from mlx_trm.tasks.sudoku_solver import solve_puzzles
+from mlx_trm.tasks.sudoku.files import read_puzzles
+from mlx_trm.tasks.sudoku.keys import puzzle_keys
+from mlx_trm.tasks.sudoku.solver import solve_puzzles
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = ["task.size=4", "task.train_puzzles=40", "task.test_puzzles=10", "task.symmetries=[digits]"]
@@ -252,7 +252,7 @@ def test_a_file_that_cannot_hold_the_dataset(capsys: Any, tmp_path: Path, monkey
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("mlx_trm.tasks.storage.write_json", full)
+    monkeypatch.setattr("mlx_trm.datasets.writing.write_json", full)
     code, _, err = run(capsys, *BUILD, "--output", "made", "seed=3")
     assert code == 2 and "made: cannot be written: No space left on device" in err
     assert content(tmp_path) == before

@@ -11,11 +11,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlx_trm.config import TaskConfig, TaskSpec
+from mlx_trm.config.loading import TaskConfig, TaskSpec
+from mlx_trm.datasets import reading as dataset_files
+from mlx_trm.datasets.dataset import IGNORE_LABEL_ID, SetArrays
+from mlx_trm.datasets.writing import write_dataset
 from mlx_trm.errors import DataError
-from mlx_trm.tasks import Puzzle, PuzzleDataset, Task, dataset_files
-from mlx_trm.tasks.dataset import IGNORE_LABEL_ID, SetArrays
-from mlx_trm.tasks.storage import write_dataset
+from mlx_trm.tasks import Puzzle, PuzzleDataset, Task
 
 SAMPLER = Path(__file__).parent / "reference" / "arc_toy" / "sampler"
 SPEC = TaskSpec(vocab_size=9, seq_len=3, num_puzzle_identifiers=1)

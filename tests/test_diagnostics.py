@@ -16,10 +16,10 @@ import numpy as np
 import pytest
 
 import mlx_trm
-from mlx_trm import diagnostics
-from mlx_trm._backend import load_advice, starts_command
 from mlx_trm.diagnose import main as diagnose
-from mlx_trm.diagnostics import blas_library, check_matmul, find_warnings, memory_report
+from mlx_trm.system import report as diagnostics
+from mlx_trm.system.backend import load_advice, starts_command
+from mlx_trm.system.report import blas_library, check_matmul, find_warnings, memory_report
 
 ROOT = Path(__file__).resolve().parents[1]
 NO_LIBRARY = ImportError("libmlx.so: cannot open shared object file: No such file or directory")
@@ -373,7 +373,7 @@ def test_openblas_is_used_where_it_is_installed(setting: Optional[str], loaded: 
     environment = {name: value for name, value in os.environ.items() if name not in left}
     if setting is not None:
         environment["MLX_TRM_OPENBLAS"] = setting
-    code = "import mlx_trm.diagnostics as d; print(d.blas_library())"
+    code = "import mlx_trm.system.report as d; print(d.blas_library())"
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment
     )

@@ -2,8 +2,8 @@
 
 import pytest
 
-from mlx_trm.cli import display
-from mlx_trm.runs import StepReport
+from mlx_trm.cli import tables as display
+from mlx_trm.runs.folder import StepReport
 
 
 def report(step: int) -> StepReport:

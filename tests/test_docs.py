@@ -98,7 +98,7 @@ def test_readme_shows_every_command() -> None:
 @pytest.mark.parametrize("path", documents(), ids=ident)
 def test_packaged_configs_exist(path: Path) -> None:
     """``--config NAME.yaml`` names a packaged configuration, or plainly the reader's own file."""
-    packaged = {p.name for p in (ROOT / "mlx_trm" / "configs").glob("*.yaml")}
+    packaged = {p.name for p in (ROOT / "mlx_trm" / "config" / "presets").glob("*.yaml")}
     named = set()
     for _, rest in command_lines(path):
         named |= set(re.findall(r"--config[ =]([\w.]+\.yaml)(?![\w/])", rest))
@@ -109,7 +109,7 @@ def test_packaged_configs_exist(path: Path) -> None:
 def test_every_packaged_config_is_documented() -> None:
     """docs/configuration.md names all of them."""
     text = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
-    for path in (ROOT / "mlx_trm" / "configs").glob("*.yaml"):
+    for path in (ROOT / "mlx_trm" / "config" / "presets").glob("*.yaml"):
         assert f"`{path.name}`" in text
 
 

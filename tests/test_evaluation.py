@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 import mlx_trm as trm
-from mlx_trm.carry import Batch
-from mlx_trm.config import EvalConfig, ExperimentConfig, TaskConfig, TaskSpec, TrainConfig
+from mlx_trm.config.loading import EvalConfig, ExperimentConfig, TaskConfig, TaskSpec, TrainConfig
 from mlx_trm.errors import ConfigError
-from mlx_trm.evaluation import Evaluator, should_compile, wilson_interval
+from mlx_trm.inference.evaluator import Evaluator, should_compile, wilson_interval
 from mlx_trm.models import TRM, TRMConfig
+from mlx_trm.models.carry import Batch
 from mlx_trm.tasks import Scorer
 
 SPEC = trm.TaskSpec(vocab_size=6, seq_len=5, num_puzzle_identifiers=1)

@@ -17,13 +17,13 @@ import numpy as np
 import pytest
 
 import mlx_trm as trm
-from mlx_trm import fused
-from mlx_trm.checkpoint import MODEL, load_checkpoint, save_checkpoint
-from mlx_trm.config import CheckpointConfig, EvalConfig, ExperimentConfig, TrainConfig
+from mlx_trm.config.loading import CheckpointConfig, EvalConfig, ExperimentConfig, TrainConfig
 from mlx_trm.export import main
-from mlx_trm.exporting import ANSWERS, export_checkpoint, export_step, step_function
-from mlx_trm.inference import Solver
-from mlx_trm.quantization import quantize_model, weight_bytes
+from mlx_trm.inference.exporting import ANSWERS, export_checkpoint, export_step, step_function
+from mlx_trm.inference.quantization import quantize_model, weight_bytes
+from mlx_trm.inference.solver import Solver
+from mlx_trm.nn import fused
+from mlx_trm.runs.checkpoint import MODEL, load_checkpoint, save_checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
 SIZES = dict(hidden_size=32, num_heads=2, swiglu_multiple=32, halt_max_steps=3)
@@ -277,7 +277,7 @@ def test_both_files_are_replaced_or_none(
     def full(*_: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("mlx_trm.exporting.write_text", full)
+    monkeypatch.setattr("mlx_trm.inference.exporting.write_text", full)
     with pytest.raises(trm.ConfigError, match=r"mlxfn\.json: cannot be written \(No space"):
         export_checkpoint(checkpoint, path)
     assert (path.read_bytes(), beside.read_bytes()) == (b"mine", b"mine too")

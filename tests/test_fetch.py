@@ -13,16 +13,16 @@ import pytest
 from fetch_server import COMMIT, Reply, Server
 from test_fetch_archives import packed
 
-from mlx_trm.cli.fetch import DownloadProgress
+from mlx_trm.cli.fetching import DownloadProgress
 from mlx_trm.data import main
+from mlx_trm.datasets import fetch as fetch_module
+from mlx_trm.datasets.fetch import Fetched, FetchOptions, fetch
+from mlx_trm.datasets.sources import RECORD, SOURCES, fetched_folder, is_fetched
 from mlx_trm.errors import ConfigError, DataError
-from mlx_trm.tasks import fetch as fetch_module
 from mlx_trm.tasks import fetch_record
-from mlx_trm.tasks.fetch import Fetched, FetchOptions, fetch
 from mlx_trm.tasks.fetch_http import Patience
 from mlx_trm.tasks.fetch_record import folder_digest, folder_facts, place_lock, swap_in
 from mlx_trm.tasks.fetch_servers import SERVERS, server
-from mlx_trm.tasks.fetch_sources import RECORD, SOURCES, fetched_folder, is_fetched
 
 ROOT = Path(__file__).resolve().parents[1]
 SUDOKU = "sapientinc/sudoku-extreme"
@@ -638,7 +638,7 @@ def test_progress_lines(web: Server, capsys: Any, monkeypatch: Any) -> None:
     assert isinstance(result, Fetched) and web.requests
     assert seen[-1] == ("sudoku-extreme test.csv", 20, 20)
     lines: List[str] = []
-    monkeypatch.setattr("mlx_trm.cli.fetch.LOGGER.info", lambda *words: lines.append(str(words)))
+    monkeypatch.setattr("mlx_trm.cli.fetching.LOGGER.info", lambda *words: lines.append(str(words)))
     for quiet, between in ((False, 0.0), (False, 1000.0), (True, 0.0)):
         shown = DownloadProgress(quiet, between)
         shown.show("a", 1 << 20, 1 << 21)

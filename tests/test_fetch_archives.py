@@ -9,10 +9,10 @@ from typing import Any, Dict, List, Optional, Tuple
 
 import pytest
 
+from mlx_trm.datasets.sources import RemoteFolder
 from mlx_trm.errors import DataError
 from mlx_trm.tasks import fetch_archives
 from mlx_trm.tasks.fetch_archives import unpack
-from mlx_trm.tasks.fetch_sources import RemoteFolder
 
 FOLDERS = (RemoteFolder("data/training", "training"), RemoteFolder("data/evaluation", "test"))
 GOOD = {

@@ -10,11 +10,11 @@ from typing import Any, Dict, Iterator, List
 import pytest
 from fetch_server import COMMIT, Server
 
+from mlx_trm.datasets.fetch import FetchOptions, fetch
+from mlx_trm.datasets.sources import RECORD, fetched_folder, is_fetched, read_record
 from mlx_trm.errors import DataError
-from mlx_trm.tasks.fetch import FetchOptions, fetch
 from mlx_trm.tasks.fetch_http import Patience
 from mlx_trm.tasks.fetch_hub import find_hub
-from mlx_trm.tasks.fetch_sources import RECORD, fetched_folder, is_fetched, read_record
 
 NAME, REPOSITORY = "sudoku-extreme", "sapientinc/sudoku-extreme"
 CSV = {"train.csv": b"source,question\n" + b"a,b\n" * 9000, "test.csv": b"source,question\nc,d\n"}

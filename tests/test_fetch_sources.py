@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 
-from mlx_trm.errors import DataError
-from mlx_trm.tasks.fetch_sources import (
+from mlx_trm.datasets.sources import (
     RECORD,
     SOURCES,
     fetched_folder,
@@ -16,6 +15,7 @@ from mlx_trm.tasks.fetch_sources import (
     is_fetched,
     read_record,
 )
+from mlx_trm.errors import DataError
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -146,7 +146,7 @@ def test_data_readme_says_the_same(name: str) -> None:
 
 def test_data_readme_says_what_presets_need() -> None:
     """The sets in a preset's row are those that name it; every packaged one has a row."""
-    root = Path(__file__).resolve().parents[1] / "mlx_trm" / "configs"
+    root = Path(__file__).resolve().parents[1] / "mlx_trm" / "config" / "presets"
     presets = {path.name for path in root.glob("*.yaml")}
     named = {preset for source in SOURCES.values() for preset in source.presets}
     for preset in sorted(presets | named):

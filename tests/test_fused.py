@@ -7,12 +7,13 @@ import plain
 import pytest
 from mlx.utils import tree_flatten
 
-from mlx_trm import fused, quantize_model
-from mlx_trm.carry import random_batch
-from mlx_trm.config import TaskSpec
-from mlx_trm.layers import CastedLinear, KeySequence, rope_tables
+from mlx_trm import quantize_model
+from mlx_trm.config.loading import TaskSpec
 from mlx_trm.models import TRM, TRMConfig, build_model
+from mlx_trm.models.carry import random_batch
 from mlx_trm.models.network import Block
+from mlx_trm.nn import fused
+from mlx_trm.nn.layers import CastedLinear, KeySequence, rope_tables
 
 MIXERS = {
     "attention": {"pos_encodings": "none"},

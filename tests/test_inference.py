@@ -10,12 +10,12 @@ import pytest
 from scripted import FIRST, FIRST_SOLVED, SECOND, experiment, scripted_model
 
 import mlx_trm as trm
-from mlx_trm.carry import Batch
-from mlx_trm.checkpoint import save_checkpoint
-from mlx_trm.config import EvalConfig
+from mlx_trm.config.loading import EvalConfig
 from mlx_trm.errors import CheckpointError, ConfigError, DataError
-from mlx_trm.inference import Solver
+from mlx_trm.inference.solver import Solver
 from mlx_trm.models import TRM, TRMConfig
+from mlx_trm.models.carry import Batch
+from mlx_trm.runs.checkpoint import save_checkpoint
 from mlx_trm.tasks import SudokuConfig, Task, build_task
 
 TINY = TRMConfig(

@@ -6,8 +6,8 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlx_trm import layers
-from mlx_trm.layers import (
+from mlx_trm.nn import layers
+from mlx_trm.nn.layers import (
     Attention,
     CastedEmbedding,
     CastedLinear,

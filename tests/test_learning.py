@@ -8,9 +8,9 @@ from typing import Any, Dict, NamedTuple
 import pytest
 
 import mlx_trm as trm
-from mlx_trm.config import config_from_dict, config_to_dict, load_config
-from mlx_trm.registry import MODELS
-from mlx_trm.schema import section_fields
+from mlx_trm.config.checks import section_fields
+from mlx_trm.config.loading import config_from_dict, config_to_dict, load_config
+from mlx_trm.config.registry import MODELS
 
 
 class Learner(NamedTuple):

@@ -4,8 +4,8 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlx_trm.carry import IGNORE_LABEL_ID, Outputs
-from mlx_trm.losses import (
+from mlx_trm.models.carry import IGNORE_LABEL_ID, Outputs
+from mlx_trm.models.losses import (
     LOSSES,
     act_loss,
     binary_cross_entropy,

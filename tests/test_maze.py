@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlx_trm.config import TaskSpec
+from mlx_trm.config.loading import TaskSpec
 from mlx_trm.errors import DataError
 from mlx_trm.tasks import Maze, MazeConfig, PuzzleDataset, ScoredRows
-from mlx_trm.tasks.maze_files import csv_text, read_mazes, write_csv
-from mlx_trm.tasks.maze_generator import MazeSet, generate_sets, maze_keys
+from mlx_trm.tasks.maze.files import csv_text, read_mazes, write_csv
+from mlx_trm.tasks.maze.generator import MazeSet, generate_sets, maze_keys
 
 # Two shortest paths of 4 steps.
 INPUTS = "S../.#./..G"

@@ -12,15 +12,15 @@ import numpy as np
 import pytest
 
 from mlx_trm import __main__ as commands
-from mlx_trm.carry import Outputs
-from mlx_trm.checkpoint import save_checkpoint
-from mlx_trm.config import EvalConfig, ExperimentConfig, TrainConfig
-from mlx_trm.evaluation import Evaluator
+from mlx_trm.config.loading import EvalConfig, ExperimentConfig, TrainConfig
+from mlx_trm.inference.evaluator import Evaluator
 from mlx_trm.models import RecursiveModel, TRMConfig, register_model
+from mlx_trm.models.carry import Outputs
+from mlx_trm.runs.checkpoint import save_checkpoint
 from mlx_trm.tasks import MazeConfig, build_task
-from mlx_trm.tasks.maze_files import parse_maze, read_mazes
-from mlx_trm.tasks.maze_generator import maze_keys
-from mlx_trm.tasks.maze_paths import judge, on_shortest_paths
+from mlx_trm.tasks.maze.files import parse_maze, read_mazes
+from mlx_trm.tasks.maze.generator import maze_keys
+from mlx_trm.tasks.maze.paths import judge, on_shortest_paths
 
 PUZZLE = "S#..G/..#../#...#/...../....."
 LONG = "S#..G/oo#oo/#o.o#/.ooo./....."

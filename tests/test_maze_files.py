@@ -10,14 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlx_trm.errors import DataError
-from mlx_trm.tasks.maze_files import (
+from mlx_trm.tasks.maze.files import (
     csv_text,
     parse_maze,
     read_mazes,
     split_mazes,
     write_csv,
 )
-from mlx_trm.tasks.maze_generator import MazeSet, generate_sets
+from mlx_trm.tasks.maze.generator import MazeSet, generate_sets
 
 HEADER = "source,question,answer,rating"
 # Four rows of four: a wall, two shortest paths of 6 steps, and detours.

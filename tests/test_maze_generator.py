@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlx_trm.errors import DataError
-from mlx_trm.tasks.maze_generator import (
+from mlx_trm.tasks.maze.generator import (
     MazeSet,
     default_min_path,
     generate_sets,
@@ -21,7 +21,7 @@ from mlx_trm.tasks.maze_generator import (
     random_loops,
     random_walls,
 )
-from mlx_trm.tasks.maze_paths import (
+from mlx_trm.tasks.maze.paths import (
     GOAL,
     OPEN,
     START,
@@ -32,7 +32,7 @@ from mlx_trm.tasks.maze_paths import (
     on_shortest_paths,
     shortest_paths,
 )
-from mlx_trm.tasks.transforms import dihedral_transform
+from mlx_trm.tasks.symmetries import dihedral_transform
 
 STYLES = st.sampled_from(["walls", "loops", "mixed"])
 

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlx_trm.tasks.maze_files import parse_maze
-from mlx_trm.tasks.maze_generator import random_loops, random_walls
-from mlx_trm.tasks.maze_paths import (
+from mlx_trm.tasks.maze.files import parse_maze
+from mlx_trm.tasks.maze.generator import random_loops, random_walls
+from mlx_trm.tasks.maze.paths import (
     GOAL,
     OPEN,
     PATH,
@@ -23,7 +23,7 @@ from mlx_trm.tasks.maze_paths import (
     shortest_paths,
     solve_mazes,
 )
-from mlx_trm.tasks.transforms import dihedral_transform
+from mlx_trm.tasks.symmetries import dihedral_transform
 
 MAZES = st.tuples(st.integers(3, 9), st.integers(0, 2**32 - 1), st.booleans())
 

@@ -5,19 +5,19 @@ from concurrent.futures import ThreadPoolExecutor
 import mlx.core as mx
 import pytest
 
-from mlx_trm import fused, memory
-from mlx_trm.carry import random_batch
-from mlx_trm.config import TaskSpec
+from mlx_trm.config.loading import TaskSpec
 from mlx_trm.errors import ConfigError
-from mlx_trm.losses import act_loss
-from mlx_trm.memory import (
+from mlx_trm.models import TRM, TRMConfig, memory
+from mlx_trm.models.carry import random_batch
+from mlx_trm.models.losses import act_loss
+from mlx_trm.models.memory import (
     choose_micro_batch,
     device_memory,
     estimate_row_bytes,
     estimate_train_bytes,
     rows_that_fit,
 )
-from mlx_trm.models import TRM, TRMConfig
+from mlx_trm.nn import fused
 
 
 @pytest.mark.parametrize("by_hand", [False, True], ids=["automatic", "fused"])
@@ -56,7 +56,7 @@ def test_the_paper_s_batch_does_not_fit_a_small_machine(monkeypatch):
     spec = TaskSpec(vocab_size=11, seq_len=81)
     model = TRM(TRMConfig(mlp_t=True, pos_encodings="none", forward_dtype="float32"), spec)
     assert 80 < estimate_train_bytes(model, 768) / 2**30 < 140
-    monkeypatch.setattr("mlx_trm.memory.device_memory", lambda: 16 << 30)
+    monkeypatch.setattr("mlx_trm.models.memory.device_memory", lambda: 16 << 30)
     with pytest.raises(ConfigError) as caught:
         choose_micro_batch(model, 768, None)
     message = str(caught.value)
@@ -72,13 +72,13 @@ def test_the_paper_s_batch_does_not_fit_a_small_machine(monkeypatch):
 def test_auto_takes_equal_parts_that_fit(monkeypatch):
     spec = TaskSpec(vocab_size=11, seq_len=81)
     model = TRM(TRMConfig(mlp_t=True, pos_encodings="none", forward_dtype="float32"), spec)
-    monkeypatch.setattr("mlx_trm.memory.device_memory", lambda: 16 << 30)
+    monkeypatch.setattr("mlx_trm.models.memory.device_memory", lambda: 16 << 30)
     fits, chosen = rows_that_fit(model), choose_micro_batch(model, 768, "auto")
     parts = -(-768 // chosen)
     assert chosen <= fits < 128 and parts == -(-768 // fits) and chosen * parts - 768 < parts
     assert choose_micro_batch(model, 40, "auto") == 40
     assert choose_micro_batch(model, 768, "auto", recompute=True) > 2 * chosen
-    monkeypatch.setattr("mlx_trm.memory.device_memory", lambda: None)
+    monkeypatch.setattr("mlx_trm.models.memory.device_memory", lambda: None)
     assert choose_micro_batch(model, 768, "auto") == 768 == choose_micro_batch(model, 768, None)
 
 

@@ -6,7 +6,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlx_trm.optim import EMA, AdamATan2, scheduled_lr, sign_sgd_rows
+from mlx_trm.training.optim import EMA, AdamATan2, scheduled_lr, sign_sgd_rows
 
 
 def normal(*shape: int, seed: int = 0) -> np.ndarray:

@@ -16,8 +16,8 @@ import pytest
 from marks import experiment
 from test_resuming import arrays_of, log_of
 
-from mlx_trm.parallel import LAUNCHED, Processes
-from mlx_trm.training import Trainer
+from mlx_trm.system.processes import LAUNCHED, Processes
+from mlx_trm.training.trainer import Trainer
 
 HERE = Path(__file__).parent
 
@@ -73,7 +73,7 @@ def finish(started: "List[subprocess.Popen[str]]", code: int = 0) -> List[str]:
 TRAIN = """
 import json, sys
 from marks import experiment
-from mlx_trm.training import Trainer
+from mlx_trm.training.trainer import Trainer
 changes = json.loads(sys.argv[1])
 if sys.argv[2] == "resume":
     trainer = Trainer.resume(changes["run_dir"])
@@ -148,7 +148,7 @@ def test_a_stopped_group_goes_on_to_the_bit() -> None:
 
 PIECES = """
 import json, numpy as np, mlx.core as mx
-from mlx_trm.parallel import Processes
+from mlx_trm.system.processes import Processes
 p = Processes.start()
 tree = {"a": [mx.array([1.0, 2.0]) * (p.rank + 1)], "b": mx.array(0.5)}
 summed = p.sum(tree)
@@ -192,8 +192,8 @@ def test_alone_everything_is_as_it_was(monkeypatch: Any) -> None:
 EVALUATE = """
 import json, sys
 from mlx_trm import load_checkpoint
-from mlx_trm.evaluation import Evaluator
-from mlx_trm.parallel import Processes
+from mlx_trm.inference.evaluator import Evaluator
+from mlx_trm.system.processes import Processes
 import marks
 loaded = load_checkpoint("run")
 loaded.config.eval.batch_size = 5
@@ -257,7 +257,7 @@ def test_shares_have_to_be_equal() -> None:
     """Refused with the next batch size that works; other settings are named."""
     changes = {"train__batch_size": 9, "run_dir": "run"}
     code = (
-        "import json\nfrom marks import experiment\nfrom mlx_trm.training import Trainer\n"
+        "import json\nfrom marks import experiment\nfrom mlx_trm.training.trainer import Trainer\n"
         "try:\n  Trainer(experiment(**json.loads(sys.argv[1])))\n"
         "except Exception as error:\n  sys.exit(str(error))\n"
     )
@@ -270,7 +270,7 @@ def test_launching_that_fails(monkeypatch: Any) -> None:
     """One line."""
     monkeypatch.setenv("MLX_RANK", "0")
     monkeypatch.setenv("MLX_HOSTFILE", "nowhere.json")
-    code = "from mlx_trm.parallel import Processes; Processes.start()"
+    code = "from mlx_trm.system.processes import Processes; Processes.start()"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert "ConfigError: the processes that were launched together cannot reach" in done.stderr
 

@@ -15,11 +15,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlx_trm.__main__ import main
-from mlx_trm.cli import charts, curves
+from mlx_trm.cli import charts
+from mlx_trm.cli import run_logs as curves
 from mlx_trm.cli.charts import MOST_POINTS, layout, plan
-from mlx_trm.cli.curves import Curves, RunLog, find_log, read_log, read_runs, smooth, thin
+from mlx_trm.cli.run_logs import Curves, RunLog, find_log, read_log, read_runs, smooth, thin
 from mlx_trm.errors import DataError
-from mlx_trm.training import Trainer
+from mlx_trm.training.trainer import Trainer
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 
 import mlx_trm as trm
-from mlx_trm import fused, layers, quantization
-from mlx_trm.checkpoint import save_checkpoint
-from mlx_trm.config import CheckpointConfig, EvalConfig, ExperimentConfig, TrainConfig
+from mlx_trm.config.loading import CheckpointConfig, EvalConfig, ExperimentConfig, TrainConfig
 from mlx_trm.evaluate import main as evaluate
+from mlx_trm.inference import quantization
+from mlx_trm.inference.quantization import QuantizedCastedLinear, quantize_model, weight_bytes
 from mlx_trm.models import named_arrays
-from mlx_trm.quantization import QuantizedCastedLinear, quantize_model, weight_bytes
+from mlx_trm.nn import fused, layers
+from mlx_trm.runs.checkpoint import save_checkpoint
 from mlx_trm.solve import main as solve
 
 SIZES = dict(hidden_size=64, num_heads=2, swiglu_multiple=32, halt_max_steps=2)

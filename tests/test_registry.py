@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
+from mlx_trm.config.registry import MODELS, TASKS, Registry
 from mlx_trm.errors import ConfigError, did_you_mean
-from mlx_trm.registry import MODELS, TASKS, Registry
 
 
 @dataclasses.dataclass

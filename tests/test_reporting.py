@@ -12,9 +12,9 @@ from typing import Any, Dict, List, Mapping
 
 import pytest
 
-from mlx_trm import reporting
 from mlx_trm.errors import ConfigError
-from mlx_trm.reporting import Reporter, check_reporters, make_reporters, scalars
+from mlx_trm.runs import reporters as reporting
+from mlx_trm.runs.reporters import Reporter, check_reporters, make_reporters, scalars
 
 CONFIG = {"task": {"name": "sudoku", "symmetries": ["digits"]}, "train": {"lr": 1e-3, "ema": True}}
 TRAIN = {"kind": "train", "lm_loss": 2.0, "count": 5.0, "step": 10, "total": 60, "lr": 4e-4}

@@ -16,11 +16,11 @@ import numpy as np
 import pytest
 from marks import experiment
 
-from mlx_trm import fitting
-from mlx_trm.checkpoint import list_checkpoints, load_checkpoint, newest_whole
 from mlx_trm.errors import CheckpointError, ConfigError, NonFiniteError
-from mlx_trm.runs import RunLock
-from mlx_trm.training import Trainer
+from mlx_trm.runs.checkpoint import list_checkpoints, load_checkpoint, newest_whole
+from mlx_trm.runs.folder import RunLock
+from mlx_trm.training import loop as fitting
+from mlx_trm.training.trainer import Trainer
 
 # What depends on the clock or the process.
 TIMES = ("steps_per_second", "peak_memory")
@@ -405,7 +405,7 @@ def test_a_second_process_is_refused(run: Path, tmp_path: Path) -> None:
     """With a clear line; and let in when the first is done, however it ended."""
     shutil.copytree(run, tmp_path / "run", symlinks=True)
     code = (
-        "import sys, time; from pathlib import Path; from mlx_trm.runs import RunLock; "
+        "import sys, time; from pathlib import Path; from mlx_trm.runs.folder import RunLock; "
         "lock = RunLock(Path('run')); print('locked', flush=True); time.sleep(60)"
     )
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as other:

@@ -8,7 +8,7 @@ import mlx.core as mx
 import pytest
 
 from mlx_trm.errors import CheckpointError, ConfigError
-from mlx_trm.runs import MetricsLog, StepReport, free_run_dir, save_interval
+from mlx_trm.runs.folder import MetricsLog, StepReport, free_run_dir, save_interval
 
 
 def sums(**values: float) -> Dict[str, mx.array]:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from marks import experiment
 
-from mlx_trm.training import Trainer
+from mlx_trm.training.trainer import Trainer
 
 STEPS, EVERY = 10_000, 1_000
 

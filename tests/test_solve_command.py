@@ -20,10 +20,9 @@ from scripted import (
     scripted_model,
 )
 
-from mlx_trm.checkpoint import save_checkpoint
-from mlx_trm.cli.solve import side_by_side, underline_changes
 from mlx_trm.models import TRM, TRMConfig
-from mlx_trm.solve import main
+from mlx_trm.runs.checkpoint import save_checkpoint
+from mlx_trm.solve import main, side_by_side, underline_changes
 from mlx_trm.tasks import build_task
 
 ROOT = Path(__file__).resolve().parents[1]

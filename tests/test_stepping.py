@@ -9,8 +9,8 @@ from marks import batches, experiment, flat
 from mlx.utils import tree_flatten
 
 from mlx_trm.models import network
-from mlx_trm.stepping import NonFiniteError
-from mlx_trm.training import Trainer
+from mlx_trm.training.step import NonFiniteError
+from mlx_trm.training.trainer import Trainer
 
 
 @pytest.fixture(autouse=True)

@@ -9,11 +9,11 @@ from typing import Any, Dict, Iterator, List
 import numpy as np
 import pytest
 
-from mlx_trm.cache import cache_folder
-from mlx_trm.config import TaskConfig, TaskSpec
+from mlx_trm.config.loading import TaskConfig, TaskSpec
+from mlx_trm.datasets.writing import whole_folder, write_dataset
 from mlx_trm.errors import ConfigError, DataError
+from mlx_trm.system.files import cache_folder
 from mlx_trm.tasks import Puzzle, PuzzleBlock, PuzzleDataset, Task, build_task
-from mlx_trm.tasks.storage import whole_folder, write_dataset
 
 SPEC = TaskSpec(vocab_size=9, seq_len=3, num_puzzle_identifiers=1)
 

@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 from marks import batches, experiment
 
-from mlx_trm import _backend, streams
-from mlx_trm.carry import Batch, Carry, random_batch
-from mlx_trm.config import TaskSpec
+from mlx_trm.config.loading import TaskSpec
 from mlx_trm.errors import ConfigError
-from mlx_trm.evaluation import compile_reason
+from mlx_trm.inference.evaluator import compile_reason
 from mlx_trm.models import TRM, TRMConfig, named_arrays
-from mlx_trm.training import Trainer
+from mlx_trm.models.carry import Batch, Carry, random_batch
+from mlx_trm.system import backend as _backend
+from mlx_trm.system import streams
+from mlx_trm.training.trainer import Trainer
 
 on_cpu = pytest.mark.skipif(
     mx.default_device().type == mx.DeviceType.gpu, reason="streams are of the CPU"

@@ -9,17 +9,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlx_trm.config import TaskSpec
+from mlx_trm.config.loading import TaskSpec
 from mlx_trm.errors import DataError
 from mlx_trm.tasks import PuzzleDataset, ScoredRows, Sudoku, SudokuConfig
-from mlx_trm.tasks import sudoku_files as files_module
 from mlx_trm.tasks.base import file_hash
-from mlx_trm.tasks.sudoku import SAMPLES
-from mlx_trm.tasks.sudoku_files import puzzle_text, read_puzzles, write_csv
-from mlx_trm.tasks.sudoku_generator import random_grids
-from mlx_trm.tasks.sudoku_keys import puzzle_keys
-from mlx_trm.tasks.sudoku_solver import PuzzleSet, solve_puzzles, valid_grids
-from mlx_trm.tasks.transforms import SYMMETRIES
+from mlx_trm.tasks.sudoku import files as files_module
+from mlx_trm.tasks.sudoku.files import puzzle_text, read_puzzles, write_csv
+from mlx_trm.tasks.sudoku.generator import random_grids
+from mlx_trm.tasks.sudoku.keys import puzzle_keys
+from mlx_trm.tasks.sudoku.solver import PuzzleSet, solve_puzzles, valid_grids
+from mlx_trm.tasks.sudoku.task import SAMPLES
+from mlx_trm.tasks.symmetries import SYMMETRIES
 
 TDOKU = Path(__file__).resolve().parents[2] / "shared" / "data" / "sudoku_tdoku"
 

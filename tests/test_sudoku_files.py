@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 
 from mlx_trm.errors import DataError
 from mlx_trm.tasks import Sudoku, SudokuConfig
-from mlx_trm.tasks import sudoku_files as files_module
-from mlx_trm.tasks.sudoku import SAMPLES
-from mlx_trm.tasks.sudoku_files import csv_text, parse_puzzle, puzzle_text, read_puzzles, write_csv
-from mlx_trm.tasks.sudoku_generator import random_grids
-from mlx_trm.tasks.sudoku_solver import PuzzleSet
+from mlx_trm.tasks.sudoku import files as files_module
+from mlx_trm.tasks.sudoku.files import csv_text, parse_puzzle, puzzle_text, read_puzzles, write_csv
+from mlx_trm.tasks.sudoku.generator import random_grids
+from mlx_trm.tasks.sudoku.solver import PuzzleSet
+from mlx_trm.tasks.sudoku.task import SAMPLES
 
 # An easy puzzle: singles solve it.
 QUESTION = "53..7....6..195....98....6.8...6...34..8.3..17...2...6.6....28....419..5....8..79"

@@ -9,12 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlx_trm.errors import DataError
-from mlx_trm.tasks import sudoku_hard
-from mlx_trm.tasks.sudoku_generator import generate_sets, random_grids, rate_puzzles, thin_out
-from mlx_trm.tasks.sudoku_hard import generate_hard
-from mlx_trm.tasks.sudoku_keys import puzzle_keys
-from mlx_trm.tasks.sudoku_solver import PuzzleSet, solve_puzzles, valid_grids
-from mlx_trm.tasks.transforms import SYMMETRIES
+from mlx_trm.tasks.sudoku import hard as sudoku_hard
+from mlx_trm.tasks.sudoku.generator import generate_sets, random_grids, rate_puzzles, thin_out
+from mlx_trm.tasks.sudoku.hard import generate_hard
+from mlx_trm.tasks.sudoku.keys import puzzle_keys
+from mlx_trm.tasks.sudoku.solver import PuzzleSet, solve_puzzles, valid_grids
+from mlx_trm.tasks.symmetries import SYMMETRIES
 
 SIZES = st.sampled_from([4, 6, 9])
 

@@ -7,12 +7,12 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlx_trm.tasks.sudoku import SAMPLES
-from mlx_trm.tasks.sudoku_files import read_puzzles
-from mlx_trm.tasks.sudoku_generator import generate_sets, random_grids
-from mlx_trm.tasks.sudoku_keys import puzzle_keys, rename_digits
-from mlx_trm.tasks.sudoku_solver import PuzzleSet
-from mlx_trm.tasks.transforms import SYMMETRIES, default_symmetries, random_transforms
+from mlx_trm.tasks.sudoku.files import read_puzzles
+from mlx_trm.tasks.sudoku.generator import generate_sets, random_grids
+from mlx_trm.tasks.sudoku.keys import puzzle_keys, rename_digits
+from mlx_trm.tasks.sudoku.solver import PuzzleSet
+from mlx_trm.tasks.sudoku.task import SAMPLES
+from mlx_trm.tasks.symmetries import SYMMETRIES, default_symmetries, random_transforms
 
 SIZES = st.sampled_from([4, 6, 9])
 

@@ -8,10 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlx_trm.tasks.sudoku import SAMPLES
-from mlx_trm.tasks.sudoku_files import read_puzzles
-from mlx_trm.tasks.sudoku_generator import random_grids
-from mlx_trm.tasks.sudoku_solver import (
+from mlx_trm.tasks.sudoku.files import read_puzzles
+from mlx_trm.tasks.sudoku.generator import random_grids
+from mlx_trm.tasks.sudoku.solver import (
     PuzzleSet,
     box_shape,
     conflicts,
@@ -19,6 +18,7 @@ from mlx_trm.tasks.sudoku_solver import (
     unit_cells,
     valid_grids,
 )
+from mlx_trm.tasks.sudoku.task import SAMPLES
 
 # An easy puzzle: singles solve it.
 QUESTION = "53..7....6..195....98....6.8...6...34..8.3..17...2...6.6....28....419..5....8..79"

@@ -12,17 +12,17 @@ from hypothesis import strategies as st
 from marks import Marks, MarksConfig, batches, experiment, flat
 
 import mlx_trm as trm
-from mlx_trm import surgery
-from mlx_trm.checkpoint import ROW_NAMES
 from mlx_trm.convert import main as convert
+from mlx_trm.datasets.names import pack_names, row_names, unpack_names
+from mlx_trm.datasets.writing import write_splits
 from mlx_trm.errors import CheckpointError, ConfigError, DataError
 from mlx_trm.evaluate import main as evaluate
 from mlx_trm.models import named_arrays
-from mlx_trm.surgery import Weights
-from mlx_trm.tasks.identifiers import pack_names, row_names, unpack_names
-from mlx_trm.tasks.storage import write_splits
+from mlx_trm.runs import transfer as surgery
+from mlx_trm.runs.checkpoint import ROW_NAMES
+from mlx_trm.runs.transfer import Weights
 from mlx_trm.train import main as train
-from mlx_trm.training import Trainer
+from mlx_trm.training.trainer import Trainer
 
 NAMES = ["<blank>"] + [f"puzzle {number}" for number in range(8)]
 SPEC = trm.TaskSpec(vocab_size=6, seq_len=5, num_puzzle_identifiers=9)
@@ -519,7 +519,7 @@ def test_a_first_run_is_checked_before_data_are_built(tmp_path, monkeypatch, wha
     def build(*_args):
         raise AssertionError("data were built")
 
-    monkeypatch.setattr("mlx_trm.training.build_task", build)
+    monkeypatch.setattr("mlx_trm.training.trainer.build_task", build)
     with pytest.raises(CheckpointError, match="no such run|its SHA-256 differs"):
         Trainer(experiment(init__run="run"))
 

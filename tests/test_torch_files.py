@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlx_trm.convert import main
-from mlx_trm.torch_files import read_torch
+from mlx_trm.upstream.torch_files import read_torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 import torch_writer as tw  # noqa: E402  # pylint: disable=wrong-import-position

@@ -12,12 +12,12 @@ from marks import batches, experiment, flat
 from mlx.utils import tree_flatten
 
 import mlx_trm as trm
-from mlx_trm import memory
-from mlx_trm.carry import draw_exploration
 from mlx_trm.errors import CheckpointError, ConfigError, TRMError
-from mlx_trm.losses import act_loss
-from mlx_trm.optim import EMA, AdamATan2, sign_sgd_rows
-from mlx_trm.training import Trainer, one_ahead
+from mlx_trm.models import memory
+from mlx_trm.models.carry import draw_exploration
+from mlx_trm.models.losses import act_loss
+from mlx_trm.training.optim import EMA, AdamATan2, sign_sgd_rows
+from mlx_trm.training.trainer import Trainer, one_ahead
 
 
 @pytest.fixture(autouse=True)
@@ -287,7 +287,7 @@ def test_a_full_disk_ends_in_one_line(tmp_path, monkeypatch):
     def full(*_args, **_kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("mlx_trm.checkpoint.save_config", full)
+    monkeypatch.setattr("mlx_trm.runs.checkpoint.save_config", full)
     with pytest.raises(CheckpointError, match="No space left on device"):
         trainer.fit()
     assert not list((tmp_path / "run").glob("*step*"))

@@ -8,11 +8,11 @@ import pytest
 from mlx.utils import tree_flatten
 from plain import SMALL, SPEC, Plain, answer_gradients, assert_step, begun, small
 
-from mlx_trm.carry import random_batch
-from mlx_trm.config import config_from_dict
+from mlx_trm.config.loading import config_from_dict
 from mlx_trm.errors import ConfigError
-from mlx_trm.evaluation import compile_reason
+from mlx_trm.inference.evaluator import compile_reason
 from mlx_trm.models import TransformersBaseline
+from mlx_trm.models.carry import random_batch
 
 NAME = "transformers_baseline"
 

@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlx_trm.tasks.sudoku_generator import random_grids
-from mlx_trm.tasks.sudoku_solver import solve_puzzles, valid_grids
-from mlx_trm.tasks.transforms import (
+from mlx_trm.tasks.sudoku.generator import random_grids
+from mlx_trm.tasks.sudoku.solver import solve_puzzles, valid_grids
+from mlx_trm.tasks.symmetries import (
     DIHEDRAL_INVERSE,
     SYMMETRIES,
     default_symmetries,

@@ -9,11 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from mlx.utils import tree_flatten
 
-from mlx_trm.carry import Batch, Carry, random_batch
-from mlx_trm.config import TaskSpec
-from mlx_trm.evaluation import compile_reason
-from mlx_trm.losses import act_loss
+from mlx_trm.config.loading import TaskSpec
+from mlx_trm.inference.evaluator import compile_reason
 from mlx_trm.models import TRM, TRMConfig, build_model
+from mlx_trm.models.carry import Batch, Carry, random_batch
+from mlx_trm.models.losses import act_loss
 
 SPEC = TaskSpec(vocab_size=7, seq_len=16, num_puzzle_identifiers=5)
 SMALL = TRMConfig(

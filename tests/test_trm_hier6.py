@@ -7,7 +7,7 @@ import pytest
 from mlx.utils import tree_flatten
 from plain import SMALL, SPEC, Plain, answer_gradients, assert_step, begun, small
 
-from mlx_trm.config import config_from_dict
+from mlx_trm.config.loading import config_from_dict
 from mlx_trm.errors import ConfigError
 from mlx_trm.models import TRM, TRMHier6
 

@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 
 import mlx_trm as trm
-from mlx_trm.checkpoint import MODEL, load_checkpoint, save_checkpoint
-from mlx_trm.config import config_from_dict
-from mlx_trm.conversion import read_safetensors, upstream_model_config, upstream_settings
+from mlx_trm.config.loading import config_from_dict
 from mlx_trm.convert import main
 from mlx_trm.models import build_model, named_arrays
-from mlx_trm.runs import RunLock
-from mlx_trm.torch_files import read_torch
-from mlx_trm.upstream import convert_upstream, open_upstream
-from mlx_trm.upstream_sizes import UPSTREAM_MODELS
+from mlx_trm.runs.checkpoint import MODEL, load_checkpoint, save_checkpoint
+from mlx_trm.runs.folder import RunLock
+from mlx_trm.upstream.names import read_safetensors, upstream_model_config, upstream_settings
+from mlx_trm.upstream.reading import convert_upstream, open_upstream
+from mlx_trm.upstream.settings import UPSTREAM_MODELS
+from mlx_trm.upstream.torch_files import read_torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 import torch_writer as tw  # noqa: E402  # pylint: disable=wrong-import-position
@@ -274,7 +274,9 @@ def numbered(numbers: list, name: str = "mlp.down_proj.weight") -> dict:
     ],
 )
 def test_layers_that_are_none_build_no_model(tmp_path, capsys, monkeypatch, arrays, part):
-    monkeypatch.setattr("mlx_trm.upstream.build_model", lambda *_, **__: pytest.fail("built"))
+    monkeypatch.setattr(
+        "mlx_trm.upstream.reading.build_model", lambda *_, **__: pytest.fail("built")
+    )
     path = tw.save(tmp_path / "step_1", arrays, "model.inner.")
     config = settings(tmp_path, name="trm", num_heads=2)
     assert main([str(path), "--config", str(config), "--output", str(tmp_path / "run")]) == 2
@@ -453,7 +455,7 @@ def test_a_failed_write_leaves_nothing_behind(tmp_path, monkeypatch):
     def fail(*_):
         raise trm.CheckpointError("no space")
 
-    monkeypatch.setattr("mlx_trm.upstream.save_checkpoint", fail)
+    monkeypatch.setattr("mlx_trm.upstream.reading.save_checkpoint", fail)
     run = tmp_path / "run"
     config = str(upstream_trm(tmp_path))
     assert main([str(FOLDER / "step_7"), "--config", config, "--output", str(run)]) == 2
@@ -471,7 +473,7 @@ def test_a_conversion_that_stops_early_can_be_tried_again(tmp_path, monkeypatch,
     run, config = tmp_path / "run", trm.load_config(upstream_trm(tmp_path))
     if there:
         run.mkdir()
-    monkeypatch.setattr("mlx_trm.runs.save_config", fail)
+    monkeypatch.setattr("mlx_trm.runs.folder.save_config", fail)
     with pytest.raises((trm.ConfigError, KeyboardInterrupt)):
         convert_upstream(FOLDER / "step_7", config, run)
     assert run.exists() == there and not list(tmp_path.glob("run/*"))
@@ -484,7 +486,7 @@ def test_a_checkpoint_that_is_whole_survives_what_comes_after(tmp_path, monkeypa
     def stop(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("mlx_trm.checkpoint._point", stop)
+    monkeypatch.setattr("mlx_trm.runs.checkpoint._point", stop)
     run = tmp_path / "run"
     with pytest.raises(KeyboardInterrupt):
         convert_upstream(FOLDER / "step_7", trm.load_config(upstream_trm(tmp_path)), run)
@@ -500,8 +502,8 @@ def test_a_folder_that_another_process_took_meanwhile_is_left_alone(tmp_path, mo
         (run / "config.yaml").write_text("theirs")
         return open_upstream(*args)
 
-    monkeypatch.setattr("mlx_trm.upstream.open_upstream", slow)
-    monkeypatch.setattr("mlx_trm.runs.check_run_dir", lambda *_: run)
+    monkeypatch.setattr("mlx_trm.upstream.reading.open_upstream", slow)
+    monkeypatch.setattr("mlx_trm.runs.folder.check_run_dir", lambda *_: run)
     with pytest.raises(trm.ConfigError, match="is in use"):
         convert_upstream(FOLDER / "step_7", trm.load_config(upstream_trm(tmp_path)), run)
     assert (run / ".lock").is_file() and (run / "config.yaml").read_text() == "theirs"

@@ -16,14 +16,14 @@ from plain import SMALL, SPEC, VARIANTS, begun, small
 from scripted import scripted_model
 
 import mlx_trm as trm
-from mlx_trm.carry import Batch, random_batch
-from mlx_trm.config import config_from_dict
-from mlx_trm.conversion import upstream_model_config, upstream_model_name
-from mlx_trm.evaluation import compile_reason
-from mlx_trm.losses import act_loss
-from mlx_trm.memory import estimate_row_bytes
+from mlx_trm.config.loading import config_from_dict
+from mlx_trm.config.registry import MODELS
+from mlx_trm.inference.evaluator import compile_reason
 from mlx_trm.models import build_model
-from mlx_trm.registry import MODELS
+from mlx_trm.models.carry import Batch, random_batch
+from mlx_trm.models.losses import act_loss
+from mlx_trm.models.memory import estimate_row_bytes
+from mlx_trm.upstream.names import upstream_model_config, upstream_model_name
 
 CLASSES = {
     "hrm": (trm.HRM, trm.HRMConfig),

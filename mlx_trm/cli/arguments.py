@@ -6,9 +6,9 @@ import re
 from pathlib import Path
 from typing import Any, Iterator, List, NoReturn, Set, Tuple
 
-from mlx_trm.checkpoint import STATE
-from mlx_trm.config import ExperimentConfig, load_config, packaged_configs
+from mlx_trm.config.loading import ExperimentConfig, load_config, packaged_configs
 from mlx_trm.errors import ConfigError, did_you_mean
+from mlx_trm.runs.checkpoint import STATE
 
 SETTING = re.compile(r"[\w.-]*=")
 

@@ -6,8 +6,8 @@ from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tu
 
 import numpy as np
 
-from mlx_trm.cli.curves import Curves, RunLog, smooth, thin
 from mlx_trm.cli.pictures import check_matplotlib, write_figure
+from mlx_trm.cli.run_logs import Curves, RunLog, smooth, thin
 from mlx_trm.errors import DataError
 
 # By panel: title, metrics. The first two are what one looks at first, and are drawn large.

@@ -4,10 +4,10 @@ import argparse
 import logging
 from typing import Optional, Tuple
 
-from mlx_trm.checkpoint import Checkpoint, load_checkpoint
 from mlx_trm.cli.arguments import add_weights
 from mlx_trm.errors import ConfigError
-from mlx_trm.quantization import BITS, Quantized, quantize_model
+from mlx_trm.inference.quantization import BITS, Quantized, quantize_model
+from mlx_trm.runs.checkpoint import Checkpoint, load_checkpoint
 
 LOGGER = logging.getLogger(__name__)
 

@@ -13,10 +13,10 @@ import mlx.core as mx
 from mlx import nn
 from mlx.utils import tree_flatten
 
-from mlx_trm.carry import Batch, Carry, Outputs, empty_carry, halt, refill
-from mlx_trm.config import ModelConfig, TaskSpec
-from mlx_trm.layers import PuzzleEmbedding, on_gpu, scaled
-from mlx_trm.registry import MODELS
+from mlx_trm.config.loading import ModelConfig, TaskSpec
+from mlx_trm.config.registry import MODELS
+from mlx_trm.models.carry import Batch, Carry, Outputs, empty_carry, halt, refill
+from mlx_trm.nn.layers import PuzzleEmbedding, on_gpu, scaled
 
 DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16, "float16": mx.float16}
 
@@ -37,7 +37,7 @@ class RecursiveModel(nn.Module):
     """Base of every model that refines its answer over supervision steps.
 
     A subclass sets ``initial_names``, builds its layers in ``__init__`` and implements
-    :meth:`reason`. Shape letters are those of :mod:`mlx_trm.carry`.
+    :meth:`reason`. Shape letters are those of :mod:`mlx_trm.models.carry`.
 
     Attributes:
         config: the model's configuration.
@@ -137,7 +137,7 @@ class RecursiveModel(nn.Module):
         Args:
             carry: with the latents that :meth:`reason` gave.
             outputs: of the same step.
-            min_steps: (B,) int32 from :func:`mlx_trm.carry.exploration_minimum`, in training.
+            min_steps: (B,) int32 from :func:`mlx_trm.models.carry.exploration_minimum`, in training.
         """
         steps = carry.steps + 1
         halted = halt(

@@ -17,10 +17,11 @@ import mlx.core as mx
 from mlx import nn
 from mlx.nn.utils import checkpoint
 
-from mlx_trm import fused
-from mlx_trm.carry import Outputs
-from mlx_trm.config import ModelConfig, TaskSpec
-from mlx_trm.layers import (
+from mlx_trm.config.loading import ModelConfig, TaskSpec
+from mlx_trm.models.base import RecursiveModel, embed_inputs
+from mlx_trm.models.carry import Outputs
+from mlx_trm.nn import fused
+from mlx_trm.nn.layers import (
     Attention,
     CastedEmbedding,
     CastedLinear,
@@ -31,7 +32,6 @@ from mlx_trm.layers import (
     rope_tables,
     trunc_normal,
 )
-from mlx_trm.models.base import RecursiveModel, embed_inputs
 
 C = TypeVar("C", bound="NetworkConfig")
 

@@ -11,10 +11,10 @@ from typing import List, Optional, Tuple
 
 import mlx.core as mx
 
-from mlx_trm import fused
-from mlx_trm.carry import Carry, Outputs
 from mlx_trm.models.base import register_model
+from mlx_trm.models.carry import Carry, Outputs
 from mlx_trm.models.trm import TRM, TRMConfig
+from mlx_trm.nn import fused
 
 LATENTS = 6
 

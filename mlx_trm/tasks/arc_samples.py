@@ -14,8 +14,8 @@ from typing import Callable, Dict, List, Set, Tuple, Union
 import numpy as np
 
 from mlx_trm.errors import DataError
-from mlx_trm.tasks.arc_grids import COLORS
-from mlx_trm.tasks.transforms import dihedral_transform
+from mlx_trm.tasks.arc.grids import COLORS
+from mlx_trm.tasks.symmetries import dihedral_transform
 
 Pair = Tuple[np.ndarray, np.ndarray]
 PairMaker = Callable[[np.random.Generator], Pair]

@@ -25,12 +25,10 @@ from typing import (
 
 import numpy as np
 
-from mlx_trm.cache import cache_folder
-from mlx_trm.config import TaskConfig, TaskSpec
-from mlx_trm.errors import DataError
-from mlx_trm.registry import TASKS
-from mlx_trm.tasks.dataset import PuzzleDataset, SetSource
-from mlx_trm.tasks.storage import (
+from mlx_trm.config.loading import TaskConfig, TaskSpec
+from mlx_trm.config.registry import TASKS
+from mlx_trm.datasets.dataset import PuzzleDataset, SetSource
+from mlx_trm.datasets.writing import (
     FORMAT_VERSION,
     MARKER,
     SPLITS,
@@ -40,7 +38,9 @@ from mlx_trm.tasks.storage import (
     write_json,
     write_splits,
 )
-from mlx_trm.tasks.written import Written
+from mlx_trm.errors import DataError
+from mlx_trm.system.files import cache_folder
+from mlx_trm.tasks.text import Written
 
 LOG = logging.getLogger(__name__)
 

@@ -11,9 +11,9 @@ import zlib
 from pathlib import Path
 from typing import BinaryIO, Dict, Sequence, Set
 
+from mlx_trm.datasets.sources import RemoteFolder
 from mlx_trm.errors import DataError
 from mlx_trm.tasks.fetch_http import unwritable
-from mlx_trm.tasks.fetch_sources import RemoteFolder
 
 MOST_MEMBERS = 20_000
 

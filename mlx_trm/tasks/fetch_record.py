@@ -9,9 +9,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, Callable, Dict, Iterator, Tuple
 
+from mlx_trm.datasets.sources import RECORD, RECORD_FORMAT, Entry, read_record
+from mlx_trm.datasets.writing import write_json
 from mlx_trm.tasks.fetch_http import unwritable
-from mlx_trm.tasks.fetch_sources import RECORD, RECORD_FORMAT, Entry, read_record
-from mlx_trm.tasks.storage import write_json
 
 Files = Dict[str, Tuple[int, str]]
 

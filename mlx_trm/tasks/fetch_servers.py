@@ -3,8 +3,8 @@
 import os
 from urllib.parse import urlsplit
 
+from mlx_trm.datasets.sources import HUGGING_FACE, RemoteFile, Source
 from mlx_trm.errors import ConfigError
-from mlx_trm.tasks.fetch_sources import HUGGING_FACE, RemoteFile, Source
 
 SERVERS = {
     "HF_ENDPOINT": "https://huggingface.co",

@@ -14,7 +14,7 @@ import pytest
 
 from mlx_trm.convert import main as convert
 from mlx_trm.parity import main as parity
-from mlx_trm.recordings import Recording
+from mlx_trm.upstream.recording import Recording
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))

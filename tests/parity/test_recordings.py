@@ -1,6 +1,6 @@
 """Parity with the reference: every recording is replayed step by step on this machine's CPU.
 
-The tolerances are those of ``mlx_trm.recordings``: four times the distance between the reference on
+The tolerances are those of ``mlx_trm.upstream.recording``: four times the distance between the reference on
 one device and itself on another, as each recording states it, with floors that are a few roundings
 of the dtype. ``python -m mlx_trm.parity tests/reference/cuda`` prints the same table.
 """
@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from mlx_trm.errors import DataError
-from mlx_trm.recordings import FLOORS, Recording, read_recordings
-from mlx_trm.replay import compare
+from mlx_trm.upstream.recording import FLOORS, Recording, read_recordings
+from mlx_trm.upstream.replay import compare
 
 FOLDER = Path(__file__).parents[1] / "reference" / "cuda"
 MANIFEST = json.loads((FOLDER / "manifest.json").read_text(encoding="utf-8"))

@@ -1,0 +1,219 @@
+"""How every command runs: messages, the device, errors, exit codes.
+
+Exit codes: 0 done; 1 the answer is no (a parity miss, say), or a bug; 2 the user can mend it; 130
+interrupted. Results go to standard output, everything else to standard error.
+"""
+
+import argparse
+import logging
+import sys
+from contextlib import contextmanager
+from typing import Callable, Iterator, List, Optional
+
+from mlx_trm.cli.arguments import (
+    Parser,
+    add_config,
+    add_overrides,
+    add_shared,
+    parse_line,
+    read_config,
+)
+from mlx_trm.cli.commands import COMMANDS, INTERRUPTED, close_output, prepare_streams
+from mlx_trm.errors import ConfigError, TRMError
+
+DONE, NO, USER = 0, 1, 2
+LOGGER = logging.getLogger("mlx_trm")
+
+
+def main(
+    command: str,
+    add_arguments: Callable[[argparse.ArgumentParser], None],
+    run: Callable[..., Optional[int]],
+    argv: Optional[List[str]] = None,
+    needs: str = "nothing",
+) -> int:
+    """Run a command: parse its line, set up messages and device, do it, report errors.
+
+    Args:
+        command: its name, one of :data:`mlx_trm.cli.commands.COMMANDS`.
+        add_arguments: declares what only this command takes.
+        run: does the work and returns the exit code, None for 0. It is called with the parsed
+            arguments; they have ``verbose`` (0, 1, 2), ``quiet`` and ``overrides``.
+        argv: the words after the command's name; default those of the process.
+        needs: ``config``: add ``--config`` and settings, and call ``run(args, config)``;
+            ``overrides``: add settings, and call ``run(args, overrides)``; or ``nothing``. A
+            command with sub-commands declares settings in them by :func:`add_overrides` or
+            :func:`add_config`.
+
+    Returns:
+        The exit code.
+    """
+    summary = COMMANDS.get(command, command)
+    parser = Parser(
+        prog=f"python -m mlx_trm.{command}",
+        description=summary[:1].upper() + summary[1:] + ".",
+        epilog="Exit code: 0 done, 1 the answer is no or a bug, 2 something you can mend.",
+    )
+    add_arguments(parser)
+    if needs == "config":
+        add_config(parser)
+    elif needs == "overrides":
+        add_overrides(parser)
+    add_shared(parser)
+    words = sys.argv[1:] if argv is None else argv
+    prepare_streams()
+    try:
+        args = parse_line(parser, words)
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    with console_messages(args.verbose, args.quiet):
+        try:
+            with file_messages(args.log_file), default_device(args.device):
+                LOGGER.debug("%s", " ".join([parser.prog, *words]))
+                return _run(args, run, needs)
+        except ConfigError as error:  # of the log file or the device
+            return report_error(error)
+
+
+def _run(args: argparse.Namespace, run: Callable[..., Optional[int]], needs: str) -> int:
+    """Call a command's function and turn what it raises into an exit code."""
+    try:
+        if needs == "config":
+            # A resumed run has a configuration of its own.
+            own = args.config is None and getattr(args, "resume", None) not in (None, "auto")
+            code = run(args, None if own else read_config(args))
+        elif needs == "overrides":
+            code = run(args, args.overrides)
+        else:
+            code = run(args)
+        sys.stdout.flush()
+        return code or DONE
+    except BrokenPipeError:
+        return close_output()
+    except (Exception, KeyboardInterrupt) as error:  # pylint: disable=broad-exception-caught
+        return report_error(error)
+
+
+def report_error(error: BaseException) -> int:
+    """Tell the user about an error in one line, with its traceback at ``-vv``.
+
+    Returns:
+        The exit code it stands for.
+    """
+    if isinstance(error, TRMError):
+        LOGGER.error("%s", error, exc_info=error)
+        return USER
+    if isinstance(error, KeyboardInterrupt):
+        LOGGER.error("interrupted", exc_info=error)
+        return INTERRUPTED
+    text = " ".join([type(error).__name__ + ":", *str(error).split()])
+    if isinstance(error, OSError) and error.strerror:
+        where = f"{error.filename}: " if error.filename else ""
+        LOGGER.error("%s%s", where, error.strerror, exc_info=error)
+        return USER
+    if isinstance(error, MemoryError) or "alloc" in text:
+        LOGGER.error("out of memory (%s); a smaller batch size helps", text, exc_info=error)
+        return USER
+    LOGGER.error("unexpected %s (a bug; -vv shows the traceback)", text, exc_info=error)
+    return NO
+
+
+class _Console(logging.StreamHandler):  # type: ignore[type-arg]  # plain on Python 3.9
+    """Writes bare messages to standard error, above a progress bar where there is one."""
+
+    def __init__(self, tracebacks: bool) -> None:
+        super().__init__(sys.stderr)
+        self.tracebacks = tracebacks
+
+    def format(self, record: logging.LogRecord) -> str:
+        return super().format(record) if self.tracebacks else record.getMessage()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        bars = getattr(sys.modules.get("tqdm"), "tqdm", None)
+        if bars is None:
+            super().emit(record)
+            return
+        try:
+            bars.write(self.format(record), file=self.stream)
+            self.flush()
+        except Exception:  # pylint: disable=broad-exception-caught
+            self.handleError(record)
+
+
+@contextmanager
+def console_messages(verbose: int = 0, quiet: bool = False) -> Iterator[None]:
+    """Show the package's log messages on standard error, inside a ``with`` block.
+
+    Args:
+        verbose: 1 for debug messages, 2 for tracebacks of errors too.
+        quiet: only warnings and errors.
+    """
+    handler = _Console(tracebacks=verbose > 1)
+    level = logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO
+    with _handling(handler, level):
+        yield
+
+
+@contextmanager
+def file_messages(path: Optional[str]) -> Iterator[None]:
+    """Append all log messages, with times and tracebacks, to a file, inside a ``with`` block.
+
+    Raises:
+        ConfigError: if it cannot be opened.
+    """
+    if path is None:
+        yield
+        return
+    try:
+        handler = logging.FileHandler(path, encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(
+            f"--log-file {path}: cannot be written ({error.strerror}); name another file"
+        ) from error
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    with _handling(handler, logging.DEBUG):
+        yield
+
+
+@contextmanager
+def _handling(handler: logging.Handler, level: int) -> Iterator[None]:
+    """Give the package's logger a handler, and take it away afterwards."""
+    handler.setLevel(level)
+    before = LOGGER.level
+    LOGGER.setLevel(min(level, before or logging.CRITICAL))
+    LOGGER.addHandler(handler)
+    try:
+        yield
+    finally:
+        LOGGER.removeHandler(handler)
+        LOGGER.setLevel(before)
+        handler.close()
+
+
+@contextmanager
+def default_device(name: Optional[str]) -> Iterator[None]:
+    """Make MLX compute on a device, inside a ``with`` block.
+
+    Args:
+        name: ``cpu`` or ``gpu``; None leaves MLX's choice.
+
+    Raises:
+        ConfigError: if there is no such device.
+    """
+    if name is None:
+        yield
+        return
+    import mlx.core as mx
+
+    from mlx_trm.system.report import gpu_available
+
+    if name == "gpu" and not gpu_available():
+        raise ConfigError(
+            "--device gpu: MLX finds no GPU here; use --device cpu, or leave --device out"
+        )
+    before = mx.default_device()
+    mx.set_default_device(mx.gpu if name == "gpu" else mx.cpu)
+    try:
+        yield
+    finally:
+        mx.set_default_device(before)

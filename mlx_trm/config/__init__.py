@@ -1,0 +1,37 @@
+"""What a run is asked to do: settings, their checks, presets; neither MLX nor NumPy."""
+
+from mlx_trm.config.loading import (
+    CheckpointConfig,
+    EvalConfig,
+    ExperimentConfig,
+    InitConfig,
+    ModelConfig,
+    TaskConfig,
+    TaskSpec,
+    TrainConfig,
+    config_from_dict,
+    config_to_dict,
+    dump_config,
+    load_config,
+    packaged_configs,
+    save_config,
+    validate_config,
+)
+
+__all__ = [
+    "CheckpointConfig",
+    "EvalConfig",
+    "ExperimentConfig",
+    "InitConfig",
+    "ModelConfig",
+    "TaskConfig",
+    "TaskSpec",
+    "TrainConfig",
+    "config_from_dict",
+    "config_to_dict",
+    "dump_config",
+    "load_config",
+    "packaged_configs",
+    "save_config",
+    "validate_config",
+]

@@ -1,0 +1,1 @@
+"""Puzzles on disk and in batches: writing, reading, fetching; NumPy only."""

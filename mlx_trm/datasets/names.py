@@ -1,0 +1,94 @@
+"""The names of puzzle identifiers: to which puzzle each row of a puzzle table belongs.
+
+A built dataset holds them in ``identifiers.json``, a checkpoint packed in ``identifiers.json.gz``:
+an ARC set with a thousand augmentations has 876,406, 25 MB as text. With the names a table keeps
+its meaning when a dataset is built again, with other tasks or in another order.
+"""
+
+import gzip
+import json
+import zlib
+from pathlib import Path
+from typing import Any, List, Optional, Sequence, Set, Tuple
+
+from mlx_trm.datasets.dataset import PuzzleDataset
+from mlx_trm.datasets.writing import BLANK_NAME, IDENTIFIERS
+from mlx_trm.errors import DataError
+
+
+def load_names(folder: Path) -> List[str]:
+    """Read the names of the identifiers of a built dataset; number 0 is the blank one.
+
+    Raises:
+        DataError: if they cannot be read.
+    """
+    names: List[str] = load_json(folder / IDENTIFIERS, list)
+    return names
+
+
+def load_json(path: Path, kind: type) -> Any:
+    """Read a JSON file of a built dataset that holds a list or an object.
+
+    Raises:
+        DataError: if it cannot be read, or holds something else.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(
+            f"{path}: cannot be read ({error.strerror or error}); ARC is scored with it, "
+            "build the dataset again"
+        ) from error
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path}: is not JSON: {error}; build the dataset again") from error
+    if not isinstance(content, kind):
+        raise DataError(f"{path}: is damaged; build the dataset again")
+    return content
+
+
+def row_names(dataset: PuzzleDataset) -> Optional[List[str]]:
+    """Name the rows of the puzzle table that a dataset needs.
+
+    Args:
+        dataset: of one folder, or of several, whose identifiers are numbered on.
+
+    Returns:
+        N names, the blank one first; None where a folder does not have them all.
+
+    Raises:
+        DataError: if a file with names is damaged.
+    """
+    names = [BLANK_NAME]
+    seen: Set[Tuple[Path, int]] = set()
+    for name in dataset.sets:
+        source = dataset.source(name)
+        if (source.folder, source.first_identifier) in seen:
+            continue
+        seen.add((source.folder, source.first_identifier))
+        if not (source.folder / IDENTIFIERS).is_file():
+            continue  # of a task without names; what is missing is seen below
+        if source.first_identifier != len(names) - 1:
+            return None
+        names += map(str, load_names(source.folder)[1:])
+    return names if len(names) == dataset.spec.num_puzzle_identifiers else None
+
+
+def pack_names(names: Sequence[str]) -> bytes:
+    """Write names as compressed JSON, the same bytes every time; of ARC's a quarter is left."""
+    text = json.dumps(list(names), ensure_ascii=False, separators=(",", ":"))
+    return gzip.compress(text.encode("utf-8"), compresslevel=6, mtime=0)
+
+
+def unpack_names(packed: bytes) -> List[str]:
+    """Read what :func:`pack_names` wrote.
+
+    Raises:
+        ValueError: if it is something else.
+    """
+    try:
+        names = json.loads(gzip.decompress(packed).decode("utf-8"))
+    except (OSError, EOFError, zlib.error, RecursionError) as error:
+        raise ValueError(f"no packed names ({error})") from error
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ValueError("no list of names")
+    return names

@@ -1,0 +1,189 @@
+"""Opening the files of a built dataset: everything is checked, and what is wrong is named.
+
+Reference: puzzle_dataset.py ``_load_metadata``, ``_lazy_load_dataset``.
+"""
+
+import json
+from pathlib import Path
+from typing import Any, Dict, NamedTuple, Tuple
+
+import numpy as np
+
+from mlx_trm.config.loading import TaskSpec
+from mlx_trm.datasets.writing import FORMAT_VERSION, MARKER
+from mlx_trm.errors import DataError
+
+# What is larger is not read through when it is opened: that would take seconds and fill the memory.
+SCANNED_BYTES = 1 << 28
+_BLOCK_BYTES = 1 << 18
+
+
+class SetArrays(NamedTuple):
+    """The arrays of one set: E examples in P puzzles in G groups.
+
+    Attributes:
+        inputs: (E, S) tokens, mapped from the file.
+        labels: (E, S) tokens, mapped from the file.
+        puzzle_identifiers: (P,) rows of the puzzle table.
+        puzzle_indices: (P + 1,) the examples of puzzle p are [p] to [p + 1] - 1.
+        group_indices: (G + 1,) the puzzles of group g are [g] to [g + 1] - 1.
+    """
+
+    inputs: np.ndarray
+    labels: np.ndarray
+    puzzle_identifiers: np.ndarray
+    puzzle_indices: np.ndarray
+    group_indices: np.ndarray
+
+
+def read_metadata(path: Path) -> Tuple[Dict[str, Any], TaskSpec]:
+    """Read and check ``dataset.json``."""
+    try:
+        about = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except (ValueError, RecursionError) as error:  # bad UTF-8 or bad JSON
+        raise DataError(f"{path}: is not JSON: {error}; build the dataset again") from error
+    if not isinstance(about, dict):
+        raise DataError(f"{path}: is not a JSON object; build the dataset again")
+    least = dict.fromkeys(("pad_id", "ignore_label_id", "blank_identifier_id"), 0)
+    least.update(vocab_size=1, seq_len=1, num_puzzle_identifiers=1, total_groups=1)
+    for key, low in least.items():
+        value = about.get(key)
+        if key == "ignore_label_id" and key in about and value is None:
+            continue
+        if not isinstance(value, int) or isinstance(value, bool) or value < low:
+            raise DataError(f"{path}: {key} must be a whole number from {low} up, not {value!r}")
+    for key, limit in (
+        ("pad_id", "vocab_size"),
+        ("blank_identifier_id", "num_puzzle_identifiers"),
+    ):
+        if about[key] >= about[limit]:
+            raise DataError(f"{path}: {key} is {about[key]}, {limit} is only {about[limit]}")
+    sets = about.get("sets")
+    plain = isinstance(sets, list) and all(
+        isinstance(name, str) and name and not set(name) & set("/\\\0") for name in sets
+    )
+    if not plain or not sets or len(set(sets)) != len(sets):
+        raise DataError(f"{path}: sets must be a list of different names, not {sets!r}")
+    spec = TaskSpec(
+        vocab_size=about["vocab_size"],
+        seq_len=about["seq_len"],
+        num_puzzle_identifiers=about["num_puzzle_identifiers"],
+        pad_id=about["pad_id"],
+        blank_identifier_id=about["blank_identifier_id"],
+        ignore_label_id=about["ignore_label_id"],
+    )
+    return about, spec
+
+
+def check_format(folder: Path) -> None:
+    """Refuse a dataset that another version of this package has built in another format.
+
+    Args:
+        folder: of the dataset. Without ``build.json`` it is the reference's own format.
+
+    Raises:
+        DataError: if it is another format, or ``build.json`` is damaged.
+    """
+    path = folder / MARKER
+    if not path.exists():
+        return
+    try:
+        about = json.loads(path.read_text(encoding="utf-8"))
+        version = about.get("format", FORMAT_VERSION)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except (ValueError, RecursionError, AttributeError) as error:
+        raise DataError(f"{path}: is damaged; build the dataset again") from error
+    if version != FORMAT_VERSION:
+        raise DataError(
+            f"{path}: was built by another version of mlx_trm (format {version!r}, this one reads "
+            f"{FORMAT_VERSION}); build the dataset again"
+        )
+
+
+def load_set(folder: Path, name: str, spec: TaskSpec) -> SetArrays:
+    """Open and check the arrays of one set."""
+    files = {field: folder / f"{name}__{field}.npy" for field in SetArrays._fields}
+    data = SetArrays(
+        **{
+            field: _load_array(path, 2 if field in ("inputs", "labels") else 1)
+            for field, path in files.items()
+        }
+    )
+    rows, width = data.inputs.shape
+    if width != spec.seq_len:
+        _refuse(files["inputs"], f"rows of {width} cells, seq_len is {spec.seq_len}")
+    if data.labels.shape != data.inputs.shape:
+        _refuse(files["labels"], f"shape {data.labels.shape}, the inputs have {data.inputs.shape}")
+    for field in ("inputs", "labels"):
+        _check_range(files[field], getattr(data, field), "token", spec.vocab_size)
+    for field, total in (("puzzle_indices", rows), ("group_indices", len(data.puzzle_identifiers))):
+        edges = getattr(data, field)
+        if len(edges) < 2 or edges[0] != 0 or edges[-1] != total or (np.diff(edges) < 1).any():
+            _refuse(files[field], f"must rise from 0 to {total}")
+    if len(data.puzzle_indices) != len(data.puzzle_identifiers) + 1:
+        _refuse(
+            files["puzzle_indices"],
+            f"has {len(data.puzzle_indices) - 1} puzzles, {len(data.puzzle_identifiers)} "
+            "have an identifier",
+        )
+    _check_range(
+        files["puzzle_identifiers"],
+        data.puzzle_identifiers,
+        "identifier",
+        spec.num_puzzle_identifiers,
+    )
+    return data
+
+
+def _load_array(path: Path, dimensions: int) -> np.ndarray:
+    """Open an integer array; (E, S) ones are mapped, not read."""
+    try:
+        array = np.load(path, mmap_mode="r" if dimensions == 2 else None, allow_pickle=False)
+    except FileNotFoundError as error:
+        raise DataError(f"{path}: no such file; build the dataset again") from error
+    except (OSError, ValueError, EOFError) as error:
+        raise DataError(f"{path}: is damaged ({error}); build the dataset again") from error
+    if (
+        not isinstance(array, np.ndarray)
+        or array.ndim != dimensions
+        or array.dtype.kind not in "iu"
+    ):
+        _refuse(path, f"is not an array of whole numbers with {dimensions} dimensions")
+    return array
+
+
+def _check_range(path: Path, values: np.ndarray, what: str, limit: int) -> None:
+    """Refuse numbers that are not 0 to ``limit`` - 1; of large files a sample is looked at."""
+    if not values.size:
+        _refuse(path, "is empty")
+    if not isinstance(values, np.memmap):
+        check_values(path, values, what, limit)
+        return
+    blocks = -(-values.nbytes // _BLOCK_BYTES)
+    # Batches are checked again when they are taken.
+    looked_at = np.linspace(0, blocks - 1, min(blocks, SCANNED_BYTES // _BLOCK_BYTES), dtype=int)
+    # Read, not mapped: what is mapped counts as this process's memory.
+    with open(path, "rb") as file:
+        for block in looked_at.tolist():
+            file.seek(values.offset + block * _BLOCK_BYTES)
+            left = values.nbytes - block * _BLOCK_BYTES
+            part = np.frombuffer(file.read(min(_BLOCK_BYTES, left)), dtype=values.dtype)
+            check_values(path, part, what, limit)
+
+
+def check_values(path: Path, values: np.ndarray, what: str, limit: int) -> None:
+    """Refuse numbers that are not 0 to ``limit`` - 1.
+
+    Raises:
+        DataError: naming the file and the number.
+    """
+    low, high = int(values.min()), int(values.max())
+    if low < 0 or high >= limit:
+        _refuse(path, f"{what} {low if low < 0 else high} is not in 0..{limit - 1}")
+
+
+def _refuse(path: Path, problem: str) -> None:
+    raise DataError(f"{path}: {problem}; build the dataset again")

@@ -1,0 +1,16 @@
+"""A trained model at work: evaluation, solving, quantisation and export."""
+
+from mlx_trm.inference.evaluator import Evaluator
+from mlx_trm.inference.exporting import export_checkpoint, export_step
+from mlx_trm.inference.quantization import Quantized, quantize_model
+from mlx_trm.inference.solver import Solver, SolverStep
+
+__all__ = [
+    "Evaluator",
+    "Quantized",
+    "Solver",
+    "SolverStep",
+    "export_checkpoint",
+    "export_step",
+    "quantize_model",
+]

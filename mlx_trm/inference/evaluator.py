@@ -1,0 +1,320 @@
+"""Scores a model on a task's puzzles: every row runs the same number of supervision steps.
+
+Reference: ``evaluate`` in pretrain.py.
+"""
+
+import math
+from typing import Any, Callable, Dict, Optional, Tuple
+
+import mlx.core as mx
+import numpy as np
+
+from mlx_trm.config.loading import ExperimentConfig
+from mlx_trm.errors import ConfigError, did_you_mean
+from mlx_trm.models import RecursiveModel, named_arrays
+from mlx_trm.models.carry import Batch, Carry, Outputs
+from mlx_trm.models.losses import act_loss, metric_values
+from mlx_trm.models.memory import evaluating
+from mlx_trm.nn.layers import on_gpu
+from mlx_trm.system.processes import Processes
+from mlx_trm.system.streams import give_back_cores, joined, over_rows, share_cores
+from mlx_trm.tasks import PuzzleDataset, ScoredRows, Task, build_task
+
+Metrics = Dict[str, float]
+
+# What every evaluation has; a task's scorer adds its own.
+SUMMED = "count accuracy exact_accuracy q_halt_accuracy steps lm_loss q_halt_loss".split()
+METRIC_NAMES = ["exact_accuracy", "accuracy", "lm_loss", "q_halt_loss", "q_halt_accuracy", "steps"]
+Progress = Callable[[int, int], None]
+Reason = Callable[[Dict[str, Any], Carry, Optional[mx.array]], Tuple[Carry, Outputs]]
+
+
+# On the CPU a model of fewer weights is not compiled unless that is asked for.
+LARGE = 1_000_000
+
+
+def should_compile(setting: str, model: Optional[RecursiveModel] = None) -> bool:
+    """Turn ``train.compile`` into yes or no.
+
+    Args:
+        setting: ``auto`` compiles on a GPU, and on the CPU a large model: the C++ compiler takes
+            some 20 seconds once, which a small model's whole run may be too short for.
+        model: the one to compile; None where its run is short.
+    """
+    if setting == "auto":
+        weights = (
+            0 if model is None else sum(a.size for _, a in named_arrays(model.trained_weights()))
+        )
+        return on_gpu() or weights >= LARGE
+    return setting == "always"
+
+
+def wilson_interval(right: float, count: float, z: float = 1.959964) -> Tuple[float, float]:
+    """The Wilson score interval of a proportion.
+
+    Args:
+        right: successes.
+        count: trials, more than 0.
+        z: standard normal quantile; the default gives 95 %.
+
+    Returns:
+        Lower and upper end, in [0, 1].
+    """
+    share = right / count
+    scale = 1.0 / (1.0 + z * z / count)
+    middle = share + z * z / (2.0 * count)
+    half = z * math.sqrt(share * (1.0 - share) / count + z * z / (4.0 * count * count))
+    return max(0.0, scale * (middle - half)), min(1.0, scale * (middle + half))
+
+
+def compile_reason(model: RecursiveModel, compiled: bool) -> Reason:
+    """Give one evaluation step as a function of weights, carry and puzzle vectors.
+
+    This is the only place where the evaluation step is compiled.
+
+    Args:
+        model: in evaluation mode; its structure is used, its weights are an argument.
+        compiled: whether to use ``mx.compile``.
+
+    Returns:
+        ``reason(weights, carry, rows) -> (carry with new latents, outputs)``.
+    """
+
+    def share(packed: Tuple, rows: Optional[mx.array]) -> Tuple:
+        latents, outputs = model.reason(Carry.unpack(packed), rows)
+        return tuple(latents), tuple(outputs)
+
+    def traced(weights: Dict[str, Any], packed: Tuple, rows: Optional[mx.array]) -> Tuple:
+        with model.using(weights):
+            found: Tuple = joined(over_rows(share, Carry.unpack(packed), packed, rows))
+        return found
+
+    step: Callable = mx.compile(traced) if compiled else traced
+
+    def reason(
+        weights: Dict[str, Any], carry: Carry, rows: Optional[mx.array]
+    ) -> Tuple[Carry, Outputs]:
+        share_cores(carry)
+        latents, outputs = step(weights, carry.pack(), rows)
+        return carry._replace(latents=tuple(latents)), Outputs(*outputs)
+
+    return reason
+
+
+class Evaluator:
+    """Evaluates a model on the splits of its task.
+
+    Attributes:
+        model: the model; its own weights are used unless :meth:`run` is given others.
+        config: the experiment it belongs to.
+        task: built from the configuration, or the one given.
+        files: what the last run's scorers have to keep, by set and file name: ARC's submission.
+    """
+
+    def __init__(
+        self,
+        model: RecursiveModel,
+        config: ExperimentConfig,
+        task: Optional[Task] = None,
+        processes: Optional[Processes] = None,
+    ) -> None:
+        """Prepare an evaluation; nothing is read or computed yet.
+
+        Args:
+            model: its own weights are used unless :meth:`run` is given others.
+            config: the experiment it belongs to.
+            task: default the one that the configuration names.
+            processes: that share the batches; default this one alone.
+        """
+        self.processes = processes or Processes()
+        self.model = model
+        self.config = config
+        self.task = task or build_task(config.task, config.task_seed)
+        self.files: Dict[str, Dict[str, str]] = {}
+        self._reason = compile_reason(model, should_compile(config.train.compile, model))
+
+    def run(
+        self,
+        split: str = "test",
+        max_examples: Optional[int] = None,
+        steps: Optional[int] = None,
+        weights: Optional[Dict[str, Any]] = None,
+        on_progress: Optional[Progress] = None,
+    ) -> Dict[str, Metrics]:
+        """Evaluate a split.
+
+        Args:
+            split: ``train`` or ``test``.
+            max_examples: a seeded sample of so many puzzles; default ``eval.max_examples``.
+            steps: supervision steps; default ``eval.steps``, else the model's halt_max_steps.
+            weights: a tree to use instead of the model's own, such as an EMA.
+            on_progress: called with (puzzles done, puzzles in all) after each batch.
+
+        Returns:
+            Metrics of each set by name: ``count``; shares ``exact_accuracy`` (with its 95 % Wilson
+            interval ``exact_accuracy_low`` and ``_high``), ``accuracy`` of cells and
+            ``q_halt_accuracy``; means ``lm_loss`` and ``q_halt_loss``; ``steps``; and what the
+            task's own scorer adds.
+
+        Raises:
+            ConfigError: if the data do not fit the model.
+            DataError: if the data cannot be read.
+        """
+        dataset = self.task.dataset(split)
+        check_dimensions(self.model, dataset)
+        self.files = {}
+        if max_examples is None:
+            max_examples = self.config.eval.max_examples
+        taken = steps or self.config.eval.steps or self.model.config.halt_max_steps
+        rows = self.config.eval.batch_size or self.config.train.batch_size
+        rows = min(rows, max(1, len(dataset)), max_examples or len(dataset))
+        total = min(len(dataset), max_examples or len(dataset))
+        sums: Dict[str, Metrics] = {}
+        scorers: Dict[str, Any] = {}
+        done = 0
+        was_training = self.model.training
+        self.model.eval()
+        try:
+            batches = dataset.eval_batches(rows, max_examples, seed=self.config.seed)
+            for number, (name, arrays, size) in enumerate(batches):
+                done += size
+                if name not in scorers:
+                    scorers[name] = self.task.scorer(dataset.source(name))
+                    sums[name] = dict.fromkeys(SUMMED, 0.0)
+                if number % self.processes.size != self.processes.rank:
+                    continue
+                predictions, q_halt, metrics = self._batch(arrays, taken, weights)
+                for key, value in metrics.items():
+                    sums[name][key] = sums[name].get(key, 0.0) + value
+                if scorers[name] is not None:
+                    scorers[name].update(
+                        ScoredRows(
+                            arrays["inputs"][:size],
+                            arrays["labels"][:size],
+                            predictions[:size],
+                            arrays["puzzle_identifiers"][:size],
+                            q_halt[:size],
+                            arrays["places"][:size],
+                        )
+                    )
+                if on_progress is not None:
+                    on_progress(done, total)
+        finally:
+            self.model.train(was_training)
+        for name, held in sums.items():
+            sums[name], scorers[name] = self._of_all(held, scorers[name])
+        self.files = {
+            name: files
+            for name, files in ((n, s.files()) for n, s in scorers.items() if s is not None)
+            if files
+        }
+        return {name: _means(held, scorers[name]) for name, held in sums.items()}
+
+    def _of_all(self, sums: Metrics, scorer: Any) -> Tuple[Metrics, Any]:
+        """Add up what the processes have counted; each gets everything."""
+        if self.processes.size == 1:
+            return sums, scorer
+        state = {} if scorer is None else scorer.state()
+        mine = {f"sum.{name}": np.array(value) for name, value in sums.items()}
+        mine.update({f"state.{name}": value for name, value in state.items()})
+        total: Metrics = {}
+        for rank, found in enumerate(self.processes.gather_arrays(mine)):
+            for name in (key[len("sum.") :] for key in found if key.startswith("sum.")):
+                total[name] = total.get(name, 0.0) + float(found[f"sum.{name}"])
+            if scorer is not None and rank != self.processes.rank:
+                scorer.merge({k[6:]: v for k, v in found.items() if k.startswith("state.")})
+        return total, scorer
+
+    def check_metric(self, setting: str, name: str) -> None:
+        """Refuse the name of a metric that no evaluation of the test split has.
+
+        Raises:
+            ConfigError: naming the setting and what there is.
+        """
+        dataset = self.task.dataset("test")
+        # All of them, so that what a scorer lacks is found before the first step.
+        scorers = [self.task.scorer(dataset.source(each)) for each in dataset.sets]
+        known = METRIC_NAMES + (list(scorers[0].result()) if scorers[0] is not None else [])
+        if name not in known:
+            raise ConfigError(
+                f"{setting}: no metric {name!r}{did_you_mean(name, known)} "
+                f"(there are {', '.join(known)})"
+            )
+
+    def _batch(
+        self, arrays: Dict[str, np.ndarray], steps: int, weights: Optional[Dict[str, Any]]
+    ) -> Tuple[np.ndarray, np.ndarray, Metrics]:
+        """Run one batch; give (n, S) predictions, (n,) q_halt and sums over the labelled rows."""
+        batch = Batch(*(mx.array(arrays[name]) for name in Batch._fields))
+        tree = self.model.weights()
+        carry = self.model.begin(self.model.initial_carry(batch), batch)
+        rows = self.model.puzzle_rows(carry)
+        if weights is not None:
+            tree = _merged(tree, weights)
+        with evaluating(self.model, batch.inputs.shape[0]):
+            for _ in range(steps):
+                carry, outputs = self._reason(tree, carry, rows)
+                # Python makes the next step's graph while this step is computed.
+                mx.async_eval(carry.pack(), outputs.logits, outputs.q_halt)
+            mx.eval(outputs.logits)
+        give_back_cores()
+        count = mx.full(carry.steps.shape, steps, dtype=mx.int32)
+        _, metrics = act_loss(
+            outputs,
+            carry.current.labels,
+            mx.ones_like(carry.halted),
+            count,
+            self.config.train.loss,
+            skip_unlabelled=True,
+        )
+        mx.eval(metrics)
+        predictions = np.array(mx.argmax(outputs.logits, axis=-1)).astype(np.uint8)
+        return predictions, np.array(outputs.q_halt), metric_values(metrics)
+
+
+def check_dimensions(model: RecursiveModel, dataset: PuzzleDataset) -> None:
+    """Refuse data that a model was not made for.
+
+    Raises:
+        ConfigError: naming each dimension that differs.
+    """
+    have, want = dataset.spec, model.spec
+    problems = [
+        f"{name} is {getattr(have, name)}, the model was made for {getattr(want, name)}"
+        for name in ("vocab_size", "seq_len")
+        if getattr(have, name) != getattr(want, name)
+    ]
+    # Without a table the identifiers are never looked up.
+    if model.config.puzzle_emb_ndim and have.num_puzzle_identifiers > want.num_puzzle_identifiers:
+        problems.append(
+            f"num_puzzle_identifiers is {have.num_puzzle_identifiers}, the model's puzzle table "
+            f"has {want.num_puzzle_identifiers} rows"
+        )
+    if problems:
+        raise ConfigError(f"the data do not fit the model: {'; '.join(problems)}; name other data")
+
+
+def _merged(tree: Dict[str, Any], other: Dict[str, Any]) -> Dict[str, Any]:
+    """Give ``tree`` with the leaves of ``other`` in their places."""
+    merged = dict(tree)
+    for key, value in other.items():
+        if isinstance(value, dict):
+            merged[key] = _merged(merged[key], value)
+        elif isinstance(value, list):
+            merged[key] = [_merged(mine, theirs) for mine, theirs in zip(merged[key], value)]
+        else:
+            merged[key] = value
+    return merged
+
+
+def _means(sums: Metrics, scorer: Any) -> Metrics:
+    count = sums["count"]
+    result = {"count": count}
+    if count:
+        low, high = wilson_interval(sums["exact_accuracy"], count)
+        for name, value in sums.items():
+            result[name] = value / count if name != "count" else value
+        result.update(exact_accuracy_low=low, exact_accuracy_high=high)
+    if scorer is not None:
+        result.update(scorer.result())
+    return result

@@ -1,0 +1,188 @@
+"""How much memory a training step takes, before it is tried, and how much there is."""
+
+import os
+from contextlib import contextmanager
+from threading import Lock
+from typing import Any, Iterator, List, Optional, Union
+
+import mlx.core as mx
+
+from mlx_trm.errors import ConfigError
+from mlx_trm.models import RecursiveModel, named_arrays
+from mlx_trm.models.network import NetworkConfig
+from mlx_trm.nn import cuda, fused
+from mlx_trm.nn.layers import SwiGLU, on_cuda, on_gpu
+
+GIB = 1 << 30
+
+# MLX's memory limit before this module first changed it.
+_BEFORE: List[int] = []
+# Held while an evaluation's limit is set.
+_FREE = Lock()
+# How many times more rows fit where activations are computed again for the gradient.
+RECOMPUTED = 3
+
+
+def device_memory() -> Optional[int]:
+    """Give the bytes the default device may use, or None where that cannot be told.
+
+    On a Mac the GPU shares the machine's memory and may use most of it; MLX says how much.
+    """
+    if on_gpu():
+        read: Any = getattr(mx, "device_info", None) or mx.metal.device_info
+        info = read()
+        for key in ("max_recommended_working_set_size", "total_memory", "memory_size"):
+            if key in info:
+                return int(info[key])
+        return None
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, OSError, AttributeError):
+        return None
+
+
+def estimate_row_bytes(model: RecursiveModel) -> int:
+    """Estimate the bytes one row of the batch adds to a train step; 0 where that is not known.
+
+    Almost all of it is what is kept for the gradient of the blocks that have one, for TRM those of
+    the last H cycle. Where automatic differentiation keeps it, the factors were fitted to peaks
+    measured on the CPU in float32 (142 MB a row for the paper's MLP model, about 90 for its
+    attention model); tests/test_memory.py and tests/test_variants.py repeat the comparison on small
+    models. Where :mod:`mlx_trm.nn.fused` does, its arrays are counted.
+    """
+    blocks = model.differentiated_blocks
+    if blocks == 0:
+        return 0
+    config = model.config
+    width, length = config.hidden_size, model.positions + model.spec.seq_len
+    # In units of T * D numbers: what a block keeps, and what its gradient needs besides.
+    feature, scores = _expansion(config, width), config.num_heads * length / width
+    passing, element = 0.0, float(model.dtype.size)
+    if fused.in_use():
+        kept, passing = 3.0 + 2.0 * feature, 4.0 * feature
+        if not config.attends:
+            kept, passing = kept + 2.0, max(passing, 6.0 * _expansion(config, length))
+        elif cuda.usable(model.dtype):
+            kept += 6.0 if cuda.attention_fits(1, length, config.head_dim) else 8.0
+        else:
+            kept, passing = kept + 6.0 + scores, max(passing, 4.0 * scores)
+    else:
+        kept = 10.0 + 5.0 * feature
+        kept += 5.0 + 1.5 * scores if config.attends else 5.0 * _expansion(config, length)
+        if model.dtype != mx.float32:  # silu, RMS norm and their gradients keep float32 arrays
+            element = 3.2
+    return int((kept * blocks + passing) * length * width * element)
+
+
+def estimate_train_bytes(model: RecursiveModel, batch_size: int) -> int:
+    """Estimate the peak bytes of a train step: weights, moments, EMA, gradients and activations."""
+    weights = sum(array.nbytes for _, array in named_arrays(model.trained_weights()))
+    everything = sum(array.nbytes for _, array in named_arrays(model.parameters()))
+    return 10 * weights + everything + batch_size * estimate_row_bytes(model)
+
+
+def rows_that_fit(model: RecursiveModel) -> Optional[int]:
+    """Estimate how many rows can be computed at once; None where it cannot be told."""
+    limit, row = device_memory(), estimate_row_bytes(model)
+    if limit is None or row == 0:
+        return None
+    return max(1, int((limit * 0.8 - estimate_train_bytes(model, 0)) / row))
+
+
+def choose_micro_batch(
+    model: RecursiveModel, rows: int, setting: Optional[Union[int, str]], recompute: bool = False
+) -> int:
+    """Give the rows that are computed at once.
+
+    Args:
+        model: to be trained.
+        rows: this process's share of a batch.
+        setting: ``train.micro_batch_size``; ``auto`` takes what the estimate says will fit, in
+            parts of about equal size.
+        recompute: whether activations are computed again; then about a third is kept.
+
+    Raises:
+        ConfigError: if that does not fit, naming the override that helps.
+    """
+    fitting = rows_that_fit(model)
+    if fitting is not None and recompute:
+        fitting *= RECOMPUTED
+    if setting == "auto":
+        return rows if fitting is None else -(-rows // -(-rows // min(rows, fitting)))
+    chosen = min(rows, int(setting or rows))
+    if fitting is None or chosen <= fitting:
+        return chosen
+    limit = device_memory() or 0
+    need = estimate_train_bytes(model, chosen) / GIB
+    if need * GIB <= limit and not recompute:  # in the last fifth of the memory: let it try
+        return chosen
+    suggested = fitting - fitting % 8 if fitting > 8 else fitting
+    key = "micro_batch_size" if setting else "batch_size"
+    raise ConfigError(
+        f"train.{key}: a batch of {chosen} needs about {need:.0f} GiB and this device has "
+        f"{limit / GIB:.0f} GiB; use train.micro_batch_size=auto (or {suggested}) for the same "
+        f"training in less memory, or train.batch_size={suggested} or less"
+    )
+
+
+def set_limits(memory_gb: Optional[float], cache_gb: Optional[float]) -> None:
+    """Set MLX's limits of memory and of its cache, in GiB, where they are given."""
+    if memory_gb is not None:
+        mx.set_memory_limit(int(memory_gb * GIB))
+    if cache_gb is not None:
+        mx.set_cache_limit(int(cache_gb * GIB))
+
+
+def limit_run_ahead(model: RecursiveModel, rows: int) -> None:
+    """Keep MLX's CUDA backend from allocating for a train step's operations long before they run.
+
+    It queues as many as the GPU's memory has room for: 90 GiB were measured for a step that needs
+    less than 20. At its limit it waits for queued work, which costs next to nothing.
+
+    Args:
+        model: to be trained.
+        rows: computed at once.
+    """
+    if cuda.architecture() is not None and estimate_row_bytes(model):
+        limit = max(4 * GIB, GIB // 2 + estimate_train_bytes(model, rows))
+        before = mx.set_memory_limit(limit)
+        if not _BEFORE:
+            _BEFORE.append(before)
+        mx.set_memory_limit(min(limit, _BEFORE[0]))
+
+
+@contextmanager
+def evaluating(model: RecursiveModel, rows: int) -> Iterator[None]:
+    """Keep it from that in evaluation steps of so many rows, inside a ``with`` block.
+
+    A step of 768 Sudoku took 2.4 instead of 15 GiB for it, and as long.
+    """
+    if not (on_cuda() and isinstance(model.config, NetworkConfig)) or not _FREE.acquire(False):
+        yield  # or another thread has set the limit, which is the process's
+        return
+    try:
+        limit = max(3 * GIB // 2, mx.get_active_memory() + rows * _evaluation_row_bytes(model))
+        before = mx.set_memory_limit(limit)
+        mx.set_memory_limit(min(limit, before))
+        try:
+            yield
+        finally:
+            mx.set_memory_limit(before)
+    finally:
+        _FREE.release()
+
+
+def _evaluation_row_bytes(model: RecursiveModel) -> int:
+    """Estimate the bytes of a row's arrays that are there at once in an evaluation step."""
+    config = model.config
+    width, length = config.hidden_size, model.positions + model.spec.seq_len
+    # In units of T * D numbers: states and what is added to them, and a SwiGLU's inner arrays.
+    inner = max(_expansion(config, width), 0.0 if config.attends else _expansion(config, length))
+    units = 10.0 + 4.0 * inner
+    if config.attends and not cuda.usable(model.dtype):
+        units += 3.0 * config.num_heads * length / width
+    return int(units * length * width * model.dtype.size)
+
+
+def _expansion(config: NetworkConfig, size: int) -> float:
+    return SwiGLU.inner_size(size, config.expansion, config.swiglu_multiple) / size

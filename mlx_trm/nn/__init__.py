@@ -1,0 +1,1 @@
+"""Layers with the reference's rounding, and their fast paths on a GPU."""

@@ -1,0 +1,398 @@
+"""The two halves of a block, each as one function with its gradient written out.
+
+A half is a residual layer and the RMS norm after it: ``rms_norm(x + layer(x))``. The function gives
+the same numbers as the layers of :mod:`mlx_trm.nn.layers`, rounded at the same places. Its gradient
+
+* keeps two arrays of the forward pass and computes silu(gate) * up again. Automatic differentiation
+  keeps the float32 intermediates too: 84 against 16 GiB for ``sudoku.yaml`` on a GPU;
+* gives a weight's gradient before that of the half before it, so that what the weight's gradient
+  needs is freed then, and not at the end of the backward pass;
+* on a CUDA GPU and in bfloat16 goes through the kernels of :mod:`mlx_trm.nn.cuda`.
+
+On the CPU, where memory is plenty and exp is dear, the plain layers are faster and stay in use.
+
+Shape letters: B batch, T positions, D hidden, I inner size of a SwiGLU, h heads.
+"""
+
+from contextlib import contextmanager
+from functools import lru_cache
+from typing import Any, Callable, Iterator, List, Optional, Tuple
+
+import mlx.core as mx
+
+from mlx_trm.nn import cuda
+from mlx_trm.nn.layers import (
+    CosSin,
+    apply_rope,
+    attend,
+    divided_silu,
+    on_gpu,
+    rms_norm,
+    silu,
+    silu_slope,
+)
+
+# None: on a GPU. Tests say True or False, and so does what cannot hold a custom function (export).
+_CHOICE: List[Optional[bool]] = [None]
+_GRADIENT = [True]
+# MLX's gradient of attention is one kernel for multiples of this many positions.
+_FUSED_LENGTH = 128
+
+
+def in_use() -> bool:
+    """Whether blocks go through this module on the default device."""
+    return on_gpu() if _CHOICE[0] is None else _CHOICE[0]
+
+
+@contextmanager
+def using(choice: Optional[bool]) -> Iterator[None]:
+    """Use these functions (True), the plain layers (False), or what the device says (None)."""
+    before, _CHOICE[0] = _CHOICE[0], choice
+    try:
+        yield
+    finally:
+        _CHOICE[0] = before
+
+
+@contextmanager
+def gradient(wanted: bool) -> Iterator[None]:
+    """Say whether what is computed inside will be differentiated; else nothing is kept for it."""
+    before, _GRADIENT[0] = _GRADIENT[0], wanted and _GRADIENT[0]
+    try:
+        yield
+    finally:
+        _GRADIENT[0] = before
+
+
+def gradient_wanted() -> bool:
+    """Whether what is computed now may be differentiated."""
+    return _GRADIENT[0]
+
+
+def feature_mlp(x: mx.array, gate_up: mx.array, down: mx.array, eps: float, keep: bool) -> mx.array:
+    """rms_norm(x + down(silu(gate) * up)) over the last axis.
+
+    Args:
+        x: (B, T, D).
+        gate_up: (2 * I, D) float32.
+        down: (D, I) float32.
+        eps: added to the mean square.
+        keep: whether a gradient may be asked for.
+
+    Returns:
+        (B, T, D) in the dtype of ``x``.
+    """
+    result: mx.array = _feature_mlp(eps)(_rows(x), gate_up, down, keep=keep)[0]
+    return result.reshape(x.shape)
+
+
+def position_mlp(
+    x: mx.array, gate_up: mx.array, down: mx.array, eps: float, keep: bool
+) -> mx.array:
+    """The same with layers and norm over the positions; weights are (2 * I, T) and (T, I)."""
+    result: mx.array = _position_mlp(eps)(x, gate_up, down, keep=keep)[0]
+    return result
+
+
+def attention(
+    x: mx.array,
+    qkv: mx.array,
+    out: mx.array,
+    heads: int,
+    cos_sin: Optional[CosSin],
+    eps: float,
+    keep: bool,
+) -> mx.array:
+    """rms_norm(x + attention(x)) over the last axis.
+
+    Args:
+        x: (B, T, D).
+        qkv: (3 * D, D) float32.
+        out: (D, D) float32.
+        heads: h.
+        cos_sin: rotates queries and keys where given.
+        eps: added to the mean square.
+        keep: whether a gradient may be asked for.
+
+    Returns:
+        (B, T, D) in the dtype of ``x``.
+    """
+    count, positions, size = x.shape
+    split = _linear()(_rows(x), qkv, keep=keep)
+    split = split.reshape(count, positions, 3, heads, size // heads)
+    if cuda.usable(x.dtype) and cuda.attention_fits(count, positions, size // heads):
+        cos, sin = cos_sin or (mx.zeros((1,)), mx.zeros((1,)))
+        mixed = _short_attention(cos_sin is not None)(split, cos, sin, keep=keep)[0]
+        mixed = mixed.reshape(-1, size)
+    else:
+        mixed = _long_attention(split, cos_sin, keep)
+    result: mx.array = _join(eps)(_rows(x), mixed, out, keep=keep)[0]
+    return result.reshape(x.shape)
+
+
+def _long_attention(qkv: mx.array, cos_sin: Optional[CosSin], keep: bool) -> mx.array:
+    """Mix the values of (B, T, 3, h, D / h); gives (B * T, D).
+
+    On CUDA, MLX differentiates attention in one kernel for lengths that are multiples of 128 only;
+    for others it makes the T x T scores, which takes longer than the rest of a train step. So
+    where a gradient is wanted, zeros are put behind the T positions, and masked.
+    """
+    length, size = qkv.shape[1], qkv.shape[-1]
+    more = -length % _FUSED_LENGTH if keep and cuda.usable(qkv.dtype) else 0
+    if cos_sin is not None:
+        parts = _rotate(more)(qkv, *cos_sin, keep=keep)
+    else:
+        parts = _split(qkv, more)
+    query, key, value = (part.swapaxes(1, 2) for part in parts)
+    scale = size**-0.5
+    if more:
+        mask = mx.where(mx.arange(length + more) < length, 0.0, -mx.inf).astype(qkv.dtype)
+        mask = mx.broadcast_to(mask, (1, 1, length + more, length + more))
+        mixed = mx.fast.scaled_dot_product_attention(query, key, value, scale=scale, mask=mask)
+    else:
+        mixed = attend(query, key, value, scale)
+    return mixed[:, :, :length].swapaxes(1, 2).reshape(-1, qkv.shape[-2] * size)
+
+
+def _split(qkv: mx.array, more: int) -> List[mx.array]:
+    """Give q, k and v, (B, T + more, h, D / h), with zeros from T on."""
+    if more:
+        zeros = mx.zeros((qkv.shape[0], more, *qkv.shape[2:]), dtype=qkv.dtype)
+        qkv = mx.concatenate([qkv, zeros], axis=1)
+    return [qkv[:, :, part] for part in range(3)]
+
+
+# Parts, by kernel or by plain operations ----------------------------------------------------------
+
+
+def _swiglu(gate_up: mx.array, axis: int) -> mx.array:
+    if _swiglu_kernel(gate_up, axis):
+        return cuda.swiglu(gate_up, axis)
+    gate, up = mx.split(gate_up, 2, axis=axis)
+    return silu(gate) * up
+
+
+def _swiglu_gradient(gate_up: mx.array, d_h: mx.array, axis: int) -> List[mx.array]:
+    """Give the gradient of gate_up, and h."""
+    if _swiglu_kernel(gate_up, axis):
+        return cuda.swiglu_gradient(gate_up, d_h, axis)
+    # Without the dependency mx.compile would find the same operations in the forward pass, and keep
+    # their results until here instead of computing them again.
+    gate_up = mx.depends([gate_up], [d_h])[0]
+    gate, up = mx.split(gate_up, 2, axis=axis)
+    wide = gate.astype(mx.float32)
+    gated, divisor = divided_silu(wide)
+    gated = gated.astype(gate.dtype)
+    d_gated = (d_h * up).astype(mx.float32)
+    d_gate = (d_gated * silu_slope(wide, divisor)).astype(gate.dtype)
+    return [mx.concatenate([d_gate, d_h * gated], axis=axis), gated * up]
+
+
+def _swiglu_kernel(gate_up: mx.array, axis: int) -> bool:
+    return cuda.usable(gate_up.dtype) and cuda.swiglu_fits(gate_up.shape, axis)
+
+
+def _add_norm(x: mx.array, y: mx.array, eps: float, keep: bool, axis: int = -1) -> List[mx.array]:
+    """Give rms_norm(x + y) and, where it is kept, x + y."""
+    if axis == -1 and cuda.usable(x.dtype) and cuda.norm_fits(x.shape[-1]):
+        return cuda.add_norm(x, y, eps, keep)
+    total = x + y
+    return [rms_norm(total, eps, axis), total]
+
+
+def _norm_gradient(total: mx.array, d_out: mx.array, eps: float, axis: int = -1) -> mx.array:
+    if axis == -1:
+        if cuda.usable(total.dtype) and cuda.norm_fits(total.shape[-1]):
+            return cuda.norm_gradient(total, d_out, eps)
+        return mx.vjp(lambda s: mx.fast.rms_norm(s, None, eps), [total], [d_out])[1][0]
+    if cuda.usable(total.dtype) and cuda.position_norm_fits(
+        total.shape[0], total.shape[1], total.shape[2]
+    ):
+        return cuda.position_norm_gradient(total, d_out, eps)
+    total = mx.depends([total], [d_out])[0]
+    wide, d_wide = total.astype(mx.float32), d_out.astype(mx.float32)
+    scale = mx.rsqrt(mx.mean(mx.square(wide), axis=axis, keepdims=True) + eps)
+    pull = mx.mean(wide * d_wide, axis=axis, keepdims=True) * mx.square(scale)
+    return (scale * (d_wide - wide * pull)).astype(total.dtype)
+
+
+def _weight_gradient(d_out: mx.array, x: mx.array) -> mx.array:
+    """Give the gradient, (out, in), of a weight that maps (rows, in) to (rows, out)."""
+    return d_out.T @ x
+
+
+def _left_gradient(a: mx.array, b: mx.array) -> mx.array:
+    """Give the sum over B of a @ b^T; a is (B, m, D), b is (B, n, D), the result (m, n).
+
+    The products of single sequences are summed by one more product, which adds in float32.
+    """
+    products = (a @ b.swapaxes(1, 2)).reshape(a.shape[0], -1)
+    total = mx.ones((1, a.shape[0]), dtype=a.dtype) @ products
+    return total.reshape(a.shape[1], b.shape[1])
+
+
+def _rows(x: mx.array) -> mx.array:
+    """(B, T, n) as (B * T, n): a product of a 3-d array reshapes it there and back."""
+    return x.reshape(-1, x.shape[-1])
+
+
+def _wide(narrow: mx.array) -> mx.array:
+    """A weight's gradient in float32, in which those of all its uses are added."""
+    return narrow.astype(mx.float32)
+
+
+def _in_order(first: List[mx.array], then: mx.array) -> mx.array:
+    """Give ``then`` so that nothing uses it before ``first`` has been computed."""
+    return mx.depends([then], first)[0]
+
+
+class _Function:
+    """A function with a gradient of its own, or, if it shall not keep what that needs, without."""
+
+    def __init__(self, forward: Callable[..., Any], backward: Callable[..., Any]) -> None:
+        self._forward = forward
+        self._function: Any = mx.custom_function(lambda *arguments: forward(*arguments, keep=True))
+        self._function.vjp(backward)
+
+    def __call__(self, *arguments: mx.array, keep: bool) -> Any:
+        return self._function(*arguments) if keep else self._forward(*arguments)
+
+
+# The halves ---------------------------------------------------------------------------------------
+
+
+@lru_cache(maxsize=None)
+def _feature_mlp(eps: float) -> _Function:
+    def forward(
+        x: mx.array, gate_up: mx.array, down: mx.array, keep: bool = False
+    ) -> Tuple[mx.array, ...]:
+        inner = x @ gate_up.astype(x.dtype).T
+        y = _swiglu(inner, -1) @ down.astype(x.dtype).T
+        return (*_add_norm(x, y, eps, keep), inner)
+
+    def backward(primals: Any, cotangents: Any, outputs: Any) -> Tuple[mx.array, ...]:
+        x, gate_up, down = primals
+        _, total, inner = outputs
+        d_total = _norm_gradient(total, cotangents[0], eps)
+        d_inner, h = _swiglu_gradient(inner, d_total @ down.astype(x.dtype), -1)
+        d_down, d_gate_up = _weight_gradient(d_total, h), _weight_gradient(d_inner, x)
+        d_x = mx.addmm(d_total, d_inner, gate_up.astype(x.dtype))
+        return _in_order([d_down, d_gate_up], d_x), _wide(d_gate_up), _wide(d_down)
+
+    return _Function(forward, backward)
+
+
+def _position_inner(x: mx.array, gate_up: mx.array) -> mx.array:
+    """Give gate_up @ x, (B, 2 * I, D), from the weight laid out the other way round.
+
+    T is odd (97), and CUDA's fast products want rows of a multiple of 16 bytes.
+    """
+    return mx.contiguous(gate_up.T).T @ x
+
+
+@lru_cache(maxsize=None)
+def _position_mlp(eps: float) -> _Function:
+    def forward(
+        x: mx.array, gate_up: mx.array, down: mx.array, keep: bool = False
+    ) -> Tuple[mx.array, ...]:
+        first, second = gate_up.astype(x.dtype), down.astype(x.dtype)
+        if cuda.usable(x.dtype) and cuda.position_mlp_fits(
+            x.shape[0], x.shape[1], x.shape[2], second.shape[1]
+        ):
+            return tuple(cuda.position_mlp(x, first, second, eps, keep))
+        y = second @ _swiglu(_position_inner(x, first), -2)
+        return tuple(_add_norm(x, y, eps, keep, -2))
+
+    def backward(primals: Any, cotangents: Any, outputs: Any) -> Tuple[mx.array, ...]:
+        x, gate_up, down = primals
+        first, second = gate_up.astype(x.dtype), down.astype(x.dtype)
+        d_total = _norm_gradient(outputs[1], cotangents[0], eps, -2)
+        # gate_up @ x is computed again: it is 10 times as large as x.
+        again = mx.depends([x], [d_total])[0]
+        d_inner, h = _swiglu_gradient(_position_inner(again, first), second.T @ d_total, -2)
+        d_down, d_gate_up = _left_gradient(d_total, h), _left_gradient(x, d_inner)
+        d_x = mx.addmm(d_total, mx.contiguous(first.T), d_inner)
+        return _in_order([d_down, d_gate_up], d_x), _wide(d_gate_up).T, _wide(d_down)
+
+    return _Function(forward, backward)
+
+
+@lru_cache(maxsize=None)
+def _linear() -> _Function:
+    def forward(x: mx.array, weight: mx.array, keep: bool = False) -> mx.array:
+        del keep
+        return x @ weight.astype(x.dtype).T
+
+    def backward(primals: Any, cotangent: mx.array, _: Any) -> Tuple[mx.array, ...]:
+        x, weight = primals
+        d_weight = _weight_gradient(cotangent, x)
+        return _in_order([d_weight], cotangent @ weight.astype(x.dtype)), _wide(d_weight)
+
+    return _Function(forward, backward)
+
+
+@lru_cache(maxsize=None)
+def _short_attention(rotated: bool) -> _Function:
+    def forward(
+        qkv: mx.array, cos: mx.array, sin: mx.array, keep: bool = False
+    ) -> Tuple[mx.array, ...]:
+        return tuple(cuda.attention(qkv, cos, sin, rotated, keep))
+
+    def backward(primals: Any, cotangents: Any, outputs: Any) -> Tuple[mx.array, ...]:
+        qkv, cos, sin = primals
+        out, sums = outputs
+        d_qkv = cuda.attention_gradient(qkv, cos, sin, rotated, out, sums, cotangents[0])
+        return d_qkv, mx.zeros_like(cos), mx.zeros_like(sin)
+
+    return _Function(forward, backward)
+
+
+@lru_cache(maxsize=None)
+def _rotate(more: int) -> _Function:
+    def by_kernel(size: int, dtype: mx.Dtype) -> bool:
+        return cuda.usable(dtype) and cuda.rope_fits(size)
+
+    def turned(x: mx.array, cos: mx.array, sin: mx.array) -> mx.array:
+        return apply_rope(x.swapaxes(1, 2), (cos, sin)).swapaxes(1, 2)
+
+    def forward(
+        qkv: mx.array, cos: mx.array, sin: mx.array, keep: bool = False
+    ) -> Tuple[mx.array, ...]:
+        del keep
+        if by_kernel(qkv.shape[-1], qkv.dtype):
+            return tuple(cuda.rope(qkv, cos, sin, more))
+        query, key, value = (qkv[:, :, part] for part in range(3))
+        both = mx.stack([turned(query, cos, sin), turned(key, cos, sin), value], axis=2)
+        return tuple(_split(both, more))
+
+    def backward(primals: Any, cotangents: Any, _: Any) -> Tuple[mx.array, ...]:
+        qkv, cos, sin = primals
+        if by_kernel(qkv.shape[-1], qkv.dtype):
+            d_query, d_key, d_value = cotangents
+            d_qkv = cuda.rope_gradient(d_query, d_key, d_value, cos, sin)
+        else:  # the transpose of a rotation turns the other way
+            d_query, d_key, d_value = (part[:, : qkv.shape[1]] for part in cotangents)
+            parts = [turned(d_query, cos, -sin), turned(d_key, cos, -sin), d_value]
+            d_qkv = mx.stack(parts, axis=2)
+        return d_qkv, mx.zeros_like(cos), mx.zeros_like(sin)
+
+    return _Function(forward, backward)
+
+
+@lru_cache(maxsize=None)
+def _join(eps: float) -> _Function:
+    """The end of a half: rms_norm(x + weight(mixed)), and the sum."""
+
+    def forward(
+        x: mx.array, mixed: mx.array, weight: mx.array, keep: bool = False
+    ) -> Tuple[mx.array, ...]:
+        return tuple(_add_norm(x, mixed @ weight.astype(x.dtype).T, eps, keep))
+
+    def backward(primals: Any, cotangents: Any, outputs: Any) -> Tuple[mx.array, ...]:
+        _, mixed, weight = primals
+        d_total = _norm_gradient(outputs[1], cotangents[0], eps)
+        d_weight = _weight_gradient(d_total, mixed)
+        d_mixed = d_total @ weight.astype(mixed.dtype)
+        return d_total, _in_order([d_weight], d_mixed), _wide(d_weight)
+
+    return _Function(forward, backward)

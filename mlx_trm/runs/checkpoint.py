@@ -1,0 +1,398 @@
+"""Run folders and checkpoints on disk: whole or absent, and checked when they are read.
+
+A run folder holds ``config.yaml``, ``metrics.jsonl``, checkpoints ``step_N`` and a link ``latest``
+to the newest; ``best`` is a link to the one with the best evaluation. A checkpoint holds
+``model.safetensors`` (the raw weights, the puzzle table and the initial states),
+``ema.safetensors`` where an average is kept, ``optimizer.safetensors`` and ``carry.safetensors``
+to go on from, ``identifiers.json.gz`` where the puzzle table's rows have names
+(:mod:`mlx_trm.datasets.names`), ``config.yaml``, and ``state.json`` with the step, the task's
+dimensions, where in the data and the log the run is, and the SHA-256 of each file. It is written to
+a temporary folder, flushed to the disk and renamed, so a killed run leaves no half a checkpoint.
+There is no random state: every draw follows from the seed and the step.
+
+Differs from reference: there a checkpoint is one torch pickle of the weights, and with EMA on of
+the EMA weights only.
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Dict, List, NamedTuple, Optional, Tuple, Union
+
+import mlx.core as mx
+
+from mlx_trm.config.loading import ExperimentConfig, TaskSpec, load_config, save_config
+from mlx_trm.errors import CheckpointError, ConfigError
+from mlx_trm.models import RecursiveModel, build_model, named_arrays
+from mlx_trm.upstream.names import load_weights, read_safetensors
+
+FORMAT_VERSION = 1
+STATE, MODEL, AVERAGE, CONFIG = "state.json", "model.safetensors", "ema.safetensors", "config.yaml"
+OPTIMIZER, CARRY = "optimizer.safetensors", "carry.safetensors"
+ROW_NAMES = "identifiers.json.gz"
+LATEST, BEST = "latest", "best"
+
+
+class TrainingState(NamedTuple):
+    """What training needs besides the weights to go on as if it had never stopped.
+
+    Attributes:
+        optimizer: its arrays by dotted name.
+        carry: the carry's arrays, (B, ...), by name.
+        progress: where the run is in its data and its log; plain values, as JSON has them.
+    """
+
+    optimizer: Dict[str, mx.array]
+    carry: Dict[str, mx.array]
+    progress: Dict[str, Any]
+
+
+@dataclass
+class Checkpoint:
+    """A model read from disk, with what is known about it.
+
+    Attributes:
+        model: in evaluation mode, holding the weights asked for.
+        config: the resolved configuration of its run.
+        spec: the dimensions it was trained with.
+        step: supervision steps of training behind it.
+        path: the checkpoint folder.
+        weights: ``ema`` or ``raw``, which of the two the model holds.
+    """
+
+    model: RecursiveModel
+    config: ExperimentConfig
+    spec: TaskSpec
+    step: int
+    path: Path
+    weights: str
+
+
+def save_checkpoint(
+    run_dir: Union[str, Path],
+    model: RecursiveModel,
+    config: ExperimentConfig,
+    step: int,
+    average: Optional[Dict[str, Any]] = None,
+    training: Optional[TrainingState] = None,
+    row_names: Optional[bytes] = None,
+) -> Path:
+    """Write ``run_dir/step_N`` and point ``latest`` at it.
+
+    Args:
+        run_dir: the run folder; made where it is not there.
+        model: its raw weights, puzzle table and initial states are written.
+        config: the resolved configuration.
+        step: N. A whole checkpoint of this step that is there already is replaced.
+        average: the EMA of the trained weights, where one is kept.
+        training: what a resumed run needs; without it the checkpoint cannot be resumed.
+        row_names: of the puzzle table, packed.
+
+    Returns:
+        The checkpoint's folder.
+
+    Raises:
+        CheckpointError: if the disk does not take it; earlier checkpoints stay as they were.
+    """
+    run = Path(run_dir)
+    target = run / f"step_{step}"
+    temporary = run / f".step_{step}.tmp-{os.getpid()}"
+    aside = run / f".step_{step}.old-{os.getpid()}"
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        mx.save_safetensors(str(temporary / MODEL), dict(named_arrays(model.parameters())))
+        if average is not None:
+            mx.save_safetensors(str(temporary / AVERAGE), dict(named_arrays(average)))
+        if training is not None:
+            mx.save_safetensors(str(temporary / OPTIMIZER), training.optimizer)
+            mx.save_safetensors(str(temporary / CARRY), training.carry)
+        if row_names is not None:
+            (temporary / ROW_NAMES).write_bytes(row_names)
+        save_config(config, temporary / CONFIG)
+        state = {
+            "format": FORMAT_VERSION,
+            "step": step,
+            "spec": asdict(model.spec),
+            "progress": None if training is None else training.progress,
+            "sha256": {path.name: _sha256(path) for path in sorted(temporary.iterdir())},
+        }
+        (temporary / STATE).write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
+        for path in temporary.iterdir():
+            _flush(path)
+        _flush(temporary)
+        if target.exists():
+            os.replace(target, aside)
+        os.replace(temporary, target)
+        _point(run / LATEST, target.name)
+        _flush(run)
+    except (OSError, RuntimeError) as error:
+        raise CheckpointError(
+            f"{target}: the checkpoint could not be written ({_reason(error)}); "
+            "earlier checkpoints are untouched; free some space or choose another run_dir"
+        ) from error
+    finally:
+        if aside.exists() and not target.exists():
+            os.replace(aside, target)
+        for rest in (temporary, aside):
+            shutil.rmtree(rest, ignore_errors=True)
+    return target
+
+
+def load_checkpoint(path: Union[str, Path], weights: str = "ema") -> Checkpoint:
+    """Read a model from a run folder or a checkpoint folder.
+
+    Args:
+        path: a run folder (its ``latest`` is taken) or a checkpoint folder.
+        weights: ``ema`` for the averaged weights where there are any, ``raw`` for the others.
+
+    Returns:
+        The checkpoint, its model in evaluation mode.
+
+    Raises:
+        CheckpointError: if there is none, a file is damaged, or weights do not fit the model.
+        ValueError: if ``weights`` is neither ``ema`` nor ``raw``.
+    """
+    if weights not in ("ema", "raw"):
+        raise ValueError(f"weights must be 'ema' or 'raw', got {weights!r}")
+    folder = find_checkpoint(path)
+    state = verify_checkpoint(folder)
+    try:
+        config = load_config(str(folder / CONFIG))
+    except ConfigError as error:
+        raise CheckpointError(f"{folder}: its configuration cannot be used: {error}") from error
+    spec = TaskSpec(**state["spec"])
+    model = build_model(config.model, spec, seed=config.seed)
+    load_weights(model, read_arrays(folder / MODEL), str(folder / MODEL))
+    averaged = weights == "ema" and AVERAGE in state["sha256"]
+    if averaged:
+        load_weights(model, read_arrays(folder / AVERAGE), str(folder / AVERAGE), partial=True)
+    model.eval()
+    return Checkpoint(model, config, spec, state["step"], folder, "ema" if averaged else "raw")
+
+
+def verify_checkpoint(folder: Path) -> Dict[str, Any]:
+    """Check every file of a checkpoint against its SHA-256.
+
+    Returns:
+        What ``state.json`` says.
+
+    Raises:
+        CheckpointError: naming the file that is missing or damaged.
+    """
+    state = _read_state(folder)
+    for name, digest in state["sha256"].items():
+        file = folder / name
+        if not file.is_file():
+            raise CheckpointError(f"{file}: missing; the checkpoint is not whole, use another one")
+        try:
+            found = _sha256(file)
+        except OSError as error:
+            raise CheckpointError(f"{file}: cannot be read ({error.strerror})") from error
+        if found != digest:
+            raise CheckpointError(
+                f"{file}: its SHA-256 differs from {STATE}'s; the file is damaged or was changed, "
+                "use another checkpoint"
+            )
+    return state
+
+
+def newest_whole(run_dir: Union[str, Path]) -> Optional[Path]:
+    """Give a run's newest checkpoint whose files are all as they were written."""
+    for folder in reversed(list_checkpoints(run_dir)):
+        try:
+            verify_checkpoint(folder)
+        except CheckpointError:
+            continue
+        return folder
+    return None
+
+
+def load_training_state(folder: Path, model: RecursiveModel) -> Tuple[Any, Any, TrainingState]:
+    """Read everything that training goes on from; the model gets its raw weights.
+
+    Args:
+        folder: of a checkpoint that :func:`verify_checkpoint` has just read through.
+        model: of the run's configuration; its weights, initial states and table are replaced.
+
+    Returns:
+        The step, the average's arrays by name (None without one), and the rest.
+
+    Raises:
+        CheckpointError: if a file cannot be read, or the checkpoint was not made by training.
+    """
+    state = _read_state(folder)
+    if state.get("progress") is None or not {OPTIMIZER, CARRY} <= set(state["sha256"]):
+        raise CheckpointError(
+            f"{folder}: holds weights only and cannot be resumed; it can be evaluated"
+        )
+    load_weights(model, read_arrays(folder / MODEL), str(folder / MODEL))
+    average = read_arrays(folder / AVERAGE) if AVERAGE in state["sha256"] else None
+    arrays = [read_arrays(folder / name) for name in (OPTIMIZER, CARRY)]
+    return state["step"], average, TrainingState(arrays[0], arrays[1], state["progress"])
+
+
+def find_checkpoint(path: Union[str, Path]) -> Path:
+    """Turn a run folder or a checkpoint folder into the checkpoint folder meant.
+
+    Raises:
+        CheckpointError: if there is no checkpoint.
+    """
+    folder = Path(path)
+    if folder.is_file():
+        raise CheckpointError(
+            f"{path}: is a file; name the run folder that holds config.yaml and the checkpoints"
+        )
+    if not folder.is_dir():
+        raise CheckpointError(f"{path}: no such run or checkpoint folder")
+    if (folder / STATE).is_file():
+        return folder
+    whole = list_checkpoints(folder)
+    if (folder / LATEST / STATE).is_file():
+        latest = (folder / LATEST).resolve()
+        # A process killed after saving a checkpoint, before it moved the link, leaves it behind.
+        return whole[-1] if latest.name in [path.name for path in whole[:-1]] else latest
+    if not whole:
+        raise CheckpointError(
+            f"{path}: holds no checkpoint (step_N with {STATE}); "
+            "has its training reached an evaluation?"
+        )
+    return whole[-1]
+
+
+def list_checkpoints(run_dir: Union[str, Path]) -> List[Path]:
+    """Give a run's whole checkpoints, oldest step first."""
+    found = []
+    for path in Path(run_dir).glob("step_*"):
+        match = re.fullmatch(r"step_(\d+)", path.name)
+        if match and (path / STATE).is_file():
+            found.append((int(match.group(1)), path))
+    return [path for _, path in sorted(found)]
+
+
+def prune_checkpoints(run_dir: Union[str, Path], keep: int) -> None:
+    """Remove all but the ``keep`` newest checkpoints of a run and the best one."""
+    best = Path(run_dir) / BEST
+    kept = best.resolve().name if best.exists() else ""
+    for path in list_checkpoints(run_dir)[: -max(1, keep)]:
+        if path.name != kept:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def point_best(checkpoint: Path) -> None:
+    """Point the run's link ``best`` at one of its checkpoints.
+
+    Raises:
+        CheckpointError: if the link cannot be made.
+    """
+    try:
+        _point(checkpoint.parent / BEST, checkpoint.name)
+    except OSError as error:
+        raise CheckpointError(
+            f"{checkpoint.parent / BEST}: cannot be written ({_reason(error)})"
+        ) from error
+
+
+def point_latest(checkpoint: Path) -> None:
+    """Point the run's link ``latest`` at one of its checkpoints.
+
+    Raises:
+        OSError: if the link cannot be made.
+    """
+    _point(checkpoint.parent / LATEST, checkpoint.name)
+
+
+def remove_leftovers(run_dir: Union[str, Path]) -> None:
+    """Remove what processes left that were killed while they saved; none may be saving now.
+
+    A checkpoint that was being replaced is put back.
+    """
+    for path in Path(run_dir).glob(".step_*.old-*"):
+        target = path.with_name(path.name[1:].split(".")[0])
+        if not target.exists():
+            os.replace(path, target)
+    for pattern in (".step_*.tmp-*", ".step_*.old-*", ".latest.tmp-*", ".best.tmp-*"):
+        for path in Path(run_dir).glob(pattern):
+            if path.is_symlink() or path.is_file():
+                path.unlink()
+            else:
+                shutil.rmtree(path, ignore_errors=True)
+
+
+def _read_state(folder: Path) -> Dict[str, Any]:
+    file = folder / STATE
+    try:
+        state = json.loads(file.read_text(encoding="utf-8"))
+        version = state["format"]
+        if version != FORMAT_VERSION:
+            raise CheckpointError(
+                f"{file}: format {version}, this version of mlx_trm reads {FORMAT_VERSION}; "
+                "use the version that wrote it"
+            )
+        step, files = state["step"], state["sha256"]
+        if not isinstance(step, int) or isinstance(step, bool) or step < 0:
+            raise TypeError("step must be a whole number from 0 up")
+        # What is there but not named would be passed over, or read unchecked.
+        optional = (AVERAGE, OPTIMIZER, CARRY, ROW_NAMES)
+        needed = [MODEL, CONFIG, *(name for name in optional if (folder / name).exists())]
+        if not isinstance(files, dict) or not files.keys() >= set(needed):
+            raise TypeError(f"sha256 must name {', '.join(needed)}")
+        spec = asdict(TaskSpec(**state["spec"]))
+        for name, value in spec.items():
+            least = 0 if name.endswith("_id") else 1
+            if value is None and name == "ignore_label_id":
+                continue
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+                raise TypeError(f"spec.{name} must be a whole number from {least} up")
+        return dict(state)
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise CheckpointError(
+            f"{file}: damaged or not a checkpoint's ({_reason(error)}); use another checkpoint"
+        ) from error
+
+
+def read_arrays(file: Path) -> Dict[str, mx.array]:
+    """Read one of a checkpoint's files of arrays.
+
+    Raises:
+        CheckpointError: if it cannot be read.
+    """
+    try:
+        return read_safetensors(file)[0]
+    except ValueError as error:
+        raise CheckpointError(
+            f"{file}: cannot be read as safetensors ({_reason(error)}); use another checkpoint"
+        ) from error
+
+
+def _reason(error: BaseException) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        for block in iter(lambda: file.read(1 << 20), b""):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _flush(path: Path) -> None:
+    """Ask the system to put a file's or folder's content on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _point(link: Path, target: str) -> None:
+    """Make or move a relative symbolic link in one step."""
+    temporary = link.with_name(f".{link.name}.tmp-{os.getpid()}")
+    temporary.unlink(missing_ok=True)
+    temporary.symlink_to(target)
+    os.replace(temporary, link)

@@ -1,0 +1,195 @@
+"""Going on with a run: which checkpoint, with which settings, and what is cleared away first."""
+
+import logging
+import os
+import re
+from pathlib import Path
+from typing import Any, Dict, List, Optional, Sequence, Union
+
+from mlx_trm.config.loading import (
+    ExperimentConfig,
+    config_from_dict,
+    config_to_dict,
+    load_config,
+    save_config,
+    validate_config,
+)
+from mlx_trm.errors import CheckpointError, ConfigError
+from mlx_trm.runs.checkpoint import (
+    BEST,
+    CONFIG,
+    find_checkpoint,
+    list_checkpoints,
+    newest_whole,
+    point_best,
+    point_latest,
+    remove_leftovers,
+    verify_checkpoint,
+)
+from mlx_trm.runs.folder import METRICS, rewind_metrics
+
+LOG = logging.getLogger(__name__)
+
+# Settings that a resumed run may change; all others decide its course, or what its log says.
+CHANGEABLE = (
+    "run_dir",
+    "task.data_dir",
+    "train.max_steps",
+    "train.max_hours",
+    "train.micro_batch_size",
+    "train.checkpoint_activations",
+    "train.memory_limit_gb",
+    "train.cache_limit_gb",
+    "train.report_to",
+    "train.compile",
+    "train.on_nonfinite",
+    "eval.batch_size",
+    "eval.patience",
+    "checkpoint.every",
+    "checkpoint.keep",
+)
+
+
+def resumable_checkpoint(path: Union[str, Path], fall_back: bool = False) -> Path:
+    """Find the checkpoint to go on from and check its files.
+
+    Args:
+        path: a run folder, whose newest checkpoint is taken, or a checkpoint folder.
+        fall_back: where that one is damaged, take the newest whole one of the run.
+
+    Raises:
+        CheckpointError: if there is none, or it is damaged; it names the newest whole one.
+    """
+    try:
+        folder = find_checkpoint(path)
+        if not re.fullmatch(r"step_\d+", folder.name):  # a link, or the working folder
+            folder = folder.resolve()
+        state = verify_checkpoint(folder)
+        if folder.name != f"step_{state['step']}":
+            raise CheckpointError(
+                f"{folder}: is the checkpoint of step {state['step']} under another name; only "
+                f"step_{state['step']} in a run folder can be resumed"
+            )
+        return folder
+    except CheckpointError as error:
+        run = Path(path)
+        if run.is_dir() and not list_checkpoints(run) and list_checkpoints(run.parent):
+            run = run.parent  # a checkpoint folder whose state.json is gone
+        elif run.is_dir() and (run / "state.json").is_file():
+            run = run.parent
+        whole = newest_whole(run) if run.is_dir() else None
+        if whole is None:
+            raise
+        if fall_back:
+            LOG.warning("%s; going on from %s", error, whole)
+            return whole
+        raise CheckpointError(f"{error}; the newest whole one is {whole}") from error
+
+
+def resumed_config(
+    folder: Path, overrides: Sequence[str] = (), config: Optional[ExperimentConfig] = None
+) -> ExperimentConfig:
+    """Give the configuration of a resumed run.
+
+    Args:
+        folder: of the checkpoint.
+        overrides: settings to change.
+        config: a whole configuration to use instead of the run's own.
+
+    Raises:
+        ConfigError: naming each setting that a resumed run has to keep.
+    """
+    own = load_config(folder / CONFIG)
+    before = _flat(config_to_dict(own))
+    if config is None:
+        config = config_from_dict(config_to_dict(own), str(folder.parent), overrides)
+    wanted = _flat(config_to_dict(config))
+    own_folder = folder.parent.resolve()
+    if config.run_dir is not None and Path(config.run_dir).resolve() != own_folder:
+        moved = before["run_dir"] == config.run_dir  # the run was moved or copied since
+        if not moved:
+            raise ConfigError(
+                f"run_dir: a run goes on in its own folder {folder.parent}, not {config.run_dir}"
+            )
+    changed = sorted(
+        key
+        for key in set(before) | set(wanted)
+        if before.get(key) != wanted.get(key) and key not in CHANGEABLE
+    )
+    if changed:
+        kept = [
+            f"{key}: the run has {before.get(key)!r}, not {wanted.get(key)!r}" for key in changed
+        ]
+        if len(changed) == 1:
+            raise ConfigError(
+                f"{kept[0]}; a resumed run keeps its settings but {', '.join(CHANGEABLE[1:])}"
+            )
+        raise ConfigError.from_problems(str(folder.parent), kept)
+    values: Dict[str, Any] = config_to_dict(config)
+    values["run_dir"] = str(folder.parent)
+    resumed = config_from_dict(values, str(folder.parent))
+    vars(resumed)["_stem"] = own.stem
+    validate_config(resumed)
+    return resumed
+
+
+def checkpoint_names(run: Path) -> List[str]:
+    """Give the names of a run's checkpoints."""
+    return [path.name for path in list_checkpoints(run)]
+
+
+def prepare_resumed_run(
+    run: Path, checkpoint: Path, config: ExperimentConfig, progress: Any
+) -> None:
+    """Make a run folder look as it did when a checkpoint of it was saved; the lock is held.
+
+    Newer checkpoints, which can only be damaged or left aside on purpose, are renamed, and the
+    log's lines of later steps are taken out: they are about to be written again.
+
+    Raises:
+        CheckpointError: if the folder cannot be written.
+    """
+    rewind_metrics(run / METRICS, progress.log["lines"] if progress.log else 0)
+    try:
+        remove_leftovers(run)
+        for folder in _after(run, checkpoint):
+            aside = run / f"aside_{folder.name}"
+            number = 2
+            while aside.exists():
+                aside = run / f"aside_{folder.name}-{number}"
+                number += 1
+            LOG.warning("%s: newer than the checkpoint that is resumed, renamed %s", folder, aside)
+            os.replace(folder, aside)
+        point_latest(checkpoint)
+        best = run / BEST
+        if best.is_symlink() and not best.exists():
+            best.unlink()
+            if progress.best and (run / f"step_{int(progress.best[1])}").is_dir():
+                point_best(run / f"step_{int(progress.best[1])}")
+        save_config(config, run / CONFIG)
+    except OSError as error:
+        raise CheckpointError(
+            f"{run}: cannot be written ({error.strerror or error}); the run cannot go on there"
+        ) from error
+
+
+def _after(run: Path, checkpoint: Path) -> List[Path]:
+    """List the checkpoint folders of later steps, whole or not."""
+    step = int(checkpoint.name.split("_")[1])
+    found = []
+    for path in run.glob("step_*"):
+        number = path.name[len("step_") :]
+        if number.isdigit() and int(number) > step:
+            found.append(path)
+    return sorted(found)
+
+
+def _flat(values: Dict[str, Any], before: str = "") -> Dict[str, Any]:
+    """Give settings by dotted name."""
+    flat: Dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            flat.update(_flat(value, f"{before}{key}."))
+        else:
+            flat[before + key] = value
+    return flat

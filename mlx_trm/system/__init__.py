@@ -1,0 +1,1 @@
+"""The machine: backend, device, files, memory, processes; it knows no puzzle or network."""

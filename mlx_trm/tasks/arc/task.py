@@ -1,0 +1,385 @@
+"""The ARC task: ARC-AGI-1, ARC-AGI-2, ConceptARC, or any tasks in their format.
+
+A task's demonstrations, and its test pairs unless they are for testing, are examples of one
+puzzle, which has a row of the puzzle table; so has each of its augmentations.
+
+Reference: dataset/build_arc_dataset.py, evaluators/arc.py.
+"""
+
+import json
+import logging
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple
+
+import numpy as np
+
+from mlx_trm.config.loading import TaskConfig, TaskSpec
+from mlx_trm.datasets.dataset import SetSource
+from mlx_trm.datasets.sources import fetched_folder
+from mlx_trm.datasets.writing import (
+    SPLITS,
+    TEST_PUZZLES,
+    PuzzleBlock,
+    write_splits,
+)
+from mlx_trm.errors import DataError, did_you_mean
+from mlx_trm.tasks.arc import grids as arc_grids
+from mlx_trm.tasks.arc.builder import Plan, Writer, draw_plans
+from mlx_trm.tasks.arc.files import Subset, find_subset, read_subset
+from mlx_trm.tasks.arc.lookup import (
+    KnownInput,
+    KnownTasks,
+    looks_like_name,
+    shorten,
+    split_grids,
+)
+from mlx_trm.tasks.arc.voting import ArcScorer, load_scorer
+from mlx_trm.tasks.base import Task, check_split, counted, file_hash, register_task
+
+LOG = logging.getLogger(__name__)
+
+SAMPLES = Path(__file__).resolve().parents[2] / "samples"
+
+_RESET, _RED = "\033[0m", "\033[31m"
+
+
+@dataclass
+class ARCConfig(TaskConfig):
+    """Settings of the ARC task."""
+
+    seed: Optional[int] = field(default=42, metadata={"min": 0, "max": 2**32 - 1})
+    """Seed of the augmentations; identifiers, rows of a trained table, depend on it."""
+    input_file_prefix: Optional[str] = None
+    """Where the raw files' names begin (reference: input_file_prefix); unset: what is fetched."""
+    subsets: List[str] = field(default_factory=lambda: ["training", "evaluation", "concept"])
+    """Which subsets, in this order (reference: subsets)."""
+    test_set_name: str = "evaluation"
+    """The subset whose test pairs are for testing (reference: test_set_name)."""
+    num_aug: int = field(default=1000, metadata={"min": 0})
+    """Augmentations of each task (reference: num_aug)."""
+    require_solutions: bool = True
+    """Refuse test inputs without a solution; false fills in blanks, as a contest needs."""
+    aggregated_voting: bool = False
+    """Keep votes for the next evaluations, until a run stops (reference: aggregated_voting)."""
+    max_grid_size: int = field(default=arc_grids.CANVAS, metadata={"min": 2, "max": 30})
+    """Rows and columns of the canvas; ARC's own grids need 30."""
+
+    def problems(self) -> List[str]:
+        """Find settings that do not fit together."""
+        found = super().problems()
+        for name in ("train_file", "test_file"):
+            if getattr(self, name):
+                found.append(f"{name}: ARC is read from input_file_prefix and subsets")
+        if not self.subsets or len(set(self.subsets)) != len(self.subsets):
+            found.append("subsets: " + ("names one twice" if self.subsets else "is empty"))
+        elif self.test_set_name not in self.subsets:
+            hint = did_you_mean(self.test_set_name, self.subsets)
+            found.append(
+                f"test_set_name: {self.test_set_name!r} is not one of subsets "
+                f"{', '.join(self.subsets)}{hint}"
+            )
+        if any(not name or set(name) & set("/\\\0") for name in self.subsets):
+            found.append("subsets: a name is part of a file's name, without slashes")
+        return found
+
+
+@register_task("arc", ARCConfig)
+class ARC(Task):
+    """Find the rule in a few pairs of coloured grids and apply it to one more."""
+
+    config: ARCConfig
+    symbols = "0123456789/[], "
+
+    def __init__(self, config: ARCConfig, seed: int = 0) -> None:
+        """Keep the settings; nothing is read yet. Arguments as of every task."""
+        super().__init__(config, seed)
+        self._scorers: Dict[SetSource, ArcScorer] = {}
+        self._known: Optional[KnownTasks] = None
+
+    @property
+    def spec(self) -> TaskSpec:
+        """Dimensions; how many identifiers there are is known to the built dataset only."""
+        return TaskSpec(
+            vocab_size=arc_grids.VOCABULARY,
+            seq_len=self.config.max_grid_size**2,
+            num_puzzle_identifiers=2,
+        )
+
+    # Reading and building ----------------------------------------------------------------------
+
+    def subsets(self) -> List[Subset]:
+        """Find the files of all subsets.
+
+        Raises:
+            DataError: if one is missing.
+        """
+        prefix = self.prefix()
+        return [find_subset(prefix, name) for name in self.config.subsets]
+
+    def prefix(self) -> Path:
+        """Return where the names of the raw files begin: given, bundled, or fetched.
+
+        Raises:
+            DataError: if none is given and nothing has been fetched.
+        """
+        chosen = self.config.input_file_prefix
+        if chosen is None:
+            fetched = fetched_folder("arc1")
+            if fetched.is_dir():
+                return fetched
+            raise DataError(
+                "task.input_file_prefix: is not set and no ARC data have been fetched; "
+                "python -m mlx_trm.data fetch arc1 arc2 conceptarc brings them, or name the prefix "
+                "of your own files"
+            )
+        path = Path(chosen).expanduser()
+        there = path.is_dir() or any(path.parent.glob(f"{path.name}_*"))
+        bundled = SAMPLES / chosen
+        if not there and "/" not in chosen and any(SAMPLES.glob(f"{bundled.name}_*")):
+            return bundled
+        return path
+
+    def plans(self, rng: np.random.RandomState) -> Iterator[Plan]:
+        """Read all tasks and draw their augmentations.
+
+        Args:
+            rng: NumPy's legacy generator, fresh from the seed.
+
+        Raises:
+            DataError: if the raw data cannot be used.
+        """
+        config, subsets = self.config, self.subsets()
+        # Differs from reference: with the test subset first, its order of splits depends on
+        # Python's hashing of strings; here train always comes first.
+        yield from draw_plans(
+            (
+                (
+                    read_subset(subset, config.max_grid_size, config.require_solutions),
+                    subset.name == config.test_set_name,
+                )
+                for subset in subsets
+            ),
+            config.num_aug,
+            rng,
+        )
+
+    def groups(self, split: str, rng: np.random.Generator) -> Iterator[PuzzleBlock]:
+        """Yield a block for each task: the puzzle and its augmentations.
+
+        Args:
+            split: ``train`` or ``test``.
+            rng: not used; the draws are the reference's, by a generator of the task's seed.
+
+        Raises:
+            DataError: if the raw data cannot be used.
+        """
+        check_split(split)
+        legacy = np.random.RandomState(self.seed)
+        plans = list(self.plans(legacy))
+        writer = Writer(legacy, self.config.max_grid_size)
+        if split == "test":
+            for _ in writer.blocks(plans, "train"):
+                pass
+        yield from writer.blocks(plans, split)
+
+    def write(
+        self, folder: Path, splits: Sequence[str], progress: bool
+    ) -> Dict[str, Dict[str, Any]]:
+        """Write both splits, the identifiers and the test tasks; see :meth:`Task.write`."""
+        if set(splits) != set(SPLITS):
+            raise ValueError("the splits of ARC are built together")
+        rng = np.random.RandomState(self.seed)
+        plans = list(counted(self.plans(rng), "augmenting", progress, " tasks"))
+        short = sum(len(plan.transforms) <= self.config.num_aug for plan in plans)
+        if short:
+            LOG.info(
+                "%d of %d tasks have fewer than %d different augmentations",
+                short,
+                len(plans),
+                self.config.num_aug,
+            )
+        writer = Writer(rng, self.config.max_grid_size)
+        groups = (
+            (split, counted(writer.blocks(plans, split), split, progress)) for split in SPLITS
+        )
+        about = write_splits(groups, folder, self.spec)
+        tests = {plan.task.name: plan.task.raw for plan in plans if plan.to_test}
+        (folder / TEST_PUZZLES).write_text(json.dumps(tests) + "\n", encoding="utf-8")
+        return about
+
+    def content(self, split: str) -> Dict[str, Any]:
+        """Return what decides the built files; the splits are built together."""
+        config = self.config
+        files = {
+            subset.name: [
+                [path.name, file_hash(path)] if subset.solutions is None else file_hash(path)
+                for path in subset.files()
+            ]
+            for subset in self.subsets()
+        }
+        return {
+            "task": config.name,
+            "split": split,
+            "files": files,
+            "test_set_name": config.test_set_name,
+            "num_aug": config.num_aug,
+            "require_solutions": config.require_solutions,
+            "max_grid_size": config.max_grid_size,
+            "seed": self.seed,
+        }
+
+    # Scoring -----------------------------------------------------------------------------------
+
+    def scorer(self, source: Optional[SetSource] = None) -> Optional[ArcScorer]:
+        """Return the voting scorer of a test set; the train split has nothing to vote on.
+
+        Raises:
+            DataError: if the dataset lacks what votes are counted with.
+        """
+        if source is None or source.split != "test":
+            return None
+        # Differs from reference: it votes over all evaluations so far unless told otherwise.
+        if not self.config.aggregated_voting:
+            return load_scorer(source, self.config.max_grid_size)
+        if source in self._scorers:
+            self._scorers[source].next_round()
+        else:
+            self._scorers[source] = load_scorer(source, self.config.max_grid_size)
+        return self._scorers[source]
+
+    # As a person sees it -----------------------------------------------------------------------
+
+    def known(self) -> KnownTasks:
+        """Return the test tasks of the data set, read once; none where it cannot be opened."""
+        if self._known is None:
+            try:
+                dataset = self.dataset("test")
+            except DataError as error:
+                self._known = KnownTasks([], problem=str(error))
+            else:
+                sources = [dataset.source(name) for name in dataset.sets]
+                self._known = KnownTasks(sources, self.config.max_grid_size)
+        return self._known
+
+    def _find(self, text: str) -> Optional[KnownInput]:
+        """Look up a test input by the name of its task, or by the grid itself."""
+        named = self.known().named(text) if looks_like_name(text) else []
+        if named:
+            return named[0]
+        try:
+            return self.known().like(arc_grids.parse_grid(text, self.config.max_grid_size))
+        except DataError:
+            return None
+
+    def split_puzzles(self, lines: Iterable[str]) -> Iterator[Tuple[int, str]]:
+        """Find the grids in a file: JSON of tasks, of one grid, or rows of digits.
+
+        Returns:
+            Pairs of a line's number and a grid as :meth:`parse` reads it; of tasks their test
+            inputs.
+        """
+        return split_grids(list(lines), self.known())
+
+    def meant(self, text: str) -> List[str]:
+        """Return the test inputs of a task given by its name as ``NAME:NUMBER``."""
+        if looks_like_name(text):
+            return [f"{each.name}:{each.number}" for each in self.known().named(text)] or [text]
+        return [text]
+
+    def parse(self, text: str) -> np.ndarray:
+        """Read a puzzle into the canvas's corner.
+
+        Args:
+            text: a grid, ``012/345`` or ``[[0, 1, 2], [3, 4, 5]]``; or the name of a test task of
+                the data set, of which ``NAME:2`` is the second test input.
+
+        Raises:
+            DataError: if it is malformed, too large, or no task's name.
+        """
+        size, hint = self.config.max_grid_size, ""
+        if looks_like_name(text):
+            named = self.known().named(text)
+            if named:
+                return arc_grids.encode(named[0].given, size)
+            hint = self.known().hint(text)
+        try:
+            return arc_grids.encode(arc_grids.parse_grid(text, size), size)
+        except DataError as error:
+            raise DataError(f"{error}{hint}") from error
+
+    def identifier(self, text: str) -> int:
+        """Return the row of the puzzle table of a test input, known by its task's name or as it is.
+
+        Any other grid gets the blank row, which no training has touched; it is logged.
+        """
+        found = self._find(text)
+        if found is None or not found.identifier:
+            LOG.warning(
+                "%s: is no test input of the data set, so the model knows no rule for it",
+                shorten(text),
+            )
+            return 0
+        return found.identifier
+
+    def known_answer(self, text: str) -> Optional[np.ndarray]:
+        """Return the (S,) uint8 answer of a test input of the data set."""
+        found = self._find(text)
+        if found is None:
+            return None
+        # Where solutions may be missing, one black cell stands for an answer that is not known.
+        if not self.config.require_solutions and found.answer.tolist() == [[0]]:
+            return None
+        return arc_grids.encode(found.answer, self.config.max_grid_size)
+
+    def equal(self, tokens: np.ndarray, labels: np.ndarray) -> bool:
+        """Say whether the grids cut out of two rows of tokens are the same, as in the votes."""
+        size = self.config.max_grid_size
+        return np.array_equal(arc_grids.crop(tokens, size), arc_grids.crop(labels, size))
+
+    def format(self, tokens: np.ndarray) -> str:
+        """Write (S,) tokens on one line: the grid as rows of digits, ``012/345``."""
+        return arc_grids.format_grid(arc_grids.visible(tokens, self.config.max_grid_size))
+
+    @property
+    def token_names(self) -> List[str]:
+        """Padding, what ends a grid's rows and columns, and the colours."""
+        return ["padding", "end", *map(str, range(arc_grids.COLORS))]
+
+    def render(
+        self,
+        tokens: np.ndarray,
+        inputs: Optional[np.ndarray] = None,
+        labels: Optional[np.ndarray] = None,
+        color: bool = False,
+    ) -> str:
+        """Draw a grid, two characters a cell.
+
+        Args:
+            tokens: (S,) what is drawn, cut out of its canvas.
+            inputs: not used.
+            labels: (S,) the answer; cells that differ are marked with ``!``.
+            color: use ANSI colours.
+        """
+        del inputs
+        size = self.config.max_grid_size
+        grid = arc_grids.visible(tokens, size)
+        wrong = np.zeros(grid.shape, dtype=bool)
+        note = ""
+        if labels is not None:
+            answer = arc_grids.visible(labels, size)
+            if answer.shape != grid.shape:
+                note = f"{_shape(grid)} instead of {_shape(answer)}"
+                note = f"\n{_RED}{note}{_RESET}" if color else f"\n{note}"
+            padded, shown = arc_grids.same_shape(answer, grid)
+            wrong = (padded != shown)[: grid.shape[0], : grid.shape[1]]
+        return "\n".join(arc_grids.draw(grid, wrong, color)) + note
+
+    def image(self, tokens: np.ndarray, inputs: Optional[np.ndarray] = None) -> np.ndarray:
+        """Paint the grid in ARC's colours, (H, W, 3) uint8."""
+        del inputs
+        return arc_grids.paint(arc_grids.visible(tokens, self.config.max_grid_size))
+
+
+def _shape(grid: np.ndarray) -> str:
+    return f"{grid.shape[0]}x{grid.shape[1]}"

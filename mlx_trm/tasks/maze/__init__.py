@@ -1,0 +1,1 @@
+"""Shortest paths in mazes: the task, its files and a generator; NumPy only."""

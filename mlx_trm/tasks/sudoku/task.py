@@ -1,0 +1,369 @@
+"""The Sudoku task: 4x4, 6x6 and 9x9, from files, from the bundled sample, or generated.
+
+Tokens: 0 padding, 1 blank, 2 the digit 1, and so on; V = size + 2, S = size * size. No puzzle has a
+name, so all share row 0 of the puzzle table.
+
+Reference: dataset/build_sudoku_dataset.py.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Dict, Iterator, List, Optional, Tuple
+
+import numpy as np
+
+from mlx_trm.config.loading import TaskConfig, TaskSpec
+from mlx_trm.datasets.dataset import SetSource
+from mlx_trm.datasets.writing import PuzzleBlock
+from mlx_trm.errors import DataError
+from mlx_trm.tasks.base import ScoredRows, Scorer, Task, check_split, file_hash, register_task
+from mlx_trm.tasks.sudoku.files import check_no_folder, parse_puzzle, read_puzzles
+from mlx_trm.tasks.sudoku.generator import DEFAULT_GIVENS, GENERATOR_VERSION, generate_sets
+from mlx_trm.tasks.sudoku.keys import puzzle_keys
+from mlx_trm.tasks.sudoku.solver import PuzzleSet, box_shape, solve_puzzles, valid_grids
+from mlx_trm.tasks.symmetries import SYMMETRIES, default_symmetries, random_transforms
+
+SAMPLES = Path(__file__).resolve().parents[2] / "samples"
+SAMPLE_FILES = {"train": "sudoku_hard_train.csv", "test": "sudoku_hard_test.csv"}
+DEFAULT_COUNTS = {"train": 4000, "test": 1000}
+
+# With fewer, no puzzle has one solution.
+FEWEST_GIVENS = {4: 4, 6: 8, 9: 17}
+
+_CHUNK = 8192
+_BOLD, _RED, _PLAIN = "\033[1m", "\033[31m", "\033[0m"
+
+
+@dataclass
+class SudokuConfig(TaskConfig):
+    """Settings of the Sudoku task."""
+
+    size: int = field(default=9, metadata={"choices": (4, 6, 9)})
+    """Rows of the grid; boxes are 2x2, 2 rows x 3 columns, or 3x3."""
+    augment: str = field(default="online", metadata={"choices": ("none", "online")})
+    """online: other symmetries of each training puzzle every time it comes up; none: as built."""
+    symmetries: Optional[List[str]] = field(default=None, metadata={"choices": SYMMETRIES})
+    """What augmentation may permute; unset: all that the size allows (6x6 has no transpose)."""
+    num_aug: int = field(default=0, metadata={"min": 0})
+    """Augmented copies of each training puzzle that are written to disk (reference: num_aug)."""
+    subsample_size: Optional[int] = field(default=None, metadata={"min": 1})
+    """Train on so many puzzles of the file, drawn by the seed (reference: subsample_size)."""
+    min_difficulty: Optional[int] = field(default=None, metadata={"min": 0})
+    """Take puzzles of a file with at least this rating only (reference: min_difficulty)."""
+    train_puzzles: Optional[int] = field(default=None, metadata={"min": 1})
+    """Generate so many training puzzles where there is no file; unset: 4,000, at 9x9 the sample."""
+    test_puzzles: Optional[int] = field(default=None, metadata={"min": 1})
+    """Generate so many test puzzles where there is no file; unset: 1,000, at 9x9 the sample."""
+    min_givens: Optional[int] = field(default=None, metadata={"min": 1})
+    """Fewest givens of generated puzzles; unset: 6 at 4x4, 10 at 6x6, 24 at 9x9."""
+    max_givens: Optional[int] = field(default=None, metadata={"min": 1})
+    """Most givens of generated puzzles; unset: 8 at 4x4, 14 at 6x6, 30 at 9x9."""
+
+    def problems(self) -> List[str]:
+        """Find settings that do not fit together."""
+        found = super().problems()
+        for name in self.symmetries or ():
+            if name not in default_symmetries(self.size):
+                found.append(f"symmetries: a {self.size}x{self.size} Sudoku has no {name!r}")
+        if self.symmetries is not None and not self.symmetries:
+            found.append("symmetries: is empty; use augment: none")
+        low, high = self.givens
+        if low > high:
+            found.append(f"min_givens: {low} is more than max_givens {high}")
+        elif high < FEWEST_GIVENS[self.size]:
+            fewest = FEWEST_GIVENS[self.size]
+            found.append(f"max_givens: {self.size}x{self.size} needs at least {fewest} givens")
+        elif high >= self.size**2:
+            found.append(f"max_givens: {high} leaves no blank in {self.size**2} cells")
+        return found
+
+    @property
+    def givens(self) -> Tuple[int, int]:
+        """Givens of generated puzzles: at least, at most."""
+        low, high = DEFAULT_GIVENS[self.size]
+        if self.min_givens is not None:
+            low, high = self.min_givens, max(self.min_givens, high)
+        if self.max_givens is not None:
+            high = self.max_givens
+            low = low if self.min_givens is not None else min(low, high)
+        return low, high
+
+    @property
+    def active_symmetries(self) -> Tuple[str, ...]:
+        """The symmetries that augmentation uses, in a fixed order."""
+        if self.symmetries is None:
+            return default_symmetries(self.size)
+        return tuple(name for name in SYMMETRIES if name in self.symmetries)
+
+
+@register_task("sudoku", SudokuConfig)
+class Sudoku(Task):
+    """Fill the blanks so that every row, column and box holds every digit."""
+
+    config: SudokuConfig
+
+    @property
+    def spec(self) -> TaskSpec:
+        """Dimensions and special tokens."""
+        return TaskSpec(vocab_size=self.config.size + 2, seq_len=self.config.size**2)
+
+    def source(self, split: str) -> Optional[Path]:
+        """Return the file that a split comes from; None: it is generated."""
+        check_split(split)
+        config = self.config
+        chosen = config.train_file if split == "train" else config.test_file
+        if chosen:
+            return Path(chosen).expanduser()
+        generated = (
+            config.train_puzzles,
+            config.test_puzzles,
+            config.min_givens,
+            config.max_givens,
+        )
+        if config.size == 9 and generated == (None, None, None, None):
+            return SAMPLES / SAMPLE_FILES[split]
+        return None
+
+    def puzzles(self, split: str, rng: np.random.Generator) -> Iterator[PuzzleSet]:
+        """Yield the puzzles of a split as digits, filtered and subsampled, not augmented.
+
+        Raises:
+            DataError: if the file cannot be used, or nothing is left.
+        """
+        path = self.source(split)
+        if path is None:
+            yield self._generated(split)
+            return
+        rows = self._filtered(path)
+        if split == "train" and self.config.subsample_size is not None:
+            yield _subsample(rows, self.config.subsample_size, rng)
+        else:
+            yield from rows
+
+    def _filtered(self, path: Path) -> Iterator[PuzzleSet]:
+        least, kept, highest = self.config.min_difficulty, 0, -1
+        for rows in read_puzzles(path, self.config.size):
+            if least is not None:
+                if (rows.ratings < 0).any():
+                    raise DataError(f"{path}:1: has no column 'rating', min_difficulty needs it")
+                highest = max(highest, int(rows.ratings.max(initial=-1)))
+                rows = rows.take(rows.ratings >= least)
+            kept += len(rows.puzzles)
+            yield rows
+        if not kept:
+            raise DataError(f"{path}: the highest rating is {highest}; min_difficulty is {least}")
+
+    def _generated(self, split: str) -> PuzzleSet:
+        """Generate both splits, so that they share nothing, and return one."""
+        config = self.config
+        counts = dict(DEFAULT_COUNTS)
+        counts["train"] = config.train_puzzles or counts["train"]
+        counts["test"] = config.test_puzzles or counts["test"]
+        shared = {"digits", *config.active_symmetries}
+        exclude = None
+        other = self.source("train")
+        if split == "test" and other is not None:
+            exclude = np.concatenate(
+                [
+                    puzzle_keys(rows.puzzles, config.size, shared)
+                    for rows in read_puzzles(other, config.size)
+                ]
+            )
+        sets = generate_sets(
+            [counts["train"], counts["test"]],
+            config.size,
+            np.random.default_rng(self.seed),
+            config.givens,
+            shared,
+            exclude,
+        )
+        return sets[("train", "test").index(split)]
+
+    def groups(self, split: str, rng: np.random.Generator) -> Iterator[PuzzleBlock]:
+        """Yield the puzzles of a split, training puzzles with ``num_aug`` augmented copies each."""
+        copies = 1 + (self.config.num_aug if split == "train" else 0)
+        step = max(1, _CHUNK // copies)
+        for rows in self.puzzles(split, rng):
+            for start in range(0, len(rows.puzzles), step):
+                part = slice(start, start + step)
+                inputs, labels = rows.puzzles[part] + 1, rows.solutions[part] + 1
+                if copies > 1:
+                    inputs, labels = self._copies(inputs, labels, copies, rng)
+                yield PuzzleBlock(inputs.astype(np.uint8), labels.astype(np.uint8), copies)
+
+    def _copies(
+        self, inputs: np.ndarray, labels: np.ndarray, copies: int, rng: np.random.Generator
+    ) -> Tuple[np.ndarray, np.ndarray]:
+        """Follow each puzzle by ``copies - 1`` augmented ones."""
+        inputs, labels = np.repeat(inputs, copies, axis=0), np.repeat(labels, copies, axis=0)
+        moves = random_transforms(len(inputs), self.config.size, self.config.active_symmetries, rng)
+        moves.cells[::copies] = np.arange(moves.cells.shape[1])
+        moves.tokens[::copies] = np.arange(moves.tokens.shape[1])
+        return moves.apply(inputs), moves.apply(labels)
+
+    def content(self, split: str) -> Dict[str, Any]:
+        """Return what decides the built files of a split."""
+        config, path = self.config, self.source(split)
+        about: Dict[str, Any] = {"task": config.name, "split": split, "size": config.size}
+        random = {"seed": self.seed}
+        if path is not None:
+            check_no_folder(path)
+            about.update(file=file_hash(path), min_difficulty=config.min_difficulty)
+        else:
+            train = config.train_file
+            about.update(
+                random,
+                generator=GENERATOR_VERSION,
+                counts=[config.train_puzzles, config.test_puzzles],
+                givens=config.givens,
+                symmetries=config.active_symmetries,
+                exclude=file_hash(train) if train and split == "test" else None,
+            )
+        if split == "train" and path is not None and config.subsample_size is not None:
+            about.update(random, subsample_size=config.subsample_size)
+        if split == "train" and config.num_aug:
+            about.update(random, num_aug=config.num_aug, symmetries=config.active_symmetries)
+        return about
+
+    def augment(
+        self, inputs: np.ndarray, labels: np.ndarray, rng: np.random.Generator
+    ) -> Tuple[np.ndarray, np.ndarray]:
+        """Apply a random symmetry to each row of (B, S) uint8 inputs and labels."""
+        moves = random_transforms(len(inputs), self.config.size, self.config.active_symmetries, rng)
+        return moves.apply(inputs), moves.apply(labels)
+
+    def parse(self, text: str) -> np.ndarray:
+        """Read a puzzle of S cells, ``.`` or ``0`` for a blank; white space does not count.
+
+        Raises:
+            DataError: if it is malformed or its givens contradict each other.
+        """
+        return (parse_puzzle(text, self.config.size) + 1).astype(np.uint8)
+
+    def answers(self, inputs: np.ndarray) -> Tuple[np.ndarray, Dict[int, str]]:
+        """Solve (n, S) puzzles; what has not exactly one solution has no answer."""
+        size = self.config.size
+        found = solve_puzzles(np.asarray(inputs, np.int64) - 1, size)
+        problems = {}
+        for row in np.flatnonzero(found.counts != 1):
+            first, second = found.solutions[row]
+            cell = int(np.argmax(first != second))
+            problems[int(row)] = (
+                f"the puzzle has more than one solution: row {cell // size + 1} column "
+                f"{cell % size + 1} can be {min(first[cell], second[cell])} or "
+                f"{max(first[cell], second[cell])}"
+                if found.counts[row]
+                else "the puzzle has no solution"
+            )
+        return np.asarray(found.solutions[:, 0] + 1, dtype=np.uint8), problems
+
+    def format(self, tokens: np.ndarray) -> str:
+        """Write (S,) tokens on one line: ``.`` is a blank, ``?`` is no digit at all."""
+        return "".join(self._symbol(int(token)) for token in tokens)
+
+    @property
+    def token_names(self) -> List[str]:
+        """Padding, a blank, and the digits, as :meth:`format` writes them."""
+        return [self._symbol(token) for token in range(self.spec.vocab_size)]
+
+    def _symbol(self, token: int) -> str:
+        if token == 1:
+            return "."
+        return str(token - 1) if 1 < token < self.config.size + 2 else "?"
+
+    def render(
+        self,
+        tokens: np.ndarray,
+        inputs: Optional[np.ndarray] = None,
+        labels: Optional[np.ndarray] = None,
+        color: bool = False,
+    ) -> str:
+        """Draw a grid with its boxes.
+
+        Args:
+            tokens: (S,) what stands in the cells.
+            inputs: (S,) the puzzle; its givens are bold in colour.
+            labels: (S,) the answer; other digits are marked with ``!``, red in colour.
+            color: use ANSI colours.
+        """
+        size = self.config.size
+        box_rows, box_cols = box_shape(size)
+        cells = []
+        for place, token in enumerate(tokens):
+            symbol = self._symbol(int(token))
+            wrong = labels is not None and token != 1 and token != labels[place]
+            style = _BOLD if inputs is not None and inputs[place] > 1 else ""
+            style += _RED if wrong else ""
+            mark = "!" if wrong else " "
+            cells.append(mark + (style + symbol + _PLAIN if color and style else symbol))
+        line = "─" * (2 * box_cols + 1)
+        rules = [left + middle.join([line] * (size // box_cols)) + right for left, middle, right in
+                 ("┌┬┐", "├┼┤", "└┴┘")]  # fmt: skip
+        lines = [rules[0]]
+        for row in range(size):
+            if row and row % box_rows == 0:
+                lines.append(rules[1])
+            boxes = [
+                "".join(cells[row * size + col : row * size + col + box_cols])
+                for col in range(0, size, box_cols)
+            ]
+            lines.append("│" + " │".join(boxes) + " │")
+        return "\n".join(lines + [rules[2]])
+
+    def check(self, inputs: np.ndarray, tokens: np.ndarray) -> bool:
+        """Say whether (S,) ``tokens`` are a valid grid that keeps the givens of ``inputs``."""
+        return bool(self.right(np.asarray(inputs)[None], np.asarray(tokens)[None])[0])
+
+    def right(self, inputs: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+        """Say it of (n, S) puzzles; return (n,) bool."""
+        inputs, tokens = np.asarray(inputs, np.int64), np.asarray(tokens, np.int64)
+        kept = ((inputs <= 1) | (inputs == tokens)).all(axis=1)
+        return np.asarray(kept & valid_grids(tokens - 1, self.config.size))
+
+    def scorer(self, source: Optional[SetSource] = None) -> "SudokuScorer":
+        """Return a scorer that counts valid grids."""
+        del source
+        return SudokuScorer(self)
+
+
+class SudokuScorer(Scorer):
+    """``valid_grids``: the share of predictions that are complete, valid and keep the givens."""
+
+    def __init__(self, task: Sudoku) -> None:
+        """Start at nothing."""
+        self.task = task
+        self.count = 0
+        self.valid = 0
+
+    def update(self, rows: ScoredRows) -> None:
+        """Count predictions."""
+        self.count += len(rows.inputs)
+        self.valid += int(self.task.right(rows.inputs, rows.predictions).sum())
+
+    def state(self) -> Dict[str, np.ndarray]:
+        """Return both counts."""
+        return {"count": np.array(self.count), "valid": np.array(self.valid)}
+
+    def merge(self, state: Dict[str, np.ndarray]) -> None:
+        """Add another scorer's counts."""
+        self.count += int(state["count"])
+        self.valid += int(state["valid"])
+
+    def result(self) -> Dict[str, float]:
+        """Return the share, 0 where there were no puzzles."""
+        return {"valid_grids": self.valid / max(1, self.count)}
+
+
+def _subsample(rows: Iterator[PuzzleSet], count: int, rng: np.random.Generator) -> PuzzleSet:
+    """Draw ``count`` puzzles without holding more: those with the lowest random numbers."""
+    kept: Optional[PuzzleSet] = None
+    lots = np.empty(0)
+    for part in rows:
+        lots = np.concatenate([lots, rng.random(len(part.puzzles))])
+        kept = part if kept is None else PuzzleSet(*map(np.concatenate, zip(kept, part)))
+        if len(lots) > count:
+            chosen = np.sort(np.argsort(lots, kind="stable")[:count])
+            lots, kept = lots[chosen], kept.take(chosen)
+    if kept is None:
+        raise DataError("no puzzles to draw from")
+    return kept

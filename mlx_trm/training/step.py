@@ -1,0 +1,385 @@
+"""One supervision step of training: refill, recursion, loss, gradients, every update.
+
+One pure function differentiates the rows it is given, another applies what was summed over all
+rows. A whole batch goes through both in one compiled function, micro-batches through the first one
+by one. Touched puzzle rows go in and come out; a scatter updates the table outside, in place.
+
+Reference: ``train_batch`` in pretrain.py.
+"""
+
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple
+
+import mlx.core as mx
+from mlx.utils import tree_map, tree_unflatten
+
+from mlx_trm.config.loading import ExperimentConfig
+from mlx_trm.errors import CheckpointError, NonFiniteError
+from mlx_trm.inference.evaluator import should_compile
+from mlx_trm.models import RecursiveModel, named_arrays
+from mlx_trm.models.carry import Batch, Carry, draw_exploration
+from mlx_trm.models.losses import Metrics, act_loss, loss_scale
+from mlx_trm.models.memory import limit_run_ahead
+from mlx_trm.system.processes import Processes
+from mlx_trm.system.streams import added, give_back_cores, joined, over_rows, share_cores
+from mlx_trm.training.optim import EMA, AdamATan2, scheduled_lr, sign_sgd_rows
+
+Tree = Dict[str, Any]
+
+
+class Part(NamedTuple):
+    """A micro-batch on its way through a step; arrays of its rows.
+
+    Attributes:
+        carry: the carry that enters.
+        batch: the incoming puzzles.
+        min_steps: (rows,) int32 exploration.
+    """
+
+    carry: Carry
+    batch: Batch
+    min_steps: mx.array
+
+
+class Stepper:
+    """Takes supervision steps with a model; :class:`mlx_trm.training.trainer.Trainer` makes runs of them.
+
+    Attributes:
+        config: the resolved configuration.
+        model, optimizer, average: what is trained, with what; ``average`` is None without EMA.
+        micro_batch_size: rows computed at once.
+        processes: that train together; each takes its share of every batch.
+        step: supervision steps done.
+        total_steps: of the whole recipe; the schedule runs over them.
+        carries: the carry between steps, in micro-batches; None before the first step.
+    """
+
+    def __init__(
+        self,
+        config: ExperimentConfig,
+        model: RecursiveModel,
+        total_steps: int,
+        processes: Optional[Processes] = None,
+        micro_batch_size: Optional[int] = None,
+    ) -> None:
+        """Start with fresh moments and the average at the model's weights.
+
+        Args:
+            config: validated.
+            model: is trained in place.
+            total_steps: of the whole recipe.
+            processes: that train together; default this one alone.
+            micro_batch_size: rows computed at once; default this process's share of the batch.
+        """
+        self.processes = processes or Processes()
+        share = config.train.batch_size // self.processes.size
+        self.micro_batch_size = min(share, micro_batch_size or share)
+        train = config.train
+        if train.memory_limit_gb is None:
+            limit_run_ahead(model, self.micro_batch_size)
+        self.config = config
+        self.model = model
+        self.total_steps = total_steps
+        self.optimizer = AdamATan2(0.0, (train.beta1, train.beta2), train.weight_decay)
+        self.optimizer.init(model.trained_weights())
+        self.average = EMA(model.trained_weights(), train.ema_rate) if train.ema else None
+        self.step = 0
+        self.carries: Optional[List[Carry]] = None
+        self._whole, self._gradients, self._update = self._compile()
+
+    def _compile(self) -> Tuple[Callable, Callable, Callable]:
+        """Make the functions of a step; this is the only place where they are compiled."""
+        model, optimizer, config = self.model, self.optimizer, self.config.train
+        scale = loss_scale(model.dtype, config.batch_size)
+
+        def loss_fn(weights: Tree, rows: Any, packed: Tuple, min_steps: mx.array) -> Tuple:
+            with model.using(weights):
+                carry, outputs = model.step(Carry.unpack(packed), rows, min_steps)
+            loss, metrics = act_loss(
+                outputs, carry.current.labels, carry.halted, carry.steps, config.loss
+            )
+            return loss * (scale / config.batch_size), carry.pack(), metrics
+
+        def differentiate(
+            weights: Tree, initial: Tree, packed: Tuple, batch: Tuple, rows: Any, min_steps: Any
+        ) -> Tuple:
+            """Give gradients of weights and of rows (None), the new carry, and the metrics."""
+            with model.using(initial):
+                carry = model.begin(Carry.unpack(packed), Batch(*batch))
+            function: Any = mx.value_and_grad(loss_fn, 0 if rows is None else (0, 1))
+
+            def share(rows: Any, packed: Tuple, min_steps: mx.array) -> Tuple:
+                (_, packed, metrics), found = function(weights, rows, packed, min_steps)
+                gradients, of_rows = (found, None) if rows is None else found
+                return (gradients, metrics), (of_rows, packed)
+
+            found = over_rows(share, carry, rows, carry.pack(), min_steps)
+            gradients, metrics = added([sums for sums, _ in found])
+            row_gradients, packed = joined([by_row for _, by_row in found])
+            if scale != 1.0:
+                gradients, row_gradients = tree_map(
+                    lambda gradient: None if gradient is None else gradient * (1.0 / scale),
+                    (gradients, row_gradients),
+                )
+            return gradients, row_gradients, packed, metrics
+
+        def update(
+            state: Tree, gradients: Tree, rows: Any, row_gradients: Any, identifiers: Any,
+            puzzle_lr: mx.array, loss: mx.array,
+        ) -> Tuple:  # fmt: skip
+            """Give the new state, the new rows, and whether everything was finite."""
+            leaves = [leaf for _, leaf in named_arrays(gradients)]
+            leaves += [] if rows is None else [row_gradients]
+            # NaN and infinity stay in a sum, so one number tells.
+            finite = mx.isfinite(sum((mx.sum(leaf) for leaf in leaves), loss))
+            new = dict(state)
+            if config.freeze != "weights":
+                # A copy: the optimiser writes into the dicts of its state.
+                optimizer.state = tree_map(lambda leaf: leaf, state["optimizer"])
+                new["weights"] = optimizer.apply_gradients(gradients, state["weights"])
+                new["optimizer"] = optimizer.state
+                if "average" in state:
+                    new["average"] = EMA.average(state["average"], new["weights"], config.ema_rate)
+            if rows is not None and config.freeze != "puzzle_emb":
+                rows = sign_sgd_rows(
+                    rows, row_gradients, identifiers, puzzle_lr, config.puzzle_emb_weight_decay
+                )
+            return new, rows, finite
+
+        def whole(
+            state: Tree, initial: Tree, packed: Tuple, batch: Tuple, rows: Any, min_steps: Any,
+            puzzle_lr: mx.array,
+        ) -> Tuple:  # fmt: skip
+            gradients, row_gradients, packed, metrics = differentiate(
+                state["weights"], initial, packed, batch, rows, min_steps
+            )
+            identifiers = packed[3][2]
+            loss = metrics["lm_loss"] + metrics["q_halt_loss"]
+            new, rows, finite = update(
+                state, gradients, rows, row_gradients, identifiers, puzzle_lr, loss
+            )
+            return new, packed, rows, metrics, finite
+
+        functions = (whole, differentiate, update)
+        if should_compile(config.compile, model):
+            functions = tuple(mx.compile(function) for function in functions)  # type: ignore
+        return functions
+
+    # A step ------------------------------------------------------------------------------------
+
+    def train_step(self, batch: Batch) -> Metrics:
+        """Take one supervision step and update everything that is trained.
+
+        The puzzle table is updated in place, so a reference to it that was taken before changes
+        too; copy it where its state is to be kept.
+
+        Args:
+            batch: incoming puzzles, (B, S), (B, S) and (B,) int32; only the rows that have halted
+                take theirs. Among several processes it is this one's share of B.
+
+        Returns:
+            The step's metric sums (see :func:`mlx_trm.models.losses.act_loss`), evaluated.
+
+        Raises:
+            NonFiniteError: if the loss or a gradient is not finite; everything is as it was.
+        """
+        number = self.step + 1
+        parts = self._parts(batch, number)
+        self.optimizer.learning_rate = self.learning_rate(number)
+        state: Tree = {
+            "weights": self.model.trained_weights(),
+            "optimizer": self.optimizer.state,
+        }
+        if self.average is not None:
+            state["average"] = self.average.weights
+        rows = identifiers = None
+        if self.model.config.puzzle_emb_ndim:
+            identifiers = mx.concatenate(
+                [
+                    mx.where(
+                        part.carry.halted,
+                        part.batch.puzzle_identifiers,
+                        part.carry.current.puzzle_identifiers,
+                    )
+                    for part in parts
+                ]
+            )
+            identifiers = self.processes.gather(identifiers)
+            rows = self.model.puzzle_emb(identifiers)
+            mx.async_eval(rows)
+        self.model.train()
+        alone = len(parts) == 1 and self.processes.size == 1
+        take = self._take_whole if alone else self._take_parts
+        new, carries, rows, metrics, finite = take(parts, state, rows, identifiers)
+        if not finite.item():  # what was there is still there: nothing new has been put in place
+            self.optimizer.state = state["optimizer"]
+            raise NonFiniteError(number, parts)
+        self.optimizer.state = new["optimizer"]
+        self.model.update(new["weights"])
+        if self.average is not None:
+            self.average.weights = new["average"]
+        if rows is not None and self.config.train.freeze != "puzzle_emb":
+            # The rows were gathered before and have been computed, so the table has no other user
+            # and the scatter works in place: 0.3 ms instead of copying 230 MB in 95 ms.
+            self.model.puzzle_emb.weights[identifiers] = rows
+            mx.async_eval(self.model.puzzle_emb.weights)
+        give_back_cores()
+        self.carries = carries
+        self.step = number
+        return metrics
+
+    def skip_step(self) -> None:
+        """Count a step that could not be taken; every row begins anew with the next batch."""
+        self.step += 1
+        if self.carries is not None:
+            self.carries = [c._replace(halted=mx.ones_like(c.halted)) for c in self.carries]
+
+    # Stopping and going on -------------------------------------------------------------------
+
+    def training_state(self) -> Tuple[Dict[str, mx.array], Dict[str, mx.array]]:
+        """Give the arrays of the optimiser and of the carry by name, the carry's rows as one."""
+        optimizer = dict(named_arrays(self.optimizer.state))
+        carry: Dict[str, mx.array] = {}
+        if self.carries is not None:
+            parts = [part.named() for part in self.carries]
+            carry = {
+                name: self.processes.gather(mx.concatenate([part[name] for part in parts]))
+                for name in parts[0]
+            }
+        mx.eval(optimizer, carry)
+        return optimizer, carry
+
+    def restore(
+        self,
+        step: int,
+        average: Optional[Dict[str, mx.array]],
+        optimizer: Dict[str, mx.array],
+        carry: Dict[str, mx.array],
+    ) -> None:
+        """Go on after ``step``; the model holds its weights already.
+
+        Args:
+            step: supervision steps done.
+            average: the EMA's arrays by name, None without one.
+            optimizer: as :meth:`training_state` gave it.
+            carry: as :meth:`training_state` gave it; empty before the first step.
+
+        Raises:
+            CheckpointError: if arrays are missing or have other shapes.
+        """
+        self.optimizer.state = _like(self.optimizer.state, optimizer, "the optimiser's state")
+        if self.average is not None:
+            if average is None:
+                raise CheckpointError("the checkpoint has no average, and train.ema is on")
+            self.average.weights = _like(self.average.weights, average, "the average")
+        self.step = step
+        self.carries = None
+        if carry:
+            rows = self.config.train.batch_size
+            share = self.processes.share(rows)
+            size = self.micro_batch_size
+            latents = len(self.model.initial_names)
+            wanted = {"steps", "halted", *Batch._fields, *(f"latents.{i}" for i in range(latents))}
+            shape = (rows, self.model.positions + self.model.spec.seq_len)
+            if set(carry) != wanted or any(
+                carry[f"latents.{i}"].shape[:2] != shape for i in range(latents)
+            ):
+                raise CheckpointError("the carry is not of this model and batch size")
+            self.carries = [
+                Carry.from_named({k: v[share][at : at + size] for k, v in carry.items()})
+                for at in range(0, share.stop - share.start, size)
+            ]
+
+    # Parts of a step ---------------------------------------------------------------------------
+
+    def _initial(self) -> Tree:
+        return {name: self.model[name] for name in self.model.initial_names}
+
+    def _puzzle_lr(self) -> mx.array:
+        return mx.array(self.learning_rate(self.step + 1, self.config.train.puzzle_emb_lr))
+
+    def _take_whole(self, parts: List[Part], state: Tree, rows: Any, identifiers: Any) -> Tuple:
+        """Send the whole batch through at once."""
+        del identifiers
+        carry, batch, min_steps = parts[0]
+        share_cores(carry)
+        new, packed, rows, metrics, finite = self._whole(
+            state, self._initial(), carry.pack(), tuple(batch), rows, min_steps, self._puzzle_lr()
+        )
+        mx.eval(new, packed, rows, metrics, finite)
+        return new, [Carry.unpack(packed)], rows, metrics, finite
+
+    def _take_parts(self, parts: List[Part], state: Tree, rows: Any, identifiers: Any) -> Tuple:
+        """Sum the gradients of micro-batches and of all processes, then update once."""
+        total: Any = None
+        mine = None if rows is None else rows[self.processes.share(rows.shape[0])]
+        row_gradients: List[mx.array] = []
+        carries: List[Carry] = []
+        metrics: Metrics = {}
+        start = 0
+        for carry, batch, min_steps in parts:
+            stop = start + batch.inputs.shape[0]
+            share_cores(carry)
+            gradients, of_rows, packed, found = self._gradients(
+                state["weights"], self._initial(), carry.pack(), tuple(batch),
+                None if mine is None else mine[start:stop], min_steps,
+            )  # fmt: skip
+            total = gradients if total is None else added([total, gradients])
+            metrics = {k: metrics[k] + v if k in metrics else v for k, v in found.items()}
+            mx.eval(total, of_rows, packed, metrics)  # so that only one part's graph is held
+            del gradients
+            row_gradients += [] if of_rows is None else [of_rows]
+            carries.append(Carry.unpack(packed))
+            start = stop
+        of_all = None
+        if row_gradients:
+            of_all = self.processes.gather(mx.concatenate(row_gradients))
+        total, metrics = self.processes.sum((total, metrics))
+        loss = metrics["lm_loss"] + metrics["q_halt_loss"]
+        new, rows, finite = self._update(
+            state, total, rows, of_all, identifiers, self._puzzle_lr(), loss
+        )
+        mx.eval(new, rows, finite)
+        return new, carries, rows, metrics, finite
+
+    def _parts(self, batch: Batch, number: int) -> List[Part]:
+        """Cut what enters a step into micro-batches."""
+        count = batch.inputs.shape[0]
+        size = self.micro_batch_size
+        bounds = [(at, min(at + size, count)) for at in range(0, count, size)]
+        pieces = [Batch(*(part[a:b] for part in batch)) for a, b in bounds]
+        if len(bounds) == 1:
+            pieces = [batch]
+        if self.carries is None:
+            self.carries = [self.model.initial_carry(piece) for piece in pieces]
+        model = self.model.config
+        least = draw_exploration(
+            self.config.seed,
+            number,
+            count * self.processes.size,
+            model.halt_exploration_prob,
+            model.halt_max_steps,
+        )
+        least = least[self.processes.share(count * self.processes.size)]
+        return [
+            Part(carry, piece, least[a:b])
+            for carry, piece, (a, b) in zip(self.carries, pieces, bounds)
+        ]
+
+    def learning_rate(self, step: int, base: Optional[float] = None) -> float:
+        """Give the scheduled rate of a step (from 1), of ``train.lr`` or another base."""
+        train = self.config.train
+        return scheduled_lr(
+            train.lr if base is None else base,
+            step,
+            train.lr_warmup_steps,
+            self.total_steps,
+            train.lr_min_ratio,
+        )
+
+
+def _like(tree: Any, arrays: Dict[str, mx.array], what: str) -> Any:
+    """Give a tree of the same structure with the arrays in its places."""
+    names = dict(named_arrays(tree))
+    if set(names) != set(arrays) or any(arrays[k].shape != v.shape for k, v in names.items()):
+        raise CheckpointError(f"{what} is not of this model")
+    return tree_unflatten([(name, arrays[name]) for name in names])
