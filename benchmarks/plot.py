@@ -18,8 +18,8 @@ from results import FOLDER, OURS, THEIRS, read, remarks
 from mlx_trm.cli.arguments import Parser
 from mlx_trm.cli.pictures import check_matplotlib, write_figure
 from mlx_trm.cli.running import console_messages, report_error
-from mlx_trm.config.loading import write_text
 from mlx_trm.errors import ConfigError
+from mlx_trm.system.files import write_text
 
 Line = Dict[str, Any]
 GIB = 1 << 30

@@ -29,8 +29,8 @@ from sizes import describe
 
 from mlx_trm.cli.running import console_messages, default_device, report_error
 from mlx_trm.errors import ConfigError, did_you_mean
-from mlx_trm.nn.layers import on_gpu
-from mlx_trm.runs.checkpoint import find_checkpoint
+from mlx_trm.runs.layout import find_checkpoint
+from mlx_trm.system.device import on_gpu
 
 HERE = Path(__file__).resolve().parent
 

@@ -2,7 +2,8 @@
 
 from typing import Any, Dict, List, NamedTuple, Optional
 
-from mlx_trm.config.loading import ExperimentConfig, load_config
+from mlx_trm.config.loading import load_config
+from mlx_trm.config.sections import ExperimentConfig
 from mlx_trm.tasks import build_task
 
 

@@ -17,7 +17,7 @@ import mlx.core as mx
 import numpy as np
 from protocol import Job, Side, Work, serve
 
-from mlx_trm.nn.layers import on_gpu
+from mlx_trm.system.device import on_gpu
 
 MATRIX = {"gpu": 8192, "cpu": 1024}
 COPIED = {"gpu": 1 << 30, "cpu": 1 << 26}

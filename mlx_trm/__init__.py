@@ -12,17 +12,14 @@ from mlx_trm.system.backend import check_platform
 check_platform()
 # isort: on
 
-from mlx_trm.config.loading import (
+from mlx_trm.config.loading import InitConfig, TrainConfig, load_config, save_config
+from mlx_trm.config.sections import (
     CheckpointConfig,
     EvalConfig,
     ExperimentConfig,
-    InitConfig,
     ModelConfig,
     TaskConfig,
     TaskSpec,
-    TrainConfig,
-    load_config,
-    save_config,
 )
 from mlx_trm.errors import CheckpointError, ConfigError, DataError, TRMError
 from mlx_trm.inference.evaluator import Evaluator

@@ -10,7 +10,8 @@ from mlx_trm.cli.arguments import add_config, add_weights, read_config, writable
 from mlx_trm.cli.running import main as run_command
 from mlx_trm.errors import ConfigError
 from mlx_trm.models import named_arrays
-from mlx_trm.upstream.reading import WRAPPERS, convert_upstream, export_upstream
+from mlx_trm.upstream.reading import convert_upstream
+from mlx_trm.upstream.writing import WRAPPERS, export_upstream
 
 LOGGER = logging.getLogger(__name__)
 

@@ -5,9 +5,8 @@ import sys
 from typing import Any, Dict, List, Optional, Tuple
 
 from mlx_trm.cli import tables as display
-from mlx_trm.cli.arguments import add_json
+from mlx_trm.cli.arguments import add_json, save_json
 from mlx_trm.cli.running import main as run_command
-from mlx_trm.evaluate import write_json
 from mlx_trm.system.report import device_report
 
 
@@ -20,7 +19,7 @@ def run(args: argparse.Namespace) -> int:
     """Print the report, its warnings last; exit code 1 where a product was wrong."""
     report = device_report()
     if args.json is not None:
-        write_json(args.json, report)
+        save_json(args.json, report)
     if not args.quiet:
         print(display.table(rows(report)))
         print()

@@ -55,6 +55,12 @@ class NonFiniteError(TRMError):
         self.parts = list(parts)
 
 
+def describe_error(error: BaseException, most: int = 200) -> str:
+    """Say in one line, of at most so many characters, what an error says."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= most else text[: most - 3] + "..."
+
+
 def shown(text: object, most: int = 80) -> str:
     """Make a text of a file fit to be printed: one line, no control characters, not too long.
 

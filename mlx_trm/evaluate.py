@@ -1,9 +1,7 @@
 """``python -m mlx_trm.evaluate``: score a trained model on its task's puzzles."""
 
 import argparse
-import json
 import logging
-import os
 import sys
 from pathlib import Path
 from typing import List, Optional
@@ -11,16 +9,16 @@ from typing import List, Optional
 from tqdm import tqdm
 
 from mlx_trm.cli import tables as display
-from mlx_trm.cli.arguments import add_json
+from mlx_trm.cli.arguments import add_json, save_json
 from mlx_trm.cli.checkpoints import add_model, add_run, open_run
 from mlx_trm.cli.running import main as run_command
-from mlx_trm.config.loading import config_from_dict, config_to_dict, write_text
+from mlx_trm.config.loading import config_from_dict, config_to_dict
 from mlx_trm.config.sections import NEW_ROWS
 from mlx_trm.errors import ConfigError
 from mlx_trm.inference.evaluator import Evaluator
 from mlx_trm.runs.checkpoint import Checkpoint
 from mlx_trm.runs.folder import save_evaluation_files
-from mlx_trm.runs.transfer import follow_data, read_row_names
+from mlx_trm.runs.puzzle_rows import follow_data, read_row_names
 
 LOGGER = logging.getLogger(__name__)
 
@@ -86,7 +84,7 @@ def run(args: argparse.Namespace, overrides: List[str]) -> int:
 
         metrics = evaluator.run(args.split, args.max_examples, args.steps, on_progress=progress)
     if args.json is not None:
-        write_json(args.json, metrics)
+        save_json(args.json, metrics)
     if args.output is not None:
         for path in save_evaluation_files(args.output, evaluator.files):
             print(f"written: {path}")
@@ -117,23 +115,6 @@ def find_rows(checkpoint: Checkpoint, evaluator: Evaluator, args: argparse.Names
         )
     elif done:
         LOGGER.info("puzzle table: %s", done)
-
-
-def write_json(path: Path, content: object) -> None:
-    """Write a JSON file whole.
-
-    Raises:
-        ConfigError: if it cannot be written.
-    """
-    try:
-        text = json.dumps(content, indent=2) + "\n"
-        if path.exists() and not path.is_file():  # /dev/stdout, say
-            path.write_text(text, encoding="utf-8")
-            return
-        target = Path(os.path.realpath(path))
-        write_text(target, text)
-    except OSError as error:
-        raise ConfigError(f"--json {path}: cannot be written ({error.strerror})") from error
 
 
 def main(argv: Optional[List[str]] = None) -> int:

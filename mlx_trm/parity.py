@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import List, Optional
 
 from mlx_trm.cli import tables as display
-from mlx_trm.cli.arguments import add_json
+from mlx_trm.cli.arguments import add_json, save_json
 from mlx_trm.cli.running import main as run_command
-from mlx_trm.evaluate import write_json
 from mlx_trm.upstream.recording import read_recordings
 from mlx_trm.upstream.replay import Comparison, compare
 
@@ -40,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
             print(f"replaying {recording.case} ...", file=sys.stderr)
         comparisons += compare(recording)
     if args.json is not None:
-        write_json(args.json, [asdict(entry) for entry in comparisons])
+        save_json(args.json, [asdict(entry) for entry in comparisons])
     missed = sum(not entry.passed for entry in comparisons)
     if not args.quiet:
         print(display.table([row(entry) for entry in comparisons], HEADER))

@@ -11,16 +11,18 @@ from typing import Any, Iterator, List, Optional, Tuple
 import numpy as np
 
 from mlx_trm.cli import tables as display
+from mlx_trm.cli.progress import Progress
 from mlx_trm.cli.running import main as run_command
-from mlx_trm.config.loading import ExperimentConfig, dump_config, load_config
+from mlx_trm.config.loading import dump_config, load_config
+from mlx_trm.config.sections import ExperimentConfig
 from mlx_trm.errors import ConfigError
-from mlx_trm.inference.evaluator import should_compile
 from mlx_trm.inference.solver import Solver
+from mlx_trm.inference.step import should_compile
 from mlx_trm.models import named_arrays
 from mlx_trm.models.base import DTYPES
-from mlx_trm.nn.layers import on_gpu
-from mlx_trm.runs.checkpoint import CONFIG, find_checkpoint, list_checkpoints
 from mlx_trm.runs.folder import check_run_dir
+from mlx_trm.runs.layout import CONFIG, find_checkpoint, list_checkpoints
+from mlx_trm.system.device import on_gpu
 from mlx_trm.system.processes import Processes
 from mlx_trm.training.trainer import Trainer, TrainReport
 
@@ -82,7 +84,7 @@ def run(args: argparse.Namespace, config: Optional[ExperimentConfig]) -> int:
             return 0
         print(f"{args.resume}: has reached its end at step {trainer.step}; nothing is left to do")
         return 0
-    progress = display.Progress(trainer.planned_steps, quiet, start=trainer.step)
+    progress = Progress(trainer.planned_steps, quiet, start=trainer.step)
     with stopping(trainer, progress):
         try:
             report = trainer.fit(
@@ -227,7 +229,7 @@ def show_solving(trainer: Trainer, report: TrainReport) -> None:
 
 
 @contextmanager
-def stopping(trainer: Trainer, progress: display.Progress) -> Iterator[None]:
+def stopping(trainer: Trainer, progress: Progress) -> Iterator[None]:
     """Make Ctrl-C (or SIGTERM) finish the step and save; a second one stops at once."""
     signals = (signal.SIGINT, signal.SIGTERM)
 

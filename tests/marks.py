@@ -7,13 +7,8 @@ import numpy as np
 from mlx.utils import tree_flatten
 
 import mlx_trm as trm
-from mlx_trm.config.loading import (
-    CheckpointConfig,
-    EvalConfig,
-    ExperimentConfig,
-    TaskConfig,
-    TrainConfig,
-)
+from mlx_trm.config.loading import TrainConfig
+from mlx_trm.config.sections import CheckpointConfig, EvalConfig, ExperimentConfig, TaskConfig
 from mlx_trm.models.carry import Batch
 from mlx_trm.training.trainer import Trainer
 

@@ -5,7 +5,8 @@ from typing import Any, List, Tuple
 
 import mlx.core as mx
 
-from mlx_trm.config.loading import EvalConfig, ExperimentConfig, TrainConfig
+from mlx_trm.config.loading import TrainConfig
+from mlx_trm.config.sections import EvalConfig, ExperimentConfig
 from mlx_trm.models import RecursiveModel, TRMConfig, register_model
 from mlx_trm.models.carry import Outputs
 from mlx_trm.tasks import SudokuConfig, build_task

@@ -12,7 +12,8 @@ from mlx.utils import tree_flatten, tree_map
 
 import mlx_trm as trm
 from mlx_trm.errors import CheckpointError
-from mlx_trm.runs.checkpoint import find_checkpoint, list_checkpoints, prune_checkpoints
+from mlx_trm.runs.history import prune_checkpoints
+from mlx_trm.runs.layout import find_checkpoint, list_checkpoints
 
 OVERRIDES = [
     "task.size=4",

@@ -18,7 +18,8 @@ from mlx_trm.cli import commands
 from mlx_trm.cli import running as common
 from mlx_trm.cli.arguments import add_config, add_overrides, read_config
 from mlx_trm.cli.commands import COMMANDS, start_command
-from mlx_trm.config.loading import ExperimentConfig, packaged_configs
+from mlx_trm.config.loading import packaged_configs
+from mlx_trm.config.sections import ExperimentConfig
 from mlx_trm.errors import CheckpointError, ConfigError, DataError
 from mlx_trm.system.report import gpu_available
 

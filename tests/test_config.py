@@ -14,11 +14,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mlx_trm.config.loading import (
-    CheckpointConfig,
-    EvalConfig,
-    ExperimentConfig,
-    ModelConfig,
-    TaskConfig,
     TrainConfig,
     config_from_dict,
     config_to_dict,
@@ -29,6 +24,13 @@ from mlx_trm.config.loading import (
     validate_config,
 )
 from mlx_trm.config.registry import MODELS, TASKS
+from mlx_trm.config.sections import (
+    CheckpointConfig,
+    EvalConfig,
+    ExperimentConfig,
+    ModelConfig,
+    TaskConfig,
+)
 from mlx_trm.config.strict_yaml import dump_yaml, parse_scalar, parse_yaml
 from mlx_trm.errors import ConfigError
 
@@ -743,7 +745,7 @@ def test_validate_config_across_sections(change: Dict[str, Any], problem: str) -
 
 PLUGIN = """
 from dataclasses import dataclass
-from mlx_trm.config.loading import TaskConfig
+from mlx_trm.config.sections import TaskConfig
 from mlx_trm.config.registry import TASKS
 
 @dataclass

@@ -5,15 +5,11 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 
-from mlx_trm.config.loading import TaskSpec
+from mlx_trm.config.sections import TaskSpec
 from mlx_trm.errors import CheckpointError
 from mlx_trm.models import TRM, TRMConfig
-from mlx_trm.upstream.names import (
-    from_upstream_names,
-    load_weights,
-    strip_prefix,
-    upstream_model_config,
-)
+from mlx_trm.runs.weights import load_weights
+from mlx_trm.upstream.names import from_upstream_names, strip_prefix, upstream_model_config
 
 SETTINGS = {
     "hidden_size": 16,

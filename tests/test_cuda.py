@@ -11,7 +11,7 @@ import pytest
 
 from mlx_trm.nn import cuda, fused
 from mlx_trm.nn.cuda import nvrtc
-from mlx_trm.nn.layers import rms_norm, rope_tables, silu
+from mlx_trm.nn.functional import rms_norm, rope_tables, silu
 
 on_cuda = pytest.mark.skipif(
     not cuda.usable(mx.bfloat16), reason="needs an NVIDIA GPU with MLX's CUDA backend"

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlx_trm.config.loading import TaskConfig, TaskSpec
+from mlx_trm.config.sections import TaskConfig, TaskSpec
 from mlx_trm.datasets import reading as dataset_files
 from mlx_trm.datasets.dataset import IGNORE_LABEL_ID, SetArrays
 from mlx_trm.datasets.writing import write_dataset

@@ -3,7 +3,7 @@
 import pytest
 
 from mlx_trm.cli import tables as display
-from mlx_trm.runs.folder import StepReport
+from mlx_trm.runs.metrics import StepReport
 
 
 def report(step: int) -> StepReport:

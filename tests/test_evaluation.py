@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 
 import mlx_trm as trm
-from mlx_trm.config.loading import EvalConfig, ExperimentConfig, TaskConfig, TaskSpec, TrainConfig
+from mlx_trm.config.loading import TrainConfig
+from mlx_trm.config.sections import EvalConfig, ExperimentConfig, TaskConfig, TaskSpec
 from mlx_trm.errors import ConfigError
-from mlx_trm.inference.evaluator import Evaluator, should_compile, wilson_interval
+from mlx_trm.inference.evaluator import Evaluator, wilson_interval
+from mlx_trm.inference.step import should_compile
 from mlx_trm.models import TRM, TRMConfig
 from mlx_trm.models.carry import Batch
 from mlx_trm.tasks import Scorer

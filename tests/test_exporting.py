@@ -17,13 +17,15 @@ import numpy as np
 import pytest
 
 import mlx_trm as trm
-from mlx_trm.config.loading import CheckpointConfig, EvalConfig, ExperimentConfig, TrainConfig
+from mlx_trm.config.loading import TrainConfig
+from mlx_trm.config.sections import CheckpointConfig, EvalConfig, ExperimentConfig
 from mlx_trm.export import main
 from mlx_trm.inference.exporting import ANSWERS, export_checkpoint, export_step, step_function
 from mlx_trm.inference.quantization import quantize_model, weight_bytes
 from mlx_trm.inference.solver import Solver
 from mlx_trm.nn import fused
-from mlx_trm.runs.checkpoint import MODEL, load_checkpoint, save_checkpoint
+from mlx_trm.runs.checkpoint import load_checkpoint, save_checkpoint
+from mlx_trm.runs.layout import MODEL
 
 ROOT = Path(__file__).resolve().parents[1]
 SIZES = dict(hidden_size=32, num_heads=2, swiglu_multiple=32, halt_max_steps=3)

@@ -8,12 +8,14 @@ import pytest
 from mlx.utils import tree_flatten
 
 from mlx_trm import quantize_model
-from mlx_trm.config.loading import TaskSpec
+from mlx_trm.config.sections import TaskSpec
 from mlx_trm.models import TRM, TRMConfig, build_model
 from mlx_trm.models.carry import random_batch
 from mlx_trm.models.network import Block
 from mlx_trm.nn import fused
-from mlx_trm.nn.layers import CastedLinear, KeySequence, rope_tables
+from mlx_trm.nn.functional import rope_tables
+from mlx_trm.nn.init import KeySequence
+from mlx_trm.nn.layers import CastedLinear
 
 MIXERS = {
     "attention": {"pos_encodings": "none"},

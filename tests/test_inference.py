@@ -10,7 +10,7 @@ import pytest
 from scripted import FIRST, FIRST_SOLVED, SECOND, experiment, scripted_model
 
 import mlx_trm as trm
-from mlx_trm.config.loading import EvalConfig
+from mlx_trm.config.sections import EvalConfig
 from mlx_trm.errors import CheckpointError, ConfigError, DataError
 from mlx_trm.inference.solver import Solver
 from mlx_trm.models import TRM, TRMConfig

@@ -6,22 +6,18 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlx_trm.nn import layers
-from mlx_trm.nn.layers import (
-    Attention,
-    CastedEmbedding,
-    CastedLinear,
-    KeySequence,
-    PuzzleEmbedding,
-    SwiGLU,
+from mlx_trm.nn import functional
+from mlx_trm.nn.functional import (
     apply_rope,
     mean_in_torch_order,
     rms_norm,
     rope_tables,
     scaled,
     silu,
-    trunc_normal,
 )
+from mlx_trm.nn.init import KeySequence, trunc_normal
+from mlx_trm.nn.layers import Attention, CastedEmbedding, CastedLinear, PuzzleEmbedding, SwiGLU
+from mlx_trm.system.device import on_cuda, on_gpu
 
 
 def normal(*shape: int, seed: int = 0) -> np.ndarray:
@@ -91,7 +87,7 @@ def test_a_mean_in_torch_s_order(size):
     assert np.allclose(have[:, 0], x.astype(np.float64).mean(axis=1), rtol=1e-6)
 
 
-@pytest.mark.skipif(not layers.on_cuda(), reason="needs an NVIDIA GPU")
+@pytest.mark.skipif(not on_cuda(), reason="needs an NVIDIA GPU")
 @pytest.mark.parametrize("size", [16, 64, 128, 512])
 def test_a_norm_is_torch_s_to_the_bit_on_cuda(size):
     torch = pytest.importorskip("torch")
@@ -227,13 +223,13 @@ def test_attention_equals_plain_arithmetic(rope):
 
 
 @pytest.mark.skipif(
-    not layers._EXP_IS_SLOW or layers.on_gpu(), reason="MLX's own exp is used elsewhere"
+    not functional._EXP_IS_SLOW or on_gpu(), reason="MLX's own exp is used elsewhere"
 )
 @pytest.mark.parametrize("compiled", [False, True])
 def test_decay_and_silu_against_float64(compiled):
     x = mx.linspace(-80.0, 80.0, 200001)
     exact = np.exp(-np.array(x).astype(np.float64))
-    decay, silu = (mx.compile(f) if compiled else f for f in (layers.decay, layers.silu))
+    decay, silu = (mx.compile(f) if compiled else f for f in (functional.decay, functional.silu))
     error = np.abs(np.array(decay(x)).astype(np.float64) / exact - 1.0)
     assert error.max() < 1.3e-7
     near = np.abs(np.array(x)) < 20
@@ -245,6 +241,8 @@ def test_decay_and_silu_against_float64(compiled):
 
 def test_silu_of_extremes():
     x = mx.array([0.0, 1e30, -1e30, -200.0, 200.0])
-    np.testing.assert_allclose(np.array(layers.silu(x)), [0.0, 1e30, 0.0, 0.0, 200.0], atol=1e-6)
-    slope = mx.grad(lambda x: mx.sum(layers.silu(x)))(x)
+    np.testing.assert_allclose(
+        np.array(functional.silu(x)), [0.0, 1e30, 0.0, 0.0, 200.0], atol=1e-6
+    )
+    slope = mx.grad(lambda x: mx.sum(functional.silu(x)))(x)
     np.testing.assert_allclose(np.array(slope), [0.5, 1.0, 0.0, 0.0, 1.0], atol=1e-6)

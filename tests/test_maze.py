@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlx_trm.config.loading import TaskSpec
+from mlx_trm.config.sections import TaskSpec
 from mlx_trm.errors import DataError
 from mlx_trm.tasks import Maze, MazeConfig, PuzzleDataset, ScoredRows
 from mlx_trm.tasks.maze.files import csv_text, read_mazes, write_csv

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from mlx_trm import __main__ as commands
-from mlx_trm.config.loading import EvalConfig, ExperimentConfig, TrainConfig
+from mlx_trm.config.loading import TrainConfig
+from mlx_trm.config.sections import EvalConfig, ExperimentConfig
 from mlx_trm.inference.evaluator import Evaluator
 from mlx_trm.models import RecursiveModel, TRMConfig, register_model
 from mlx_trm.models.carry import Outputs

@@ -5,19 +5,19 @@ from concurrent.futures import ThreadPoolExecutor
 import mlx.core as mx
 import pytest
 
-from mlx_trm.config.loading import TaskSpec
+from mlx_trm.config.sections import TaskSpec
 from mlx_trm.errors import ConfigError
 from mlx_trm.models import TRM, TRMConfig, memory
 from mlx_trm.models.carry import random_batch
 from mlx_trm.models.losses import act_loss
 from mlx_trm.models.memory import (
     choose_micro_batch,
-    device_memory,
     estimate_row_bytes,
     estimate_train_bytes,
     rows_that_fit,
 )
 from mlx_trm.nn import fused
+from mlx_trm.system.memory import device_memory
 
 
 @pytest.mark.parametrize("by_hand", [False, True], ids=["automatic", "fused"])

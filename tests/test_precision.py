@@ -9,7 +9,7 @@ import mlx_trm as trm
 from mlx_trm.models import named_arrays
 from mlx_trm.models.base import DTYPES
 from mlx_trm.models.losses import act_loss, loss_scale
-from mlx_trm.nn.layers import rms_norm
+from mlx_trm.nn.functional import rms_norm
 from mlx_trm.training.trainer import Trainer
 
 HALVES = ["bfloat16", "float16"]
@@ -60,7 +60,7 @@ def test_norms_do_not_overflow(dtype):
 @pytest.mark.parametrize("dtype", HALVES)
 def test_attention_sums_in_float32(dtype):
     """The mean over 4,096 equal keys is exact; summed in a half it would be far off."""
-    from mlx_trm.nn.layers import attend
+    from mlx_trm.nn.functional import attend
 
     value = mx.ones((1, 1, 4096, 4), dtype=DTYPES[dtype])
     found = attend(value[:, :, :3] * 0, value * 0, value, 0.5)

@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 
 import mlx_trm as trm
-from mlx_trm.config.loading import CheckpointConfig, EvalConfig, ExperimentConfig, TrainConfig
+from mlx_trm.config.loading import TrainConfig
+from mlx_trm.config.sections import CheckpointConfig, EvalConfig, ExperimentConfig
 from mlx_trm.evaluate import main as evaluate
 from mlx_trm.inference import quantization
 from mlx_trm.inference.quantization import QuantizedCastedLinear, quantize_model, weight_bytes
 from mlx_trm.models import named_arrays
 from mlx_trm.nn import fused, layers
+from mlx_trm.nn.init import KeySequence
 from mlx_trm.runs.checkpoint import save_checkpoint
 from mlx_trm.solve import main as solve
 
@@ -42,7 +44,7 @@ def logits(model: trm.RecursiveModel) -> np.ndarray:
 
 def linear(inputs: int, outputs: int, bias: bool) -> layers.CastedLinear:
     """A layer with a bias that matters."""
-    layer = layers.CastedLinear(inputs, outputs, bias, layers.KeySequence(5))
+    layer = layers.CastedLinear(inputs, outputs, bias, KeySequence(5))
     if bias:
         layer.bias = mx.arange(outputs).astype(mx.float32)
     return layer

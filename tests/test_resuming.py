@@ -17,8 +17,9 @@ import pytest
 from marks import experiment
 
 from mlx_trm.errors import CheckpointError, ConfigError, NonFiniteError
-from mlx_trm.runs.checkpoint import list_checkpoints, load_checkpoint, newest_whole
+from mlx_trm.runs.checkpoint import load_checkpoint, newest_whole
 from mlx_trm.runs.folder import RunLock
+from mlx_trm.runs.layout import list_checkpoints
 from mlx_trm.training import loop as fitting
 from mlx_trm.training.trainer import Trainer
 

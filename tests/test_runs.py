@@ -8,7 +8,8 @@ import mlx.core as mx
 import pytest
 
 from mlx_trm.errors import CheckpointError, ConfigError
-from mlx_trm.runs.folder import MetricsLog, StepReport, free_run_dir, save_interval
+from mlx_trm.runs.folder import free_run_dir, save_interval
+from mlx_trm.runs.metrics import MetricsLog, StepReport
 
 
 def sums(**values: float) -> Dict[str, mx.array]:

@@ -9,7 +9,7 @@ from typing import Any, Dict, Iterator, List
 import numpy as np
 import pytest
 
-from mlx_trm.config.loading import TaskConfig, TaskSpec
+from mlx_trm.config.sections import TaskConfig, TaskSpec
 from mlx_trm.datasets.writing import whole_folder, write_dataset
 from mlx_trm.errors import ConfigError, DataError
 from mlx_trm.system.files import cache_folder

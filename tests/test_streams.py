@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from marks import batches, experiment
 
-from mlx_trm.config.loading import TaskSpec
+from mlx_trm.config.sections import TaskSpec
 from mlx_trm.errors import ConfigError
-from mlx_trm.inference.evaluator import compile_reason
+from mlx_trm.inference.step import compile_reason
 from mlx_trm.models import TRM, TRMConfig, named_arrays
 from mlx_trm.models.carry import Batch, Carry, random_batch
 from mlx_trm.system import backend as _backend
@@ -122,10 +122,10 @@ def test_as_many_streams_as_pay(monkeypatch, shape, cores, count):
     monkeypatch.setenv(_backend.SCHEDULE_WIDTH, "200")
     monkeypatch.setattr(streams, "available_cores", lambda: cores)
     carry = entering(*shape)
-    assert streams.stream_count(carry) == count
-    assert streams.stream_count(carry._replace(latents=())) == 1
+    assert streams.stream_count(*carry.extent) == count
+    assert streams.stream_count(*carry._replace(latents=()).extent) == 1
     monkeypatch.setenv(_backend.SCHEDULE_WIDTH, "20")
-    assert streams.stream_count(carry) == 1
+    assert streams.stream_count(*carry.extent) == 1
 
 
 @on_cpu
@@ -139,14 +139,14 @@ def test_one_stream_where_the_blas_makes_its_own_threads(monkeypatch):
             return 2
 
     monkeypatch.setattr(_backend, "_BLAS", [OpenMP])
-    assert streams.stream_count(entering(64, 97, 512)) == 1
+    assert streams.stream_count(*entering(64, 97, 512).extent) == 1
 
 
 def test_a_bad_number_is_one_line(ask):
     for bad in ("two", "0", "65", "1.5", "-1", "²"):
         ask(bad)
         with pytest.raises(ConfigError, match="MLX_TRM_CPU_STREAMS: must be a whole number from 1"):
-            streams.stream_count(entering(4, 2, 2))
+            streams.stream_count(*entering(4, 2, 2).extent)
 
 
 def test_a_bad_number_is_found_before_there_is_a_run(ask, tmp_path):
@@ -163,7 +163,7 @@ def test_threads_of_the_blas_follow(monkeypatch, ask):
     monkeypatch.setattr(streams, "available_cores", lambda: 8)
     for count in (1, 2, 3, 16):
         ask(count)
-        streams.share_cores(entering(32, 2, 2))
+        streams.share_cores(*entering(32, 2, 2).extent)
     assert said == [8, 4, 2, 1]
     said.clear()
     ask(2)

@@ -19,7 +19,7 @@ from mlx_trm.errors import CheckpointError, ConfigError, DataError
 from mlx_trm.evaluate import main as evaluate
 from mlx_trm.models import named_arrays
 from mlx_trm.runs import transfer as surgery
-from mlx_trm.runs.checkpoint import ROW_NAMES
+from mlx_trm.runs.layout import ROW_NAMES
 from mlx_trm.runs.transfer import Weights
 from mlx_trm.train import main as train
 from mlx_trm.training.trainer import Trainer

@@ -10,7 +10,7 @@ from plain import SMALL, SPEC, Plain, answer_gradients, assert_step, begun, smal
 
 from mlx_trm.config.loading import config_from_dict
 from mlx_trm.errors import ConfigError
-from mlx_trm.inference.evaluator import compile_reason
+from mlx_trm.inference.step import compile_reason
 from mlx_trm.models import TransformersBaseline
 from mlx_trm.models.carry import random_batch
 

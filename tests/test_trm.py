@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from mlx.utils import tree_flatten
 
-from mlx_trm.config.loading import TaskSpec
-from mlx_trm.inference.evaluator import compile_reason
+from mlx_trm.config.sections import TaskSpec
+from mlx_trm.inference.step import compile_reason
 from mlx_trm.models import TRM, TRMConfig, build_model
 from mlx_trm.models.carry import Batch, Carry, random_batch
 from mlx_trm.models.losses import act_loss

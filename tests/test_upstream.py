@@ -14,9 +14,11 @@ import mlx_trm as trm
 from mlx_trm.config.loading import config_from_dict
 from mlx_trm.convert import main
 from mlx_trm.models import build_model, named_arrays
-from mlx_trm.runs.checkpoint import MODEL, load_checkpoint, save_checkpoint
+from mlx_trm.runs.checkpoint import load_checkpoint, save_checkpoint
 from mlx_trm.runs.folder import RunLock
-from mlx_trm.upstream.names import read_safetensors, upstream_model_config, upstream_settings
+from mlx_trm.runs.layout import MODEL
+from mlx_trm.runs.weights import read_safetensors
+from mlx_trm.upstream.names import upstream_model_config, upstream_settings
 from mlx_trm.upstream.reading import convert_upstream, open_upstream
 from mlx_trm.upstream.settings import UPSTREAM_MODELS
 from mlx_trm.upstream.torch_files import read_torch
@@ -486,7 +488,7 @@ def test_a_checkpoint_that_is_whole_survives_what_comes_after(tmp_path, monkeypa
     def stop(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("mlx_trm.runs.checkpoint._point", stop)
+    monkeypatch.setattr("mlx_trm.runs.history._point", stop)
     run = tmp_path / "run"
     with pytest.raises(KeyboardInterrupt):
         convert_upstream(FOLDER / "step_7", trm.load_config(upstream_trm(tmp_path)), run)

@@ -18,7 +18,7 @@ from scripted import scripted_model
 import mlx_trm as trm
 from mlx_trm.config.loading import config_from_dict
 from mlx_trm.config.registry import MODELS
-from mlx_trm.inference.evaluator import compile_reason
+from mlx_trm.inference.step import compile_reason
 from mlx_trm.models import build_model
 from mlx_trm.models.carry import Batch, random_batch
 from mlx_trm.models.losses import act_loss

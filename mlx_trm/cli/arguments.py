@@ -1,14 +1,17 @@
 """Arguments that commands share, and settings such as ``train.lr=3e-4`` anywhere on the line."""
 
 import argparse
+import json
 import os
 import re
 from pathlib import Path
 from typing import Any, Iterator, List, NoReturn, Set, Tuple
 
-from mlx_trm.config.loading import ExperimentConfig, load_config, packaged_configs
+from mlx_trm.config.loading import load_config, packaged_configs
+from mlx_trm.config.sections import ExperimentConfig
 from mlx_trm.errors import ConfigError, did_you_mean
-from mlx_trm.runs.checkpoint import STATE
+from mlx_trm.runs.layout import STATE
+from mlx_trm.system.files import write_json
 
 SETTING = re.compile(r"[\w.-]*=")
 
@@ -86,6 +89,21 @@ def add_json(parser: argparse.ArgumentParser, text: str) -> None:
         text: the option's help.
     """
     parser.add_argument("--json", type=writable, metavar="FILE", help=text)
+
+
+def save_json(path: Path, content: object) -> None:
+    """Write the file that ``--json`` names, whole; a pipe or ``/dev/stdout`` is written to.
+
+    Raises:
+        ConfigError: if it cannot be written.
+    """
+    try:
+        if path.exists() and not path.is_file():
+            path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        else:
+            write_json(os.path.realpath(path), content)
+    except OSError as error:
+        raise ConfigError(f"--json {path}: cannot be written ({error.strerror})") from error
 
 
 def add_weights(parser: argparse.ArgumentParser) -> None:

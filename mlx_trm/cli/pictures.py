@@ -1,7 +1,6 @@
 """Pictures of grid puzzles, drawn by matplotlib (extra ``plot``); how its figures are written."""
 
 import argparse
-import os
 import warnings
 from pathlib import Path
 from typing import Any, NamedTuple, Sequence
@@ -10,6 +9,7 @@ import numpy as np
 
 from mlx_trm.cli.arguments import writable
 from mlx_trm.errors import ConfigError
+from mlx_trm.system.files import replace_file
 
 INCHES, MOST_PANELS = 2.2, 400
 
@@ -101,9 +101,8 @@ def write_figure(figure: Any, path: Path, option: str) -> None:
         ConfigError: if it cannot be written.
     """
     pdf = path.suffix.lower() == ".pdf"
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), replace_file(path) as temporary:
             warnings.simplefilter("ignore", UserWarning)  # of characters that the font lacks
             figure.savefig(
                 temporary,
@@ -111,12 +110,8 @@ def write_figure(figure: Any, path: Path, option: str) -> None:
                 dpi=120,
                 metadata={"CreationDate": None} if pdf else None,  # the same bytes tomorrow
             )
-        os.replace(temporary, path)
     except OSError as error:
         raise ConfigError(f"{option} {path}: cannot be written ({error.strerror})") from error
-    finally:
-        if temporary.exists():
-            temporary.unlink()
 
 
 def _draw(axis: Any, panel: Panel) -> None:

@@ -9,11 +9,14 @@ import gzip
 import json
 import zlib
 from pathlib import Path
-from typing import Any, List, Optional, Sequence, Set, Tuple
+from typing import List, Optional, Sequence, Set, Tuple
 
 from mlx_trm.datasets.dataset import PuzzleDataset
 from mlx_trm.datasets.writing import BLANK_NAME, IDENTIFIERS
-from mlx_trm.errors import DataError
+from mlx_trm.system.files import read_json
+
+# What helps where a built dataset's names or places are damaged.
+NAMES_ADVICE = "; ARC is scored with it, build the dataset again"
 
 
 def load_names(folder: Path) -> List[str]:
@@ -22,28 +25,8 @@ def load_names(folder: Path) -> List[str]:
     Raises:
         DataError: if they cannot be read.
     """
-    names: List[str] = load_json(folder / IDENTIFIERS, list)
+    names: List[str] = read_json(folder / IDENTIFIERS, list, NAMES_ADVICE)
     return names
-
-
-def load_json(path: Path, kind: type) -> Any:
-    """Read a JSON file of a built dataset that holds a list or an object.
-
-    Raises:
-        DataError: if it cannot be read, or holds something else.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise DataError(
-            f"{path}: cannot be read ({error.strerror or error}); ARC is scored with it, "
-            "build the dataset again"
-        ) from error
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path}: is not JSON: {error}; build the dataset again") from error
-    if not isinstance(content, kind):
-        raise DataError(f"{path}: is damaged; build the dataset again")
-    return content
 
 
 def row_names(dataset: PuzzleDataset) -> Optional[List[str]]:

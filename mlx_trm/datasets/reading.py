@@ -3,15 +3,15 @@
 Reference: puzzle_dataset.py ``_load_metadata``, ``_lazy_load_dataset``.
 """
 
-import json
 from pathlib import Path
 from typing import Any, Dict, NamedTuple, Tuple
 
 import numpy as np
 
-from mlx_trm.config.loading import TaskSpec
+from mlx_trm.config.sections import TaskSpec
 from mlx_trm.datasets.writing import FORMAT_VERSION, MARKER
 from mlx_trm.errors import DataError
+from mlx_trm.system.files import read_json
 
 # What is larger is not read through when it is opened: that would take seconds and fill the memory.
 SCANNED_BYTES = 1 << 28
@@ -38,14 +38,7 @@ class SetArrays(NamedTuple):
 
 def read_metadata(path: Path) -> Tuple[Dict[str, Any], TaskSpec]:
     """Read and check ``dataset.json``."""
-    try:
-        about = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
-    except (ValueError, RecursionError) as error:  # bad UTF-8 or bad JSON
-        raise DataError(f"{path}: is not JSON: {error}; build the dataset again") from error
-    if not isinstance(about, dict):
-        raise DataError(f"{path}: is not a JSON object; build the dataset again")
+    about: Dict[str, Any] = read_json(path, dict, "; build the dataset again")
     least = dict.fromkeys(("pad_id", "ignore_label_id", "blank_identifier_id"), 0)
     least.update(vocab_size=1, seq_len=1, num_puzzle_identifiers=1, total_groups=1)
     for key, low in least.items():
@@ -89,13 +82,8 @@ def check_format(folder: Path) -> None:
     path = folder / MARKER
     if not path.exists():
         return
-    try:
-        about = json.loads(path.read_text(encoding="utf-8"))
-        version = about.get("format", FORMAT_VERSION)
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
-    except (ValueError, RecursionError, AttributeError) as error:
-        raise DataError(f"{path}: is damaged; build the dataset again") from error
+    about = read_json(path, dict, "; build the dataset again")
+    version = about.get("format", FORMAT_VERSION)
     if version != FORMAT_VERSION:
         raise DataError(
             f"{path}: was built by another version of mlx_trm (format {version!r}, this one reads "

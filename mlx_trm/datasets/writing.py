@@ -7,7 +7,6 @@ A split's folder holds ``dataset.json`` and, for its set ``all``, ``all__inputs.
 Reference: dataset/common.py ``PuzzleDatasetMetadata``; dataset/build_*_dataset.py.
 """
 
-import json
 import os
 import shutil
 import tempfile
@@ -31,8 +30,9 @@ from typing import (
 
 import numpy as np
 
-from mlx_trm.config.loading import TaskSpec, write_text
+from mlx_trm.config.sections import TaskSpec
 from mlx_trm.errors import DataError
+from mlx_trm.system.files import write_json, write_text
 
 FORMAT_VERSION = 1
 MARKER = "build.json"
@@ -158,11 +158,6 @@ def check_replaceable(target: Path) -> None:
         raise DataError(f"{target}: is not a folder; {advice}")
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Write JSON, indented, keys in the order given."""
-    path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
 class _Rows:
     """A (rows, S) uint8 .npy file that grows; the header is written last.
 
@@ -272,7 +267,7 @@ def write_dataset(
         total_puzzles=puzzles,
         sets=[SET_NAME],
     )
-    write_json(folder / "dataset.json", about)
+    write_json(folder / "dataset.json", about, indent=1)
     return about
 
 
@@ -293,7 +288,7 @@ def write_splits(
     about = {split: write_dataset(parts, folder / split, spec, names) for split, parts in groups}
     for split, said in about.items():  # the later splits may have added names
         said["num_puzzle_identifiers"] = len(names) + 1
-        write_json(folder / split / "dataset.json", said)
+        write_json(folder / split / "dataset.json", said, indent=1)
     write_identifiers(folder, names)
     return about
 
@@ -342,5 +337,7 @@ def describe_spec(spec: TaskSpec) -> Dict[str, Any]:
 def write_identifiers(folder: Path, identifiers: Dict[str, int]) -> None:
     """Write the names of the puzzle table's rows, number 0 being the blank one."""
     write_json(
-        folder / IDENTIFIERS, [BLANK_NAME, *sorted(identifiers, key=identifiers.__getitem__)]
+        folder / IDENTIFIERS,
+        [BLANK_NAME, *sorted(identifiers, key=identifiers.__getitem__)],
+        indent=1,
     )

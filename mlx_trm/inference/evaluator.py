@@ -9,15 +9,15 @@ from typing import Any, Callable, Dict, Optional, Tuple
 import mlx.core as mx
 import numpy as np
 
-from mlx_trm.config.loading import ExperimentConfig
+from mlx_trm.config.sections import ExperimentConfig
 from mlx_trm.errors import ConfigError, did_you_mean
-from mlx_trm.models import RecursiveModel, named_arrays
-from mlx_trm.models.carry import Batch, Carry, Outputs
+from mlx_trm.inference.step import compile_reason, should_compile
+from mlx_trm.models import RecursiveModel
+from mlx_trm.models.carry import Batch
 from mlx_trm.models.losses import act_loss, metric_values
 from mlx_trm.models.memory import evaluating
-from mlx_trm.nn.layers import on_gpu
 from mlx_trm.system.processes import Processes
-from mlx_trm.system.streams import give_back_cores, joined, over_rows, share_cores
+from mlx_trm.system.streams import give_back_cores
 from mlx_trm.tasks import PuzzleDataset, ScoredRows, Task, build_task
 
 Metrics = Dict[str, float]
@@ -26,27 +26,6 @@ Metrics = Dict[str, float]
 SUMMED = "count accuracy exact_accuracy q_halt_accuracy steps lm_loss q_halt_loss".split()
 METRIC_NAMES = ["exact_accuracy", "accuracy", "lm_loss", "q_halt_loss", "q_halt_accuracy", "steps"]
 Progress = Callable[[int, int], None]
-Reason = Callable[[Dict[str, Any], Carry, Optional[mx.array]], Tuple[Carry, Outputs]]
-
-
-# On the CPU a model of fewer weights is not compiled unless that is asked for.
-LARGE = 1_000_000
-
-
-def should_compile(setting: str, model: Optional[RecursiveModel] = None) -> bool:
-    """Turn ``train.compile`` into yes or no.
-
-    Args:
-        setting: ``auto`` compiles on a GPU, and on the CPU a large model: the C++ compiler takes
-            some 20 seconds once, which a small model's whole run may be too short for.
-        model: the one to compile; None where its run is short.
-    """
-    if setting == "auto":
-        weights = (
-            0 if model is None else sum(a.size for _, a in named_arrays(model.trained_weights()))
-        )
-        return on_gpu() or weights >= LARGE
-    return setting == "always"
 
 
 def wilson_interval(right: float, count: float, z: float = 1.959964) -> Tuple[float, float]:
@@ -65,40 +44,6 @@ def wilson_interval(right: float, count: float, z: float = 1.959964) -> Tuple[fl
     middle = share + z * z / (2.0 * count)
     half = z * math.sqrt(share * (1.0 - share) / count + z * z / (4.0 * count * count))
     return max(0.0, scale * (middle - half)), min(1.0, scale * (middle + half))
-
-
-def compile_reason(model: RecursiveModel, compiled: bool) -> Reason:
-    """Give one evaluation step as a function of weights, carry and puzzle vectors.
-
-    This is the only place where the evaluation step is compiled.
-
-    Args:
-        model: in evaluation mode; its structure is used, its weights are an argument.
-        compiled: whether to use ``mx.compile``.
-
-    Returns:
-        ``reason(weights, carry, rows) -> (carry with new latents, outputs)``.
-    """
-
-    def share(packed: Tuple, rows: Optional[mx.array]) -> Tuple:
-        latents, outputs = model.reason(Carry.unpack(packed), rows)
-        return tuple(latents), tuple(outputs)
-
-    def traced(weights: Dict[str, Any], packed: Tuple, rows: Optional[mx.array]) -> Tuple:
-        with model.using(weights):
-            found: Tuple = joined(over_rows(share, Carry.unpack(packed), packed, rows))
-        return found
-
-    step: Callable = mx.compile(traced) if compiled else traced
-
-    def reason(
-        weights: Dict[str, Any], carry: Carry, rows: Optional[mx.array]
-    ) -> Tuple[Carry, Outputs]:
-        share_cores(carry)
-        latents, outputs = step(weights, carry.pack(), rows)
-        return carry._replace(latents=tuple(latents)), Outputs(*outputs)
-
-    return reason
 
 
 class Evaluator:

@@ -6,7 +6,6 @@ table are in the file. A JSON file beside it says what goes in and out, and what
 """
 
 import errno
-import json
 import os
 from dataclasses import asdict
 from pathlib import Path
@@ -14,16 +13,18 @@ from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple, Union
 
 import mlx.core as mx
 
-from mlx_trm.config.loading import config_to_dict, write_text
+from mlx_trm.config.loading import config_to_dict
 from mlx_trm.errors import ConfigError
 from mlx_trm.inference.quantization import Quantized
 from mlx_trm.models import RecursiveModel
 from mlx_trm.models.carry import Batch
 from mlx_trm.nn import fused
-from mlx_trm.nn.layers import on_gpu, without_custom_functions
-from mlx_trm.runs.checkpoint import AVERAGE, MODEL, Checkpoint, verify_checkpoint
+from mlx_trm.nn.functional import without_custom_functions
+from mlx_trm.runs.checkpoint import Checkpoint, verify_checkpoint
+from mlx_trm.runs.layout import AVERAGE, MODEL
+from mlx_trm.system.device import on_gpu
+from mlx_trm.system.files import hash_file, replace_file, write_json
 from mlx_trm.tasks import build_task
-from mlx_trm.tasks.base import file_hash
 
 FORMAT_VERSION = 1
 # What a step gives before its latents.
@@ -84,12 +85,8 @@ def export_step(
         ValueError: if there is no batch size, or one is less than 1.
     """
     target = Path(path)
-    temporary = _temporary(target)
-    try:
+    with replace_file(target) as temporary:
         _write_functions(model, temporary, target, batch_sizes)
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def export_checkpoint(
@@ -118,23 +115,21 @@ def export_checkpoint(
     target = Path(path)
     beside = target.with_name(target.name + ".json")
     about = describe_export(checkpoint, batch_sizes, quantized)
-    place, function, description = target, _temporary(target), _temporary(beside)
+    place = target
     try:
         for place in (beside, target):
             if place.is_dir():
                 raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(place))
-        _write_functions(checkpoint.model, function, target, batch_sizes)
-        about["function"] = {"file": target.name, "sha256": file_hash(function)}
-        place = beside
-        write_text(description, json.dumps(about, indent=2) + "\n")
-        os.replace(description, beside)
-        place = target
-        os.replace(function, target)
+        # The description goes into place first: without its functions it describes nothing, while
+        # functions without their description could be called wrongly.
+        with replace_file(target) as function:
+            _write_functions(checkpoint.model, function, target, batch_sizes)
+            about["function"] = {"file": target.name, "sha256": hash_file(function)}
+            place = beside
+            write_json(beside, about)
+            place = target
     except OSError as error:
         raise ConfigError(f"{place}: cannot be written ({error.strerror or error})") from error
-    finally:
-        for rest in (function, description):
-            rest.unlink(missing_ok=True)
     return beside
 
 
@@ -191,11 +186,6 @@ def describe_step(model: RecursiveModel) -> Dict[str, List[Dict[str, Any]]]:
     }
 
 
-def _temporary(target: Path) -> Path:
-    """Give the name under which a file is written before it takes its place."""
-    return target.with_name(f".{target.name}.{os.getpid()}.tmp")
-
-
 def _write_functions(
     model: RecursiveModel, file: Path, target: Path, batch_sizes: Sequence[int]
 ) -> None:
@@ -211,8 +201,6 @@ def _write_functions(
                 first = _first_inputs(model, size)
                 exporter(*first)
                 exporter(*first, *step(*first)[len(ANSWERS) :])
-        with file.open("rb+") as written:
-            os.fsync(written.fileno())
         mx.import_function(str(file))  # a full disk is noticed here
     except ValueError as error:
         raise ConfigError(

@@ -14,7 +14,8 @@ from mlx import nn
 from mlx.utils import tree_unflatten
 
 from mlx_trm.models import RecursiveModel, named_arrays
-from mlx_trm.nn.layers import CastedLinear, on_gpu
+from mlx_trm.nn.layers import CastedLinear
+from mlx_trm.system.device import on_gpu
 
 BITS = (4, 8)
 GROUP_SIZES = (64, 32)

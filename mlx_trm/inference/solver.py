@@ -8,9 +8,9 @@ from typing import Iterable, Iterator, List, NamedTuple, Optional, Sequence, Tup
 import mlx.core as mx
 import numpy as np
 
-from mlx_trm.config.loading import ExperimentConfig
+from mlx_trm.config.sections import ExperimentConfig
 from mlx_trm.errors import ConfigError, DataError
-from mlx_trm.inference.evaluator import compile_reason, should_compile
+from mlx_trm.inference.step import compile_reason, should_compile
 from mlx_trm.models import RecursiveModel
 from mlx_trm.models.carry import IGNORE_LABEL_ID, Batch
 from mlx_trm.models.memory import evaluating

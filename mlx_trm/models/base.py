@@ -13,10 +13,12 @@ import mlx.core as mx
 from mlx import nn
 from mlx.utils import tree_flatten
 
-from mlx_trm.config.loading import ModelConfig, TaskSpec
 from mlx_trm.config.registry import MODELS
+from mlx_trm.config.sections import ModelConfig, TaskSpec
 from mlx_trm.models.carry import Batch, Carry, Outputs, empty_carry, halt, refill
-from mlx_trm.nn.layers import PuzzleEmbedding, on_gpu, scaled
+from mlx_trm.nn.functional import scaled
+from mlx_trm.nn.layers import PuzzleEmbedding
+from mlx_trm.system.device import on_gpu
 
 DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16, "float16": mx.float16}
 

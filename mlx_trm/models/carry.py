@@ -14,7 +14,7 @@ from typing import Dict, NamedTuple, Optional, Sequence, Tuple
 import mlx.core as mx
 import numpy as np
 
-from mlx_trm.config.loading import TaskSpec
+from mlx_trm.config.sections import TaskSpec
 
 IGNORE_LABEL_ID = -100
 
@@ -65,6 +65,11 @@ class Carry(NamedTuple):
     steps: mx.array
     halted: mx.array
     current: Batch
+
+    @property
+    def extent(self) -> Tuple[int, int]:
+        """B, and the numbers in one latent: what a step is shared among cores by."""
+        return self.steps.shape[0], self.latents[0].size if self.latents else 0
 
     def pack(self) -> Tuple:
         """Give the carry as nested plain tuples."""

@@ -1,9 +1,8 @@
 """How much memory a training step takes, before it is tried, and how much there is."""
 
-import os
 from contextlib import contextmanager
 from threading import Lock
-from typing import Any, Iterator, List, Optional, Union
+from typing import Iterator, List, Optional, Union
 
 import mlx.core as mx
 
@@ -11,9 +10,9 @@ from mlx_trm.errors import ConfigError
 from mlx_trm.models import RecursiveModel, named_arrays
 from mlx_trm.models.network import NetworkConfig
 from mlx_trm.nn import cuda, fused
-from mlx_trm.nn.layers import SwiGLU, on_cuda, on_gpu
-
-GIB = 1 << 30
+from mlx_trm.nn.layers import SwiGLU
+from mlx_trm.system.device import on_cuda
+from mlx_trm.system.memory import GIB, device_memory
 
 # MLX's memory limit before this module first changed it.
 _BEFORE: List[int] = []
@@ -21,24 +20,6 @@ _BEFORE: List[int] = []
 _FREE = Lock()
 # How many times more rows fit where activations are computed again for the gradient.
 RECOMPUTED = 3
-
-
-def device_memory() -> Optional[int]:
-    """Give the bytes the default device may use, or None where that cannot be told.
-
-    On a Mac the GPU shares the machine's memory and may use most of it; MLX says how much.
-    """
-    if on_gpu():
-        read: Any = getattr(mx, "device_info", None) or mx.metal.device_info
-        info = read()
-        for key in ("max_recommended_working_set_size", "total_memory", "memory_size"):
-            if key in info:
-                return int(info[key])
-        return None
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (ValueError, OSError, AttributeError):
-        return None
 
 
 def estimate_row_bytes(model: RecursiveModel) -> int:
@@ -123,14 +104,6 @@ def choose_micro_batch(
         f"{limit / GIB:.0f} GiB; use train.micro_batch_size=auto (or {suggested}) for the same "
         f"training in less memory, or train.batch_size={suggested} or less"
     )
-
-
-def set_limits(memory_gb: Optional[float], cache_gb: Optional[float]) -> None:
-    """Set MLX's limits of memory and of its cache, in GiB, where they are given."""
-    if memory_gb is not None:
-        mx.set_memory_limit(int(memory_gb * GIB))
-    if cache_gb is not None:
-        mx.set_cache_limit(int(cache_gb * GIB))
 
 
 def limit_run_ahead(model: RecursiveModel, rows: int) -> None:

@@ -17,21 +17,13 @@ import mlx.core as mx
 from mlx import nn
 from mlx.nn.utils import checkpoint
 
-from mlx_trm.config.loading import ModelConfig, TaskSpec
+from mlx_trm.config.sections import ModelConfig, TaskSpec
 from mlx_trm.models.base import RecursiveModel, embed_inputs
 from mlx_trm.models.carry import Outputs
 from mlx_trm.nn import fused
-from mlx_trm.nn.layers import (
-    Attention,
-    CastedEmbedding,
-    CastedLinear,
-    CosSin,
-    KeySequence,
-    SwiGLU,
-    rms_norm,
-    rope_tables,
-    trunc_normal,
-)
+from mlx_trm.nn.functional import CosSin, rms_norm, rope_tables
+from mlx_trm.nn.init import KeySequence, trunc_normal
+from mlx_trm.nn.layers import Attention, CastedEmbedding, CastedLinear, SwiGLU
 
 C = TypeVar("C", bound="NetworkConfig")
 

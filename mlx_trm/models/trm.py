@@ -12,12 +12,12 @@ from typing import List, Optional, Tuple
 
 import mlx.core as mx
 
-from mlx_trm.config.loading import TaskSpec
+from mlx_trm.config.sections import TaskSpec
 from mlx_trm.models.base import register_model
 from mlx_trm.models.carry import Carry, Outputs
 from mlx_trm.models.network import Network, NetworkConfig
 from mlx_trm.nn import fused
-from mlx_trm.nn.layers import KeySequence
+from mlx_trm.nn.init import KeySequence
 
 
 @dataclass

@@ -21,16 +21,16 @@ from typing import Any, Callable, Iterator, List, Optional, Tuple
 import mlx.core as mx
 
 from mlx_trm.nn import cuda
-from mlx_trm.nn.layers import (
+from mlx_trm.nn.functional import (
     CosSin,
     apply_rope,
     attend,
     divided_silu,
-    on_gpu,
     rms_norm,
     silu,
     silu_slope,
 )
+from mlx_trm.system.device import on_gpu
 
 # None: on a GPU. Tests say True or False, and so does what cannot hold a custom function (export).
 _CHOICE: List[Optional[bool]] = [None]

@@ -14,27 +14,34 @@ Differs from reference: there a checkpoint is one torch pickle of the weights, a
 the EMA weights only.
 """
 
-import hashlib
 import json
 import os
-import re
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Dict, List, NamedTuple, Optional, Tuple, Union
+from typing import Any, Dict, NamedTuple, Optional, Tuple, Union
 
 import mlx.core as mx
 
-from mlx_trm.config.loading import ExperimentConfig, TaskSpec, load_config, save_config
-from mlx_trm.errors import CheckpointError, ConfigError
+from mlx_trm.config.loading import load_config, save_config
+from mlx_trm.config.sections import ExperimentConfig, TaskSpec
+from mlx_trm.errors import CheckpointError, ConfigError, DataError, describe_error
 from mlx_trm.models import RecursiveModel, build_model, named_arrays
-from mlx_trm.upstream.names import load_weights, read_safetensors
-
-FORMAT_VERSION = 1
-STATE, MODEL, AVERAGE, CONFIG = "state.json", "model.safetensors", "ema.safetensors", "config.yaml"
-OPTIMIZER, CARRY = "optimizer.safetensors", "carry.safetensors"
-ROW_NAMES = "identifiers.json.gz"
-LATEST, BEST = "latest", "best"
+from mlx_trm.runs.layout import (
+    AVERAGE,
+    CARRY,
+    CONFIG,
+    FORMAT_VERSION,
+    LATEST,
+    MODEL,
+    OPTIMIZER,
+    ROW_NAMES,
+    STATE,
+    find_checkpoint,
+    list_checkpoints,
+)
+from mlx_trm.runs.weights import load_weights, read_safetensors
+from mlx_trm.system.files import flush, hash_file, point_link
 
 
 class TrainingState(NamedTuple):
@@ -119,20 +126,20 @@ def save_checkpoint(
             "step": step,
             "spec": asdict(model.spec),
             "progress": None if training is None else training.progress,
-            "sha256": {path.name: _sha256(path) for path in sorted(temporary.iterdir())},
+            "sha256": {path.name: hash_file(path) for path in sorted(temporary.iterdir())},
         }
         (temporary / STATE).write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
         for path in temporary.iterdir():
-            _flush(path)
-        _flush(temporary)
+            flush(path)
+        flush(temporary)
         if target.exists():
             os.replace(target, aside)
         os.replace(temporary, target)
-        _point(run / LATEST, target.name)
-        _flush(run)
+        point_link(run / LATEST, target.name)
+        flush(run)
     except (OSError, RuntimeError) as error:
         raise CheckpointError(
-            f"{target}: the checkpoint could not be written ({_reason(error)}); "
+            f"{target}: the checkpoint could not be written ({describe_error(error)}); "
             "earlier checkpoints are untouched; free some space or choose another run_dir"
         ) from error
     finally:
@@ -190,9 +197,9 @@ def verify_checkpoint(folder: Path) -> Dict[str, Any]:
         if not file.is_file():
             raise CheckpointError(f"{file}: missing; the checkpoint is not whole, use another one")
         try:
-            found = _sha256(file)
-        except OSError as error:
-            raise CheckpointError(f"{file}: cannot be read ({error.strerror})") from error
+            found = hash_file(file)
+        except DataError as error:
+            raise CheckpointError(str(error)) from error
         if found != digest:
             raise CheckpointError(
                 f"{file}: its SHA-256 differs from {STATE}'s; the file is damaged or was changed, "
@@ -236,93 +243,6 @@ def load_training_state(folder: Path, model: RecursiveModel) -> Tuple[Any, Any, 
     return state["step"], average, TrainingState(arrays[0], arrays[1], state["progress"])
 
 
-def find_checkpoint(path: Union[str, Path]) -> Path:
-    """Turn a run folder or a checkpoint folder into the checkpoint folder meant.
-
-    Raises:
-        CheckpointError: if there is no checkpoint.
-    """
-    folder = Path(path)
-    if folder.is_file():
-        raise CheckpointError(
-            f"{path}: is a file; name the run folder that holds config.yaml and the checkpoints"
-        )
-    if not folder.is_dir():
-        raise CheckpointError(f"{path}: no such run or checkpoint folder")
-    if (folder / STATE).is_file():
-        return folder
-    whole = list_checkpoints(folder)
-    if (folder / LATEST / STATE).is_file():
-        latest = (folder / LATEST).resolve()
-        # A process killed after saving a checkpoint, before it moved the link, leaves it behind.
-        return whole[-1] if latest.name in [path.name for path in whole[:-1]] else latest
-    if not whole:
-        raise CheckpointError(
-            f"{path}: holds no checkpoint (step_N with {STATE}); "
-            "has its training reached an evaluation?"
-        )
-    return whole[-1]
-
-
-def list_checkpoints(run_dir: Union[str, Path]) -> List[Path]:
-    """Give a run's whole checkpoints, oldest step first."""
-    found = []
-    for path in Path(run_dir).glob("step_*"):
-        match = re.fullmatch(r"step_(\d+)", path.name)
-        if match and (path / STATE).is_file():
-            found.append((int(match.group(1)), path))
-    return [path for _, path in sorted(found)]
-
-
-def prune_checkpoints(run_dir: Union[str, Path], keep: int) -> None:
-    """Remove all but the ``keep`` newest checkpoints of a run and the best one."""
-    best = Path(run_dir) / BEST
-    kept = best.resolve().name if best.exists() else ""
-    for path in list_checkpoints(run_dir)[: -max(1, keep)]:
-        if path.name != kept:
-            shutil.rmtree(path, ignore_errors=True)
-
-
-def point_best(checkpoint: Path) -> None:
-    """Point the run's link ``best`` at one of its checkpoints.
-
-    Raises:
-        CheckpointError: if the link cannot be made.
-    """
-    try:
-        _point(checkpoint.parent / BEST, checkpoint.name)
-    except OSError as error:
-        raise CheckpointError(
-            f"{checkpoint.parent / BEST}: cannot be written ({_reason(error)})"
-        ) from error
-
-
-def point_latest(checkpoint: Path) -> None:
-    """Point the run's link ``latest`` at one of its checkpoints.
-
-    Raises:
-        OSError: if the link cannot be made.
-    """
-    _point(checkpoint.parent / LATEST, checkpoint.name)
-
-
-def remove_leftovers(run_dir: Union[str, Path]) -> None:
-    """Remove what processes left that were killed while they saved; none may be saving now.
-
-    A checkpoint that was being replaced is put back.
-    """
-    for path in Path(run_dir).glob(".step_*.old-*"):
-        target = path.with_name(path.name[1:].split(".")[0])
-        if not target.exists():
-            os.replace(path, target)
-    for pattern in (".step_*.tmp-*", ".step_*.old-*", ".latest.tmp-*", ".best.tmp-*"):
-        for path in Path(run_dir).glob(pattern):
-            if path.is_symlink() or path.is_file():
-                path.unlink()
-            else:
-                shutil.rmtree(path, ignore_errors=True)
-
-
 def _read_state(folder: Path) -> Dict[str, Any]:
     file = folder / STATE
     try:
@@ -351,7 +271,7 @@ def _read_state(folder: Path) -> Dict[str, Any]:
         return dict(state)
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(
-            f"{file}: damaged or not a checkpoint's ({_reason(error)}); use another checkpoint"
+            f"{file}: damaged or not a checkpoint's ({describe_error(error)}); use another checkpoint"
         ) from error
 
 
@@ -365,34 +285,5 @@ def read_arrays(file: Path) -> Dict[str, mx.array]:
         return read_safetensors(file)[0]
     except ValueError as error:
         raise CheckpointError(
-            f"{file}: cannot be read as safetensors ({_reason(error)}); use another checkpoint"
+            f"{file}: cannot be read as safetensors ({describe_error(error)}); use another checkpoint"
         ) from error
-
-
-def _reason(error: BaseException) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        for block in iter(lambda: file.read(1 << 20), b""):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def _flush(path: Path) -> None:
-    """Ask the system to put a file's or folder's content on the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _point(link: Path, target: str) -> None:
-    """Make or move a relative symbolic link in one step."""
-    temporary = link.with_name(f".{link.name}.tmp-{os.getpid()}")
-    temporary.unlink(missing_ok=True)
-    temporary.symlink_to(target)
-    os.replace(temporary, link)

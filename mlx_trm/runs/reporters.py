@@ -21,8 +21,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
 
-from mlx_trm.config.loading import write_text
 from mlx_trm.errors import ConfigError, did_you_mean
+from mlx_trm.system.files import write_text
 
 LOGGER = logging.getLogger(__name__)
 PROJECT = "mlx_trm"

@@ -7,26 +7,18 @@ from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence, Union
 
 from mlx_trm.config.loading import (
-    ExperimentConfig,
     config_from_dict,
     config_to_dict,
     load_config,
     save_config,
     validate_config,
 )
+from mlx_trm.config.sections import ExperimentConfig
 from mlx_trm.errors import CheckpointError, ConfigError
-from mlx_trm.runs.checkpoint import (
-    BEST,
-    CONFIG,
-    find_checkpoint,
-    list_checkpoints,
-    newest_whole,
-    point_best,
-    point_latest,
-    remove_leftovers,
-    verify_checkpoint,
-)
-from mlx_trm.runs.folder import METRICS, rewind_metrics
+from mlx_trm.runs.checkpoint import newest_whole, verify_checkpoint
+from mlx_trm.runs.history import point_best, point_latest, remove_leftovers
+from mlx_trm.runs.layout import BEST, CONFIG, find_checkpoint, list_checkpoints
+from mlx_trm.runs.metrics import METRICS, rewind_metrics
 
 LOG = logging.getLogger(__name__)
 

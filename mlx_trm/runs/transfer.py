@@ -8,7 +8,7 @@ where the checkpoint knows them, by their numbers, or become their mean.
 Reference: ``load_checkpoint`` in pretrain.py, which resets a table of another size to its mean.
 """
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple, Union
@@ -17,21 +17,20 @@ import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_unflatten
 
-from mlx_trm.config.sections import NEW_ROWS
-from mlx_trm.datasets.names import row_names, unpack_names
 from mlx_trm.errors import CheckpointError, ConfigError, shown
 from mlx_trm.models import RecursiveModel, named_arrays
-from mlx_trm.runs.checkpoint import (
-    AVERAGE,
-    MODEL,
-    ROW_NAMES,
-    find_checkpoint,
-    read_arrays,
-    verify_checkpoint,
+from mlx_trm.runs.checkpoint import read_arrays, verify_checkpoint
+from mlx_trm.runs.layout import AVERAGE, MODEL, ROW_NAMES, find_checkpoint
+from mlx_trm.runs.puzzle_rows import (
+    TABLE,
+    check_count,
+    describe_rows,
+    match_names,
+    read_row_names,
+    reset_table,
+    take_rows,
 )
-from mlx_trm.tasks import PuzzleDataset
 
-TABLE = "puzzle_emb.weights"
 TAKEN, PARTLY, RESET, FRESH, LEFT = STATES = "taken", "partly", "reset", "fresh", "left"
 
 
@@ -120,34 +119,8 @@ def read_weights(path: Union[str, Path], weights: str = "ema") -> Weights:
             f"{folder / MODEL}: {TABLE} is {tuple(table.shape)} of {table.dtype}, must be rows of "
             "floating-point numbers, (rows, numbers); use another checkpoint"
         )
-    _check_count(names, table, str(folder / ROW_NAMES))
+    check_count(names, table, str(folder / ROW_NAMES))
     return Weights(arrays, names, str(folder))
-
-
-def _check_count(names: Optional[Sequence[str]], table: mx.array, where: str) -> None:
-    """Refuse a checkpoint's names that are not as many as the rows of its table."""
-    if names is not None and len(names) != table.shape[0]:
-        raise CheckpointError(
-            f"{where}: {len(names):,} names of rows for a puzzle table of {table.shape[0]:,}; "
-            "use another checkpoint"
-        )
-
-
-def read_row_names(folder: Path) -> Optional[List[str]]:
-    """Read the names of the rows of a checkpoint's puzzle table; None where it has none.
-
-    Raises:
-        CheckpointError: if they cannot be read.
-    """
-    file = folder / ROW_NAMES
-    if not file.exists():
-        return None
-    try:
-        return unpack_names(file.read_bytes())
-    except (OSError, ValueError) as error:
-        raise CheckpointError(
-            f"{file}: cannot be read ({error}); use another checkpoint"
-        ) from error
 
 
 def transfer_weights(
@@ -251,146 +224,15 @@ def _rows(
         )
     if have is not None and want is not None and rows in ("auto", "names"):
         found = match_names(have, want)
-        return _counted(table, found, new_rows, "by name")
+        return _take(table, found, new_rows, "by name")
     if rows == "mean" or (rows == "auto" and table.shape[0] != count):
         return reset_table(table, count), RESET, f"every row the mean of {table.shape[0]:,}"
     found = np.where(np.arange(count) < table.shape[0], np.arange(count), -1)
-    return _counted(table, found, new_rows, "by number")
+    return _take(table, found, new_rows, "by number")
 
 
-def _counted(
-    table: mx.array, found: np.ndarray, new_rows: str, how: str
-) -> Tuple[mx.array, str, str]:
-    """Take rows, and say how many of them there were."""
+def _take(table: mx.array, found: np.ndarray, new_rows: str, how: str) -> Tuple[mx.array, str, str]:
+    """Take rows; give them, the state of the table, and how many rows there were, in words."""
     new = int((found < 0).sum())
-    unused = table.shape[0] - len(np.unique(found[found >= 0]))
-    note = f"{len(found) - new:,} rows {how}"
-    note += f", {new:,} new: {new_rows}" if new else ""
-    note += f", {unused:,} left" if unused else ""
     state = RESET if new == len(found) else PARTLY if new else TAKEN
-    return take_rows(table, found, new_rows), state, note
-
-
-def match_names(have: Sequence[str], want: Sequence[str]) -> np.ndarray:
-    """Find names in a list of names.
-
-    Args:
-        have: the list. A name that stands there twice, because two datasets were mixed, is matched
-            in order.
-        want: the names to find.
-
-    Returns:
-        (len(want),) int64, where each stands in ``have``; -1 where it does not.
-    """
-    once = {name: place for place, name in enumerate(have)}
-    if len(once) == len(have):
-        return np.fromiter((once.get(name, -1) for name in want), dtype=np.int64, count=len(want))
-    places: Dict[str, List[int]] = {}
-    for place, name in enumerate(have):
-        places.setdefault(name, []).append(place)
-    met: Dict[str, int] = {}
-    found = np.full(len(want), -1, dtype=np.int64)
-    for at, name in enumerate(want):
-        where = places.get(name)
-        if where is not None:
-            number = met.get(name, 0)
-            met[name] = number + 1
-            found[at] = where[min(number, len(where) - 1)]
-    return found
-
-
-def take_rows(table: mx.array, found: np.ndarray, new_rows: str = "mean") -> mx.array:
-    """Make a table of some rows of another one.
-
-    Args:
-        table: (M, E) float32.
-        found: (N,) integers, which row each becomes; -1: a new one.
-        new_rows: ``mean``: new rows are the mean of the table; ``zero``: as a new model's.
-
-    Returns:
-        (N, E) float32.
-
-    Raises:
-        ValueError: if ``new_rows`` is neither, or ``found`` is no such array or leaves the table.
-    """
-    if new_rows not in NEW_ROWS:
-        raise ValueError(f"new_rows must be 'mean' or 'zero', got {new_rows!r}")
-    if table.ndim != 2 or found.ndim != 1 or not np.issubdtype(found.dtype, np.integer):
-        raise ValueError("a table has two dimensions, and what is taken of it is (N,) integers")
-    if found.size and not -1 <= found.min() <= found.max() < table.shape[0]:
-        raise ValueError(f"rows must be in -1..{table.shape[0] - 1}")
-    table = table.astype(mx.float32)
-    if (found >= 0).all():
-        return table[mx.array(found.astype(np.int32))]
-    new = mean_row(table) if new_rows == "mean" else mx.zeros((1, table.shape[1]))
-    places = np.where(found < 0, table.shape[0], found).astype(np.int32)
-    return mx.concatenate([table, new])[mx.array(places)]
-
-
-def mean_row(table: mx.array) -> mx.array:
-    """Give the mean of all rows, (1, E) float32, summed in parts so that a million rows keep it."""
-    blocks = (table[at : at + 1024] for at in range(0, table.shape[0], 1024))
-    parts = [mx.sum(block.astype(mx.float32), axis=0, keepdims=True) for block in blocks]
-    return mx.sum(mx.concatenate(parts), axis=0, keepdims=True) / table.shape[0]
-
-
-def reset_table(table: mx.array, count: int) -> mx.array:
-    """Make a table of ``count`` rows, float32, each the mean of the rows of an (M, E) table.
-
-    Reference: ``load_checkpoint`` in pretrain.py.
-    """
-    return mx.repeat(mean_row(table), count, axis=0)
-
-
-def grow_table(table: mx.array, count: int, new_rows: str = "mean") -> mx.array:
-    """Add ``count`` new rows at the end of an (M, E) table; see :func:`take_rows`."""
-    found = np.concatenate([np.arange(table.shape[0]), np.full(count, -1)])
-    return take_rows(table, found, new_rows)
-
-
-def follow_data(
-    model: RecursiveModel,
-    names: Optional[Sequence[str]],
-    dataset: PuzzleDataset,
-    new_rows: str = "mean",
-) -> Optional[str]:
-    """Give the puzzles of a dataset the rows that puzzles of the same names have learnt.
-
-    Args:
-        model: with a table; it gets one of the dataset's size, unless its rows are right already.
-        names: of its rows; None where they are not known.
-        dataset: to be evaluated.
-        new_rows: what unknown puzzles get, as of :func:`take_rows`.
-
-    Returns:
-        What was done, in words, empty where nothing had to be; None where nothing can be, because
-        the checkpoint or the dataset has no names.
-
-    Raises:
-        DataError: if the dataset's names are damaged.
-        CheckpointError: if ``names`` are not as many as the rows of the model's table.
-    """
-    _check_count(names, model.puzzle_emb.weights, f"{ROW_NAMES} of the checkpoint")
-    want = row_names(dataset)
-    if names is None or want is None:
-        return None
-    if list(names) == want:
-        return ""
-    found = match_names(names, want)
-    table, _, note = _counted(model.puzzle_emb.weights, found, new_rows, "by name")
-    set_table(model, table)
-    return note
-
-
-def set_table(model: RecursiveModel, table: mx.array) -> None:
-    """Give a model a puzzle table of another size; its ``spec`` follows.
-
-    Raises:
-        ValueError: if the model has no table, or one with rows of another size.
-    """
-    width = model.config.puzzle_emb_ndim
-    if not width or table.shape[1:] != (width,):
-        raise ValueError(f"the model's puzzle rows have {width} numbers, not {table.shape[1:]}")
-    model.puzzle_emb.weights = table
-    model.spec = replace(model.spec, num_puzzle_identifiers=table.shape[0])
-    mx.eval(table)
+    return take_rows(table, found, new_rows), state, describe_rows(table, found, new_rows, how)

@@ -4,69 +4,18 @@ On a Mac `mlx` brings its Metal backend. On Linux the package `mlx` installs wit
 and then `import mlx.core` ends in "libmlx.so: cannot open shared object file".
 """
 
-import ctypes
 import os
 import platform
 import sys
-from functools import lru_cache
 from pathlib import Path
 from typing import Dict, List, NoReturn, Optional
 
-OPENBLAS = "libopenblas.so.0"
+from mlx_trm.system.blas import find_openblas, prefer_fast_blas
+
 BACKEND_PACKAGES = ("mlx-metal", "mlx-cpu", "mlx-cuda", "mlx-cuda-12", "mlx-cuda-13")
 
 
 SCHEDULE_WIDTH = "MLX_BFS_MAX_WIDTH"
-# The OpenBLAS that was loaded.
-_BLAS: List[ctypes.CDLL] = []
-
-
-def prefer_fast_blas() -> Optional[str]:
-    """On Linux, load OpenBLAS where it is installed, before MLX looks for its BLAS.
-
-    MLX's CPU wheel for Linux brings the single-threaded reference BLAS; symbols of a library that
-    is there first win, which makes a train step about ten times faster (docs/faq.md). Nothing is
-    loaded where MLX is loaded already or the environment has MLX_TRM_OPENBLAS=0.
-
-    Returns:
-        The library's name if it was loaded, else None.
-    """
-    wanted = os.environ.get("MLX_TRM_OPENBLAS", "1") != "0"
-    if not wanted or not sys.platform.startswith("linux") or "mlx.core" in sys.modules:
-        return None
-    try:
-        _BLAS[:] = [ctypes.CDLL(OPENBLAS, mode=ctypes.RTLD_GLOBAL)]
-    except OSError:
-        return None
-    return OPENBLAS
-
-
-@lru_cache(maxsize=1)
-def _preloaded_openblas() -> Optional[ctypes.CDLL]:
-    if not sys.platform.startswith("linux"):
-        return None
-    process = ctypes.CDLL(None)
-    return process if hasattr(process, "openblas_set_num_threads") else None
-
-
-def _openblas() -> Optional[ctypes.CDLL]:
-    """Give the OpenBLAS of this process: loaded here, or preloaded by the user."""
-    return _BLAS[0] if _BLAS else _preloaded_openblas()
-
-
-@lru_cache(maxsize=1)
-def blas_threads() -> Optional[int]:
-    """Give the threads that OpenBLAS began with, as its variables allow; None without it."""
-    library = _openblas()
-    return None if library is None else int(library.openblas_get_num_threads())
-
-
-def set_blas_threads(count: int) -> None:
-    """Say how many threads a matrix product may use; of no effect without OpenBLAS."""
-    blas_threads()
-    library = _openblas()
-    if library is not None:
-        library.openblas_set_num_threads(count)
 
 
 def prefer_direct_launches() -> None:
@@ -99,7 +48,7 @@ def prefer_wide_schedule() -> None:
 
 def schedules_widely() -> bool:
     """Whether MLX has been told so, and the BLAS can be given a thread a stream."""
-    width, library = os.environ.get(SCHEDULE_WIDTH, ""), _openblas()
+    width, library = os.environ.get(SCHEDULE_WIDTH, ""), find_openblas()
     # 2: made with OpenMP, which counts threads anew in each of MLX's.
     by_openmp = library is not None and library.openblas_get_parallel() == 2
     return width.isdecimal() and int(width) >= 100 and not by_openmp

@@ -1,8 +1,16 @@
-"""Where built data, fetched data and compiled kernels are kept between runs."""
+"""Files: where things are kept between runs, and how a file is written, hashed and read."""
 
+import hashlib
+import json
 import os
 import sys
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, Iterator, Union
+
+from mlx_trm.errors import DataError
+
+AnyPath = Union[str, "os.PathLike[str]"]
 
 
 def cache_folder() -> Path:
@@ -16,3 +24,121 @@ def cache_folder() -> Path:
     if sys.platform == "win32":
         return Path(os.environ.get("LOCALAPPDATA") or home / "AppData" / "Local") / "mlx_trm"
     return Path(os.environ.get("XDG_CACHE_HOME") or home / ".cache") / "mlx_trm"
+
+
+def temporary_name(path: AnyPath) -> Path:
+    """Give the hidden name beside a file under which this process writes it; same suffix."""
+    target = Path(path)
+    return target.with_name(f".{target.stem}.{os.getpid()}.tmp{target.suffix}")
+
+
+@contextmanager
+def replace_file(path: AnyPath) -> Iterator[Path]:
+    """Give a temporary file's name; what is written there becomes ``path`` if the block succeeds.
+
+    Otherwise ``path`` stays as it was. In both cases nothing else is left behind.
+
+    Args:
+        path: of the file; its folder has to be there.
+
+    Raises:
+        OSError: if the file cannot be flushed to the disk or put in place.
+    """
+    temporary = temporary_name(path)
+    try:
+        yield temporary
+        flush(temporary)  # or a crash of the machine could leave an empty file under the name
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_bytes(path: AnyPath, content: bytes) -> None:
+    """Write a file, which is replaced whole or not at all.
+
+    Raises:
+        OSError: if it cannot be written.
+    """
+    with replace_file(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def write_text(path: AnyPath, text: str) -> None:
+    """Write a UTF-8 text file, which is replaced whole or not at all.
+
+    Raises:
+        OSError: if it cannot be written.
+    """
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_json(path: AnyPath, content: Any, indent: int = 2) -> None:
+    """Write a JSON file, which is replaced whole or not at all; keys in the order given.
+
+    Raises:
+        OSError: if it cannot be written.
+    """
+    write_text(path, json.dumps(content, indent=indent, ensure_ascii=False) + "\n")
+
+
+def read_json(path: AnyPath, kind: type = dict, advice: str = "") -> Any:
+    """Read a JSON file that holds an object, or a list.
+
+    Args:
+        path: of the file, UTF-8.
+        kind: ``dict`` or ``list``.
+        advice: what the user can do, put at the end of an error.
+
+    Raises:
+        DataError: if it cannot be read, is no JSON, or holds something else.
+    """
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror or error}{advice}") from error
+    except (ValueError, RecursionError) as error:  # bad UTF-8, bad JSON, or nested without end
+        raise DataError(f"{path}: is not JSON: {error}{advice}") from error
+    if not isinstance(content, kind):
+        raise DataError(f"{path}: is not a JSON {'object' if kind is dict else 'list'}{advice}")
+    return content
+
+
+def hash_file(path: AnyPath) -> str:
+    """Return the SHA-256 of a file, in hexadecimal.
+
+    Raises:
+        DataError: if it cannot be read.
+    """
+    digest = hashlib.sha256()
+    try:
+        with open(Path(path).expanduser(), "rb") as file:
+            for block in iter(lambda: file.read(1 << 20), b""):
+                digest.update(block)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
+    return digest.hexdigest()
+
+
+def flush(path: AnyPath) -> None:
+    """Ask the system to put a file's or folder's content on the disk.
+
+    Raises:
+        OSError: if that fails.
+    """
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def point_link(link: Path, target: str) -> None:
+    """Make or move a relative symbolic link in one step.
+
+    Raises:
+        OSError: if that fails.
+    """
+    temporary = link.with_name(f".{link.name}.tmp-{os.getpid()}")
+    temporary.unlink(missing_ok=True)
+    temporary.symlink_to(target)
+    os.replace(temporary, link)

@@ -10,15 +10,15 @@ On a GPU, and on macOS, whose CPU has not been measured, there is one stream: th
 
 import os
 import threading
-from typing import Any, Callable, Dict, List, Optional, Sequence
+from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 import mlx.core as mx
 from mlx.utils import tree_map
 
 from mlx_trm.errors import ConfigError
-from mlx_trm.models.carry import Carry
-from mlx_trm.nn.layers import on_gpu
-from mlx_trm.system.backend import blas_threads, schedules_widely, set_blas_threads
+from mlx_trm.system.backend import schedules_widely
+from mlx_trm.system.blas import blas_threads, set_blas_threads
+from mlx_trm.system.device import on_gpu
 
 VARIABLE = "MLX_TRM_CPU_STREAMS"
 # Each stream adds a copy of the step to the graph that Python builds.
@@ -48,29 +48,36 @@ def asked_streams() -> Optional[int]:
     return int(asked) if asked else None
 
 
-def stream_count(carry: Carry) -> int:
-    """Give the number of streams that a step from this carry is shared among.
+def stream_count(rows: int, numbers: int) -> int:
+    """Give the number of streams that a step is shared among.
+
+    Args:
+        rows: B, puzzles in the batch.
+        numbers: in one of its latents, (B, T, D); 0 where there is none.
 
     Raises:
         ConfigError: as :func:`asked_streams`.
     """
-    asked, rows = asked_streams(), carry.steps.shape[0]
+    asked = asked_streams()
     if on_gpu():
         return 1
     if asked is not None:
         return max(1, min(asked, rows))
     if not schedules_widely():
         return 1
-    numbers = carry.latents[0].size if carry.latents else 0
     return max(1, min(_MOST, available_cores(), rows, numbers // _LEAST))
 
 
-def share_cores(carry: Carry) -> int:
+def share_cores(rows: int, numbers: int) -> int:
     """Give the number of streams for a step, and each of them as many BLAS threads as there are.
 
     Call it before a step, which may be a compiled function that only calls MLX.
+
+    Args:
+        rows: B, puzzles in the batch.
+        numbers: in one of its latents.
     """
-    count = stream_count(carry)
+    count = stream_count(rows, numbers)
     if not on_gpu():
         set_blas_threads(max(1, available_cores() // count))
     return count
@@ -82,19 +89,19 @@ def give_back_cores() -> None:
         set_blas_threads(available_cores())
 
 
-def over_rows(function: Callable[..., Any], carry: Carry, *trees: Any) -> List[Any]:
+def over_rows(function: Callable[..., Any], extent: Tuple[int, int], *trees: Any) -> List[Any]:
     """Apply a function to shares of a batch, each on a stream of its own; after share_cores.
 
     Args:
         function: of as many trees; nothing in it depends on other rows.
-        carry: that enters the step, for :func:`stream_count`.
+        extent: the rows of the batch, and the numbers in one of its latents.
         trees: nested tuples of arrays, or None; B is the length of every array's first axis.
 
     Returns:
         The results, by rows; one, of the whole batch, where there is nothing to share. They are
         computed side by side if they are evaluated together.
     """
-    count, rows = stream_count(carry), carry.steps.shape[0]
+    rows, count = extent[0], stream_count(*extent)
     if count == 1:
         return [function(*trees)]
     results = []

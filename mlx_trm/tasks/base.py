@@ -25,8 +25,8 @@ from typing import (
 
 import numpy as np
 
-from mlx_trm.config.loading import TaskConfig, TaskSpec
 from mlx_trm.config.registry import TASKS
+from mlx_trm.config.sections import TaskConfig, TaskSpec
 from mlx_trm.datasets.dataset import PuzzleDataset, SetSource
 from mlx_trm.datasets.writing import (
     FORMAT_VERSION,
@@ -35,11 +35,10 @@ from mlx_trm.datasets.writing import (
     Group,
     PuzzleBlock,
     whole_folder,
-    write_json,
     write_splits,
 )
 from mlx_trm.errors import DataError
-from mlx_trm.system.files import cache_folder
+from mlx_trm.system.files import cache_folder, hash_file, write_json
 from mlx_trm.tasks.text import Written
 
 LOG = logging.getLogger(__name__)
@@ -174,7 +173,7 @@ class Task(Written):
         settings.pop("data_dir", None)
         for name in ("train_file", "test_file"):
             if settings.get(name):
-                settings[name] = file_hash(settings[name])
+                settings[name] = hash_file(settings[name])
         return {**settings, "split": split, "seed": self.seed}
 
     def dataset(self, split: str, progress: bool = False) -> PuzzleDataset:
@@ -246,7 +245,7 @@ class Task(Written):
             content = [self.content(split) for split in splits]
             key = self.cache_key(splits)
             marker = {"made_by": "mlx_trm", "format": FORMAT_VERSION, "key": key}
-            write_json(temporary / MARKER, {**marker, "content": content})
+            write_json(temporary / MARKER, {**marker, "content": content}, indent=1)
         return about
 
     def write(
@@ -296,22 +295,6 @@ def build_task(config: TaskConfig, seed: int = 0) -> Task:
     """
     task: Task = TASKS.get(config.name).cls(config, seed)
     return task
-
-
-def file_hash(path: Union[str, Path]) -> str:
-    """Return the SHA-256 of a file.
-
-    Raises:
-        DataError: if it cannot be read.
-    """
-    digest = hashlib.sha256()
-    try:
-        with open(Path(path).expanduser(), "rb") as file:
-            for block in iter(lambda: file.read(1 << 20), b""):
-                digest.update(block)
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
-    return digest.hexdigest()
 
 
 def _plugin_code(cls: Type[Task]) -> Optional[str]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import IO, Any, Callable, Dict, Iterator, Tuple
 
 from mlx_trm.datasets.sources import RECORD, RECORD_FORMAT, Entry, read_record
-from mlx_trm.datasets.writing import write_json
+from mlx_trm.system.files import write_json
 from mlx_trm.tasks.fetch_http import unwritable
 
 Files = Dict[str, Tuple[int, str]]

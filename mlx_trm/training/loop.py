@@ -10,19 +10,15 @@ from typing import Any, Callable, Dict, List, Optional, Tuple
 import mlx.core as mx
 
 from mlx_trm.config.loading import config_to_dict
-from mlx_trm.errors import CheckpointError, NonFiniteError
+from mlx_trm.errors import NonFiniteError
 from mlx_trm.inference.evaluator import Metrics
-from mlx_trm.models import named_arrays
 from mlx_trm.models.carry import Batch
-from mlx_trm.runs.checkpoint import TrainingState, point_best, prune_checkpoints, save_checkpoint
-from mlx_trm.runs.folder import (
-    METRICS,
-    MetricsLog,
-    StepReport,
-    save_evaluation_files,
-    save_interval,
-)
+from mlx_trm.runs.checkpoint import TrainingState, save_checkpoint
+from mlx_trm.runs.folder import save_evaluation_files, save_interval
+from mlx_trm.runs.history import point_best, prune_checkpoints
+from mlx_trm.runs.metrics import METRICS, MetricsLog, StepReport
 from mlx_trm.runs.reporters import make_reporters
+from mlx_trm.training.nonfinite import save_replay
 
 LOG = logging.getLogger(__name__)
 
@@ -306,37 +302,3 @@ def best_value(metrics: Dict[str, Metrics], name: str) -> float:
     """Give the first set's value of ``eval.best_metric``, negative where less is better."""
     value = next(iter(metrics.values()))[name]
     return -value if name.endswith("loss") else value
-
-
-def save_replay(folder: Path, error: NonFiniteError, rank: int = 0) -> Path:
-    """Save what entered a step that was not finite: carry, incoming batch and exploration.
-
-    Of several processes number 0 saves its share.
-
-    Returns:
-        The file, ``nonfinite_step_N.safetensors``.
-
-    Raises:
-        CheckpointError: if it cannot be written.
-    """
-    path = folder / f"nonfinite_step_{error.step}.safetensors"
-    if rank:
-        return path
-    arrays: Dict[str, mx.array] = {}
-    for number, part in enumerate(error.parts):
-        tree = {
-            "carry": list(part.carry.pack()[0]),
-            "steps": part.carry.steps,
-            "halted": part.carry.halted,
-            "current": part.carry.current._asdict(),
-            "batch": part.batch._asdict(),
-            "min_steps": part.min_steps,
-        }
-        arrays.update({f"part{number}.{name}": array for name, array in named_arrays(tree)})
-    temporary = path.with_name(f".{path.name}.tmp.safetensors")
-    try:
-        mx.save_safetensors(str(temporary), arrays, {"step": str(error.step)})
-        temporary.replace(path)
-    except (OSError, RuntimeError) as problem:
-        raise CheckpointError(f"{path}: cannot be written ({problem})") from problem
-    return path

@@ -12,9 +12,9 @@ from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple
 import mlx.core as mx
 from mlx.utils import tree_map, tree_unflatten
 
-from mlx_trm.config.loading import ExperimentConfig
+from mlx_trm.config.sections import ExperimentConfig
 from mlx_trm.errors import CheckpointError, NonFiniteError
-from mlx_trm.inference.evaluator import should_compile
+from mlx_trm.inference.step import should_compile
 from mlx_trm.models import RecursiveModel, named_arrays
 from mlx_trm.models.carry import Batch, Carry, draw_exploration
 from mlx_trm.models.losses import Metrics, act_loss, loss_scale
@@ -112,7 +112,7 @@ class Stepper:
                 gradients, of_rows = (found, None) if rows is None else found
                 return (gradients, metrics), (of_rows, packed)
 
-            found = over_rows(share, carry, rows, carry.pack(), min_steps)
+            found = over_rows(share, carry.extent, rows, carry.pack(), min_steps)
             gradients, metrics = added([sums for sums, _ in found])
             row_gradients, packed = joined([by_row for _, by_row in found])
             if scale != 1.0:
@@ -301,7 +301,7 @@ class Stepper:
         """Send the whole batch through at once."""
         del identifiers
         carry, batch, min_steps = parts[0]
-        share_cores(carry)
+        share_cores(*carry.extent)
         new, packed, rows, metrics, finite = self._whole(
             state, self._initial(), carry.pack(), tuple(batch), rows, min_steps, self._puzzle_lr()
         )
@@ -318,7 +318,7 @@ class Stepper:
         start = 0
         for carry, batch, min_steps in parts:
             stop = start + batch.inputs.shape[0]
-            share_cores(carry)
+            share_cores(*carry.extent)
             gradients, of_rows, packed, found = self._gradients(
                 state["weights"], self._initial(), carry.pack(), tuple(batch),
                 None if mine is None else mine[start:stop], min_steps,

@@ -16,15 +16,17 @@ from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tupl
 
 import mlx.core as mx
 
-from mlx_trm.config.loading import ExperimentConfig, InitConfig, config_to_dict, validate_config
+from mlx_trm.config.loading import InitConfig, config_to_dict, validate_config
+from mlx_trm.config.sections import ExperimentConfig
 from mlx_trm.datasets.names import pack_names, row_names
 from mlx_trm.errors import CheckpointError, ConfigError
 from mlx_trm.inference.evaluator import Evaluator, check_dimensions
 from mlx_trm.models import RecursiveModel, build_model
 from mlx_trm.models.carry import Batch
-from mlx_trm.models.memory import choose_micro_batch, set_limits
+from mlx_trm.models.memory import choose_micro_batch
 from mlx_trm.runs.checkpoint import load_training_state
-from mlx_trm.runs.folder import RunLock, StepReport, prepare_run_dir
+from mlx_trm.runs.folder import RunLock, prepare_run_dir
+from mlx_trm.runs.metrics import StepReport
 from mlx_trm.runs.reporters import check_reporters
 from mlx_trm.runs.resume import (
     checkpoint_names,
@@ -40,6 +42,7 @@ from mlx_trm.runs.transfer import (
     read_weights,
     transfer_weights,
 )
+from mlx_trm.system.memory import set_limits
 from mlx_trm.system.processes import Processes
 from mlx_trm.system.streams import asked_streams
 from mlx_trm.tasks import PuzzleDataset, build_task

@@ -8,47 +8,29 @@ weights, the averaged ones where its run kept an average.
 Reference: pretrain.py ``save_train_state``, ``load_checkpoint``.
 """
 
-import json
 import logging
 import os
 import re
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Dict, Mapping, Optional, Sequence, Tuple, Union
 
 import mlx.core as mx
 
-from mlx_trm.config.loading import (
-    ExperimentConfig,
-    ModelConfig,
-    config_from_dict,
-    config_to_dict,
-    load_config,
-)
+from mlx_trm.config.loading import config_from_dict, config_to_dict, load_config
+from mlx_trm.config.sections import ExperimentConfig
 from mlx_trm.errors import CheckpointError, ConfigError, listed, shown
-from mlx_trm.models import RecursiveModel, build_model, named_arrays
-from mlx_trm.runs.checkpoint import (
-    CONFIG,
-    Checkpoint,
-    list_checkpoints,
-    load_checkpoint,
-    save_checkpoint,
-)
+from mlx_trm.models import RecursiveModel, build_model
+from mlx_trm.models.base import DTYPES
+from mlx_trm.runs.checkpoint import save_checkpoint
 from mlx_trm.runs.folder import RunLock, prepare_run_dir
-from mlx_trm.upstream.names import (
-    from_upstream_names,
-    load_weights,
-    read_safetensors,
-    strip_prefix,
-    upstream_settings,
-)
-from mlx_trm.upstream.settings import UPSTREAM_MODELS, completed_config, declared_settings
+from mlx_trm.runs.layout import CONFIG, list_checkpoints
+from mlx_trm.runs.weights import load_weights, read_safetensors
+from mlx_trm.upstream.names import from_upstream_names, strip_prefix
+from mlx_trm.upstream.settings import completed_config, declared_settings
 
 LOG = logging.getLogger(__name__)
-
-WRAPPERS = {"compiled": "_orig_mod.model.inner.", "plain": "model.inner.", "inner": "inner."}
-_DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16, "float16": mx.float16}
 
 
 @dataclass
@@ -191,55 +173,6 @@ def convert_upstream(
     return written, source
 
 
-def export_upstream(
-    run: Union[str, Path],
-    target: Path,
-    weights: str = "ema",
-    dtype: str = "reference",
-    names: str = "compiled",
-) -> Checkpoint:
-    """Write a run's weights under the reference's names, as its ``load_state_dict`` takes them.
-
-    Args:
-        run: a run folder or a checkpoint folder.
-        target: ``.safetensors``, or ``.pt``, which needs torch; replaced whole or not at all.
-        weights: ``ema`` (what the reference saves) or ``raw``.
-        dtype: ``reference``: float32, and the initial states as ``forward_dtype``; or one dtype for
-            everything, which rounds.
-        names: which wrappers stand before a name, a key of :data:`WRAPPERS`.
-
-    Returns:
-        The checkpoint that was read.
-
-    Raises:
-        CheckpointError: if the run cannot be read, or the reference has no such model.
-        ConfigError: if the target cannot be written.
-    """
-    if target.suffix not in (".safetensors", ".pt"):
-        raise ConfigError(f"--to-upstream {target}: name a file that ends in .safetensors or .pt")
-    torch = _torch() if target.suffix == ".pt" else None
-    checkpoint = load_checkpoint(run, weights=weights)
-    _check_exportable(checkpoint)
-    arrays = _upstream_arrays(checkpoint.model, dtype, WRAPPERS[names])
-    settings = upstream_settings(checkpoint.config.model, checkpoint.spec)
-    temporary = target.with_name(f".{target.stem}.{os.getpid()}.tmp{target.suffix}")
-    try:
-        if torch is None:
-            metadata = {"format": "pt", "step": str(checkpoint.step)}
-            metadata["config"] = json.dumps(settings)
-            mx.save_safetensors(str(temporary), arrays, metadata)
-        else:
-            torch.save(_tensors(torch, arrays), str(temporary))
-        os.replace(temporary, target)
-    except (OSError, RuntimeError) as error:
-        reason = " ".join(str(error).split())
-        raise ConfigError(f"--to-upstream {target}: cannot be written ({reason})") from error
-    finally:
-        if temporary.exists():
-            temporary.unlink()
-    return checkpoint
-
-
 # Reading -----------------------------------------------------------------------------------------
 
 
@@ -247,7 +180,7 @@ def _check_floats(path: Path, arrays: Mapping[str, mx.array]) -> None:
     problems = [
         f"{shown(name)} is {str(array.dtype).rpartition('.')[2] if array.size else 'empty'}"
         for name, array in arrays.items()
-        if not array.size or array.dtype not in _DTYPES.values()
+        if not array.size or array.dtype not in DTYPES.values()
     ]
     if problems or not arrays:
         raise CheckpointError(
@@ -281,73 +214,3 @@ def _remove_rests(run: Path, lock: Optional[RunLock], made: bool) -> None:
 
 
 # Writing -----------------------------------------------------------------------------------------
-
-
-def _check_exportable(checkpoint: Checkpoint) -> None:
-    """Refuse models that the reference has not, or not in this size."""
-    config = checkpoint.config.model
-    if config.name not in UPSTREAM_MODELS:
-        raise CheckpointError(
-            f"{checkpoint.path}: the reference has no model {config.name!r} (it has: "
-            f"{', '.join(UPSTREAM_MODELS)})"
-        )
-    own = {name: tuple(array.shape) for name, array in named_arrays(checkpoint.model.parameters())}
-    twin = replace(config, swiglu_multiple=256)  # type: ignore[call-arg]
-    theirs = build_model(twin, checkpoint.spec)
-    for name, array in named_arrays(theirs.parameters()):
-        if own[name] != tuple(array.shape):
-            raise CheckpointError(
-                f"{checkpoint.path}: the reference cannot have such a model: with its "
-                f"swiglu_multiple of 256, {name} would be {tuple(array.shape)}, not {own[name]}"
-            )
-
-
-def _upstream_arrays(model: RecursiveModel, dtype: str, prefix: str) -> Dict[str, mx.array]:
-    """Give a model's arrays under the reference's names and in its dtypes."""
-    arrays = {}
-    for name, array in named_arrays(model.parameters()):
-        if dtype != "reference":
-            array = array.astype(_DTYPES[dtype])
-        elif name in model.initial_names:
-            array = _initial_state(model.config, array)
-        arrays[prefix + name] = array
-    mx.eval(arrays)
-    return arrays
-
-
-def _initial_state(config: ModelConfig, array: mx.array) -> mx.array:
-    """Give an initial state in ``forward_dtype``, as the reference keeps it.
-
-    Where that is ``auto`` it is bfloat16, the reference's default, unless that would lose bits.
-    """
-    named = getattr(config, "forward_dtype")
-    if named != "auto":
-        return array.astype(_DTYPES[named])
-    rounded = array.astype(mx.bfloat16)
-    same = bool(mx.all(rounded.astype(array.dtype) == array).item())
-    return rounded if same else array
-
-
-def _torch() -> Any:
-    try:
-        import torch  # type: ignore[import-not-found]
-    except ImportError as error:
-        raise ConfigError(
-            "--to-upstream: a .pt file is written by torch, which is not installed; write a "
-            ".safetensors file, or pip install torch"
-        ) from error
-    return torch
-
-
-def _tensors(torch: Any, arrays: Mapping[str, mx.array]) -> Dict[str, Any]:
-    """Turn arrays into torch's tensors, bit by bit."""
-    import numpy as np
-
-    tensors = {}
-    for name, array in arrays.items():
-        if array.dtype == mx.bfloat16:
-            bits = np.array(array.view(mx.uint16)).view(np.int16)
-            tensors[name] = torch.from_numpy(bits).view(torch.bfloat16)
-        else:
-            tensors[name] = torch.from_numpy(np.array(array))
-    return tensors

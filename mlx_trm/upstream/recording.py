@@ -14,7 +14,7 @@ import mlx.core as mx
 
 from mlx_trm.errors import DataError
 from mlx_trm.models.carry import Batch
-from mlx_trm.upstream.names import read_safetensors
+from mlx_trm.runs.weights import read_safetensors
 
 Arrays = Dict[str, mx.array]
 

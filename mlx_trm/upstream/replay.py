@@ -19,8 +19,9 @@ from mlx_trm.errors import DataError, TRMError
 from mlx_trm.models import RecursiveModel, build_model, named_arrays
 from mlx_trm.models.carry import Carry, Outputs, exploration_minimum
 from mlx_trm.models.losses import act_loss
+from mlx_trm.runs.weights import load_weights
 from mlx_trm.training.optim import EMA, AdamATan2, scheduled_lr, sign_sgd_rows
-from mlx_trm.upstream.names import from_upstream_names, load_weights, upstream_model_config
+from mlx_trm.upstream.names import from_upstream_names, upstream_model_config
 from mlx_trm.upstream.recording import Arrays, Recording
 
 LOGGER = logging.getLogger(__name__)

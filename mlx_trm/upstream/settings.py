@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
 from mlx_trm.config.assembly import given_settings
-from mlx_trm.config.loading import ExperimentConfig, TaskSpec, config_from_dict, config_to_dict
+from mlx_trm.config.loading import config_from_dict, config_to_dict
 from mlx_trm.config.registry import MODELS
+from mlx_trm.config.sections import ExperimentConfig, TaskSpec
 from mlx_trm.errors import CheckpointError, listed, shown
 from mlx_trm.models.network import NetworkConfig
 from mlx_trm.nn.layers import SwiGLU

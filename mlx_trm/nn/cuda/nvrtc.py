@@ -11,7 +11,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Dict, Optional, Tuple
 
-from mlx_trm.system.files import cache_folder
+from mlx_trm.system.files import cache_folder, write_bytes
 
 _FOLDER = Path(__file__).parent
 
@@ -86,9 +86,7 @@ def _binary(name: str, architecture: str, defines: Tuple[Tuple[str, int], ...]) 
     code = _compile(nvrtc, source, architecture)
     try:  # a folder that cannot be written costs the next process a second, no more
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.{os.getpid()}")
-        partial.write_bytes(code + hashlib.sha256(code).digest())
-        os.replace(partial, path)
+        write_bytes(path, code + hashlib.sha256(code).digest())
     except OSError:
         pass
     return code

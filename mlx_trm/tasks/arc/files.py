@@ -3,7 +3,6 @@
 Reference: dataset/build_arc_dataset.py ``load_puzzles_arcagi``.
 """
 
-import json
 from pathlib import Path
 from typing import Any, Dict, List, NamedTuple, Optional, Tuple
 
@@ -11,6 +10,7 @@ import numpy as np
 
 from mlx_trm.config.checks import is_unicode
 from mlx_trm.errors import DataError
+from mlx_trm.system.files import read_json
 from mlx_trm.tasks.arc.grids import CANVAS, SEPARATOR, check_grid
 
 PARTS = ("train", "test")
@@ -92,10 +92,10 @@ def read_subset(subset: Subset, size: int = CANVAS, complete: bool = True) -> Li
     """
     if subset.solutions is None:
         return _read_folder(subset, size, complete)
-    raw = _read_json(subset.challenges)
+    raw = read_json(subset.challenges)
     solutions: Dict[str, Any] = {}
     if subset.solutions.is_file():
-        solutions = _read_json(subset.solutions)
+        solutions = read_json(subset.solutions)
     elif complete and not all(_answered(task) for task in raw.values()):
         raise DataError(
             f"{subset.solutions}: no such file; put the solutions there, or leave the answers open "
@@ -118,25 +118,12 @@ def read_subset(subset: Subset, size: int = CANVAS, complete: bool = True) -> Li
 def _read_folder(subset: Subset, size: int, complete: bool) -> List[ArcTask]:
     tasks: Dict[str, ArcTask] = {}
     for path in subset.files():
-        name, raw = path.stem, _read_json(path)
+        name, raw = path.stem, read_json(path)
         _check_task(raw, str(path))
         if name in tasks:
             raise DataError(f"{path}: there are two tasks of this name in {subset.challenges}")
         tasks[name] = _task(name, raw, str(path), size, complete)
     return list(tasks.values())
-
-
-def _read_json(path: Path) -> Dict[str, Any]:
-    """Read a JSON object."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
-    except (ValueError, RecursionError) as error:  # bad UTF-8 or bad JSON
-        raise DataError(f"{path}: is not JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise DataError(f"{path}: must be a JSON object of tasks by name")
-    return content
 
 
 def _answered(task: Any) -> bool:

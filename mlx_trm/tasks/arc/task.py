@@ -14,7 +14,7 @@ from typing import Any, Dict, Iterable, Iterator, List, Optional, Sequence, Tupl
 
 import numpy as np
 
-from mlx_trm.config.loading import TaskConfig, TaskSpec
+from mlx_trm.config.sections import TaskConfig, TaskSpec
 from mlx_trm.datasets.dataset import SetSource
 from mlx_trm.datasets.sources import fetched_folder
 from mlx_trm.datasets.writing import (
@@ -24,6 +24,7 @@ from mlx_trm.datasets.writing import (
     write_splits,
 )
 from mlx_trm.errors import DataError, did_you_mean
+from mlx_trm.system.files import hash_file
 from mlx_trm.tasks.arc import grids as arc_grids
 from mlx_trm.tasks.arc.builder import Plan, Writer, draw_plans
 from mlx_trm.tasks.arc.files import Subset, find_subset, read_subset
@@ -35,7 +36,7 @@ from mlx_trm.tasks.arc.lookup import (
     split_grids,
 )
 from mlx_trm.tasks.arc.voting import ArcScorer, load_scorer
-from mlx_trm.tasks.base import Task, check_split, counted, file_hash, register_task
+from mlx_trm.tasks.base import Task, check_split, counted, register_task
 
 LOG = logging.getLogger(__name__)
 
@@ -213,7 +214,7 @@ class ARC(Task):
         config = self.config
         files = {
             subset.name: [
-                [path.name, file_hash(path)] if subset.solutions is None else file_hash(path)
+                [path.name, hash_file(path)] if subset.solutions is None else hash_file(path)
                 for path in subset.files()
             ]
             for subset in self.subsets()

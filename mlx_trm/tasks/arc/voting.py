@@ -15,10 +15,11 @@ from typing import Any, Dict, List, Sequence, Tuple
 import numpy as np
 
 from mlx_trm.datasets.dataset import SetSource
-from mlx_trm.datasets.names import load_json, load_names
+from mlx_trm.datasets.names import NAMES_ADVICE, load_names
 from mlx_trm.datasets.reading import read_metadata
 from mlx_trm.datasets.writing import IDENTIFIERS, TEST_PUZZLES
 from mlx_trm.errors import DataError
+from mlx_trm.system.files import read_json
 from mlx_trm.tasks.arc.files import Pair
 from mlx_trm.tasks.arc.grids import CANVAS, check_grid, crop_sizes, cut, parse_name
 from mlx_trm.tasks.base import ScoredRows, Scorer
@@ -245,7 +246,7 @@ def load_puzzles(folder: Path, size: int = CANVAS) -> Dict[str, List[Pair]]:
         return {
             name: [_pair(pair, f"{path}: {name}: test pair {i}", size) for i, pair in
                    enumerate(puzzle["test"], 1)]
-            for name, puzzle in load_json(path, dict).items()
+            for name, puzzle in read_json(path, dict, NAMES_ADVICE).items()
         }  # fmt: skip
     except (KeyError, TypeError) as error:
         raise DataError(f"{path}: is damaged; build the dataset again") from error

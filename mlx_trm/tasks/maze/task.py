@@ -13,10 +13,11 @@ from typing import Any, Dict, Iterable, Iterator, List, Optional, Tuple
 
 import numpy as np
 
-from mlx_trm.config.loading import TaskConfig, TaskSpec
+from mlx_trm.config.sections import TaskConfig, TaskSpec
 from mlx_trm.datasets.dataset import SetSource
 from mlx_trm.datasets.writing import SPLITS, PuzzleBlock
-from mlx_trm.tasks.base import ScoredRows, Scorer, Task, check_split, file_hash, register_task
+from mlx_trm.system.files import hash_file
+from mlx_trm.tasks.base import ScoredRows, Scorer, Task, check_split, register_task
 from mlx_trm.tasks.maze.files import SYMBOLS, parse_maze, read_mazes, split_mazes
 from mlx_trm.tasks.maze.generator import (
     GENERATOR_VERSION,
@@ -293,7 +294,7 @@ class Maze(Task):
 
 def _hash(path: Path) -> str:
     check_no_folder(path)
-    return file_hash(path)
+    return hash_file(path)
 
 
 class MazeScorer(Scorer):

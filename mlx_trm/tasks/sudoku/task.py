@@ -12,11 +12,12 @@ from typing import Any, Dict, Iterator, List, Optional, Tuple
 
 import numpy as np
 
-from mlx_trm.config.loading import TaskConfig, TaskSpec
+from mlx_trm.config.sections import TaskConfig, TaskSpec
 from mlx_trm.datasets.dataset import SetSource
 from mlx_trm.datasets.writing import PuzzleBlock
 from mlx_trm.errors import DataError
-from mlx_trm.tasks.base import ScoredRows, Scorer, Task, check_split, file_hash, register_task
+from mlx_trm.system.files import hash_file
+from mlx_trm.tasks.base import ScoredRows, Scorer, Task, check_split, register_task
 from mlx_trm.tasks.sudoku.files import check_no_folder, parse_puzzle, read_puzzles
 from mlx_trm.tasks.sudoku.generator import DEFAULT_GIVENS, GENERATOR_VERSION, generate_sets
 from mlx_trm.tasks.sudoku.keys import puzzle_keys
@@ -208,7 +209,7 @@ class Sudoku(Task):
         random = {"seed": self.seed}
         if path is not None:
             check_no_folder(path)
-            about.update(file=file_hash(path), min_difficulty=config.min_difficulty)
+            about.update(file=hash_file(path), min_difficulty=config.min_difficulty)
         else:
             train = config.train_file
             about.update(
@@ -217,7 +218,7 @@ class Sudoku(Task):
                 counts=[config.train_puzzles, config.test_puzzles],
                 givens=config.givens,
                 symmetries=config.active_symmetries,
-                exclude=file_hash(train) if train and split == "test" else None,
+                exclude=hash_file(train) if train and split == "test" else None,
             )
         if split == "train" and path is not None and config.subsample_size is not None:
             about.update(random, subsample_size=config.subsample_size)

@@ -1,0 +1,119 @@
+"""Progress on a terminal or in a log."""
+
+import sys
+import time
+from typing import Any, Dict
+
+from tqdm import tqdm
+
+from mlx_trm.cli.tables import duration, size
+from mlx_trm.runs.metrics import StepReport
+
+
+class Progress:
+    """Shows a training run; give its methods to :meth:`mlx_trm.training.trainer.Trainer.fit`."""
+
+    def __init__(
+        self,
+        total: int,
+        quiet: bool = False,
+        seconds_between_lines: float = 10.0,
+        start: int = 0,
+    ) -> None:
+        """Start the display.
+
+        Args:
+            total: supervision steps of the run.
+            quiet: show nothing.
+            seconds_between_lines: how often a line is printed where there is no terminal.
+            start: steps done before.
+        """
+        self.quiet = quiet
+        self._between = seconds_between_lines
+        self._total = total
+        self._last_line = time.monotonic()
+        self._bar: Any = None
+        self._eval_bar: Any = None
+        if not quiet and sys.stderr.isatty():
+            self._bar = tqdm(
+                total=total, initial=start, unit="step", dynamic_ncols=True, smoothing=0.1
+            )
+
+    def step(self, report: StepReport) -> None:
+        """Show the progress of training."""
+        if self.quiet:
+            return
+        metrics = report.metrics
+        shown = {
+            "loss": f"{metrics['lm_loss']:.4f}",
+            "exact": f"{metrics['exact_accuracy']:.3f}",
+            "mem": size(report.peak_memory),
+        }
+        if self._bar is not None:
+            self._bar.set_postfix(shown, refresh=False)
+            return
+        if not self._line_is_due() and report.step < report.total:
+            return
+        left = (report.total - report.step) / max(report.steps_per_second, 1e-9)
+        line = "  ".join(f"{name} {value}" for name, value in shown.items())
+        self.line(
+            f"step {report.step}/{report.total}  {line}  lr {report.lr:.2e}  "
+            f"{report.steps_per_second:.2f} steps/s  {duration(left)} left"
+        )
+
+    def tick(self, step: int) -> None:
+        """Show that a step is done; lines only where steps are so slow that nothing else comes."""
+        if self._bar is not None:
+            self._bar.update(step - self._bar.n)
+        elif self._line_is_due(patience=3.0):
+            self.line(f"step {step}/{self._total}")
+
+    def evaluating(self, done: int, total: int) -> None:
+        """Show how far an evaluation is."""
+        if self._bar is not None:
+            if self._eval_bar is None:
+                self._eval_bar = tqdm(
+                    total=total, unit="puzzle", desc="evaluating", leave=False, dynamic_ncols=True
+                )
+            self._eval_bar.update(done - self._eval_bar.n)
+            if done >= total:
+                self._eval_bar.close()
+                self._eval_bar = None
+        elif self._line_is_due():
+            self.line(f"evaluating: {done}/{total} puzzles")
+
+    def _line_is_due(self, patience: float = 1.0) -> bool:
+        """Whether it is time for the next line; what says less has more patience."""
+        now = time.monotonic()
+        if self.quiet or now - self._last_line < patience * self._between:
+            return False
+        self._last_line = now
+        return True
+
+    def evaluation(self, event: Dict[str, Any]) -> None:
+        """Show the result of an evaluation in one line."""
+        for name, values in event["metrics"].items():
+            extra = "".join(
+                f"  {key} {value:.4f}"
+                for key, value in values.items()
+                if key in ("accuracy", "valid_grids")
+            )
+            self.line(
+                f"evaluation at step {event['step']}  {name}: "
+                f"exact {values.get('exact_accuracy', 0.0):.4f}{extra}"
+            )
+
+    def line(self, text: str) -> None:
+        """Print a line without breaking the bar."""
+        if self.quiet:
+            return
+        if self._bar is not None:
+            self._bar.write(text, file=sys.stderr)
+        else:
+            print(text, file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        """End the bars."""
+        for bar in (self._eval_bar, self._bar):
+            if bar is not None:
+                bar.close()
