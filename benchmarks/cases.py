@@ -15,7 +15,7 @@ from sizes import experiment
 import mlx_trm as trm
 from mlx_trm.datasets.reading import SetArrays
 from mlx_trm.models.carry import Batch
-from mlx_trm.training.step import Stepper
+from mlx_trm.training.step import TrainStep
 
 STEPS = 1_000_000  # of the schedule; far from its end
 
@@ -66,14 +66,14 @@ class RandomPuzzles(trm.Task):
 def train(job: Job) -> Work:
     """Take supervision steps with everything that trains: gradients, AdamATan2, SignSGD, EMA."""
     config = experiment(job)
-    stepper = Stepper(config, build(job), STEPS)
+    stepper = TrainStep(config, build(job), STEPS)
     batches = random_puzzles(job, 4)
 
     def run(count: int) -> None:
         for number in range(count):
             arrays = batches[number % len(batches)]
             batch = Batch(*(mx.array(arrays[name]) for name in Batch._fields))
-            metrics = stepper.train_step(batch)
+            metrics = stepper(batch)
         mx.eval(metrics)
         mx.synchronize()
 

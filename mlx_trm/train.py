@@ -72,11 +72,11 @@ def run(args: argparse.Namespace, config: Optional[ExperimentConfig]) -> int:
         sys.stdout.write(dump_config(config))
         return 0
     trainer = make_trainer(args, config)
-    quiet = args.quiet or not trainer.processes.leads
+    quiet = args.quiet or not trainer.run.processes.leads
     if not quiet:
-        if trainer.transfer is not None:
-            print(f"First weights from {trainer.transfer.summary()}:")
-            print(display.table(trainer.transfer.rows(), ("weights", "shape", "state", "note")))
+        if trainer.run.transfer is not None:
+            print(f"First weights from {trainer.run.transfer.summary()}:")
+            print(display.table(trainer.run.transfer.rows(), ("weights", "shape", "state", "note")))
             print()
         print(display.table(describe(trainer)), flush=True)
     if trainer.finished():
@@ -84,7 +84,7 @@ def run(args: argparse.Namespace, config: Optional[ExperimentConfig]) -> int:
             return 0
         print(f"{args.resume}: has reached its end at step {trainer.step}; nothing is left to do")
         return 0
-    progress = Progress(trainer.planned_steps, quiet, start=trainer.step)
+    progress = Progress(trainer.run.plan.planned_steps, quiet, start=trainer.step)
     with stopping(trainer, progress):
         try:
             report = trainer.fit(
@@ -164,16 +164,16 @@ def describe(trainer: Trainer) -> List[Tuple[str, str]]:
         ("model", f"{config.model.name}, {count:,} trained parameters"),
         (
             "data",
-            f"{config.task.name}, {len(trainer.train_set):,} training examples, "
-            f"{len(trainer.test_set):,} for testing",
+            f"{config.task.name}, {len(trainer.run.train_set):,} training examples, "
+            f"{len(trainer.run.test_set):,} for testing",
         ),
         ("batch", f"{config.train.batch_size} puzzles"),
         *(
-            [("processes", f"{trainer.processes.size}, each with its share of a batch")]
-            if trainer.processes.size > 1
+            [("processes", f"{trainer.run.processes.size}, each with its share of a batch")]
+            if trainer.run.processes.size > 1
             else []
         ),
-        ("steps", f"{trainer.planned_steps:,} supervision steps{done}"),
+        ("steps", f"{trainer.run.plan.planned_steps:,} supervision steps{done}"),
         ("device", f"{device_name()}, {dtype}, {compiled}"),
         ("checkpoint", f"{display.size(stored + averaged)} each"),
     ]
@@ -207,7 +207,7 @@ def finish(trainer: Trainer, report: TrainReport) -> None:
 
 def show_solving(trainer: Trainer, report: TrainReport) -> None:
     """Print how the trained model solves the first test puzzle."""
-    _, arrays, _ = next(iter(trainer.test_set.eval_batches(1, 1, seed=trainer.config.seed)))
+    _, arrays, _ = next(iter(trainer.run.test_set.eval_batches(1, 1, seed=trainer.config.seed)))
     inputs = arrays["inputs"][0].astype(np.uint8)
     solver = Solver.from_checkpoint(report.checkpoint)
     puzzle = solver.task.format(inputs)

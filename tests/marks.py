@@ -69,12 +69,12 @@ def experiment(**changes) -> ExperimentConfig:
 
 
 def batches(trainer: Trainer, count: int) -> list:
-    arrays = trainer.train_set.train_batches(6, seed=0, epochs_per_iter=30)
+    arrays = trainer.run.train_set.train_batches(6, seed=0, epochs_per_iter=30)
     return [Batch(*(mx.array(next(arrays)[name]) for name in Batch._fields)) for _ in range(count)]
 
 
 def flat(trainer: Trainer) -> dict:
     found = dict(tree_flatten(trainer.model.parameters()))
-    if trainer.average is not None:
-        found.update({f"ema.{k}": v for k, v in tree_flatten(trainer.average.weights)})
+    if trainer.train_step.average is not None:
+        found.update({f"ema.{k}": v for k, v in tree_flatten(trainer.train_step.average.weights)})
     return {name: np.array(array) for name, array in found.items()}

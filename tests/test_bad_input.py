@@ -20,7 +20,7 @@ import pytest
 from mlx_trm import load_checkpoint
 from mlx_trm.__main__ import main
 from mlx_trm.errors import CheckpointError
-from mlx_trm.runs.checkpoint import _sha256 as sha256
+from mlx_trm.system.files import hash_file as sha256
 from mlx_trm.system.report import gpu_available
 from mlx_trm.tasks.fetch_servers import SERVERS
 

@@ -249,7 +249,7 @@ def test_a_file_that_cannot_hold_the_dataset(capsys: Any, tmp_path: Path, monkey
     assert run(capsys, *BUILD, "--output", "made")[0] == 0
     before = content(tmp_path)
 
-    def full(*_: Any) -> None:
+    def full(*_: Any, **__: Any) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("mlx_trm.datasets.writing.write_json", full)

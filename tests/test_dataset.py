@@ -514,7 +514,9 @@ def test_another_version_of_the_format(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="build.json: was built by another version .*format 99"):
         PuzzleDataset.load(folder, "test")
     (folder / "build.json").write_text("[]")
-    with pytest.raises(DataError, match="build.json: is damaged"):
+    with pytest.raises(
+        DataError, match="build.json: is not a JSON object; build the dataset again"
+    ):
         PuzzleDataset.load(folder, "test")
     (folder / "build.json").unlink()
     assert len(PuzzleDataset.load(folder, "test")) == 6

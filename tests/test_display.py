@@ -3,6 +3,7 @@
 import pytest
 
 from mlx_trm.cli import tables as display
+from mlx_trm.cli.progress import Progress
 from mlx_trm.runs.metrics import StepReport
 
 
@@ -54,7 +55,7 @@ def test_metric_rows_put_the_interval_beside_the_exact_accuracy():
 
 
 def test_lines_where_there_is_no_terminal(capsys):
-    progress = display.Progress(40, seconds_between_lines=0)
+    progress = Progress(40, seconds_between_lines=0)
     progress.tick(9)
     progress.step(report(10))
     progress.evaluating(3, 8)
@@ -71,7 +72,7 @@ def test_lines_where_there_is_no_terminal(capsys):
 
 
 def test_lines_are_far_between_but_the_last_step_is_shown(capsys):
-    progress = display.Progress(40, seconds_between_lines=1e9)
+    progress = Progress(40, seconds_between_lines=1e9)
     for step in (10, 20, 40):
         progress.tick(step)
         progress.step(report(step))
@@ -79,7 +80,7 @@ def test_lines_are_far_between_but_the_last_step_is_shown(capsys):
 
 
 def test_quiet_shows_nothing(capsys):
-    progress = display.Progress(40, quiet=True, seconds_between_lines=0)
+    progress = Progress(40, quiet=True, seconds_between_lines=0)
     progress.tick(1)
     progress.step(report(40))
     progress.evaluating(1, 2)
@@ -90,7 +91,7 @@ def test_quiet_shows_nothing(capsys):
 
 def test_a_bar_in_a_terminal(capsys, monkeypatch):
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
-    progress = display.Progress(40)
+    progress = Progress(40)
     progress.step(report(10))
     progress.tick(10)
     progress.evaluating(3, 8)

@@ -50,7 +50,7 @@ def learner_config(name: str, seed: int) -> trm.ExperimentConfig:
 def test_every_model_learns(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     trainer = trm.Trainer(learner_config(name, seed=0))
-    before = trainer.evaluator.run("test")["all"]["exact_accuracy"]
+    before = trainer.run.evaluator.run("test")["all"]["exact_accuracy"]
     report = trainer.fit()
     metrics = report.evaluations[-1][1]["all"]
     print(f"\n{name}: exact accuracy {before:.3f}, after {report.steps} steps", end=" ")

@@ -81,8 +81,8 @@ else:
     trainer = Trainer(experiment(**changes))
 stop = int(sys.argv[3])
 report = trainer.fit(on_tick=lambda step: trainer.stop() if step == stop else None)
-assert trainer.processes.size == int(sys.argv[4])
-print(trainer.processes.rank, report.steps)
+assert trainer.train_step.processes.size == int(sys.argv[4])
+print(trainer.train_step.processes.rank, report.steps)
 """
 
 

@@ -37,11 +37,11 @@ def test_what_stays_float32(dtype, mlp_t):
     trainer = trained(dtype, mlp_t)
     kept = [
         *named_arrays(trainer.model.parameters()),
-        *named_arrays(trainer.average.weights),
-        *((k, v) for k, v in named_arrays(trainer.optimizer.state) if k != "step"),
+        *named_arrays(trainer.train_step.average.weights),
+        *((k, v) for k, v in named_arrays(trainer.train_step.optimizer.state) if k != "step"),
     ]
     assert len(kept) > 30 and {array.dtype for _, array in kept} == {mx.float32}
-    (carry,) = trainer.carries
+    (carry,) = trainer.train_step.carries
     assert {latent.dtype for latent in carry.latents} == {DTYPES[dtype]}
     _, outputs = trainer.model.step(carry, trainer.model.puzzle_rows(carry))
     assert outputs.logits.dtype == DTYPES[dtype]
@@ -121,7 +121,9 @@ def test_half_precision_learns_as_well(dtype):
         config.model.forward_dtype = name
         trainer = Trainer(config)
         trainer.fit()
-        (metrics,) = trainer.evaluator.run("train", weights=trainer.average.weights).values()
+        (metrics,) = trainer.run.evaluator.run(
+            "train", weights=trainer.train_step.average.weights
+        ).values()
         return metrics["lm_loss"]
 
     full = end("float32")

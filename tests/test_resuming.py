@@ -132,7 +132,7 @@ def test_more_steps_can_be_asked_for() -> None:
     """A run that ``train.max_steps`` ended goes on; other settings have to stay."""
     Trainer(short("run", train__max_steps=10)).fit()
     trainer = Trainer.resume("run", ["train.max_steps=20", "checkpoint.keep=9"])
-    assert trainer.planned_steps == 20
+    assert trainer.run.plan.planned_steps == 20
     trainer.fit()
     assert [path.name for path in list_checkpoints("run")] == ["step_10", "step_20"]
     with pytest.raises(ConfigError, match="train.lr: the run has 0.003, not 1.0; a resumed run"):
@@ -182,7 +182,7 @@ def test_killed_between_an_evaluation_and_its_checkpoint(monkeypatch: Any) -> No
     trainer = Trainer(short("parts"))
     trainer.fit(on_tick=stop_at(trainer, 40))
     with monkeypatch.context() as patch:
-        patch.setattr(fitting.Fit, "save", lambda self: 1 / 0)
+        patch.setattr(fitting._Loop, "_save", lambda self: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             Trainer.resume("parts").fit()
     Trainer.resume("parts").fit()
@@ -247,9 +247,9 @@ def test_other_data_and_another_folder_are_refused() -> None:
     """The data may lie elsewhere, but have to be the same."""
     trainer = Trainer(short("run"))
     trainer.fit(on_tick=stop_at(trainer, 5))
-    trainer.task.build("same")
+    trainer.run.task.build("same")
     assert Trainer.resume("run", ["task.data_dir=same"]).step == 5
-    type(trainer.task)(trainer.task.config, seed=9).build("other")
+    type(trainer.run.task)(trainer.run.task.config, seed=9).build("other")
     with pytest.raises(ConfigError, match="the data are not those that the run was trained with"):
         Trainer.resume("run", ["task.data_dir=other"])
     with pytest.raises(ConfigError, match="run_dir: a run goes on in its own folder .*run, not x"):
@@ -518,12 +518,12 @@ def test_the_best_is_kept_and_patience_ends(monkeypatch: Any) -> None:
                         eval__patience=2, eval__best_metric="lm_loss")  # fmt: skip
     trainer = Trainer(config)
     losses = iter([float("nan"), 1.0, 2.0, 1.5, 9.0])
-    real = trainer.evaluator.run
+    real = trainer.run.evaluator.run
 
     def run(*args: Any, **kwargs: Any) -> Any:
         return {name: {**v, "lm_loss": next(losses)} for name, v in real(*args, **kwargs).items()}
 
-    monkeypatch.setattr(trainer.evaluator, "run", run)
+    monkeypatch.setattr(trainer.run.evaluator, "run", run)
     report = trainer.fit()
     assert report.steps == 160 and report.reason == "no better lm_loss in 2 evaluations"
     assert not report.interrupted and Trainer.resume("run").finished()

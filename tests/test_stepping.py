@@ -19,7 +19,7 @@ def private_cache(tmp_path, monkeypatch):
 
 
 def moments(trainer: Trainer) -> dict:
-    return {k: np.array(v) for k, v in tree_flatten(trainer.optimizer.state)}
+    return {k: np.array(v) for k, v in tree_flatten(trainer.train_step.optimizer.state)}
 
 
 @pytest.mark.parametrize("size", [1, 2, 4, 5])
@@ -45,7 +45,7 @@ def test_micro_batches_give_the_same_update(size, compiled):
         want, have = flat(whole), flat(parts)
         for name in want:
             np.testing.assert_allclose(have[name], want[name], atol=3e-3, err_msg=name)
-    assert [c.steps.shape[0] for c in parts.carries] == [size] * (6 // size) + [6 % size] * (
+    assert [c.steps.shape[0] for c in parts.train_step.carries] == [size] * (6 // size) + [6 % size] * (
         6 % size > 0
     )
 
@@ -67,7 +67,7 @@ def test_what_is_not_finite_changes_nothing(changes):
     good = batches(trainer, 4)
     trainer.train_step(good[0])
     before, held = flat(trainer), moments(trainer)
-    carried = [np.array(latent) for carry in trainer.carries for latent in carry.latents]
+    carried = [np.array(latent) for carry in trainer.train_step.carries for latent in carry.latents]
     whole = trainer.model.lm_head.weight
     trainer.model.lm_head.weight = mx.where(mx.arange(16) == 3, mx.inf, whole)
     with pytest.raises(NonFiniteError, match="step 2: the loss or a gradient is not") as caught:
@@ -80,10 +80,12 @@ def test_what_is_not_finite_changes_nothing(changes):
     for name, value in held.items():
         if name != "learning_rate":
             assert (moments(trainer)[name] == value).all(), name
-    again = [np.array(latent) for carry in trainer.carries for latent in carry.latents]
+    again = [np.array(latent) for carry in trainer.train_step.carries for latent in carry.latents]
     assert all((a == b).all() for a, b in zip(carried, again))
-    trainer.skip_step()
-    assert trainer.step == 2 and all(carry.halted.all().item() for carry in trainer.carries)
+    trainer.train_step.skip()
+    assert trainer.step == 2 and all(
+        carry.halted.all().item() for carry in trainer.train_step.carries
+    )
     assert np.isfinite(trainer.train_step(good[2])["lm_loss"].item())
 
 
@@ -95,7 +97,9 @@ def test_a_puzzle_row_s_gradient_that_is_not_finite_changes_nothing(changes, val
     good = batches(trainer, 2)
     trainer.train_step(good[0])
     before, held = flat(trainer), moments(trainer)
-    carried = [{k: np.array(v) for k, v in carry.named().items()} for carry in trainer.carries]
+    carried = [
+        {k: np.array(v) for k, v in carry.named().items()} for carry in trainer.train_step.carries
+    ]
     embed = network.embed_inputs
 
     @mx.custom_function
@@ -109,11 +113,11 @@ def test_a_puzzle_row_s_gradient_that_is_not_finite_changes_nothing(changes, val
     monkeypatch.setattr(
         network, "embed_inputs", lambda tokens, rows, *more: embed(tokens, spoilt(rows), *more)
     )
-    differentiate = trainer._gradients
+    differentiate = trainer.train_step._gradients
     state = trainer.model.trained_weights()
-    for part in trainer._parts(good[1], 2):
+    for part in trainer.train_step._parts(good[1], 2):
         found, of_rows, _, metrics = differentiate(
-            state, trainer._initial(), part.carry.pack(), tuple(part.batch),
+            state, trainer.train_step._initial(), part.carry.pack(), tuple(part.batch),
             trainer.model.puzzle_emb(part.batch.puzzle_identifiers), part.min_steps,
         )  # fmt: skip
         assert all(mx.isfinite(leaf).all().item() for _, leaf in tree_flatten((found, metrics)))
@@ -125,7 +129,7 @@ def test_a_puzzle_row_s_gradient_that_is_not_finite_changes_nothing(changes, val
         assert (flat(trainer)[name] == array).all(), name
     for name, array in held.items():
         assert name == "learning_rate" or (moments(trainer)[name] == array).all(), name
-    for carry, arrays in zip(trainer.carries, carried):
+    for carry, arrays in zip(trainer.train_step.carries, carried):
         assert all((np.array(carry.named()[name]) == array).all() for name, array in arrays.items())
 
 

@@ -16,7 +16,7 @@ from mlx_trm.inference.step import compile_reason
 from mlx_trm.models import TRM, TRMConfig, named_arrays
 from mlx_trm.models.carry import Batch, Carry, random_batch
 from mlx_trm.system import backend as _backend
-from mlx_trm.system import streams
+from mlx_trm.system import blas, streams
 from mlx_trm.training.trainer import Trainer
 
 on_cpu = pytest.mark.skipif(
@@ -51,7 +51,7 @@ def steps(count, ask, **settings):
     ask(count)
     trainer = Trainer(experiment(**settings))
     metrics = [trainer.train_step(batch) for batch in batches(trainer, 3)]
-    optimizer, carry = trainer.training_state()
+    optimizer, carry = trainer.train_step.state()
     arrays = {**dict(named_arrays(trainer.model.parameters())), **optimizer, **carry}
     return metrics, {name: np.array(array) for name, array in arrays.items()}
 
@@ -138,7 +138,7 @@ def test_one_stream_where_the_blas_makes_its_own_threads(monkeypatch):
         def openblas_get_parallel():
             return 2
 
-    monkeypatch.setattr(_backend, "_BLAS", [OpenMP])
+    monkeypatch.setattr(blas, "_BLAS", [OpenMP])
     assert streams.stream_count(*entering(64, 97, 512).extent) == 1
 
 

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from mlx_trm.config.sections import TaskSpec
 from mlx_trm.errors import DataError
+from mlx_trm.system.files import hash_file
 from mlx_trm.tasks import PuzzleDataset, ScoredRows, Sudoku, SudokuConfig
-from mlx_trm.tasks.base import file_hash
 from mlx_trm.tasks.sudoku import files as files_module
 from mlx_trm.tasks.sudoku.files import puzzle_text, read_puzzles, write_csv
 from mlx_trm.tasks.sudoku.generator import random_grids
@@ -185,7 +185,7 @@ def test_the_readme_has_the_samples_checksums() -> None:
     files = sorted(SAMPLES.glob("*.csv"))
     assert [path.name for path in files] == ["sudoku_hard_test.csv", "sudoku_hard_train.csv"]
     for path in files:
-        row = f"| `{path.name}` | 1,000 | {path.stat().st_size:,} | `{file_hash(path)}` |"
+        row = f"| `{path.name}` | 1,000 | {path.stat().st_size:,} | `{hash_file(path)}` |"
         assert row in text
 
 

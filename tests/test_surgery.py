@@ -20,6 +20,15 @@ from mlx_trm.evaluate import main as evaluate
 from mlx_trm.models import named_arrays
 from mlx_trm.runs import transfer as surgery
 from mlx_trm.runs.layout import ROW_NAMES
+from mlx_trm.runs.puzzle_rows import (
+    TABLE,
+    grow_table,
+    match_names,
+    read_row_names,
+    reset_table,
+    set_table,
+    take_rows,
+)
 from mlx_trm.runs.transfer import Weights
 from mlx_trm.train import main as train
 from mlx_trm.training.trainer import Trainer
@@ -79,8 +88,8 @@ def test_every_name_keeps_its_row(order, dropped, new_rows):
     """Any order, any names left out, and one that is new."""
     table = np.random.default_rng(1).standard_normal((9, 4)).astype(np.float32)
     want = [NAMES[i] for i in order][dropped:] + ["new"]
-    found = surgery.match_names(NAMES, want)
-    result = np.array(surgery.take_rows(mx.array(table), found, new_rows))
+    found = match_names(NAMES, want)
+    result = np.array(take_rows(mx.array(table), found, new_rows))
     for name, row in zip(want[:-1], result):
         assert np.array_equal(row, table[NAMES.index(name)])
     expected = table.mean(axis=0) if new_rows == "mean" else np.zeros(4)
@@ -89,30 +98,30 @@ def test_every_name_keeps_its_row(order, dropped, new_rows):
 
 def test_a_name_that_stands_twice_is_matched_in_order():
     have = ["<blank>", "a", "b", "a"]
-    assert surgery.match_names(have, ["a", "a", "a", "c"]).tolist() == [1, 3, 3, -1]
+    assert match_names(have, ["a", "a", "a", "c"]).tolist() == [1, 3, 3, -1]
 
 
 def test_a_reset_table_is_the_mean_as_in_the_reference():
     table = np.random.default_rng(0).standard_normal((5000, 3)).astype(np.float32) + 7
-    result = np.array(surgery.reset_table(mx.array(table), 4))
+    result = np.array(reset_table(mx.array(table), 4))
     assert result.shape == (4, 3)
     np.testing.assert_allclose(result, np.tile(table.astype(np.float64).mean(0), (4, 1)), rtol=1e-6)
 
 
 def test_a_grown_table_keeps_its_rows():
     table = mx.array([[1.0, 2.0], [3.0, 4.0]])
-    assert surgery.grow_table(table, 2).tolist() == [[1, 2], [3, 4], [2, 3], [2, 3]]
-    assert surgery.grow_table(table, 1, "zero").tolist() == [[1, 2], [3, 4], [0, 0]]
+    assert grow_table(table, 2).tolist() == [[1, 2], [3, 4], [2, 3], [2, 3]]
+    assert grow_table(table, 1, "zero").tolist() == [[1, 2], [3, 4], [0, 0]]
     with pytest.raises(ValueError, match="new_rows must be"):
-        surgery.grow_table(table, 1, "random")
+        grow_table(table, 1, "random")
 
 
 def test_a_table_is_set_with_the_models_spec():
     model = random_model()
-    surgery.set_table(model, mx.ones((12, 16)))
+    set_table(model, mx.ones((12, 16)))
     assert model.spec.num_puzzle_identifiers == 12
     with pytest.raises(ValueError, match="have 16 numbers"):
-        surgery.set_table(model, mx.ones((12, 8)))
+        set_table(model, mx.ones((12, 8)))
 
 
 # Names -------------------------------------------------------------------------------------------
@@ -145,11 +154,11 @@ def test_names_of_the_rows_of_a_dataset(tmp_path):
 def test_a_checkpoint_knows_whose_rows_it_has(tmp_path):
     trainer = Trainer(experiment(run_dir="run", train__max_steps=2))
     folder = trainer.fit().checkpoint
-    assert surgery.read_row_names(folder) == NAMES
+    assert read_row_names(folder) == NAMES
     state = json.loads((folder / "state.json").read_text())
     assert ROW_NAMES in state["sha256"]
     resumed = Trainer.resume("run", ["train.max_steps=4"]).fit().checkpoint
-    assert surgery.read_row_names(resumed) == NAMES
+    assert read_row_names(resumed) == NAMES
 
 
 # Weights -----------------------------------------------------------------------------------------
@@ -185,9 +194,9 @@ def test_how_rows_are_found(rows, have, want, count, expected):
     model = random_model(1, dataclasses.replace(SPEC, num_puzzle_identifiers=count))
     before = np.array(model.puzzle_emb.weights)
     report = surgery.transfer_weights(model, Weights(arrays, have), want, rows=rows)
-    transfer = next(each for each in report.transfers if each.name == surgery.TABLE)
+    transfer = next(each for each in report.transfers if each.name == TABLE)
     assert transfer.note == expected
-    old, new = np.array(arrays[surgery.TABLE]), np.array(model.puzzle_emb.weights)
+    old, new = np.array(arrays[TABLE]), np.array(model.puzzle_emb.weights)
     assert new.shape == (count, 16)
     states = {"every": "reset", "as": "fresh", "0": "reset"}
     partly = "partly" if "new" in expected else "taken"
@@ -280,9 +289,9 @@ def test_names_that_are_not_as_many_as_rows(tmp_path, count):
 )
 def test_rows_that_a_table_does_not_have(found):
     with pytest.raises(ValueError, match="rows must be in -1..1|is \\(N,\\) integers"):
-        surgery.take_rows(mx.ones((2, 3)), np.array(found))
+        take_rows(mx.ones((2, 3)), np.array(found))
     with pytest.raises(ValueError, match="two dimensions"):
-        surgery.take_rows(mx.ones(3), np.array([0]))
+        take_rows(mx.ones(3), np.array([0]))
 
 
 @pytest.mark.parametrize(
@@ -299,7 +308,7 @@ def test_a_puzzle_table_that_is_none(tmp_path, table):
     assert "\n" not in str(no.value)
     if table.ndim != 2:
         with pytest.raises(ValueError, match="two dimensions"):
-            surgery.transfer_weights(random_model(1), Weights({surgery.TABLE: table}))
+            surgery.transfer_weights(random_model(1), Weights({TABLE: table}))
 
 
 @pytest.mark.parametrize(
@@ -328,7 +337,7 @@ def test_training_begins_with_the_average_of_a_run():
     raw = surgery.read_weights("first", "raw")
     assert not same(source.arrays["lm_head.weight"], raw.arrays["lm_head.weight"])
     trainer = Trainer(experiment(init__run="first", seed=3))
-    assert trainer.transfer.summary().endswith(f"{len(source.arrays)} taken")
+    assert trainer.run.transfer.summary().endswith(f"{len(source.arrays)} taken")
     ours = flat(trainer)
     for name, array in source.arrays.items():
         assert same(array, ours[name]), name
@@ -372,7 +381,7 @@ def test_a_run_that_began_with_weights_is_resumed_without_them():
     trainer.fit(on_tick=lambda step: trainer.stop() if step == 4 else None)
     shutil.rmtree("first")
     resumed = Trainer.resume("cut")
-    assert resumed.transfer is None and resumed.step == 4
+    assert resumed.run.transfer is None and resumed.step == 4
     resumed.fit()
     one, two = (surgery.read_weights(run, "raw").arrays for run in ("whole", "cut"))
     assert all(same(array, two[name]) for name, array in one.items())
@@ -382,7 +391,7 @@ def test_puzzles_of_the_same_name_keep_their_rows_in_new_data(tmp_path):
     run = saved(tmp_path)
     data = reordered(tmp_path / "more", [7, 2, 5, 0])
     trainer = Trainer(experiment(task__data_dir=str(data), init__run=str(run)))
-    old = np.array(surgery.read_weights(run).arrays[surgery.TABLE])
+    old = np.array(surgery.read_weights(run).arrays[TABLE])
     assert same(trainer.model.puzzle_emb.weights, old[[0, 8, 3, 6, 1]])
     grown = [str(tmp_path / "own"), str(data)]
     config = experiment(init__run=str(run), init__rows="numbers", init__new_rows="zero")
@@ -455,7 +464,7 @@ def test_a_converted_checkpoint_gives_first_weights(sudoku_run, capsys):
     config = trm.load_config("sudoku_tiny.yaml", [word for word in SHORT if "=" in word])
     config.init.run = "converted"
     trainer = Trainer(config)
-    assert {each.state for each in trainer.transfer.transfers} == {"taken"}
+    assert {each.state for each in trainer.run.transfer.transfers} == {"taken"}
     assert all(same(arrays[name], array) for name, array in arrays_of(trainer.model).items())
     capsys.readouterr()
 
@@ -519,7 +528,7 @@ def test_a_first_run_is_checked_before_data_are_built(tmp_path, monkeypatch, wha
     def build(*_args):
         raise AssertionError("data were built")
 
-    monkeypatch.setattr("mlx_trm.training.trainer.build_task", build)
+    monkeypatch.setattr("mlx_trm.training.prepare.build_task", build)
     with pytest.raises(CheckpointError, match="no such run|its SHA-256 differs"):
         Trainer(experiment(init__run="run"))
 
@@ -543,4 +552,4 @@ def test_damaged_names_are_named(tmp_path, capsys):
     assert evaluate([str(run)]) == 2
     assert f"{ROW_NAMES}: its SHA-256 differs" in capsys.readouterr().err
     with pytest.raises(CheckpointError, match="cannot be read"):
-        surgery.read_row_names(run / "step_5")
+        read_row_names(run / "step_5")

@@ -17,7 +17,8 @@ from mlx_trm.models import memory
 from mlx_trm.models.carry import draw_exploration
 from mlx_trm.models.losses import act_loss
 from mlx_trm.training.optim import EMA, AdamATan2, sign_sgd_rows
-from mlx_trm.training.trainer import Trainer, one_ahead
+from mlx_trm.training.prepare import make_one_ahead
+from mlx_trm.training.trainer import Trainer
 
 
 @pytest.fixture(autouse=True)
@@ -78,8 +79,8 @@ def test_a_compiled_step_equals_a_plain_one():
     ours, theirs = flat(compiled), flat(plain)
     for name, value in theirs.items():
         np.testing.assert_allclose(ours[name], value, atol=2e-4, err_msg=name)
-    assert compiled.learning_rate(4) == plain.learning_rate(4)
-    rate = compiled.optimizer.learning_rate.item()
+    assert compiled.train_step.learning_rate(4) == plain.train_step.learning_rate(4)
+    rate = compiled.train_step.optimizer.learning_rate.item()
     assert rate == pytest.approx(3e-3), "the warm-up is not frozen in at the first trace"
 
 
@@ -121,9 +122,11 @@ def test_training_learns_its_puzzles():
     config = experiment(train__lr=1e-2, train__puzzle_emb_lr=0.1, train__epochs=2400)
     config.train.max_steps, config.train.puzzle_emb_weight_decay = 300, 0.1
     trainer = Trainer(config)
-    before = trainer.evaluator.run("train")["all"]["accuracy"]
+    before = trainer.run.evaluator.run("train")["all"]["accuracy"]
     trainer.fit()
-    after = trainer.evaluator.run("train", weights=trainer.average.weights)["all"]["accuracy"]
+    after = trainer.run.evaluator.run("train", weights=trainer.train_step.average.weights)["all"][
+        "accuracy"
+    ]
     # Chance is 0.2, and about 0.3 without knowing which puzzle it is.
     assert before < 0.35 and after > 0.6
 
@@ -177,8 +180,8 @@ def test_evaluation_uses_the_average(tmp_path):
     trainer = Trainer(experiment(run_dir=str(tmp_path / "run"), train__max_steps=20))
     report = trainer.fit()
     averaged = report.evaluations[-1][1]["all"]
-    raw = trainer.evaluator.run("test")["all"]
-    again = trainer.evaluator.run("test", weights=trainer.average.weights)["all"]
+    raw = trainer.run.evaluator.run("test")["all"]
+    again = trainer.run.evaluator.run("test", weights=trainer.train_step.average.weights)["all"]
     assert averaged == again
     assert raw["lm_loss"] != averaged["lm_loss"]
     ema = trm.load_checkpoint(tmp_path / "run")
@@ -216,7 +219,7 @@ def test_a_stopped_trainer_can_go_on(tmp_path):
 def test_steps_of_the_recipe_are_counted_as_the_reference_counts_them():
     """floor(epochs * groups * mean / batch), in that order: 30 * 8 * 4 / 6."""
     trainer = Trainer(experiment())
-    assert trainer.total_steps == int(30 * 8 * 4.0 / 6) == 160
+    assert trainer.train_step.total_steps == int(30 * 8 * 4.0 / 6) == 160
 
 
 def test_checkpoints_every_so_many_steps(tmp_path):
@@ -269,7 +272,7 @@ def test_a_batch_that_cannot_fit_names_the_override(monkeypatch):
 
 def test_softmax_and_no_average_train_too():
     trainer = Trainer(experiment(train__loss="softmax", train__ema=False))
-    assert trainer.average is None
+    assert trainer.train_step.average is None
     first = [trainer.train_step(batch)["lm_loss"].item() for batch in batches(trainer, 30)]
     assert np.mean(first[-5:]) < np.mean(first[:5])
 
@@ -303,9 +306,11 @@ def test_batches_are_made_one_ahead():
         if fails:
             raise ValueError("the last one is broken")
 
-    assert list(one_ahead(source(5))) == [0, 1, 2, 3, 4] and not list(one_ahead(source(0)))
+    assert list(make_one_ahead(source(5))) == [0, 1, 2, 3, 4] and not list(
+        make_one_ahead(source(0))
+    )
     made.clear()
-    items = one_ahead(source(3))
+    items = make_one_ahead(source(3))
     assert next(items) == 0
     deadline = time.monotonic() + 10
     while made != [0, 1] and time.monotonic() < deadline:
@@ -314,6 +319,6 @@ def test_batches_are_made_one_ahead():
     items.close()
     taken = []
     with pytest.raises(ValueError, match="the last one is broken"):
-        for item in one_ahead(source(2, fails=True)):
+        for item in make_one_ahead(source(2, fails=True)):
             taken.append(item)
     assert taken == [0, 1]

@@ -488,7 +488,7 @@ def test_a_checkpoint_that_is_whole_survives_what_comes_after(tmp_path, monkeypa
     def stop(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("mlx_trm.runs.history._point", stop)
+    monkeypatch.setattr("mlx_trm.runs.checkpoint.point_link", stop)
     run = tmp_path / "run"
     with pytest.raises(KeyboardInterrupt):
         convert_upstream(FOLDER / "step_7", trm.load_config(upstream_trm(tmp_path)), run)

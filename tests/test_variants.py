@@ -174,7 +174,7 @@ def test_it_goes_on_after_a_stop_to_the_bit(name):
     whole.fit()
     assert parts.fit(on_tick=lambda step: parts.stop() if step == 5 else None).steps == 5
     resumed = trm.Trainer.resume("parts")
-    assert [len(carry.latents) for carry in resumed.carries] == [LATENTS[name]]
+    assert [len(carry.latents) for carry in resumed.train_step.carries] == [LATENTS[name]]
     assert resumed.fit().steps == 12
     ours, theirs = flat(resumed), flat(whole)
     assert all(np.array_equal(ours[key], value) for key, value in theirs.items())

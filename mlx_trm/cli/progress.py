@@ -2,12 +2,13 @@
 
 import sys
 import time
-from typing import Any, Dict
+from typing import Any
 
 from tqdm import tqdm
 
 from mlx_trm.cli.tables import duration, size
 from mlx_trm.runs.metrics import StepReport
+from mlx_trm.training.loop import Evaluation
 
 
 class Progress:
@@ -90,7 +91,7 @@ class Progress:
         self._last_line = now
         return True
 
-    def evaluation(self, event: Dict[str, Any]) -> None:
+    def evaluation(self, event: Evaluation) -> None:
         """Show the result of an evaluation in one line."""
         for name, values in event["metrics"].items():
             extra = "".join(

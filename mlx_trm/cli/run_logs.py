@@ -9,7 +9,7 @@ from typing import Any, BinaryIO, Dict, Iterator, List, NamedTuple, Optional, Se
 import numpy as np
 
 from mlx_trm.errors import DataError
-from mlx_trm.runs.metrics import METRICS
+from mlx_trm.runs.layout import METRICS
 
 # Means over the puzzles that halted: meaningless in a line where none did.
 PER_PUZZLE = ("accuracy", "exact_accuracy", "q_halt_accuracy", "steps")

@@ -219,7 +219,9 @@ def newest_whole(run_dir: Union[str, Path]) -> Optional[Path]:
     return None
 
 
-def load_training_state(folder: Path, model: RecursiveModel) -> Tuple[Any, Any, TrainingState]:
+def load_training_state(
+    folder: Path, model: RecursiveModel
+) -> Tuple[int, Optional[Dict[str, mx.array]], TrainingState]:
     """Read everything that training goes on from; the model gets its raw weights.
 
     Args:

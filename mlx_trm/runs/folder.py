@@ -9,8 +9,7 @@ from typing import IO, List, Mapping, Optional, Tuple, Union
 from mlx_trm.config.loading import save_config
 from mlx_trm.config.sections import ExperimentConfig
 from mlx_trm.errors import CheckpointError, ConfigError
-from mlx_trm.runs.layout import CONFIG, list_checkpoints
-from mlx_trm.runs.metrics import METRICS
+from mlx_trm.runs.layout import CONFIG, METRICS, list_checkpoints
 from mlx_trm.system.files import write_text
 
 LOG = logging.getLogger(__name__)

@@ -6,6 +6,9 @@ from typing import List, Union
 
 from mlx_trm.errors import CheckpointError
 
+METRICS = "metrics.jsonl"
+
+
 FORMAT_VERSION = 1
 
 STATE, MODEL, AVERAGE, CONFIG = "state.json", "model.safetensors", "ema.safetensors", "config.yaml"

@@ -5,7 +5,7 @@ import os
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Mapping, Optional
+from typing import Any, Callable, Dict, List, Mapping, Optional, TypedDict
 
 import mlx.core as mx
 
@@ -13,8 +13,6 @@ from mlx_trm.errors import CheckpointError
 from mlx_trm.models.losses import Metrics, metric_values
 from mlx_trm.runs.reporters import Reporter
 from mlx_trm.system.files import write_bytes
-
-METRICS = "metrics.jsonl"
 
 
 @dataclass
@@ -37,6 +35,26 @@ class StepReport:
     lr: float
     steps_per_second: float
     peak_memory: int
+
+
+class LogState(TypedDict):
+    """What a log has added up since its last line, as JSON has it; saved with a checkpoint.
+
+    Attributes:
+        sums: of each metric.
+        steps: that were added.
+        seconds: they took.
+        step: the last one's number.
+        lr: its learning rate.
+        lines: written so far.
+    """
+
+    sums: Dict[str, float]
+    steps: int
+    seconds: float
+    step: int
+    lr: float
+    lines: int
 
 
 class MetricsLog:
@@ -83,7 +101,7 @@ class MetricsLog:
         """Leave what was done since the last step (evaluating, saving) out of the speed."""
         self._resumed = time.monotonic()
 
-    def state(self) -> Dict[str, Any]:
+    def state(self) -> LogState:
         """Give what has been added since the last line, as JSON has it; see :meth:`restore`."""
         return {
             "sums": self._sums,
@@ -94,7 +112,7 @@ class MetricsLog:
             "lines": self.lines,
         }
 
-    def restore(self, state: Mapping[str, Any]) -> None:
+    def restore(self, state: LogState) -> None:
         """Go on from a log's :meth:`state`."""
         self._sums = {name: float(value) for name, value in state["sums"].items()}
         self._steps, self._seconds = int(state["steps"]), float(state["seconds"])

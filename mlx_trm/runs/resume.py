@@ -17,8 +17,9 @@ from mlx_trm.config.sections import ExperimentConfig
 from mlx_trm.errors import CheckpointError, ConfigError
 from mlx_trm.runs.checkpoint import newest_whole, verify_checkpoint
 from mlx_trm.runs.history import point_best, point_latest, remove_leftovers
-from mlx_trm.runs.layout import BEST, CONFIG, find_checkpoint, list_checkpoints
-from mlx_trm.runs.metrics import METRICS, rewind_metrics
+from mlx_trm.runs.layout import BEST, CONFIG, METRICS, find_checkpoint, list_checkpoints
+from mlx_trm.runs.metrics import rewind_metrics
+from mlx_trm.runs.progress import RunProgress
 
 LOG = logging.getLogger(__name__)
 
@@ -131,7 +132,7 @@ def checkpoint_names(run: Path) -> List[str]:
 
 
 def prepare_resumed_run(
-    run: Path, checkpoint: Path, config: ExperimentConfig, progress: Any
+    run: Path, checkpoint: Path, config: ExperimentConfig, progress: RunProgress
 ) -> None:
     """Make a run folder look as it did when a checkpoint of it was saved; the lock is held.
 
@@ -156,8 +157,8 @@ def prepare_resumed_run(
         best = run / BEST
         if best.is_symlink() and not best.exists():
             best.unlink()
-            if progress.best and (run / f"step_{int(progress.best[1])}").is_dir():
-                point_best(run / f"step_{int(progress.best[1])}")
+            if (run / f"step_{progress.best_step}").is_dir():
+                point_best(run / f"step_{progress.best_step}")
         save_config(config, run / CONFIG)
     except OSError as error:
         raise CheckpointError(

@@ -1,11 +1,14 @@
-"""One stretch of training: steps, evaluations and checkpoints until the end or a reason to stop."""
+"""The loop of a run: steps, and between them log lines, evaluations and checkpoints.
+
+Reference: ``launch`` in pretrain.py.
+"""
 
 import logging
 import math
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Optional, Tuple
+from typing import Callable, Dict, List, NamedTuple, Optional, Tuple, TypedDict
 
 import mlx.core as mx
 
@@ -16,62 +19,45 @@ from mlx_trm.models.carry import Batch
 from mlx_trm.runs.checkpoint import TrainingState, save_checkpoint
 from mlx_trm.runs.folder import save_evaluation_files, save_interval
 from mlx_trm.runs.history import point_best, prune_checkpoints
-from mlx_trm.runs.metrics import METRICS, MetricsLog, StepReport
+from mlx_trm.runs.layout import METRICS
+from mlx_trm.runs.metrics import MetricsLog, StepReport
+from mlx_trm.runs.progress import RunProgress
 from mlx_trm.runs.reporters import make_reporters
 from mlx_trm.training.nonfinite import save_replay
+from mlx_trm.training.prepare import Run
+from mlx_trm.training.step import TrainStep
 
 LOG = logging.getLogger(__name__)
 
 
-@dataclass
-class RunProgress:
-    """Where a run is; saved with each checkpoint as JSON.
+class Evaluation(TypedDict):
+    """What ``on_eval`` is called with.
 
     Attributes:
-        iteration: of the data, from 1; an iteration is ``eval.interval`` epochs.
-        batches: taken from it.
-        evaluate_first: an iteration ended and its evaluation is still to come.
-        log: metric sums that are not in a line of the log yet.
-        best: the best value of ``eval.best_metric``, and its step.
-        without_better: evaluations since.
-        evaluated: step of the last evaluation.
-        ended: why the run has ended before its last step; empty: it has not.
-        data: describes the data sets, so that no others are taken.
+        step: supervision steps done.
+        metrics: of each set.
     """
 
-    iteration: int = 1
-    batches: int = 0
-    evaluate_first: bool = False
-    log: Optional[Dict[str, Any]] = None
-    best: Optional[List[float]] = None
-    without_better: int = 0
-    evaluated: int = -1
-    ended: str = ""
-    data: str = ""
+    step: int
+    metrics: Dict[str, Metrics]
 
-    @classmethod
-    def read(cls, values: Any) -> "RunProgress":
-        """Rebuild it from JSON.
 
-        Raises:
-            ValueError: if something is missing or makes no sense.
-        """
-        try:
-            progress = cls(**values)
-            log, best = progress.log, progress.best
-            counts = [progress.iteration - 1, progress.batches, progress.without_better]
-            counts += [] if log is None else [log["steps"], log["lines"], log["step"]]
-            good = all(isinstance(count, int) and count >= 0 for count in counts)
-            good = good and isinstance(progress.evaluated, int)
-            if log is not None:
-                good = good and all(isinstance(v, float) for v in log["sums"].values())
-            if best is not None:
-                good = good and isinstance(best, list) and len(best) == 2
-        except (TypeError, KeyError, AttributeError) as error:
-            raise ValueError(f"progress is damaged ({error})") from error
-        if not good:
-            raise ValueError("progress is damaged")
-        return progress
+class Callbacks(NamedTuple):
+    """What a run calls while it trains; None: nothing.
+
+    Attributes:
+        on_eval: after each evaluation.
+        on_step: every ``train.log_interval`` steps and at the last one.
+        on_tick: after every step, with its number.
+        on_eval_progress: during evaluations, with (puzzles done, puzzles in all).
+        stop_requested: asked after every step; once it says yes the run saves and ends.
+    """
+
+    on_eval: Optional[Callable[[Evaluation], None]] = None
+    on_step: Optional[Callable[[StepReport], None]] = None
+    on_tick: Optional[Callable[[int], None]] = None
+    on_eval_progress: Optional[Callable[[int, int], None]] = None
+    stop_requested: Callable[[], bool] = lambda: False
 
 
 @dataclass
@@ -105,195 +91,219 @@ class TrainReport:
     peak_memory: int = 0
 
 
-class Fit:
-    """One call of :meth:`mlx_trm.training.trainer.Trainer.fit`."""
+def fit(
+    run: Run,
+    train_step: TrainStep,
+    progress: RunProgress,
+    folder: Path,
+    callbacks: Callbacks,
+    resumed_from: Optional[Path] = None,
+) -> TrainReport:
+    """Train from where a run is to its end, or until it is asked to stop.
+
+    Args:
+        run: what it works with.
+        train_step: takes its steps.
+        progress: where it is; changed in place.
+        folder: of the run, ready to be written to.
+        callbacks: what it calls.
+        resumed_from: the checkpoint that it goes on from.
+
+    Returns:
+        The report; its checkpoint holds the final state, stopped early or not.
+
+    Raises:
+        CheckpointError: if a checkpoint cannot be written.
+        NonFiniteError: if the loss or a gradient is not finite any more.
+    """
+    loop = _Loop(run, train_step, progress, folder, callbacks, resumed_from)
+    try:
+        return loop.train()
+    finally:
+        for reporter in loop.log.reporters:
+            reporter.close()
+
+
+class _Loop:
+    """One call of :func:`fit`."""
 
     def __init__(
         self,
-        trainer: Any,
+        run: Run,
+        train_step: TrainStep,
+        progress: RunProgress,
         folder: Path,
-        on_eval: Optional[Callable[[Dict[str, Any]], None]],
-        on_step: Optional[Callable[[StepReport], None]],
-        on_tick: Optional[Callable[[int], None]],
-        on_eval_progress: Optional[Callable[[int, int], None]],
+        callbacks: Callbacks,
+        resumed_from: Optional[Path],
     ) -> None:
-        """Prepare; nothing is computed or written yet.
-
-        Args:
-            trainer: a :class:`~mlx_trm.training.trainer.Trainer`.
-            folder: of the run.
-            on_eval, on_step, on_tick, on_eval_progress: as of ``fit``.
-        """
-        self.trainer = trainer
+        """Prepare; nothing is computed or written yet. The arguments are those of :func:`fit`."""
+        self.run = run
+        self.train_step = train_step
+        self.progress = progress
         self.folder = folder
-        self.on_eval, self.on_tick, self.on_eval_progress = on_eval, on_tick, on_eval_progress
-        self.progress = trainer.progress
-        config = trainer.config
+        self.callbacks = callbacks
+        config, leads = run.config, run.processes.leads
         self.log = MetricsLog(
-            folder / METRICS if trainer.processes.leads else None,
+            folder / METRICS if leads else None,
             config.train.batch_size,
             config.train.log_interval,
-            trainer.planned_steps,
-            on_step,
+            run.plan.planned_steps,
+            callbacks.on_step,
         )
-        if trainer.processes.leads and config.train.report_to:
+        if leads and config.train.report_to:
             self.log.reporters = make_reporters(
                 config.train.report_to, folder, config_to_dict(config)
             )
-        if self.progress.log is not None:
-            self.log.restore(self.progress.log)
-        self.report = TrainReport(folder, trainer.resumed_from or folder)
-        self.report.total = trainer.planned_steps
+        if progress.log is not None:
+            self.log.restore(progress.log)
+        self.report = TrainReport(folder, resumed_from or folder, total=run.plan.planned_steps)
         self.started = self.saved_at = time.monotonic()
-        self.saved_step = trainer.step if trainer.resumed_from is not None else -1
-        self.first_step = trainer.step
+        self.saved_step = train_step.step if resumed_from is not None else -1
         self.every_steps, self.every_seconds = save_interval(config.checkpoint.every)
 
-    def go(self) -> TrainReport:
-        """Train, and close the reporters whatever happens."""
-        try:
-            return self._go()
-        finally:
-            for reporter in self.log.reporters:
-                reporter.close()
-
-    def _go(self) -> TrainReport:
-        trainer, report = self.trainer, self.report
+    def train(self) -> TrainReport:
+        """Take what is left to do, evaluate and save at the end, and report."""
+        train_step, report = self.train_step, self.report
+        first_step = train_step.step
         if self.progress.evaluate_first:
-            self.evaluate()
-            self.save()
-        if trainer.step < trainer.planned_steps and not report.reason:
-            self.take_steps()
+            self._evaluate()
+            self._save()
+        if train_step.step < self.run.plan.planned_steps and not report.reason:
+            self._take_steps()
         if not report.reason:
             self.log.report()
-            if self.progress.evaluated != trainer.step:
-                self.evaluate()
+            if self.progress.evaluated != train_step.step:
+                self._evaluate()
                 self.saved_step = -1  # the evaluation belongs into the checkpoint
-        if self.saved_step != trainer.step:
-            self.save()
+        if self.saved_step != train_step.step:
+            self._save()
         report.interrupted = bool(report.reason) and not self.progress.ended
-        report.steps = trainer.step
-        report.taken = trainer.step - self.first_step
+        report.steps = train_step.step
+        report.taken = train_step.step - first_step
         report.seconds = time.monotonic() - self.started
         report.peak_memory = mx.get_peak_memory()
         return report
 
-    def take_steps(self) -> None:
+    def _take_steps(self) -> None:
         """Take steps, evaluate and save until the end or a reason to stop."""
-        trainer, progress = self.trainer, self.progress
-        for batch, last_of_iteration in trainer.batches():
-            self.step(batch)
+        progress, on_tick = self.progress, self.callbacks.on_tick
+        for batch, last_of_iteration in self.run.batches(progress.iteration, progress.batches):
+            self._take_step(batch)
             progress.batches += 1
             if last_of_iteration:
                 progress.iteration, progress.batches = progress.iteration + 1, 0
-            if self.on_tick is not None:
-                self.on_tick(trainer.step)
-            finished = trainer.step >= trainer.planned_steps
+            if on_tick is not None:
+                on_tick(self.train_step.step)
+            finished = self.train_step.step >= self.run.plan.planned_steps
             save_is_due = False
             if not finished:
-                self.report.reason = self.reason_to_stop()
-                save_is_due = self.save_is_due()
+                self.report.reason = self._reason_to_stop()
+                save_is_due = self._save_is_due()
             if last_of_iteration and not finished:
                 progress.evaluate_first = True
                 self.log.report()
                 if not self.report.reason:
-                    self.evaluate()
-                    self.save()
+                    self._evaluate()
+                    self._save()
             elif save_is_due:
-                self.save()
+                self._save()
             if finished or self.report.reason:
                 return
 
-    def step(self, batch: Batch) -> None:
+    def _take_step(self, batch: Batch) -> None:
         """Take a step; what is not finite is saved for replay, and stops the run or is skipped."""
-        trainer = self.trainer
+        train_step = self.train_step
         try:
-            metrics = trainer.train_step(batch)
+            metrics = train_step(batch)
         except NonFiniteError as error:
-            path = save_replay(self.folder, error, trainer.processes.rank)
-            if trainer.config.train.on_nonfinite == "stop":
-                self.save()  # the state before the step
+            path = save_replay(self.folder, error, self.run.processes.rank)
+            if self.run.config.train.on_nonfinite == "stop":
+                self._save()  # the state before the step
                 raise NonFiniteError(error.step, error.parts, path.name) from None
-            trainer.skip_step()
+            train_step.skip()
             self.report.skipped += 1
-            self.log.write({"kind": "skipped", "step": trainer.step, "replay": path.name})
+            self.log.write({"kind": "skipped", "step": train_step.step, "replay": path.name})
             self.log.resume_clock()
             return
-        self.log.add(trainer.step, metrics, trainer.learning_rate(trainer.step))
+        self.log.add(train_step.step, metrics, train_step.learning_rate(train_step.step))
 
-    def reason_to_stop(self) -> str:
+    def _reason_to_stop(self) -> str:
         """Say why to stop now; empty: go on. All processes say the same."""
-        hours = self.trainer.config.train.max_hours
+        hours = self.run.config.train.max_hours
         late = hours is not None and time.monotonic() - self.started >= 3600 * hours
-        stopped, late = self.trainer.processes.any(self.trainer.stopping(), late)
+        stopped, late = self.run.processes.any(self.callbacks.stop_requested(), late)
         if stopped:
             return "stopped"
         return f"train.max_hours={hours:g} reached" if late else ""
 
-    def save_is_due(self) -> bool:
+    def _save_is_due(self) -> bool:
         """Whether ``checkpoint.every`` asks for a checkpoint now."""
         if self.every_seconds is not None:
             due = time.monotonic() - self.saved_at >= self.every_seconds
-            return self.trainer.processes.any(due)[0]
-        return self.every_steps is not None and self.trainer.step % self.every_steps == 0
+            return self.run.processes.any(due)[0]
+        return self.every_steps is not None and self.train_step.step % self.every_steps == 0
 
-    def evaluate(self) -> None:
+    def _evaluate(self) -> None:
         """Evaluate the average, log it, and see whether it is the best so far."""
-        trainer, config = self.trainer, self.trainer.config
-        weights = None if trainer.average is None else trainer.average.weights
-        metrics = trainer.evaluator.run(
-            "test", trainer.sample(), weights=weights, on_progress=self.on_eval_progress
-        )
-        files = trainer.evaluator.files
-        if config.eval.raw and weights is not None:
-            raw = trainer.evaluator.run("test", trainer.sample(), on_progress=self.on_eval_progress)
+        run, progress, step = self.run, self.progress, self.train_step.step
+        average, on_progress = self.train_step.average, self.callbacks.on_eval_progress
+        size = run.evaluation_size(step)
+        weights = None if average is None else average.weights
+        metrics = run.evaluator.run("test", size, weights=weights, on_progress=on_progress)
+        files = run.evaluator.files
+        if run.config.eval.raw and weights is not None:
+            raw = run.evaluator.run("test", size, on_progress=on_progress)
             metrics.update({f"{name}/raw": values for name, values in raw.items()})
-        self.progress.evaluate_first = False
-        self.progress.evaluated = trainer.step
-        self.report.evaluations.append((trainer.step, metrics))
-        limit = trainer.sample() or config.eval.max_examples
-        if limit is not None and limit < len(trainer.test_set):
+        progress.evaluate_first = False
+        progress.evaluated = step
+        self.report.evaluations.append((step, metrics))
+        limit = size or run.config.eval.max_examples
+        if limit is not None and limit < len(run.test_set):
             if files:
                 LOG.info("evaluated a sample of %d puzzles: no submission is written", limit)
-        elif trainer.processes.leads:
-            save_evaluation_files(self.folder / "evaluations" / f"step_{trainer.step}", files)
+        elif run.processes.leads:
+            save_evaluation_files(self.folder / "evaluations" / f"step_{step}", files)
         for name, values in metrics.items():
-            self.log.write({"kind": "eval", "step": trainer.step, "set": name, **values})
+            self.log.write({"kind": "eval", "step": step, "set": name, **values})
         self.log.resume_clock()
-        if self.on_eval is not None:
-            self.on_eval({"step": trainer.step, "metrics": metrics})
-        value = best_value(metrics, config.eval.best_metric)
-        best, patience = self.progress.best, config.eval.patience
-        if not math.isnan(value) and (best is None or value > best[0]):
-            self.progress.best, self.progress.without_better = [value, trainer.step], 0
-            return
-        self.progress.without_better += 1
-        if patience is not None and self.progress.without_better >= patience:
-            text = f"no better {config.eval.best_metric} in {patience} evaluations"
-            self.report.reason = self.progress.ended = text
+        if self.callbacks.on_eval is not None:
+            self.callbacks.on_eval({"step": step, "metrics": metrics})
+        self._note_best(metrics)
 
-    def save(self) -> None:
+    def _note_best(self, metrics: Dict[str, Metrics]) -> None:
+        """Keep the best value so far; end the run where patience has run out."""
+        progress, settings = self.progress, self.run.config.eval
+        value = best_value(metrics, settings.best_metric)
+        if not math.isnan(value) and (progress.best is None or value > progress.best[0]):
+            progress.best, progress.without_better = [value, self.train_step.step], 0
+            return
+        progress.without_better += 1
+        if settings.patience is not None and progress.without_better >= settings.patience:
+            progress.ended = f"no better {settings.best_metric} in {settings.patience} evaluations"
+            self.report.reason = progress.ended
+
+    def _save(self) -> None:
         """Write a checkpoint, point the links at it, and remove those that are not kept."""
-        trainer = self.trainer
+        run, train_step = self.run, self.train_step
         self.log.flush()
         self.progress.log = self.log.state()
-        optimizer, carry = trainer.training_state()  # together: the carry is gathered
-        self.saved_step, self.saved_at = trainer.step, time.monotonic()
-        if not trainer.processes.leads:
-            self.report.checkpoint = self.folder / f"step_{trainer.step}"
+        optimizer, carry = train_step.state()  # together: the carry is gathered
+        self.saved_step, self.saved_at = train_step.step, time.monotonic()
+        if not run.processes.leads:
+            self.report.checkpoint = self.folder / f"step_{train_step.step}"
             return
         self.report.checkpoint = save_checkpoint(
             self.folder,
-            trainer.model,
-            trainer.config,
-            trainer.step,
-            None if trainer.average is None else trainer.average.weights,
+            run.model,
+            run.config,
+            train_step.step,
+            None if train_step.average is None else train_step.average.weights,
             TrainingState(optimizer, carry, asdict(self.progress)),
-            trainer.packed_names,
+            run.packed_names,
         )
-        if self.progress.best is not None and self.progress.best[1] == trainer.step:
+        if self.progress.best_step == train_step.step:
             point_best(self.report.checkpoint)
-        prune_checkpoints(self.folder, trainer.config.checkpoint.keep)
+        prune_checkpoints(self.folder, run.config.checkpoint.keep)
         self.saved_at = time.monotonic()
         self.log.resume_clock()
 

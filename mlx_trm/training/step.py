@@ -40,8 +40,8 @@ class Part(NamedTuple):
     min_steps: mx.array
 
 
-class Stepper:
-    """Takes supervision steps with a model; :class:`mlx_trm.training.trainer.Trainer` makes runs of them.
+class TrainStep:
+    """Takes a supervision step with a model each time it is called, and updates what is trained.
 
     Attributes:
         config: the resolved configuration.
@@ -166,7 +166,7 @@ class Stepper:
 
     # A step ------------------------------------------------------------------------------------
 
-    def train_step(self, batch: Batch) -> Metrics:
+    def __call__(self, batch: Batch) -> Metrics:
         """Take one supervision step and update everything that is trained.
 
         The puzzle table is updated in place, so a reference to it that was taken before changes
@@ -227,7 +227,7 @@ class Stepper:
         self.step = number
         return metrics
 
-    def skip_step(self) -> None:
+    def skip(self) -> None:
         """Count a step that could not be taken; every row begins anew with the next batch."""
         self.step += 1
         if self.carries is not None:
@@ -235,7 +235,7 @@ class Stepper:
 
     # Stopping and going on -------------------------------------------------------------------
 
-    def training_state(self) -> Tuple[Dict[str, mx.array], Dict[str, mx.array]]:
+    def state(self) -> Tuple[Dict[str, mx.array], Dict[str, mx.array]]:
         """Give the arrays of the optimiser and of the carry by name, the carry's rows as one."""
         optimizer = dict(named_arrays(self.optimizer.state))
         carry: Dict[str, mx.array] = {}
@@ -260,8 +260,8 @@ class Stepper:
         Args:
             step: supervision steps done.
             average: the EMA's arrays by name, None without one.
-            optimizer: as :meth:`training_state` gave it.
-            carry: as :meth:`training_state` gave it; empty before the first step.
+            optimizer: as :meth:`state` gave it.
+            carry: as :meth:`state` gave it; empty before the first step.
 
         Raises:
             CheckpointError: if arrays are missing or have other shapes.
