@@ -5,14 +5,14 @@ import json
 from pathlib import Path
 from typing import Any, Dict, List, Tuple
 
+import arc_samples
 import numpy as np
 import pytest
+from arc_samples import KINDS, draw_colors, make_tasks, pair_key, write_samples
 
 from mlx_trm.config.loading import load_config
 from mlx_trm.errors import DataError
-from mlx_trm.tasks import arc_samples
 from mlx_trm.tasks.arc.task import SAMPLES
-from mlx_trm.tasks.arc_samples import KINDS, draw_colors, make_tasks, pair_key, write_samples
 from mlx_trm.tasks.base import build_task
 from mlx_trm.tasks.symmetries import dihedral_transform
 

@@ -9,7 +9,8 @@ import struct
 import mlx.core as mx
 import pytest
 
-from mlx_trm.nn import cuda, fused
+from mlx_trm.nn import fused
+from mlx_trm.nn.cuda import kernels as cuda
 from mlx_trm.nn.cuda import nvrtc
 from mlx_trm.nn.functional import rms_norm, rope_tables, silu
 

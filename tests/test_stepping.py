@@ -45,9 +45,9 @@ def test_micro_batches_give_the_same_update(size, compiled):
         want, have = flat(whole), flat(parts)
         for name in want:
             np.testing.assert_allclose(have[name], want[name], atol=3e-3, err_msg=name)
-    assert [c.steps.shape[0] for c in parts.train_step.carries] == [size] * (6 // size) + [6 % size] * (
-        6 % size > 0
-    )
+    assert [c.steps.shape[0] for c in parts.train_step.carries] == [size] * (6 // size) + [
+        6 % size
+    ] * (6 % size > 0)
 
 
 def test_a_micro_batch_at_least_as_large_as_the_batch_is_the_batch():

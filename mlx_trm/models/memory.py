@@ -9,7 +9,8 @@ import mlx.core as mx
 from mlx_trm.errors import ConfigError
 from mlx_trm.models import RecursiveModel, named_arrays
 from mlx_trm.models.network import NetworkConfig
-from mlx_trm.nn import cuda, fused
+from mlx_trm.nn import fused
+from mlx_trm.nn.cuda import kernels as cuda
 from mlx_trm.nn.layers import SwiGLU
 from mlx_trm.system.device import on_cuda
 from mlx_trm.system.memory import GIB, device_memory

@@ -20,7 +20,7 @@ from typing import Any, Callable, Iterator, List, Optional, Tuple
 
 import mlx.core as mx
 
-from mlx_trm.nn import cuda
+from mlx_trm.nn.cuda import kernels as cuda
 from mlx_trm.nn.functional import (
     CosSin,
     apply_rope,

@@ -1,5 +1,7 @@
 """Makes the bundled ARC-format puzzles: grids of at most 5x5, simple rules, all our own.
 
+``python data/arc_samples.py FOLDER`` writes them, the same bytes for the same seed.
+
 A kind is a function that takes what is particular to a task (colours, a direction) and returns a
 function that draws a pair of grids. Each kind has two training tasks and an evaluation task, which
 differ in these particulars. Many an evaluation task is thus a training task turned or in other
@@ -8,6 +10,7 @@ flipping and renaming colours.
 """
 
 import json
+import sys
 from pathlib import Path
 from typing import Callable, Dict, List, Set, Tuple, Union
 
@@ -284,3 +287,9 @@ def write_samples(folder: Union[str, Path], seed: int = 0) -> None:
             )
             text = "{\n" + ",\n".join(lines) + "\n}\n"
             (Path(folder) / f"arc_tiny_{subset}_{what}.json").write_bytes(text.encode())
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2 or not Path(sys.argv[1]).is_dir():
+        sys.exit("usage: python data/arc_samples.py FOLDER, an existing one")
+    write_samples(sys.argv[1])

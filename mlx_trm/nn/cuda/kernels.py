@@ -1,0 +1,362 @@
+"""Hand-written CUDA kernels in bfloat16 for what MLX's own kernels leave slow.
+
+Each function has a plain counterpart in :mod:`mlx_trm.nn.fused`, which is used on every other device,
+dtype and size; ``MLX_TRM_CUDA_KERNELS=0`` asks for it everywhere. Measured: docs/benchmarks.
+
+Shape letters: B batch, T positions, D hidden, I inner size of a SwiGLU, h heads.
+"""
+
+import logging
+import os
+import struct
+from functools import lru_cache
+from typing import List, Optional, Sequence, Tuple
+
+import mlx.core as mx
+
+from mlx_trm.nn.cuda.nvrtc import NvrtcError, binary, library
+
+LOG = logging.getLogger(__name__)
+_THREADS = 256
+# mlp_t.cu: inner units a stage, and stages.
+_UNITS, _STAGES = 32, 3
+# KiB of shared memory that a block may have, by architecture; on others, as far as is known, 99.
+_SHARED_KIB = {80: 163, 87: 163, 90: 227, 100: 227, 103: 227}
+# The most blocks along the second axis of a grid.
+_GRID = 65535
+
+
+@lru_cache(maxsize=1)
+def architecture() -> Optional[str]:
+    """Give the GPU's architecture, such as ``sm_90``, where the kernels run on it; else None."""
+    if os.environ.get("MLX_TRM_CUDA_KERNELS", "1") == "0":
+        return None
+    if not hasattr(mx.fast, "precompiled_cuda_kernel") or not mx.cuda.is_available():
+        return None
+    name = str(mx.device_info(mx.gpu).get("architecture", "")).rstrip("af")
+    number = name[len("sm_") :]
+    if not name.startswith("sm_") or not number.isdigit() or int(number) < 80:
+        return None
+    if library() is None:
+        return None
+    try:
+        binary("swiglu.cu", name, {"SWIGLU_FORWARD": 1})
+    except NvrtcError as error:
+        LOG.warning("plain operations are used on this GPU: its kernels do not compile: %s", error)
+        return None
+    return name
+
+
+def shared_limit() -> int:
+    """Give the bytes of shared memory that a block may have; 0 where no kernel runs."""
+    name = architecture()
+    return 0 if name is None else 1024 * _SHARED_KIB.get(int(name[len("sm_") :]), 99)
+
+
+def usable(dtype: mx.Dtype) -> bool:
+    """Whether arrays of this dtype go through these kernels on the default device."""
+    return (
+        dtype == mx.bfloat16
+        and mx.default_device().type == mx.DeviceType.gpu
+        and architecture() is not None
+    )
+
+
+def _launch(  # pylint: disable=too-many-arguments,too-many-positional-arguments
+    file: str,
+    name: str,
+    inputs: List[mx.array],
+    shapes: Sequence[Tuple[int, ...]],
+    scalars: List[int],
+    blocks: Tuple[int, int],
+    threads: int = _THREADS,
+    defines: Optional[dict] = None,
+    shared_memory: int = 0,
+    dtypes: Sequence[mx.Dtype] = (),
+) -> List[mx.array]:
+    outputs: List[mx.array] = mx.fast.precompiled_cuda_kernel(
+        name=name,
+        # One kernel alone, because MLX hashes its code at every launch: 0.7 microseconds a KiB.
+        compiled_source=binary(file, architecture() or "", {name.upper(): 1, **(defines or {})}),
+        inputs=inputs,
+        output_shapes=list(shapes),
+        output_dtypes=list(dtypes) or [mx.bfloat16] * len(shapes),
+        scalars=scalars,
+        grid=(blocks[0] * threads, blocks[1], 1),
+        threadgroup=(threads, 1, 1),
+        shared_memory=shared_memory,
+        ensure_row_contiguous=True,
+        stream=mx.gpu,
+    )
+    return outputs
+
+
+def _bits(number: float) -> int:
+    """Give a float32 as an integer: MLX 0.32 takes no floats as scalar arguments of a kernel."""
+    bits: int = struct.unpack("<i", struct.pack("<f", number))[0]
+    return bits
+
+
+def swiglu_fits(shape: Tuple[int, ...], axis: int) -> bool:
+    """Whether :func:`swiglu` takes gate and up of that shape, halves of ``axis``."""
+    _, block, count = _halved(shape, axis)
+    return block % 8 == 0 and 2 * count < 2**31
+
+
+def swiglu(gate_up: mx.array, axis: int) -> mx.array:
+    """silu(gate) * up, halves of ``axis`` (-1 or -2) of a bfloat16 array."""
+    shape, block, count = _halved(gate_up.shape, axis)
+    blocks = -(-count // (8 * _THREADS))
+    scalars = [block, count]
+    return _launch("swiglu.cu", "swiglu_forward", [gate_up], [shape], scalars, (blocks, 1))[0]
+
+
+def swiglu_gradient(gate_up: mx.array, d_h: mx.array, axis: int) -> List[mx.array]:
+    """Give the gradient of gate_up, and h, computed again."""
+    shape, block, count = _halved(gate_up.shape, axis)
+    blocks = -(-count // (8 * _THREADS))
+    shapes = [tuple(gate_up.shape), shape]
+    arrays = [gate_up, d_h]
+    return _launch("swiglu.cu", "swiglu_backward", arrays, shapes, [block, count], (blocks, 1))
+
+
+def _halved(shape: Tuple[int, ...], axis: int) -> Tuple[Tuple[int, ...], int, int]:
+    halved = list(shape)
+    halved[axis] //= 2
+    block = halved[-1] if axis == -1 else halved[-1] * halved[-2]
+    count = 1
+    for size in halved:
+        count *= size
+    return tuple(halved), block, count
+
+
+def norm_fits(size: int) -> bool:
+    """Whether :func:`add_norm` and :func:`norm_gradient` take rows of ``size`` numbers."""
+    return size % 256 == 0 and size <= 2048
+
+
+def add_norm(x: mx.array, y: mx.array, eps: float, keep_total: bool) -> List[mx.array]:
+    """Give rms_norm(x + y) over the last axis, and x + y where it is kept."""
+    shape = tuple(x.shape)
+    shapes = [shape, shape if keep_total else (1,)]
+    return _over_rows("add_norm", [x, y], shapes, eps, [int(keep_total)])
+
+
+def norm_gradient(total: mx.array, d_out: mx.array, eps: float) -> mx.array:
+    """Give the gradient of ``total``, whose RMS norm over the last axis has the gradient d_out."""
+    return _over_rows("norm_backward", [total, d_out], [tuple(total.shape)], eps, [])[0]
+
+
+def _over_rows(
+    name: str, arrays: List[mx.array], shapes: List[Tuple[int, ...]], eps: float, more: List[int]
+) -> List[mx.array]:
+    size = arrays[0].shape[-1]
+    rows = arrays[0].size // size
+    blocks, scalars = -(-rows // (_THREADS // 32)), [rows, _bits(eps), *more]
+    return _launch("norm.cu", name, arrays, shapes, scalars, (blocks, 1), defines={"SIZE": size})
+
+
+def position_norm_fits(rows: int, positions: int, size: int) -> bool:
+    """Whether :func:`position_norm_gradient` takes (``rows``, ``positions``, ``size``)."""
+    return size % 64 == 0 and positions <= 256 and rows <= _GRID
+
+
+def position_norm_gradient(total: mx.array, d_out: mx.array, eps: float) -> mx.array:
+    """The same as :func:`norm_gradient` over the positions of (B, T, D)."""
+    count, positions, size = total.shape
+    return _launch(
+        "norm.cu",
+        "norm_backward_positions",
+        [total, d_out],
+        [(count, positions, size)],
+        [size // 2, _bits(eps)],
+        (size // 64, count),
+        defines={"POSITIONS": positions},
+    )[0]
+
+
+def position_mlp_fits(rows: int, positions: int, size: int, inner: int) -> bool:
+    """Whether :func:`position_mlp` takes (``rows``, ``positions``, ``size``) and that inner size.
+
+    Its outputs stay in a warp's registers, x and the weights in use in shared memory.
+    """
+    return (
+        positions <= 104
+        and size % 32 == 0
+        and inner % _UNITS == 0
+        and inner >= 2 * _UNITS
+        and rows <= _GRID
+        and position_mlp_bytes(positions, 1) <= shared_limit()
+    )
+
+
+def position_mlp_bytes(positions: int, warps: int) -> int:
+    """Give the shared memory of a block of mlp_t.cu."""
+    padded = -(-positions // 8) * 8
+    first = padded if padded // 8 % 2 else padded + 8
+    stage = 2 * _UNITS * first + padded * (_UNITS + 8)
+    return 2 * (padded * (32 * warps + 8) + _STAGES * stage)
+
+
+def _warps(rows: int, positions: int, size: int) -> int:
+    """As many columns a block as keep the GPU busy: a block reads both weights whole."""
+    for warps in (8, 4, 2):
+        busy = rows * (size // (32 * warps)) >= 128
+        fits = position_mlp_bytes(positions, warps) <= shared_limit()
+        if size % (32 * warps) == 0 and busy and fits:
+            return warps
+    return 1
+
+
+def position_mlp(
+    x: mx.array, gate_up: mx.array, down: mx.array, eps: float, keep_total: bool
+) -> List[mx.array]:
+    """Give rms_norm(x + swiglu(x)) over the positions in one kernel, and what was normalised.
+
+    Args:
+        x: (B, T, D) bfloat16.
+        gate_up: (2 * I, T) bfloat16.
+        down: (T, I) bfloat16.
+        eps: added to the mean square.
+        keep_total: whether the second result, the sum before the norm, is written.
+    """
+    count, positions, size = x.shape
+    inner = down.shape[1]
+    padded = -(-positions // 8) * 8
+    more = padded - positions
+    gate_up = mx.pad(gate_up, [(0, 0), (0, more)])
+    down = mx.pad(down, [(0, more), (0, 0)])
+    warps = _warps(count, positions, size)
+    unused = (count, positions, size) if keep_total else (1,)
+    return _launch(
+        "mlp_t.cu",
+        "mlp_t_forward",
+        [x, gate_up, down],
+        [(count, positions, size), unused],
+        [_bits(eps), int(keep_total)],
+        (size // (32 * warps), count),
+        threads=32 * warps,
+        defines={"T": positions, "D": size, "INNER": inner, "WARPS": warps},
+        shared_memory=position_mlp_bytes(positions, warps),
+    )
+
+
+def rope_fits(head_dim: int) -> bool:
+    """Whether :func:`rope` takes heads of ``head_dim`` numbers."""
+    return head_dim % 16 == 0
+
+
+def rope(qkv: mx.array, cos: mx.array, sin: mx.array, more: int) -> List[mx.array]:
+    """Split qkv, (B, T, 3, h, D / h), and rotate its queries and keys.
+
+    Args:
+        qkv: bfloat16.
+        cos: (T, D / h) float32; sin likewise.
+        more: zero positions put behind the T.
+
+    Returns:
+        q, k and v, each (B, T + more, h, D / h).
+    """
+    count, positions, _, heads, size = qkv.shape
+    shape = (count, positions + more, heads, size)
+    pairs = count * (positions + more) * heads * (size // 16)
+    scalars = [positions, positions + more, heads, size // 2, int(more > 0), pairs]
+    shapes = [shape, shape, shape if more else (1,)]
+    blocks = (-(-pairs // _THREADS), 1)
+    query, key, value = _launch("rope.cu", "rope_forward", [qkv, cos, sin], shapes, scalars, blocks)
+    return [query, key, value if more else qkv[:, :, 2]]
+
+
+def rope_gradient(
+    d_query: mx.array, d_key: mx.array, d_value: mx.array, cos: mx.array, sin: mx.array
+) -> mx.array:
+    """Give the gradient of qkv, (B, T, 3, h, D / h), from those of :func:`rope`'s results."""
+    count, padded, heads, size = d_query.shape
+    positions = cos.shape[0]
+    pairs = count * positions * heads * (size // 16)
+    return _launch(
+        "rope.cu",
+        "rope_backward",
+        [d_query, d_key, d_value, cos, sin],
+        [(count, positions, 3, heads, size)],
+        [positions, padded, heads, size // 2, pairs],
+        (-(-pairs // _THREADS), 1),
+    )[0]
+
+
+def attention_fits(rows: int, positions: int, head_dim: int) -> bool:
+    """Whether :func:`attention` takes these sizes: a head of a sequence in shared memory."""
+    return (
+        positions <= 128
+        and head_dim in (16, 32, 64)
+        and rows <= _GRID
+        and attention_bytes(positions, head_dim, True) <= shared_limit()
+    )
+
+
+def attention_bytes(positions: int, head_dim: int, backward: bool) -> int:
+    """Give the shared memory of a block of attention.cu."""
+    rows = -(-positions // 16) * 16
+    tile = rows * (head_dim + 8)
+    return 2 * (4 * tile + rows * (rows + 8)) + 8 * rows if backward else 2 * 3 * tile
+
+
+def attention(
+    qkv: mx.array, cos: mx.array, sin: mx.array, rotated: bool, keep_sums: bool
+) -> List[mx.array]:
+    """Give softmax(q k^T / sqrt(D / h)) v of rotated q and k, and what its gradient needs.
+
+    Args:
+        qkv: (B, T, 3, h, D / h) bfloat16.
+        cos: (T, D / h) float32, read only where ``rotated``; sin likewise.
+        rotated: whether queries and keys are turned by their positions.
+        keep_sums: whether the second result is written.
+
+    Returns:
+        (B, T, h, D / h) bfloat16, and (B, h, T) float32, the rows' log-sum-exps.
+    """
+    count, positions, _, heads, size = qkv.shape
+    sums = (count, heads, positions) if keep_sums else (1,)
+    shapes, dtypes = [(count, positions, heads, size), sums], [mx.bfloat16, mx.float32]
+    scalars = [int(keep_sums), _bits(size**-0.5)]
+    return _attention("attention_forward", [qkv, cos, sin], shapes, scalars, rotated, dtypes)
+
+
+def attention_gradient(
+    qkv: mx.array,
+    cos: mx.array,
+    sin: mx.array,
+    rotated: bool,
+    out: mx.array,
+    sums: mx.array,
+    d_out: mx.array,
+) -> mx.array:
+    """Give the gradient of qkv from both results of :func:`attention` and the first's gradient."""
+    arrays, scalars = [qkv, cos, sin, out, sums, d_out], [_bits(qkv.shape[-1] ** -0.5)]
+    shapes, dtypes = [tuple(qkv.shape)], [mx.bfloat16]
+    return _attention("attention_backward", arrays, shapes, scalars, rotated, dtypes)[0]
+
+
+def _attention(
+    name: str,
+    arrays: List[mx.array],
+    shapes: Sequence[Tuple[int, ...]],
+    scalars: List[int],
+    rotated: bool,
+    dtypes: Sequence[mx.Dtype],
+) -> List[mx.array]:
+    count, positions, _, heads, size = arrays[0].shape
+    warps = -(-positions // 16)
+    shared = attention_bytes(positions, size, name == "attention_backward")
+    return _launch(
+        "attention.cu",
+        name,
+        arrays,
+        shapes,
+        scalars,
+        (heads, count),
+        threads=32 * warps,
+        defines={"T": positions, "HEADS": heads, "SIZE": size, "ROPE": int(rotated)},
+        shared_memory=shared,
+        dtypes=dtypes,
+    )
