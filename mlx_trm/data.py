@@ -11,7 +11,7 @@ import numpy as np
 
 from mlx_trm.cli import generating as generate
 from mlx_trm.cli import tables as display
-from mlx_trm.cli.arguments import add_config, read_config
+from mlx_trm.cli.arguments import above_zero, add_config, positive, read_config, whole
 from mlx_trm.cli.fetching import add_fetch
 from mlx_trm.cli.pictures import Panel, add_png, check_png, save_png
 from mlx_trm.cli.running import main as run_command
@@ -26,7 +26,7 @@ from mlx_trm.tasks.sudoku.generator import generate_sets
 from mlx_trm.tasks.sudoku.hard import generate_hard
 from mlx_trm.tasks.sudoku.keys import puzzle_keys
 from mlx_trm.tasks.sudoku.solver import PuzzleSet
-from mlx_trm.tasks.symmetries import default_symmetries
+from mlx_trm.tasks.sudoku.transforms import default_symmetries
 
 LOGGER = logging.getLogger(__name__)
 
@@ -93,31 +93,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     action.add_argument("--force", action="store_true", help="replace the file if it is there")
     action.set_defaults(do=run_generate)
-
-
-def whole(text: str) -> int:
-    """Read a whole number of at least 0."""
-    if not (text.isascii() and text.isdigit()):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 0")
-    return int(text)
-
-
-def positive(text: str) -> int:
-    """Read a whole number of at least 1."""
-    if not (text.isascii() and text.isdigit()) or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
-    return int(text)
-
-
-def above_zero(text: str) -> float:
-    """Read a number above 0."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
-    return value
 
 
 def run(args: argparse.Namespace) -> Optional[int]:

@@ -9,7 +9,7 @@ from typing import List, Optional
 from tqdm import tqdm
 
 from mlx_trm.cli import tables as display
-from mlx_trm.cli.arguments import add_json, save_json
+from mlx_trm.cli.arguments import add_json, positive, save_json
 from mlx_trm.cli.checkpoints import add_model, add_run, open_run
 from mlx_trm.cli.running import main as run_command
 from mlx_trm.config.loading import config_from_dict, config_to_dict
@@ -47,17 +47,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_model(parser)
     add_json(parser, "also write the metrics there")
-
-
-def positive(text: str) -> int:
-    """Read a whole number of at least 1."""
-    try:
-        value = int(text)
-    except ValueError:
-        value = 0
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
-    return value
 
 
 def run(args: argparse.Namespace, overrides: List[str]) -> int:

@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import List, Optional
 
 from mlx_trm.cli import tables as display
-from mlx_trm.cli.arguments import writable
+from mlx_trm.cli.arguments import positive, writable
 from mlx_trm.cli.checkpoints import add_model, add_run, load_run
 from mlx_trm.cli.running import main as run_command
-from mlx_trm.evaluate import positive
 from mlx_trm.inference.exporting import export_checkpoint
 
 

@@ -10,13 +10,12 @@ from typing import Dict, List, Optional, Sequence, Tuple
 import numpy as np
 
 from mlx_trm.cli import tables as display
-from mlx_trm.cli.arguments import writable
+from mlx_trm.cli.arguments import positive, writable
 from mlx_trm.cli.charts import plan, save_chart
 from mlx_trm.cli.pictures import check_matplotlib
 from mlx_trm.cli.run_logs import Curves, RunLog, read_runs, smooth
 from mlx_trm.cli.running import main as run_command
 from mlx_trm.errors import ConfigError, did_you_mean
-from mlx_trm.evaluate import positive
 
 LOGGER = logging.getLogger(__name__)
 PICTURE = "metrics.png"

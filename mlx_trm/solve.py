@@ -7,13 +7,12 @@ from typing import Any, Dict, Iterator, List, Optional, Sequence
 
 import numpy as np
 
-from mlx_trm.cli.arguments import add_json, save_json
+from mlx_trm.cli.arguments import add_json, positive, save_json
 from mlx_trm.cli.checkpoints import add_model, add_run, open_run
 from mlx_trm.cli.pictures import Panel, add_png, check_png, save_png
 from mlx_trm.cli.puzzles import Given, read_given
 from mlx_trm.cli.running import main as run_command
 from mlx_trm.cli.tables import ANSI, side_by_side, use_color
-from mlx_trm.evaluate import positive
 from mlx_trm.inference.solver import Solver, SolverStep
 from mlx_trm.tasks import Task
 

@@ -19,7 +19,7 @@ from mlx_trm.tasks.sudoku.generator import random_grids
 from mlx_trm.tasks.sudoku.keys import puzzle_keys
 from mlx_trm.tasks.sudoku.solver import PuzzleSet, solve_puzzles, valid_grids
 from mlx_trm.tasks.sudoku.task import SAMPLES
-from mlx_trm.tasks.symmetries import SYMMETRIES
+from mlx_trm.tasks.sudoku.transforms import SYMMETRIES
 
 TDOKU = Path(__file__).resolve().parents[2] / "shared" / "data" / "sudoku_tdoku"
 

@@ -14,7 +14,7 @@ from mlx_trm.tasks.sudoku.generator import generate_sets, random_grids, rate_puz
 from mlx_trm.tasks.sudoku.hard import generate_hard
 from mlx_trm.tasks.sudoku.keys import puzzle_keys
 from mlx_trm.tasks.sudoku.solver import PuzzleSet, solve_puzzles, valid_grids
-from mlx_trm.tasks.symmetries import SYMMETRIES
+from mlx_trm.tasks.sudoku.transforms import SYMMETRIES
 
 SIZES = st.sampled_from([4, 6, 9])
 

@@ -12,7 +12,7 @@ from mlx_trm.tasks.sudoku.generator import generate_sets, random_grids
 from mlx_trm.tasks.sudoku.keys import puzzle_keys, rename_digits
 from mlx_trm.tasks.sudoku.solver import PuzzleSet
 from mlx_trm.tasks.sudoku.task import SAMPLES
-from mlx_trm.tasks.symmetries import SYMMETRIES, default_symmetries, random_transforms
+from mlx_trm.tasks.sudoku.transforms import SYMMETRIES, default_symmetries, random_transforms
 
 SIZES = st.sampled_from([4, 6, 9])
 

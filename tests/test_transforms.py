@@ -7,13 +7,11 @@ from hypothesis import strategies as st
 
 from mlx_trm.tasks.sudoku.generator import random_grids
 from mlx_trm.tasks.sudoku.solver import solve_puzzles, valid_grids
+from mlx_trm.tasks.sudoku.transforms import SYMMETRIES, default_symmetries, random_transforms
 from mlx_trm.tasks.symmetries import (
     DIHEDRAL_INVERSE,
-    SYMMETRIES,
-    default_symmetries,
     dihedral_transform,
     inverse_dihedral_transform,
-    random_transforms,
 )
 
 SIZES = st.sampled_from([4, 6, 9])

@@ -1,4 +1,4 @@
-"""The tasks, by name: ``register_task`` adds one and ``build_task`` makes one. NumPy only."""
+"""What a task is, and the three of the paper, by name; NumPy only."""
 
 from mlx_trm.datasets.dataset import PuzzleDataset, SetSource
 from mlx_trm.datasets.writing import Puzzle, PuzzleBlock

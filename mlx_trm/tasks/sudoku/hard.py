@@ -15,7 +15,7 @@ from mlx_trm.errors import DataError
 from mlx_trm.tasks.sudoku.generator import random_grids, rate_puzzles, thin_out
 from mlx_trm.tasks.sudoku.keys import puzzle_keys
 from mlx_trm.tasks.sudoku.solver import PuzzleSet, solve_puzzles
-from mlx_trm.tasks.symmetries import SYMMETRIES
+from mlx_trm.tasks.sudoku.transforms import SYMMETRIES
 
 LOG = logging.getLogger(__name__)
 

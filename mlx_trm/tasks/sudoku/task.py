@@ -22,7 +22,7 @@ from mlx_trm.tasks.sudoku.files import check_no_folder, parse_puzzle, read_puzzl
 from mlx_trm.tasks.sudoku.generator import DEFAULT_GIVENS, GENERATOR_VERSION, generate_sets
 from mlx_trm.tasks.sudoku.keys import puzzle_keys
 from mlx_trm.tasks.sudoku.solver import PuzzleSet, box_shape, solve_puzzles, valid_grids
-from mlx_trm.tasks.symmetries import SYMMETRIES, default_symmetries, random_transforms
+from mlx_trm.tasks.sudoku.transforms import SYMMETRIES, default_symmetries, random_transforms
 
 SAMPLES = Path(__file__).resolve().parents[2] / "samples"
 SAMPLE_FILES = {"train": "sudoku_hard_train.csv", "test": "sudoku_hard_test.csv"}
