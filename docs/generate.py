@@ -4,7 +4,7 @@
 docs/configuration.md (from the configuration dataclasses), the list of differences in
 docs/migration_guide.md (from the paragraphs and comments that begin ``Differs from reference:``),
 and the index of tests in docs/test_plan.md.
-tests/test_docs.py fails where a document and the code have drifted apart.
+tests/policy/test_docs.py fails where a document and the code have drifted apart.
 """
 
 import ast

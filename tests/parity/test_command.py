@@ -3,15 +3,15 @@
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
 import pytest
+from paths import REFERENCE
 
 from mlx_trm.parity import main
 
-FOLDER = Path(__file__).parents[1] / "reference" / "cuda"
+FOLDER = REFERENCE / "cuda"
 
 
 def test_a_pass_is_exit_code_0_and_the_json_has_every_row(tmp_path, capsys):

@@ -12,12 +12,13 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 import pytest
+from paths import REFERENCE
 
 from mlx_trm.errors import DataError
 from mlx_trm.upstream.recording import FLOORS, Recording, read_recordings
 from mlx_trm.upstream.replay import compare
 
-FOLDER = Path(__file__).parents[1] / "reference" / "cuda"
+FOLDER = REFERENCE / "cuda"
 MANIFEST = json.loads((FOLDER / "manifest.json").read_text(encoding="utf-8"))
 
 OUTPUTS = {

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any, Iterator, List, Set, Tuple
 
 import pytest
+from paths import ROOT
 
 import mlx_trm
 
-ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
 COMMANDS = ("train", "evaluate", "solve", "plot", "data", "convert", "parity", "export", "diagnose")
 

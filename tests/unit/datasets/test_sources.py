@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from paths import ROOT
 
 from mlx_trm.datasets.sources import (
     RECORD,
@@ -117,7 +118,7 @@ def test_a_damaged_record(content: str) -> None:
 
 def cells(first: str) -> Any:
     """The cells of the row of data/README.md that begins with a cell."""
-    text = (Path(__file__).resolve().parents[1] / "data" / "README.md").read_text(encoding="utf-8")
+    text = (ROOT / "data" / "README.md").read_text(encoding="utf-8")
     (row,) = [line for line in text.split("\n") if line.startswith(f"| {first} |")]
     return row.strip("| ").split(" | ")
 
@@ -146,7 +147,7 @@ def test_data_readme_says_the_same(name: str) -> None:
 
 def test_data_readme_says_what_presets_need() -> None:
     """The sets in a preset's row are those that name it; every packaged one has a row."""
-    root = Path(__file__).resolve().parents[1] / "mlx_trm" / "config" / "presets"
+    root = ROOT / "mlx_trm" / "config" / "presets"
     presets = {path.name for path in root.glob("*.yaml")}
     named = {preset for source in SOURCES.values() for preset in source.presets}
     for preset in sorted(presets | named):

@@ -14,6 +14,7 @@ from typing import Any, Dict, List, Optional
 import mlx.core as mx
 import numpy as np
 import pytest
+from paths import ROOT
 
 import mlx_trm
 from mlx_trm.diagnose import main as diagnose
@@ -21,7 +22,6 @@ from mlx_trm.system import report as diagnostics
 from mlx_trm.system.backend import load_advice, starts_command
 from mlx_trm.system.report import blas_library, check_matmul, find_warnings, memory_report
 
-ROOT = Path(__file__).resolve().parents[1]
 NO_LIBRARY = ImportError("libmlx.so: cannot open shared object file: No such file or directory")
 
 

@@ -11,6 +11,7 @@ from typing import Any, Dict, List, Optional
 
 import mlx.core as mx
 import pytest
+from paths import ROOT
 from tqdm import tqdm
 
 import mlx_trm
@@ -22,8 +23,6 @@ from mlx_trm.config.loading import packaged_configs
 from mlx_trm.config.sections import ExperimentConfig
 from mlx_trm.errors import CheckpointError, ConfigError, DataError
 from mlx_trm.system.report import gpu_available
-
-ROOT = Path(__file__).resolve().parents[1]
 
 
 def run_line(

@@ -15,6 +15,8 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from marks import experiment
+from paths import HELPERS
+from run_files import TIMES, arrays_of, log_of
 
 from mlx_trm.errors import CheckpointError, ConfigError, NonFiniteError
 from mlx_trm.runs.checkpoint import load_checkpoint, newest_whole
@@ -23,30 +25,12 @@ from mlx_trm.runs.layout import list_checkpoints
 from mlx_trm.training import loop as fitting
 from mlx_trm.training.trainer import Trainer
 
-# What depends on the clock or the process.
-TIMES = ("steps_per_second", "peak_memory")
-
 
 @pytest.fixture(autouse=True)
 def private_cache(tmp_path: Path, monkeypatch: Any) -> None:
     """Nothing of these tests goes into the user's cache."""
     monkeypatch.setenv("MLX_TRM_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
-
-
-def log_of(run: Path) -> List[Dict[str, Any]]:
-    """The lines of a log without what depends on the clock."""
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k not in TIMES} for line in lines]
-
-
-def arrays_of(checkpoint: Path) -> Dict[str, np.ndarray]:
-    """Every array of a checkpoint."""
-    return {
-        f"{path.stem}.{name}": np.array(array.astype(mx.float32))
-        for path in sorted(checkpoint.glob("*.safetensors"))
-        for name, array in dict(mx.load(str(path))).items()
-    }
 
 
 def assert_same_run(one: Path, other: Path) -> None:
@@ -391,7 +375,7 @@ def test_a_file_size_limit_while_saving(run: Path, tmp_path: Path) -> None:
         "sys.exit(main(['train', '--resume', 'run', 'train.max_steps=43', '-q']))"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code, str(Path(__file__).parent)],
+        [sys.executable, "-c", code, str(HELPERS)],
         capture_output=True, text=True, check=False, timeout=120,
     )  # fmt: skip
     assert done.returncode == 2, done.stderr

@@ -4,23 +4,21 @@ import builtins
 import os
 import pickle
 import struct
-import sys
 import zipfile
 from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
 import pytest
+import torch_writer as tw  # noqa: E402  # pylint: disable=wrong-import-position
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from paths import REFERENCE
 
 from mlx_trm.convert import main
 from mlx_trm.upstream.torch_files import read_torch
 
-sys.path.insert(0, str(Path(__file__).parent))
-import torch_writer as tw  # noqa: E402  # pylint: disable=wrong-import-position
-
-FOLDER = Path(__file__).parent / "reference" / "checkpoint"
+FOLDER = REFERENCE / "checkpoint"
 NUMBERS = np.arange(24, dtype=np.float32).reshape(4, 6)
 
 

@@ -14,12 +14,11 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from marks import experiment
-from test_resuming import arrays_of, log_of
+from paths import HELPERS
+from run_files import arrays_of, log_of
 
 from mlx_trm.system.processes import LAUNCHED, Processes
 from mlx_trm.training.trainer import Trainer
-
-HERE = Path(__file__).parent
 
 
 @pytest.fixture(autouse=True)
@@ -48,7 +47,7 @@ def launch(size: int, code: str, *words: str) -> "List[subprocess.Popen[str]]":
             [
                 sys.executable,
                 "-c",
-                f"import sys; sys.path.insert(0, {str(HERE)!r})\n{code}",
+                f"import sys; sys.path.insert(0, {str(HELPERS)!r})\n{code}",
                 *words,
             ],
             env={**os.environ, "MLX_RANK": str(rank), "MLX_HOSTFILE": "hosts.json"},

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from paths import REFERENCE
 
 from mlx_trm.config.sections import TaskConfig, TaskSpec
 from mlx_trm.datasets import reading as dataset_files
@@ -18,7 +19,7 @@ from mlx_trm.datasets.writing import write_dataset
 from mlx_trm.errors import DataError
 from mlx_trm.tasks import Puzzle, PuzzleDataset, Task
 
-SAMPLER = Path(__file__).parent / "reference" / "arc_toy" / "sampler"
+SAMPLER = REFERENCE / "arc_toy" / "sampler"
 SPEC = TaskSpec(vocab_size=9, seq_len=3, num_puzzle_identifiers=1)
 
 

@@ -15,6 +15,7 @@ from typing import Any, Callable, Dict, List
 import mlx.core as mx
 import numpy as np
 import pytest
+from paths import ROOT
 
 import mlx_trm as trm
 from mlx_trm.config.loading import TrainConfig
@@ -27,7 +28,6 @@ from mlx_trm.nn import fused
 from mlx_trm.runs.checkpoint import load_checkpoint, save_checkpoint
 from mlx_trm.runs.layout import MODEL
 
-ROOT = Path(__file__).resolve().parents[1]
 SIZES = dict(hidden_size=32, num_heads=2, swiglu_multiple=32, halt_max_steps=3)
 PUZZLES = ["1.....2..3.....4", "2.....1..3.....4", "...4..3.....1..."]
 CLASSES: List[Any] = [trm.TRM, trm.TRMSingleZ, trm.TRMHier6, trm.HRM, trm.TransformersBaseline]

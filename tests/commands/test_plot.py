@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from paths import ROOT
 
 from mlx_trm.__main__ import main
 from mlx_trm.cli import charts
@@ -21,8 +22,6 @@ from mlx_trm.cli.charts import MOST_POINTS, layout, plan
 from mlx_trm.cli.run_logs import Curves, RunLog, find_log, read_log, read_runs, smooth, thin
 from mlx_trm.errors import DataError
 from mlx_trm.training.trainer import Trainer
-
-ROOT = Path(__file__).resolve().parents[1]
 
 
 def train(step: int, **changes: Any) -> Dict[str, Any]:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from paths import ROOT, SHARED_DATA
 
 from mlx_trm.config.sections import TaskSpec
 from mlx_trm.errors import DataError
@@ -21,7 +22,7 @@ from mlx_trm.tasks.sudoku.solver import PuzzleSet, solve_puzzles, valid_grids
 from mlx_trm.tasks.sudoku.task import SAMPLES
 from mlx_trm.tasks.sudoku.transforms import SYMMETRIES
 
-TDOKU = Path(__file__).resolve().parents[2] / "shared" / "data" / "sudoku_tdoku"
+TDOKU = SHARED_DATA / "sudoku_tdoku"
 
 # An easy puzzle: singles solve it.
 QUESTION = "53..7....6..195....98....6.8...6...34..8.3..17...2...6.6....28....419..5....8..79"
@@ -181,7 +182,7 @@ def test_the_bundled_sample() -> None:
 
 def test_the_readme_has_the_samples_checksums() -> None:
     """data/README.md says what is in the package."""
-    text = (Path(__file__).resolve().parents[1] / "data" / "README.md").read_text("utf-8")
+    text = (ROOT / "data" / "README.md").read_text("utf-8")
     files = sorted(SAMPLES.glob("*.csv"))
     assert [path.name for path in files] == ["sudoku_hard_test.csv", "sudoku_hard_train.csv"]
     for path in files:

@@ -11,6 +11,7 @@ from typing import Any, Dict, Iterator, List, Tuple
 
 import pytest
 from fetch_server import COMMIT, Reply, Server
+from paths import ROOT
 from test_fetch_archives import packed
 
 from mlx_trm.cli.fetching import DownloadProgress
@@ -24,7 +25,6 @@ from mlx_trm.tasks.fetch_http import Patience
 from mlx_trm.tasks.fetch_record import folder_digest, folder_facts, place_lock, swap_in
 from mlx_trm.tasks.fetch_servers import SERVERS, server
 
-ROOT = Path(__file__).resolve().parents[1]
 SUDOKU = "sapientinc/sudoku-extreme"
 CSV = {"train.csv": b"source,question\n" + b"a,b\n" * 9000, "test.csv": b"source,question\nc,d\n"}
 ARC = {

@@ -9,6 +9,8 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 import pytest
+import torch_writer as tw  # noqa: E402  # pylint: disable=wrong-import-position
+from paths import REFERENCE
 
 import mlx_trm as trm
 from mlx_trm.config.loading import config_from_dict
@@ -23,10 +25,7 @@ from mlx_trm.upstream.reading import convert_upstream, open_upstream
 from mlx_trm.upstream.settings import UPSTREAM_MODELS
 from mlx_trm.upstream.torch_files import read_torch
 
-sys.path.insert(0, str(Path(__file__).parent))
-import torch_writer as tw  # noqa: E402  # pylint: disable=wrong-import-position
-
-FOLDER = Path(__file__).parent / "reference" / "checkpoint"
+FOLDER = REFERENCE / "checkpoint"
 # What the weights of tests/reference/checkpoint/step_7 do not show; see save_checkpoints.py.
 UNSEEN = {
     "num_heads": 2,

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from paths import REFERENCE, SHARED_DATA
 
 from mlx_trm.datasets.writing import PuzzleBlock
 from mlx_trm.errors import DataError
@@ -21,9 +22,8 @@ from mlx_trm.tasks.arc import builder as arc_builder
 from mlx_trm.tasks.arc.files import ArcTask
 from mlx_trm.tasks.symmetries import dihedral_transform
 
-REFERENCE = Path(__file__).parent / "reference"
 TOY = REFERENCE / "arc_toy"
-ARC_DATA = Path(__file__).resolve().parents[2] / "shared" / "data" / "arc"
+ARC_DATA = SHARED_DATA / "arc"
 
 
 def toy(**changes: Any) -> ARCConfig:

@@ -5,16 +5,16 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from mlx.utils import tree_flatten
+from paths import ROOT
 
 import mlx_trm as trm
 
-FOLDER = Path(__file__).resolve().parents[1] / "benchmarks"
+FOLDER = ROOT / "benchmarks"
 NAMES = "run plot roofline results sizes protocol upstream_worker".split()
 FAST = ["--device", "cpu", "--repeats", "2", "--block-seconds", "0.01"]
 

@@ -16,6 +16,7 @@ from typing import Callable, Dict, List, Mapping, NamedTuple, Optional
 
 import mlx.core as mx
 import pytest
+from paths import ROOT
 
 from mlx_trm import load_checkpoint
 from mlx_trm.__main__ import main
@@ -24,7 +25,6 @@ from mlx_trm.system.files import hash_file as sha256
 from mlx_trm.system.report import gpu_available
 from mlx_trm.tasks.fetch_servers import SERVERS
 
-ROOT = Path(__file__).resolve().parents[1]
 RECORDING = ROOT / "tests" / "reference" / "cuda" / "trm_att_rope_bf16.safetensors"
 TINY = "--config sudoku_tiny.yaml task.train_puzzles=64 task.test_puzzles=16 train.batch_size=8"
 SHORT = f"{TINY} train.max_steps=1"

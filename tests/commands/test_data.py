@@ -11,6 +11,7 @@ from typing import Any, List, Tuple
 
 import numpy as np
 import pytest
+from paths import ROOT
 
 from mlx_trm import data as data_cli
 from mlx_trm.data import main
@@ -19,7 +20,6 @@ from mlx_trm.tasks.sudoku.files import read_puzzles
 from mlx_trm.tasks.sudoku.keys import puzzle_keys
 from mlx_trm.tasks.sudoku.solver import solve_puzzles
 
-ROOT = Path(__file__).resolve().parents[1]
 SMALL = ["task.size=4", "task.train_puzzles=40", "task.test_puzzles=10", "task.symmetries=[digits]"]
 BUILD = ["build", "--config", "sudoku.yaml", *SMALL]
 

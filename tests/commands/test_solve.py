@@ -11,6 +11,7 @@ from typing import Any, List, NamedTuple, Optional
 
 import numpy as np
 import pytest
+from paths import ROOT
 from scripted import (
     FIRST,
     FIRST_SOLVED,
@@ -25,7 +26,6 @@ from mlx_trm.runs.checkpoint import save_checkpoint
 from mlx_trm.solve import main, side_by_side, underline_changes
 from mlx_trm.tasks import build_task
 
-ROOT = Path(__file__).resolve().parents[1]
 GIVEN = """\
 ┌─────┬─────┐
 │ 1 . │ . . │

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import List
 
 import pytest
+from paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 EXAMPLES = ROOT / "examples"
 SMALL = ["task.train_puzzles=200", "task.test_puzzles=40", "train.batch_size=16"]
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from paths import REFERENCE
 
 from mlx_trm.datasets.dataset import SetSource
 from mlx_trm.errors import DataError
@@ -15,7 +16,7 @@ from mlx_trm.tasks import ARC, ARCConfig, ScoredRows
 from mlx_trm.tasks.arc.grids import augmented_name, encode, parse_name
 from mlx_trm.tasks.arc.voting import PASS_AT, ArcScorer, load_scorer, pack, unpack
 
-TOY = Path(__file__).parent / "reference" / "arc_toy"
+TOY = REFERENCE / "arc_toy"
 SOURCE = SetSource(TOY / "built", "test", "all", 0)
 GRIDS = st.tuples(st.integers(1, 30), st.integers(1, 30), st.integers(0, 2**32 - 1)).map(
     lambda t: np.random.default_rng(t[2]).integers(0, 10, t[:2]).astype(np.uint8)
