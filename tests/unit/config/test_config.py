@@ -12,6 +12,7 @@ import pytest
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from paths import ROOT
 
 from mlx_trm.config.loading import (
     TrainConfig,
@@ -33,8 +34,6 @@ from mlx_trm.config.sections import (
 )
 from mlx_trm.config.strict_yaml import dump_yaml, parse_scalar, parse_yaml
 from mlx_trm.errors import ConfigError
-
-ROOT = Path(__file__).resolve().parents[1]
 
 
 @dataclass

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from marks import experiment
 from paths import HELPERS
-from run_files import TIMES, arrays_of, log_of
+from run_files import arrays_of, log_of
 
 from mlx_trm.errors import CheckpointError, ConfigError, NonFiniteError
 from mlx_trm.runs.checkpoint import load_checkpoint, newest_whole
