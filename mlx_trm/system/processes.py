@@ -79,7 +79,11 @@ class Processes:
 
     def gather(self, array: mx.array) -> mx.array:
         """Put the (n, ...) arrays of all processes one after the other, by rank."""
-        return array if self.size == 1 else self._call(mx.distributed.all_gather, array)
+        if self.size == 1:
+            return array
+        if array.dtype == mx.bool_:  # MLX's NCCL backend sends numbers only
+            return self.gather(array.astype(mx.uint8)).astype(mx.bool_)
+        return self._call(mx.distributed.all_gather, array)
 
     def share(self, count: int) -> slice:
         """Give this process's part of ``count`` rows, a multiple of :attr:`size`."""

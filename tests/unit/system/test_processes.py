@@ -155,6 +155,7 @@ found = p.gather_arrays({"x": np.arange(p.rank + 1), "y": np.array(p.rank)})
 print(json.dumps([
     summed["a"][0].tolist(), summed["b"].item(), p.any(p.rank == 1, False),
     p.gather(mx.array([[p.rank]], dtype=mx.bfloat16)).tolist(),
+    [str(flag) for flag in p.gather(mx.array([p.rank == 1])).tolist()],
     [[each["x"].tolist(), each["y"].tolist()] for each in found],
     [p.share(6).start, p.share(6).stop], p.leads]))
 try:
@@ -170,7 +171,7 @@ def test_the_pieces() -> None:
     for rank, text in enumerate(texts):
         first, second = text.splitlines()[:2]
         assert json.loads(first) == [
-            [6.0, 12.0], 1.5, [True, False], [[0.0], [1.0], [2.0]],
+            [6.0, 12.0], 1.5, [True, False], [[0.0], [1.0], [2.0]], ["False", "True", "False"],
             [[[0], 0], [[0, 1], 1], [[0, 1, 2], 2]], [2 * rank, 2 * rank + 2], rank == 0,
         ]  # fmt: skip
         assert second.startswith("ConfigError process 2 has another thing than process 0; start")
