@@ -1,4 +1,4 @@
-"""Progress on a terminal or in a log."""
+"""How training shows that it goes on: a bar in a terminal, plain lines elsewhere."""
 
 import sys
 import time

@@ -1,4 +1,4 @@
-"""What the commands show while they work: a bar in a terminal, plain lines elsewhere."""
+"""Tables, durations, sizes and metrics as the commands print them."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""The configuration of an experiment: its sections, and how they are loaded, checked and saved.
+"""How a configuration is found, put together with its overrides, checked and saved.
 
 Defaults come first, then the YAML file, then overrides such as ``train.lr=3e-4``. Everything is
 checked before anything runs, and every problem is reported in one go.

@@ -1,4 +1,4 @@
-"""The sections ``train`` and ``init`` of a configuration: how a model is trained, and from where.
+"""The sections of a configuration: every setting, its default, its range and what it means.
 
 Reference: ``PretrainConfig`` in pretrain.py.
 """

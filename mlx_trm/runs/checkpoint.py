@@ -1,4 +1,4 @@
-"""Run folders and checkpoints on disk: whole or absent, and checked when they are read.
+"""Checkpoints on disk: whole or absent, and checked when they are read.
 
 A run folder holds ``config.yaml``, ``metrics.jsonl``, checkpoints ``step_N`` and a link ``latest``
 to the newest; ``best`` is a link to the one with the best evaluation. A checkpoint holds

@@ -1,4 +1,4 @@
-"""Run folders: where a run's files go, and the log of its metrics."""
+"""Run folders: chosen, made, locked, and what an evaluation keeps in them."""
 
 import logging
 import os

@@ -1,4 +1,4 @@
-"""How people write the puzzles of a task, see them drawn, and judge answers: for the commands."""
+"""Puzzles as people write and see them: parsing, formatting, drawing, and judging an answer."""
 
 from typing import Any, Dict, Iterable, Iterator, List, Optional, Tuple
 

@@ -1,4 +1,4 @@
-"""Names and settings of the reference, and ours.
+"""The reference's names of parameters, models and settings, and ours.
 
 Parameter names are the reference's after its wrappers' prefix, so a state dict converts by
 dropping that prefix. Settings carry their reference names too; a few that only describe the data or

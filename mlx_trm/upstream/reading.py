@@ -1,4 +1,4 @@
-"""Checkpoints of the reference: read into a model or a run folder, and written back.
+"""Checkpoints of the reference, read into a model or a run folder.
 
 A file of ``torch.save`` (of either layout) or safetensors is read without torch and without running
 anything in it. Settings that the configuration leaves open are taken from the weights; where it

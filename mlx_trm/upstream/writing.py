@@ -1,4 +1,4 @@
-"""Runs written as checkpoints of the PyTorch original."""
+"""Runs written as checkpoints that the reference reads."""
 
 import json
 from dataclasses import replace
