@@ -1,9 +1,8 @@
 """Write the parts of the documents that are read out of the code.
 
 ``python docs/generate.py`` rewrites, between their markers, the field tables of
-docs/configuration.md (from the configuration dataclasses), the list of differences in
-docs/migration_guide.md (from the paragraphs and comments that begin ``Differs from reference:``),
-and the index of tests in docs/test_plan.md.
+docs/configuration.md (from the configuration dataclasses), and the list of differences in
+docs/migration_guide.md (from the paragraphs and comments that begin ``Differs from reference:``).
 tests/policy/test_docs.py fails where a document and the code have drifted apart.
 """
 
@@ -151,41 +150,9 @@ def difference_list() -> str:
     return "\n".join(lines)
 
 
-def functions_in(path: Path) -> Iterator[Tuple[str, str, bool]]:
-    """Name, what it checks, and whether it is slow, of every test in a file."""
-    module = ast.parse(path.read_text(encoding="utf-8"))
-    whole = any(
-        isinstance(node, ast.Assign)
-        and ast.unparse(node.targets[0]) == "pytestmark"
-        and "slow" in ast.unparse(node.value)
-        for node in module.body
-    )
-    for holder in [module] + [node for node in module.body if isinstance(node, ast.ClassDef)]:
-        for node in holder.body:
-            if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
-                what = (ast.get_docstring(node) or "").split("\n\n")[0]
-                marks = " ".join(ast.unparse(mark) for mark in node.decorator_list)
-                yield node.name, " ".join(what.split()), whole or "mark.slow" in marks
-
-
-def index_of_tests() -> str:
-    """Every test, by file."""
-    parts: List[str] = []
-    for path in sorted((ROOT / "tests").rglob("test_*.py")):
-        where = path.relative_to(ROOT).as_posix()
-        summary = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
-        parts.append(f"### `{where}`\n\n" + " ".join(summary.split("\n\n")[0].split()) + "\n")
-        for name, what, slow in functions_in(path):
-            text = f"- `{name}`" + (" (slow)" if slow else "")
-            parts.append(text + (f": {what}" if what else ""))
-        parts.append("")
-    return "\n".join(parts).rstrip()
-
-
 PARTS = {
     "docs/configuration.md": ("fields", configuration_sections),
     "docs/migration_guide.md": ("differences", difference_list),
-    "docs/test_plan.md": ("tests", index_of_tests),
 }
 
 

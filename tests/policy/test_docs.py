@@ -9,7 +9,7 @@ import subprocess
 import sys
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Iterator, List, Set, Tuple
+from typing import Any, Dict, Iterator, List, Set, Tuple
 
 import pytest
 from paths import ROOT
@@ -219,17 +219,35 @@ def test_readme_commands_are_what_ci_runs() -> None:
     assert '-e ".[dev]"' in script and test in script
 
 
+def tests_in(path: Path) -> Dict[str, bool]:
+    """The tests of a file, and whether each is slow."""
+    module = ast.parse(path.read_text(encoding="utf-8"))
+    whole = any(
+        isinstance(node, ast.Assign)
+        and ast.unparse(node.targets[0]) == "pytestmark"
+        and "slow" in ast.unparse(node.value)
+        for node in module.body
+    )
+    found = {}
+    for holder in [module] + [node for node in module.body if isinstance(node, ast.ClassDef)]:
+        for node in holder.body:
+            if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
+                marks = " ".join(ast.unparse(mark) for mark in node.decorator_list)
+                found[node.name] = whole or "mark.slow" in marks
+    return found
+
+
 def test_test_plan_is_complete() -> None:
-    """The plan maps behaviours to tests that exist; its index, generated, has every test file."""
+    """The plan maps behaviours to tests and files that exist, and names every slow test."""
     plan = (ROOT / "docs" / "test_plan.md").read_text(encoding="utf-8")
-    chosen, index = plan.split("<!-- generated: tests -->")
-    files = sorted((ROOT / "tests").rglob("test_*.py"))
-    every = {name for path in files for name, _, _ in generator().functions_in(path)}
-    named = set(re.findall(r"`(test_\w+)`", chosen))
-    assert named - every == set()
-    assert set(re.findall(r"`(test_\w+)`", index)) == every
-    for path in set(re.findall(r"`(tests/[\w/]+\.py)`", chosen)):
-        assert (ROOT / path).is_file(), path
+    every: Dict[str, bool] = {}
+    for path in sorted((ROOT / "tests").rglob("test_*.py")):
+        every.update(tests_in(path))
+    named = set(re.findall(r"`(test_\w+)`", plan))
+    assert named - set(every) == set()
+    assert {name for name, slow in every.items() if slow} - named == set()
+    for name in set(re.findall(r"`(tests/[\w/]+\.py)`", plan)):
+        assert (ROOT / name).is_file(), name
 
 
 def test_spec_names_only_what_is_there() -> None:
