@@ -219,7 +219,7 @@ def test_readme_commands_are_what_ci_runs() -> None:
     assert '-e ".[dev]"' in script and test in script
 
 
-def tests_in(path: Path) -> Dict[str, bool]:
+def names_in(path: Path) -> Dict[str, bool]:
     """The tests of a file, and whether each is slow."""
     module = ast.parse(path.read_text(encoding="utf-8"))
     whole = any(
@@ -242,7 +242,7 @@ def test_test_plan_is_complete() -> None:
     plan = (ROOT / "docs" / "test_plan.md").read_text(encoding="utf-8")
     every: Dict[str, bool] = {}
     for path in sorted((ROOT / "tests").rglob("test_*.py")):
-        every.update(tests_in(path))
+        every.update(names_in(path))
     named = set(re.findall(r"`(test_\w+)`", plan))
     assert named - set(every) == set()
     assert {name for name, slow in every.items() if slow} - named == set()
