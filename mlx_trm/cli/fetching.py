@@ -1,13 +1,9 @@
 """``python -m mlx_trm.data fetch``: download the sets that are too large for the package."""
 
 import argparse
-import logging
 import shlex
 import sys
-import time
-from typing import Any, List, Optional
-
-from tqdm import tqdm
+from typing import Any, List
 
 from mlx_trm.cli import tables as display
 from mlx_trm.datasets.sources import (
@@ -18,8 +14,6 @@ from mlx_trm.datasets.sources import (
     find_source,
     is_fetched,
 )
-
-LOGGER = logging.getLogger(__name__)
 
 UNKNOWN = "unknown"
 
@@ -35,14 +29,6 @@ def add_fetch(commands: Any) -> None:
     )
     action.add_argument(
         "--force", action="store_true", help="download anew what is there, and replace it"
-    )
-    action.add_argument(
-        "--accept-changed",
-        action="store_true",
-        help="take content that differs from what the first download recorded",
-    )
-    action.add_argument(
-        "--no-hub", action="store_true", help="do without huggingface_hub where it is installed"
     )
     action.add_argument(
         "--timeout",
@@ -74,22 +60,11 @@ def run_fetch(args: argparse.Namespace) -> None:
         if not args.list:
             print("Fetch some: python -m mlx_trm.data fetch NAME [NAME ...]")
         return
-    from mlx_trm.datasets.fetch import FetchOptions, fetch
-    from mlx_trm.tasks.fetch_http import Patience
+    from mlx_trm.datasets.fetch import fetch
 
-    options = FetchOptions(
-        force=args.force,
-        accept_changed=args.accept_changed,
-        use_hub=not args.no_hub,
-        quiet=args.quiet or not sys.stderr.isatty(),
-        patience=Patience(timeout=args.timeout),
-    )
+    progress = not args.quiet and sys.stderr.isatty()
     for source in sources:
-        progress = DownloadProgress(args.quiet)
-        try:
-            result = fetch(source.name, options, progress.show)
-        finally:
-            progress.close()
+        result = fetch(source.name, args.force, args.timeout, progress)
         what = "fetched" if result.downloaded else "is there already and was checked"
         total = sum(size for size, _ in result.files.values())
         count = f"{len(result.files):,} files, {display.size(total)}"
@@ -119,12 +94,9 @@ def use_lines(source: Source) -> List[str]:
     lines = []
     for preset in source.presets:
         words = ["python", "-m", "mlx_trm.train", "--config", preset]
-        if source.targets == ("train.csv", "test.csv"):
+        if source.base_url is None:
             place = fetched_folder(source.name)
-            words += [
-                f"task.train_file={place / 'train.csv'}",
-                f"task.test_file={place / 'test.csv'}",
-            ]
+            words += [f"task.{part}_file={place / part}.csv" for part in ("train", "test")]
         lines.append("use it: " + shlex.join(words))
         needed = [other.name for other in SOURCES.values() if preset in other.presets]
         missing = [name for name in needed if not is_fetched(name)]
@@ -132,48 +104,3 @@ def use_lines(source: Source) -> List[str]:
             lines[-1] += f"  (needs {', '.join(missing)} too: python -m mlx_trm.data fetch "
             lines[-1] += " ".join(missing) + ")"
     return lines
-
-
-class DownloadProgress:
-    """Shows a download: a bar in a terminal, a line now and then elsewhere."""
-
-    def __init__(self, quiet: bool = False, seconds_between_lines: float = 5.0) -> None:
-        """Start the display.
-
-        Args:
-            quiet: show nothing.
-            seconds_between_lines: how often a line is printed where there is no terminal.
-        """
-        self._quiet = quiet
-        self._terminal = not quiet and sys.stderr.isatty()
-        self._between = seconds_between_lines
-        self._last = time.monotonic()
-        self._bar: Any = None
-        self._label: Optional[str] = None
-
-    def show(self, label: str, done: int, total: Optional[int]) -> None:
-        """Show that so many bytes of a file are here.
-
-        Args:
-            label: the file.
-            done: bytes that are here.
-            total: bytes of the whole file, where known.
-        """
-        if self._terminal:
-            if label != self._label:
-                self.close()
-                self._bar = tqdm(desc=label, total=total, initial=done, unit="B", unit_scale=True,
-                                 dynamic_ncols=True, leave=False)  # fmt: skip
-            self._bar.total = total
-            self._bar.update(done - self._bar.n)
-        elif not self._quiet and time.monotonic() - self._last >= self._between:
-            self._last = time.monotonic()
-            of = "" if total is None else f" of {display.size(total)}"
-            LOGGER.info("%s: %s%s", label, display.size(done), of)
-        self._label = label
-
-    def close(self) -> None:
-        """End the bar."""
-        if self._bar is not None:
-            self._bar.close()
-            self._bar = None

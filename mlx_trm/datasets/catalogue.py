@@ -5,11 +5,10 @@ from pathlib import Path
 from typing import Iterator, List, NamedTuple, Optional
 
 from mlx_trm.datasets.dataset import PuzzleDataset
-from mlx_trm.datasets.sources import SOURCES, fetched_folder, is_fetched, read_record
+from mlx_trm.datasets.sources import SAMPLES, SOURCES, fetched_folder, is_fetched, read_record
 from mlx_trm.datasets.writing import MARKER, SPLITS
 from mlx_trm.errors import DataError
 from mlx_trm.system.files import cache_folder
-from mlx_trm.tasks.sudoku.task import SAMPLES
 
 
 class DataEntry(NamedTuple):

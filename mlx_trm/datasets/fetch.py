@@ -1,74 +1,40 @@
 """Fetching a set: download what is missing, check it, put it in its place, record it.
 
-Nothing is put in place before it has been checked, and a set of folders comes whole or not at all.
-Two processes that fetch into one place take turns.
+The transfer itself is done by libraries, which come with the extra ``fetch`` and are imported where
+they are used: ``huggingface_hub`` for Hugging Face, ``pooch`` for plain files, ``filelock`` so that
+two processes that fetch into one place take turns. Files come into a hidden folder of the place;
+only when all of them are there and right are they moved to their names.
 """
 
 import logging
 import os
 import shutil
-import time
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Callable, List, NamedTuple, NoReturn, Optional, Tuple
+from typing import Dict, Iterator, List, NamedTuple, Optional, Tuple
+
+from tqdm import tqdm
 
 from mlx_trm.datasets.sources import (
-    HUGGING_FACE,
+    RECORD,
+    RECORD_FORMAT,
     Entry,
+    Files,
     RemoteFile,
     Source,
     fetched_folder,
     find_source,
     read_record,
 )
-from mlx_trm.errors import DataError
-from mlx_trm.tasks.fetch_archives import unpack
-from mlx_trm.tasks.fetch_http import (
-    Announced,
-    DownloadError,
-    Patience,
-    download,
-    forget,
-    unwritable,
-)
-from mlx_trm.tasks.fetch_hub import HubFile, download_with_hub, find_hub
-from mlx_trm.tasks.fetch_record import (
-    TEMPORARY,
-    Files,
-    file_facts,
-    folder_digest,
-    folder_facts,
-    place_lock,
-    swap_in,
-    temporary_folder,
-    write_record,
-)
-from mlx_trm.tasks.fetch_servers import archive_url, file_url, server
+from mlx_trm.errors import ConfigError, DataError
+from mlx_trm.system.files import cache_folder, hash_file, write_json
 
 LOG = logging.getLogger(__name__)
 
-# More is refused: bytes of a file of unknown size, and multiples of an archive's known size.
-MOST_BYTES = 8 << 30
-MOST_TIMES = 10
-
-FileProgress = Callable[[str, int, Optional[int]], None]
-
-
-class FetchOptions(NamedTuple):
-    """How to fetch.
-
-    Attributes:
-        force: download anew what is there.
-        accept_changed: take content that differs from what the first download recorded.
-        use_hub: use ``huggingface_hub`` where it is installed.
-        quiet: let it show no progress bar.
-        patience: how long a download is tried.
-    """
-
-    force: bool = False
-    accept_changed: bool = False
-    use_hub: bool = True
-    quiet: bool = True
-    patience: Patience = Patience()
+# Where files are until all of a set have come; what broke off stays there to be gone on with.
+PARTIAL = ".partial"
+# More attempts for a plain file, a second or two apart; huggingface_hub has its own.
+RETRIES = 2
 
 
 class Fetched(NamedTuple):
@@ -87,252 +53,297 @@ class Fetched(NamedTuple):
     files: Files
 
 
-def fetch(
-    name: str, options: FetchOptions = FetchOptions(), progress: Optional[FileProgress] = None
-) -> Fetched:
+class _Job(NamedTuple):
+    """What :func:`fetch` was asked for, handed to all that takes part."""
+
+    source: Source
+    place: Path
+    timeout: float
+    progress: bool
+
+
+def fetch(name: str, force: bool = False, timeout: float = 30.0, progress: bool = False) -> Fetched:
     """Make sure that a set is there: check what is, download what is not.
 
     Args:
         name: of the set, such as ``arc1``.
-        options: how.
-        progress: called with a file's name, the bytes that came and, where known, those that will.
+        force: download anew what is there, and replace it.
+        timeout: seconds that a server may send nothing.
+        progress: show bars on standard error.
 
     Returns:
         What is there now.
 
     Raises:
         DataError: in one line: what did not come, was refused, is in the way or cannot be written.
-        ConfigError: for a mirror that is no URL.
+        ConfigError: if the libraries are not installed.
     """
-    source = find_source(name)
-    place = fetched_folder(name)
+    source, place = find_source(name), fetched_folder(name)
+    check_libraries()
+    for path in (place, _lock_path(place), place / PARTIAL):
+        _check_inside_cache(path)
+    try:
+        with _locked(place):
+            return _fetch_locked(_Job(source, place, timeout, progress), force)
+    except OSError as error:
+        raise DataError(
+            f"{error.filename or place}: cannot be read or written: {error.strerror or error}; "
+            "MLX_TRM_CACHE can name another folder"
+        ) from error
 
-    def waiting() -> None:
+
+def check_libraries() -> None:
+    """Refuse where the libraries that fetch are missing.
+
+    Raises:
+        ConfigError: saying what to install.
+    """
+    try:
+        # pylint: disable=unused-import
+        import filelock  # noqa: F401
+        import huggingface_hub  # noqa: F401
+        import pooch  # noqa: F401
+    except ImportError as error:
+        raise ConfigError(
+            "data fetch: needs huggingface_hub, pooch and filelock; "
+            'pip install "mlx-trm[fetch]", or in a checkout pip install -e ".[fetch]"'
+        ) from error
+
+
+def _check_inside_cache(path: Path) -> None:
+    """Refuse to write where a link leads out of the cache folder."""
+    if Path(os.path.realpath(cache_folder())) not in Path(os.path.realpath(path)).parents:
+        raise DataError(
+            f"{path}: a link leads out of the cache folder; remove it, or let MLX_TRM_CACHE name "
+            "the folder that it leads to"
+        )
+
+
+def _lock_path(place: Path) -> Path:
+    return place.with_name(f".{place.name}.lock")
+
+
+@contextmanager
+def _locked(place: Path) -> Iterator[None]:
+    """Make a place, and let no other process change it inside a ``with`` block.
+
+    The system takes the lock away from a process that ends, however it ends. A place that is empty
+    in the end is removed.
+    """
+    import filelock
+
+    place.parent.mkdir(parents=True, exist_ok=True)
+    lock = filelock.FileLock(str(_lock_path(place)))
+    try:
+        held = lock.acquire(timeout=0)
+    except filelock.Timeout:
         LOG.info("another process is fetching into %s; waiting for it", place)
-
-    with place_lock(place, waiting):
+        held = lock.acquire()
+    with held:
         try:
-            job = _Job(source, place, options, progress)
-            files, downloaded = job.folders() if source.folders else job.files()
-        except OSError as error:
-            raise unwritable(place, error) from error
-    return Fetched(source, place, downloaded, files)
+            place.mkdir(exist_ok=True)
+            yield
+        finally:
+            for folder in (place / PARTIAL, place):
+                with suppress(OSError):  # it holds something, as it should
+                    folder.rmdir()
 
 
-class _Job:
-    """One call of :func:`fetch`, with the place locked."""
-
-    def __init__(
-        self, source: Source, place: Path, options: FetchOptions, progress: Optional[FileProgress]
-    ) -> None:
-        self.source, self.place, self.options, self.progress = source, place, options, progress
-        entry = read_record(place).get(source.name)
-        if entry is None or entry.revision != source.revision:
-            entry = Entry(source.revision, None, {}, {})
-        self.commit = entry.commit
-        self.recorded: Files = dict(entry.files)
-        for leftover in place.glob(f"{TEMPORARY}*"):
-            shutil.rmtree(leftover, ignore_errors=True)
-
-    def _announce(self) -> None:
-        """Say where it comes from and under which licence, before anything comes."""
-        source = self.source
-        LOG.info("%s: %s", source.name, source.summary)
-        LOG.info("  from     %s, %s", source.repository, source.revision)
-        LOG.info("  licence  %s: %s", source.licence, source.page)
-        LOG.info("  into     %s", self.place)
-
-    def _record(self, files: Files) -> None:
-        """Write down what there is now."""
-        self.recorded = files
-        source = self.source
-        about = {
-            "source": source.page,
-            "repository": source.repository,
-            "licence": source.licence,
-            "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        }
-        write_record(self.place, source.name, Entry(source.revision, self.commit, files, about))
-
-    def files(self) -> Tuple[Files, bool]:
-        """Fetch a set of single files."""
-        there = {file.target: self._check_there(file) for file in self.source.files}
-        missing = [file for file in self.source.files if there[file.target] is None]
-        found = {name: facts for name, facts in there.items() if facts is not None}
-        if missing:
-            self._announce()
-        elif found != self.recorded:
-            self._record(found)
-        # All files of a set come from one commit: that of those that are there, or the newest.
-        anew = self.options.force or self.options.accept_changed
-        revision = self.source.revision if anew else self.commit or self.source.revision
-        for file in missing:
-            commit = self._get(file, revision)
-            if commit is not None:
-                self.commit = revision = commit
-            found[file.target] = file_facts(self.place / file.target)
-            self._record({**self.recorded, **found})
-        return {file.target: found[file.target] for file in self.source.files}, bool(missing)
-
-    def _expected(self, file: RemoteFile) -> Optional[str]:
-        """The SHA-256 that a file has to have: ours, or the one recorded first."""
-        recorded = self.recorded.get(file.target)
-        return file.sha256 or (recorded[1] if recorded else None)
-
-    def _check_there(self, file: RemoteFile) -> Optional[Tuple[int, str]]:
-        """Return size and SHA-256 of a file that is there and right; None: it has to be fetched."""
-        path = self.place / file.target
+def _fetch_locked(job: _Job, force: bool) -> Fetched:
+    """Do the work of :func:`fetch`, with the place locked."""
+    source, place = job.source, job.place
+    record = read_record(place)
+    entry = (None if force else record.get(source.name)) or Entry({}, None, {})
+    recorded: Dict[str, Optional[str]] = {name: facts[1] for name, facts in entry.files.items()}
+    if entry.from_archive:
+        # Runs that began with these files go on with them; 6 tasks of arc2 are others today.
+        found = _check_present(place, recorded)
+        if len(found) == len(recorded):
+            LOG.info("%s: an earlier version fetched it; --force brings newer files", source.name)
+            return Fetched(source, place, False, found)
+    digests = {file.target: file.sha256 or recorded.get(file.target) for file in source.files}
+    for path in (place / target for target in digests):
         if path.is_dir():
             raise DataError(
                 f"{path}: is a folder, and a file of that name is fetched; move it away"
             )
-        if self.options.force or not path.exists():
-            return None
-        facts = file_facts(path)
-        if self._expected(file) not in (None, facts[1]):
+    found = {} if force else _check_present(place, digests)
+    missing = [file for file in source.files if file.target not in found]
+    commit = entry.commit
+    if missing:
+        new, commit = _download(job, missing, commit, digests)
+        found.update(new)
+    files = {file.target: found[file.target] for file in source.files}
+    if (files, commit) != (entry.files, entry.commit):
+        about = {
+            "revision": source.revision,
+            "commit": commit,
+            "files": {name: {"size": size, "sha256": sha} for name, (size, sha) in files.items()},
+        }
+        _write_record(place, {**record, source.name: Entry(files, commit, about)})
+    return Fetched(source, place, bool(missing), files)
+
+
+def _facts(path: Path) -> Tuple[int, str]:
+    """Return a file's size and SHA-256."""
+    return path.stat().st_size, hash_file(path)
+
+
+def _check_present(place: Path, digests: Dict[str, Optional[str]]) -> Files:
+    """Return size and SHA-256 of the files that are there; refuse one that is not the right one."""
+    found = {name: _facts(place / name) for name in digests if (place / name).exists()}
+    for name, (_, sha256) in found.items():
+        if digests[name] not in (None, sha256):
             raise DataError(
-                f"{path}: is not the file that was fetched, its SHA-256 differs; move it away, or "
-                "replace it by the right one with --force"
+                f"{place / name}: is not the file that was fetched, its SHA-256 differs; move it "
+                "away, or replace it by the right one with --force"
             )
-        return facts
+    return found
 
-    def _get(self, file: RemoteFile, revision: str) -> Optional[str]:
-        """Download a file, check it, and put it in its place; return the commit."""
-        path = self.place / file.target
-        part = self.place / f".{file.target}.part"
-        url, expected = file_url(self.source, file, revision), self._expected(file)
 
-        promised: List[str] = []
+def _download(
+    job: _Job, files: List[RemoteFile], commit: Optional[str], digests: Dict[str, Optional[str]]
+) -> Tuple[Files, Optional[str]]:
+    """Say what comes from where, download it, and move it to its names when all is there.
 
-        def inspect(announced: Announced) -> None:
-            if announced.sha256 is not None:
-                self._check(url, announced.sha256, expected, file.sha256 is not None)
-                promised.append(announced.sha256)
+    Returns:
+        Size and SHA-256 of the files, and the commit that the server named.
+    """
+    source, place = job.source, job.place
+    LOG.info("%s: %s", source.name, source.summary)
+    LOG.info("  from     %s, %s", source.repository, source.revision)
+    LOG.info("  licence  %s: %s", source.licence, source.page)
+    LOG.info("  into     %s", place)
+    partial = place / PARTIAL
+    partial.mkdir(exist_ok=True)
+    if source.base_url is not None:
+        _download_plain(job, files)
+    else:
+        # All files of a set come from one commit: that of those that are there, or the newest.
+        commit = _download_hub(job, files, commit or source.revision, digests)
+    found = {file.target: _facts(partial / file.target) for file in files}
+    for name in found:
+        os.replace(partial / name, place / name)
+    shutil.rmtree(partial)
+    return found, commit
 
-        hub = find_hub() if self.source.kind == HUGGING_FACE and self.options.use_hub else None
-        if hub is None:
-            limit = file.size or MOST_BYTES
-            advice = f"put it at {path}"
-            commit = self._download(url, part, file.target, limit, inspect, advice)
-        else:
-            commit = download_with_hub(
-                hub,
-                HubFile(server("HF_ENDPOINT"), self.source.repository, revision, file.path),
-                self.place / f".{file.target}.hub",
-                part,
-                self.options.patience.timeout,
-                self.options.quiet,
-                inspect,
+
+def _download_plain(job: _Job, files: List[RemoteFile]) -> None:
+    """Download files whose digests are known; ``pooch`` refuses any other content."""
+    import pooch
+
+    pooch.get_logger().setLevel("WARNING")  # what it would say has been said
+    keeper = pooch.create(
+        path=job.place / PARTIAL,
+        base_url="",
+        registry={file.target: f"sha256:{file.sha256}" for file in files},
+        urls={file.target: job.source.url(file) for file in files},
+        retry_if_failed=RETRIES,
+    )
+    for file in files:
+        label = f"{job.source.name} {file.target}"
+        bar = tqdm(desc=label, total=file.size, unit="B", unit_scale=True, leave=False,
+                   disable=not job.progress)  # fmt: skip
+        # Compressed on its way, a file would have another size than the bar is told.
+        headers = {"Accept-Encoding": "identity"}
+        downloader = pooch.HTTPDownloader(bar, 1 << 16, timeout=job.timeout, headers=headers)
+        with bar, _one_line(job, file):
+            keeper.fetch(file.target, downloader=downloader)
+
+
+def _download_hub(
+    job: _Job, files: List[RemoteFile], revision: str, known: Dict[str, Optional[str]]
+) -> Optional[str]:
+    """Download files of a data set of Hugging Face; what broke off is gone on with.
+
+    Args:
+        job: says which set.
+        files: of the set.
+        revision: a branch or a commit.
+        known: SHA-256 of each file; where there is none, the server's word is taken.
+
+    Returns:
+        The commit that the server named, if it did.
+    """
+    import huggingface_hub
+
+    repository, partial = job.source.repository, job.place / PARTIAL
+    # Read here, for the library reads it only once, when it is first imported.
+    api = huggingface_hub.HfApi(endpoint=os.environ.get("HF_ENDPOINT") or None)
+    with _one_line(job, files[0]):
+        about = api.dataset_info(
+            repository, revision=revision, files_metadata=True, timeout=job.timeout
+        )
+    promised = {each.rfilename: each.lfs.sha256 for each in about.siblings or [] if each.lfs}
+    for file in files:
+        with _one_line(job, file), _hub_bars(job.progress):
+            api.hf_hub_download(
+                repository,
+                file.path,
+                repo_type="dataset",
+                revision=about.sha or revision,
+                local_dir=partial,
+                etag_timeout=job.timeout,
             )
-        try:
-            with open(part, "rb") as content:
-                if content.read(64).lstrip()[:1] == b"<":
-                    raise DataError(
-                        f"{url}: gives a web page, not data; does the network ask first?"
-                    )
-            sha256 = file_facts(part)[1]
-            if promised and sha256 != promised[-1]:
-                self._refuse(url, sha256, promised[-1])
-            self._check(url, sha256, expected, file.sha256 is not None)
-            os.replace(part, path)
-        finally:
-            forget(part)
-        return commit
-
-    def _check(self, url: str, sha256: str, expected: Optional[str], pinned: bool) -> None:
-        """Refuse content that is not what was expected, unless the user accepts that."""
-        if expected in (None, sha256):
-            return
-        if pinned:
-            self._refuse(url, sha256, expected)
-        if not self.options.accept_changed:
+        sha256 = hash_file(partial / file.target)
+        expected = known.get(file.target) or promised.get(file.path)
+        if expected not in (None, sha256):
+            # Left there, it would count as downloaded the next time.
+            shutil.rmtree(partial)
             raise DataError(
-                f"{url}: has changed since it was first fetched (SHA-256 {sha256}, then "
-                f"{expected}); nothing is changed here; --force --accept-changed takes it"
+                f"{job.source.url(file)}: what came is not what is expected (SHA-256 {sha256}, "
+                f"expected {expected}); it is not kept; --force takes a set that has changed"
             )
-        LOG.info("%s: has changed since it was first fetched; accepted", url)
+    return about.sha
 
-    def _refuse(self, url: str, sha256: str, expected: Optional[str]) -> NoReturn:
+
+@contextmanager
+def _hub_bars(shown: bool) -> Iterator[None]:
+    """Hide the progress bars of ``huggingface_hub`` inside a ``with`` block, if not to be shown."""
+    from huggingface_hub import utils
+
+    if shown or utils.are_progress_bars_disabled():
+        yield
+        return
+    utils.disable_progress_bars()
+    try:
+        yield
+    finally:
+        utils.enable_progress_bars()
+
+
+@contextmanager
+def _one_line(job: _Job, file: RemoteFile) -> Iterator[None]:
+    """Turn whatever a library raises into one line that says how to do without.
+
+    The kinds of errors differ by library and version, so all are caught.
+    """
+    try:
+        yield
+    except Exception as error:  # pylint: disable=broad-exception-caught
+        # The disk's errors have a number; those of the network that arrive here have none.
+        if getattr(error, "errno", None) is not None:
+            raise
         raise DataError(
-            f"{url}: what came is not what is expected (SHA-256 {sha256}, expected {expected}); "
-            "it is not kept; fetch again, without mirrors if some are set"
-        )
+            f"{job.source.url(file)}: cannot be downloaded: {_reason(error)}; "
+            f"by hand: put it at {job.place / file.target}, then fetch again"
+        ) from error
 
-    def _download(
-        self,
-        url: str,
-        part: Path,
-        label: str,
-        limit: int,
-        inspect: Optional[Callable[[Announced], None]],
-        advice: str,
-    ) -> Optional[str]:
-        """Download with the standard library; where that fails, say how to do without."""
 
-        def progress(done: int, total: Optional[int]) -> None:
-            if self.progress is not None:
-                self.progress(f"{self.source.name} {label}", done, total)
+def _reason(error: BaseException) -> str:
+    """Say why in a few words: what the system said at the bottom, or else the library."""
+    text = " ".join(str(error).split())[:300] or type(error).__name__
+    cause: Optional[BaseException] = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.strerror:
+            text = cause.strerror
+        cause = cause.__cause__ or cause.__context__
+    return text
 
-        try:
-            return download(url, part, limit, self.options.patience, progress, inspect)
-        except DownloadError as error:
-            raise DataError(f"{error}; by hand: {advice}, then fetch again") from error
 
-    def folders(self) -> Tuple[Files, bool]:
-        """Fetch a set of folders, as an archive."""
-        source, targets = self.source, self.source.targets
-        there = [target for target in targets if os.path.lexists(self.place / target)]
-        for target in there:
-            if not (self.place / target).is_dir():
-                raise DataError(f"{self.place / target}: is in the way of a folder; move it away")
-        if len(there) == len(targets) and not self.options.force:
-            found = self._facts(self.place, targets)
-            if folder_digest(found) != source.digest:
-                self._refuse_there(self.place / targets[0])
-            if found != self.recorded:
-                self._record(found)
-            return found, False
-        self._announce()
-        url, archive = archive_url(source), self.place / f".{source.name}.tar.gz.part"
-        limit = MOST_TIMES * source.archive_size
-        moves = " and ".join(f"{f.path} at {self.place / f.target}" for f in source.folders)
-        advice = f"unpack it and put {moves}"
-        self._download(url, archive, "archive", limit, None, advice)
-        try:
-            with temporary_folder(self.place) as work:
-                new, old = work / "new", work / "old"
-                new.mkdir()
-                old.mkdir()
-                unpack(archive, source.folders, new, limit)
-                files = self._facts(new, targets)
-                if folder_digest(files) != source.digest:
-                    self._refuse(url, folder_digest(files), source.digest)
-                self._check_replaceable(there, files)
-                swap_in(new, old, self.place, targets)
-        finally:
-            forget(archive)
-        self._record(files)
-        return files, True
-
-    def _facts(self, folder: Path, targets: Tuple[str, ...]) -> Files:
-        """Size and SHA-256 of everything in some folders."""
-        files: Files = {}
-        for target in targets:
-            files.update(folder_facts(folder / target, target))
-        return files
-
-    def _check_replaceable(self, there: List[str], files: Files) -> None:
-        """Refuse to replace folders that hold what was not fetched, or, unforced, differ."""
-        for target in there:
-            found = folder_facts(self.place / target, target)
-            foreign = sorted(set(found) - set(files) - set(self.recorded))
-            if foreign:
-                raise DataError(f"{self.place / foreign[0]}: was not fetched; move it away")
-            if not self.options.force and any(files.get(name) != found[name] for name in found):
-                self._refuse_there(self.place / target)
-
-    def _refuse_there(self, path: Path) -> NoReturn:
-        raise DataError(
-            f"{path}: its files are not those that were fetched; move the folder away, or replace "
-            "it by the right one with --force"
-        )
+def _write_record(place: Path, entries: Dict[str, Entry]) -> None:
+    """Write the record of a place, whole or not at all."""
+    sets = {name: entries[name].about for name in sorted(entries)}
+    new = place / f".{RECORD}.new"
+    write_json(new, {"format": RECORD_FORMAT, "sets": sets})
+    os.replace(new, place / RECORD)

@@ -2,7 +2,7 @@
 
 Everything fetched lies in one cache shared by all projects, ``cache_folder()/fetched/<place>``. The
 ARC sets share a place, so that one prefix finds all of them. A file ``fetched.json`` in each place
-records what was fetched: source, revision, licence, date, and every file's size and SHA-256.
+records what was fetched: the commit, and every file's size and SHA-256.
 """
 
 import json
@@ -12,16 +12,37 @@ from typing import Any, Dict, NamedTuple, Optional, Tuple
 from mlx_trm.errors import DataError, did_you_mean
 from mlx_trm.system.files import cache_folder
 
+# The puzzles that come with the package.
+SAMPLES = Path(__file__).resolve().parents[1] / "samples"
 RECORD = "fetched.json"
 RECORD_FORMAT = 1
-HUGGING_FACE, GITHUB_FILES, GITHUB_ARCHIVE = "huggingface", "github-files", "github-archive"
+
+# Size in bytes and SHA-256 of files, by their names in a place.
+Files = Dict[str, Tuple[int, str]]
+
+# The original's own files: name, bytes, SHA-256.
+_ARC_REPOSITORY = "SamsungSAILMontreal/TinyRecursiveModels"
+_ARC_COMMIT = "e7b68717f0a6c4cbb4ce6fbef787b14f42083bd9"
+_ARC_URL = f"https://raw.githubusercontent.com/{_ARC_REPOSITORY}/{_ARC_COMMIT}/kaggle/combined/"
+_ARC_FILES = """
+training_challenges.json 1269733 5b02a4753e9088134744d952b048a03f6f23abf4eb6c04e3f27822cf3d439634
+training_solutions.json 184616 47212ad04ef4211221ac6141cba8c8d425e20e90da90ace575ef286c5f992534
+evaluation_challenges.json 2062906 2b05f8f7d33b73fdbefd69914c399e9409d1949c7f16aabc78e677443a64b208
+evaluation_solutions.json 312989 629622b0eecf42c6cb4da628955ef76ec43214f0d00081f8cf63082ade496c52
+training2_challenges.json 4010050 779eaba89790ebad9af02514a7efc0aefaf2cf8236f046a31bbf8b9ec48f20f5
+training2_solutions.json 658743 9f07a38bd25af5e83aa5bf85c5cb1a1fefdb30f6a755256fa65429e697ca97f9
+evaluation2_challenges.json 984679 e7c62a4bd211867c6b538f66b8013b81f299663c82ca062f49a52bf439d6e4e8
+evaluation2_solutions.json 223838 84be4f4f39b79e82c36d565fc878830988b094917f052ee7069aef30b33ca8f1
+concept_challenges.json 804217 4e60bd1de956c2519c3236ba9f2c352c971d5971bfc568ceafa716dd9b1a91fd
+concept_solutions.json 209979 3ec5e95e416e49c85dac28475fc5b73f6998d13b7e91ff0219eee48881c327ee
+"""
 
 
 class RemoteFile(NamedTuple):
     """One file of a set.
 
     Attributes:
-        path: in the source's repository.
+        path: in the source's repository, or behind its base URL.
         target: its name in the place.
         size: bytes; None where not known.
         sha256: of its content; None where not known.
@@ -33,159 +54,103 @@ class RemoteFile(NamedTuple):
     sha256: Optional[str] = None
 
 
-class RemoteFolder(NamedTuple):
-    """The ``.json`` files that lie directly in one folder of an archive.
-
-    Attributes:
-        path: in the source's repository.
-        target: the folder's name in the place.
-    """
-
-    path: str
-    target: str
-
-
 class Source(NamedTuple):
-    """A set that can be fetched.
+    """A set that can be fetched. The defaults are those of the ARC sets.
 
     Attributes:
         name: what the user calls it.
         summary: what it is, in a few words.
-        kind: ``huggingface``, ``github-files`` or ``github-archive``.
-        repository: owner and name.
-        revision: a commit, or a branch where no commit is known.
         licence: as the source states it.
         page: where a person reads about it.
-        place: the folder below ``cache_folder()/fetched``.
         presets: configurations that use it.
-        files: what is taken, where it is files.
-        folders: what is taken, where it is folders of an archive.
-        digest: :func:`~mlx_trm.tasks.fetch_record.folder_digest` of the folders.
-        size: bytes on disk; None where not known.
+        files: what is taken.
         puzzles: how many; None where not known.
-        archive_size: bytes of everything in the archive, unpacked.
+        place: the folder below ``cache_folder()/fetched``.
+        repository: owner and name.
+        revision: a commit, or a branch where no commit is known.
+        base_url: what a file's path is put behind; None for a data set of Hugging Face.
     """
 
     name: str
     summary: str
-    kind: str
-    repository: str
-    revision: str
     licence: str
     page: str
-    place: str
     presets: Tuple[str, ...]
-    files: Tuple[RemoteFile, ...] = ()
-    folders: Tuple[RemoteFolder, ...] = ()
-    digest: Optional[str] = None
-    size: Optional[int] = None
+    files: Tuple[RemoteFile, ...]
     puzzles: Optional[int] = None
-    archive_size: int = 0
+    place: str = "arc-agi"
+    repository: str = _ARC_REPOSITORY
+    revision: str = _ARC_COMMIT
+    base_url: Optional[str] = _ARC_URL
 
     @property
-    def targets(self) -> Tuple[str, ...]:
-        """Names of the files and folders in the place."""
-        files = [file.target for file in self.files]
-        return (*files, *(folder.target for folder in self.folders))
+    def size(self) -> Optional[int]:
+        """Bytes of all files; None where not known."""
+        sizes = [file.size for file in self.files if file.size is not None]
+        return sum(sizes) if len(sizes) == len(self.files) else None
+
+    def url(self, file: RemoteFile) -> str:
+        """Return where a person can download a file."""
+        return (self.base_url or f"{self.page}/resolve/{self.revision}/") + file.path
 
 
-_CSV = (RemoteFile("train.csv", "train.csv"), RemoteFile("test.csv", "test.csv"))
-_SEE_CARD = "see the dataset card"
-
-SOURCES: Dict[str, Source] = {
-    source.name: source
-    for source in (
-        Source(
-            name="sudoku-extreme",
-            summary="9x9 Sudoku, millions, from easy to very hard",
-            kind=HUGGING_FACE,
-            repository="sapientinc/sudoku-extreme",
-            revision="main",
-            licence=_SEE_CARD,
-            page="https://huggingface.co/datasets/sapientinc/sudoku-extreme",
-            place="sudoku-extreme",
-            presets=("sudoku.yaml", "sudoku_att.yaml"),
-            files=_CSV,
-        ),
-        Source(
-            name="maze-30x30-hard-1k",
-            summary="30x30 mazes with long shortest paths",
-            kind=HUGGING_FACE,
-            repository="sapientinc/maze-30x30-hard-1k",
-            revision="main",
-            licence=_SEE_CARD,
-            page="https://huggingface.co/datasets/sapientinc/maze-30x30-hard-1k",
-            place="maze-30x30-hard-1k",
-            presets=("maze.yaml",),
-            files=_CSV,
-        ),
-        Source(
-            name="arc1",
-            summary="ARC-AGI-1: 400 training and 400 evaluation tasks",
-            kind=GITHUB_ARCHIVE,
-            repository="fchollet/ARC-AGI",
-            revision="399030444e0ab0cc8b4e199870fb20b863846f34",
-            licence="Apache-2.0",
-            page="https://github.com/fchollet/ARC-AGI",
-            place="arc-agi",
-            presets=("arc1.yaml",),
-            folders=(
-                RemoteFolder("data/training", "training"),
-                RemoteFolder("data/evaluation", "evaluation"),
-            ),
-            digest="76e2360f6673093730676345fd3db8bf289be3f58179c002980a4e91ae0d9cda",
-            size=3_782_011,
-            puzzles=800,
-            archive_size=3_837_381,
-        ),
-        Source(
-            name="arc2",
-            summary="ARC-AGI-2: 1,000 training and 120 evaluation tasks",
-            kind=GITHUB_ARCHIVE,
-            repository="arcprize/ARC-AGI-2",
-            revision="f3283f727488ad98fe575ea6a5ac981e4a188e49",
-            licence="Apache-2.0",
-            page="https://github.com/arcprize/ARC-AGI-2",
-            place="arc-agi",
-            presets=("arc2.yaml",),
-            folders=(
-                RemoteFolder("data/training", "training2"),
-                RemoteFolder("data/evaluation", "evaluation2"),
-            ),
-            digest="1f553f86bac34dcba0a453fa8d207f7da7654c9c3ea530f2c9fce0706600a0cf",
-            size=6_016_232,
-            puzzles=1120,
-            archive_size=6_047_718,
-        ),
-        Source(
-            name="conceptarc",
-            summary="ConceptARC: 160 tasks, as the original's repository orders them",
-            kind=GITHUB_FILES,
-            repository="SamsungSAILMontreal/TinyRecursiveModels",
-            revision="e7b68717f0a6c4cbb4ce6fbef787b14f42083bd9",
-            licence="MIT",
-            page="https://github.com/victorvikram/ConceptARC",
-            place="arc-agi",
-            presets=("arc1.yaml", "arc2.yaml"),
-            files=(
-                RemoteFile(
-                    "kaggle/combined/arc-agi_concept_challenges.json",
-                    "concept_challenges.json",
-                    804_217,
-                    "4e60bd1de956c2519c3236ba9f2c352c971d5971bfc568ceafa716dd9b1a91fd",
-                ),
-                RemoteFile(
-                    "kaggle/combined/arc-agi_concept_solutions.json",
-                    "concept_solutions.json",
-                    209_979,
-                    "3ec5e95e416e49c85dac28475fc5b73f6998d13b7e91ff0219eee48881c327ee",
-                ),
-            ),
-            size=1_014_196,
-            puzzles=160,
-        ),
+def _arc_files(*subsets: str) -> Tuple[RemoteFile, ...]:
+    """Return the files of some subsets, in the order of the table."""
+    rows = [line.split() for line in _ARC_FILES.split("\n") if line]
+    return tuple(
+        RemoteFile(f"arc-agi_{name}", name, int(size), sha256)
+        for name, size, sha256 in rows
+        if name.split("_")[0] in subsets
     )
-}
+
+
+def _csv_source(name: str, summary: str, *presets: str) -> Source:
+    """Describe a data set of Hugging Face, of which neither commit nor digests are known to us."""
+    repository = f"sapientinc/{name}"
+    page = f"https://huggingface.co/datasets/{repository}"
+    files = (RemoteFile("train.csv", "train.csv"), RemoteFile("test.csv", "test.csv"))
+    licence = "see the dataset card"
+    return Source(
+        name, summary, licence, page, presets, files, None, name, repository, "main", None
+    )
+
+
+_ALL = (
+    _csv_source(
+        "sudoku-extreme",
+        "9x9 Sudoku, millions, from easy to very hard",
+        *("sudoku.yaml", "sudoku_att.yaml"),
+    ),
+    _csv_source("maze-30x30-hard-1k", "30x30 mazes with long shortest paths", "maze.yaml"),
+    Source(
+        name="arc1",
+        summary="ARC-AGI-1: 400 training and 400 evaluation tasks",
+        licence="Apache-2.0",
+        page="https://github.com/fchollet/ARC-AGI",
+        presets=("arc1.yaml",),
+        files=_arc_files("training", "evaluation"),
+        puzzles=800,
+    ),
+    Source(
+        name="arc2",
+        summary="ARC-AGI-2: 1,000 training and 120 evaluation tasks",
+        licence="Apache-2.0",
+        page="https://github.com/arcprize/ARC-AGI-2",
+        presets=("arc2.yaml",),
+        files=_arc_files("training2", "evaluation2"),
+        puzzles=1120,
+    ),
+    Source(
+        name="conceptarc",
+        summary="ConceptARC: 160 tasks",
+        licence="MIT",
+        page="https://github.com/victorvikram/ConceptARC",
+        presets=("arc1.yaml", "arc2.yaml"),
+        files=_arc_files("concept"),
+        puzzles=160,
+    ),
+)
+SOURCES: Dict[str, Source] = {source.name: source for source in _ALL}
 
 
 def find_source(name: str) -> Source:
@@ -230,14 +195,12 @@ def is_fetched(name: str) -> bool:
     """
     source, place = find_source(name), fetched_folder(name)
     try:
-        entry = read_record(place).get(name)
-    except DataError:
-        return False
-    if entry is None or not covers(source, entry):
-        return False
-    try:
-        return all((place / file).stat().st_size == size for file, (size, _) in entry.files.items())
-    except OSError:
+        entry = read_record(place)[name]
+        whole = entry.from_archive or all(file.target in entry.files for file in source.files)
+        return whole and all(
+            (place / file).stat().st_size == size for file, (size, _) in entry.files.items()
+        )
+    except (DataError, KeyError, OSError):
         return False
 
 
@@ -245,29 +208,23 @@ class Entry(NamedTuple):
     """What a record says of a set.
 
     Attributes:
-        revision: that was asked for.
+        files: size and SHA-256 of each file.
         commit: that the server named; None where it named none.
-        files: (size, SHA-256) of each file, by its name in the place.
-        about: everything else, as it stands in the record.
+        about: the entry as it stands in the record.
     """
 
-    revision: str
+    files: Files
     commit: Optional[str]
-    files: Dict[str, Tuple[int, str]]
     about: Dict[str, Any]
 
-
-def covers(source: Source, entry: Entry) -> bool:
-    """Say whether an entry is of this revision and names every file of the set."""
-    if entry.revision != source.revision:
-        return False
-    if source.folders:
-        return bool(entry.files)
-    return set(source.targets) <= set(entry.files)
+    @property
+    def from_archive(self) -> bool:
+        """Whether an earlier version wrote it: ARC came in archives then, as folders of tasks."""
+        return any("/" in name for name in self.files)
 
 
 def read_record(place: Path) -> Dict[str, Entry]:
-    """Read the record of a place; empty where there is none.
+    """Read the record of a place, by the names of the sets; empty where there is none.
 
     Raises:
         DataError: if it cannot be understood.
@@ -290,12 +247,11 @@ def read_record(place: Path) -> Dict[str, Entry]:
 
 
 def _entry(about: Dict[str, Any]) -> Entry:
-    """Read one set's part of a record."""
-    files = {}
+    """Read what a record says of one set."""
+    files: Files = {}
     for name, file in about["files"].items():
         if name.startswith("/") or ".." in name.split("/") or not isinstance(file["size"], int):
             raise ValueError(name)
         files[name] = (file["size"], str(file["sha256"]))
     commit = about.get("commit")
-    rest = {key: value for key, value in about.items() if key not in ("files", "commit")}
-    return Entry(str(about["revision"]), None if commit is None else str(commit), files, rest)
+    return Entry(files, None if commit is None else str(commit), about)

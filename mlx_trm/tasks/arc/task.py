@@ -16,7 +16,7 @@ import numpy as np
 
 from mlx_trm.config.sections import TaskConfig, TaskSpec
 from mlx_trm.datasets.dataset import SetSource
-from mlx_trm.datasets.sources import fetched_folder
+from mlx_trm.datasets.sources import SAMPLES, fetched_folder
 from mlx_trm.datasets.writing import (
     SPLITS,
     TEST_PUZZLES,
@@ -40,7 +40,6 @@ from mlx_trm.tasks.base import Task, check_split, counted, register_task
 
 LOG = logging.getLogger(__name__)
 
-SAMPLES = Path(__file__).resolve().parents[2] / "samples"
 
 _RESET, _RED = "\033[0m", "\033[31m"
 

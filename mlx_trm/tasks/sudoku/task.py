@@ -14,6 +14,7 @@ import numpy as np
 
 from mlx_trm.config.sections import TaskConfig, TaskSpec
 from mlx_trm.datasets.dataset import SetSource
+from mlx_trm.datasets.sources import SAMPLES
 from mlx_trm.datasets.writing import PuzzleBlock
 from mlx_trm.errors import DataError
 from mlx_trm.system.files import hash_file
@@ -24,7 +25,6 @@ from mlx_trm.tasks.sudoku.keys import puzzle_keys
 from mlx_trm.tasks.sudoku.solver import PuzzleSet, box_shape, solve_puzzles, valid_grids
 from mlx_trm.tasks.sudoku.transforms import SYMMETRIES, default_symmetries, random_transforms
 
-SAMPLES = Path(__file__).resolve().parents[2] / "samples"
 SAMPLE_FILES = {"train": "sudoku_hard_train.csv", "test": "sudoku_hard_test.csv"}
 DEFAULT_COUNTS = {"train": 4000, "test": 1000}
 

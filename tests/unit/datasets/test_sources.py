@@ -3,7 +3,7 @@
 import json
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, List
 
 import pytest
 from paths import ROOT
@@ -38,31 +38,46 @@ def test_names_and_places(tmp_path: Path) -> None:
         "arc2": root / "arc-agi",
         "conceptarc": root / "arc-agi",
     }
-    assert [target for name in ("arc1", "arc2", "conceptarc") for target in SOURCES[name].targets] \
-        == ["training", "evaluation", "training2", "evaluation2",
-            "concept_challenges.json", "concept_solutions.json"]  # fmt: skip
-    for name in ("sudoku-extreme", "maze-30x30-hard-1k"):
-        assert SOURCES[name].targets == ("train.csv", "test.csv")
+    assert {name: [file.target for file in source.files] for name, source in SOURCES.items()} == {
+        "sudoku-extreme": ["train.csv", "test.csv"],
+        "maze-30x30-hard-1k": ["train.csv", "test.csv"],
+        "arc1": arc_names("training", "evaluation"),
+        "arc2": arc_names("training2", "evaluation2"),
+        "conceptarc": arc_names("concept"),
+    }
+
+
+def arc_names(*subsets: str) -> List[str]:
+    """Names of the files of subsets."""
+    return [f"{s}_{kind}.json" for s in subsets for kind in ("challenges", "solutions")]
 
 
 @pytest.mark.parametrize("name", SOURCES)
 def test_what_is_pinned(name: str) -> None:
-    """A set of GitHub has a commit, a licence and digests; a size is a size."""
+    """ARC has a commit, licences and digests; file by file a URL that says so."""
     source = SOURCES[name]
     assert source.name == name and source.page.startswith("https://")
-    assert bool(source.files) != bool(source.folders)
-    if source.kind == "huggingface":
+    if source.base_url is None:
         assert source.revision == "main" and source.licence == "see the dataset card"
-        assert all(file.sha256 is None and file.size is None for file in source.files)
+        assert source.size is None and all(file.sha256 is None for file in source.files)
+        assert source.url(source.files[0]) == f"{source.page}/resolve/main/train.csv"
         return
     assert COMMIT.fullmatch(source.revision)
     assert source.licence in ("Apache-2.0", "MIT")
-    digests = [source.digest] if source.folders else [file.sha256 for file in source.files]
-    assert all(DIGEST.fullmatch(digest or "") for digest in digests)
-    if source.files:
-        assert source.size == sum(file.size or 0 for file in source.files)
-    else:
-        assert 0 < (source.size or 0) <= source.archive_size
+    for file in source.files:
+        assert DIGEST.fullmatch(file.sha256 or "") and file.path == f"arc-agi_{file.target}"
+        assert source.url(file) == (
+            f"https://raw.githubusercontent.com/SamsungSAILMontreal/TinyRecursiveModels/"
+            f"{source.revision}/kaggle/combined/{file.path}"
+        )
+    assert source.size == sum(file.size or 0 for file in source.files)
+
+
+def test_the_size_of_the_arc_files() -> None:
+    """10.7 MB in ten files, each another one."""
+    files = [file for source in SOURCES.values() if source.base_url for file in source.files]
+    assert len({file.sha256 for file in files}) == 10
+    assert sum(file.size or 0 for file in files) == 10_721_750
 
 
 def test_an_unknown_name() -> None:
@@ -76,7 +91,7 @@ def write(place: Path, **changes: Any) -> None:
     """A record of conceptarc, and its files with two bytes each."""
     place.mkdir(parents=True, exist_ok=True)
     files = {}
-    for target in SOURCES["conceptarc"].targets:
+    for target in arc_names("concept"):
         (place / target).write_text("{}")
         files[target] = {"size": 2, "sha256": "0" * 64}
     entry = {"revision": SOURCES["conceptarc"].revision, "files": files, **changes}
@@ -84,7 +99,7 @@ def write(place: Path, **changes: Any) -> None:
 
 
 def test_is_fetched() -> None:
-    """The record and the files have to be there, of this revision and of those sizes."""
+    """The record has to name all files, and they have to be there, of those sizes."""
     place = fetched_folder("conceptarc")
     assert not is_fetched("conceptarc")
     write(place)
@@ -93,8 +108,6 @@ def test_is_fetched() -> None:
     (place / "concept_solutions.json").write_text("{ }")
     assert not is_fetched("conceptarc")
     (place / "concept_solutions.json").unlink()
-    assert not is_fetched("conceptarc")
-    write(place, revision="0" * 40)
     assert not is_fetched("conceptarc")
     write(place, files={"concept_challenges.json": {"size": 2, "sha256": "0" * 64}})
     assert not is_fetched("conceptarc")
@@ -125,19 +138,15 @@ def cells(first: str) -> Any:
 
 @pytest.mark.parametrize("name", SOURCES)
 def test_data_readme_says_the_same(name: str) -> None:
-    """Source, revision, licence, size and checksum stand in the document as in the code."""
+    """Source, revision, licence, sizes and checksums stand in the document as in the code."""
     source = SOURCES[name]
-    digest = "recorded at the first download"
-    if source.kind != "huggingface":
-        digest = f"`{source.digest}`" if source.digest else "of each file, below"
     assert cells(f"`{name}`") == [
         f"`{name}`",
         source.summary,
-        f"[{source.repository}]({source.page})",
+        f"[{source.page.split('/', 3)[3].replace('datasets/', '')}]({source.page})",
         f"`{source.revision}`",
         source.licence,
         "not known" if source.size is None else f"{source.size:,}",
-        digest,
     ]
     for file in source.files:
         if file.sha256 is not None:
