@@ -5,21 +5,18 @@ import logging
 import os
 import sys
 from pathlib import Path
-from typing import Dict, List, Optional, Sequence, Tuple
-
-import numpy as np
+from typing import Dict, List, Optional, Sequence
 
 from mlx_trm.cli import tables as display
 from mlx_trm.cli.arguments import positive, writable
-from mlx_trm.cli.charts import plan, save_chart
-from mlx_trm.cli.pictures import check_matplotlib
-from mlx_trm.cli.run_logs import Curves, RunLog, read_runs, smooth
+from mlx_trm.cli.charts import save_chart
+from mlx_trm.cli.pictures import FORMATS, check_matplotlib
+from mlx_trm.cli.run_logs import RunLog, Series, read_runs, smooth
 from mlx_trm.cli.running import main as run_command
 from mlx_trm.errors import ConfigError, did_you_mean
 
 LOGGER = logging.getLogger(__name__)
-PICTURE = "metrics.png"
-SUFFIXES = (".png", ".pdf")
+PICTURE, SUFFIXES = "metrics.png", ".png, .pdf or .svg"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--output",
         type=picture,
         metavar="FILE",
-        help=f"a .png or .pdf file (default: {PICTURE} in the run folder; of several runs, here)",
+        help=f"a {SUFFIXES} file (default: {PICTURE} in the run folder; of several runs, here)",
     )
     parser.add_argument(
         "--metrics",
@@ -56,8 +53,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def picture(text: str) -> Path:
     """Read the name of a picture to write."""
     path = writable(text)
-    if path.suffix.lower() not in SUFFIXES:
-        raise argparse.ArgumentTypeError(f"{text}: its name must end in {' or '.join(SUFFIXES)}")
+    if path.suffix.lower() not in FORMATS:
+        raise argparse.ArgumentTypeError(f"{text}: its name must end in {SUFFIXES}")
     return path
 
 
@@ -71,13 +68,14 @@ def run(args: argparse.Namespace) -> int:
     for log in logs:
         if log.cut:
             LOGGER.info("%s: its last line was cut off and is left out", log.path)
+    logs = [smooth(log, args.smooth) for log in logs]
     if args.table:
-        rows = last_values(logs, args.metrics, args.smooth)
+        rows = last_values(logs, args.metrics)
         names = ["value"] if len(logs) == 1 else [log.name for log in logs]
         print(display.table(rows, ["set", "metric", *names]))
     if drawn:
         path = args.output or default_output(logs)
-        save_chart(path, logs, plan(logs, args.metrics, args.smooth))
+        save_chart(path, logs, args.metrics)
         if not args.quiet:
             print(f"written: {path}")
     return 0
@@ -114,41 +112,33 @@ def default_output(logs: Sequence[RunLog]) -> Path:
 # The table --------------------------------------------------------------------------------------
 
 
-def last_values(
-    logs: Sequence[RunLog], names: Optional[Sequence[str]] = None, lines: int = 1
-) -> List[List[str]]:
-    """Lay out the last values as (set, metric, value of each run).
+def last_values(logs: Sequence[RunLog], metrics: Optional[Sequence[str]] = None) -> List[List[str]]:
+    """Lay out the last values as (part of the logs, metric, value of each run).
 
     Args:
         logs: of the runs.
-        names: of metrics; None for all.
-        lines: of training that are averaged.
+        metrics: to show; None for all.
     """
-    parts: List[Dict[str, Curves]] = []
-    for log in logs:
-        train = {"train": smooth(log.train, lines)} if len(log.train.steps) else {}
-        parts.append({**train, **{f"eval {name}": held for name, held in log.evals.items()}})
     rows: List[List[str]] = []
-    for part in dict.fromkeys(name for held in parts for name in held):
-        columns = [dict(_cells(held[part], names)) if part in held else {} for held in parts]
-        for metric in dict.fromkeys(name for column in columns for name in column):
+    for part in dict.fromkeys(part for log in logs for part in log.parts):
+        columns = [_cells(log.parts.get(part, {}), metrics) for log in logs]
+        for metric in dict.fromkeys(metric for column in columns for metric in column):
             rows.append([part, metric, *(column.get(metric, "-") for column in columns)])
     return rows
 
 
-def _cells(curves: Curves, names: Optional[Sequence[str]]) -> List[Tuple[str, str]]:
-    """Give (metric, last value) as text; the step comes first."""
-    cells = [("step", f"{curves.steps[-1]:.0f}")]
-    for name, values in curves.values.items():
-        there = values[~np.isnan(values)]
-        if not len(there) or (names is not None and name not in names):
+def _cells(part: Dict[str, Series], metrics: Optional[Sequence[str]]) -> Dict[str, str]:
+    """Give the last values of a run by metric, as text; the step comes first."""
+    if not part:
+        return {}
+    cells = {"step": f"{max(series.steps[-1] for series in part.values()):.0f}"}
+    for name, series in part.items():
+        if name not in metrics if metrics is not None else name.endswith(("_low", "_high")):
             continue
-        text = as_text(name, there[-1])
-        low, high = (curves.values.get(f"{name}_{end}") for end in ("low", "high"))
-        if low is not None and high is not None:
-            text += f"  ({low[-1]:.4f} to {high[-1]:.4f})"
-        if names is not None or not name.endswith(("_low", "_high")):
-            cells.append((name, text))
+        cells[name] = as_text(name, series.values[-1])
+        if f"{name}_low" in part and f"{name}_high" in part:
+            low, high = (part[f"{name}_{end}"].values[-1] for end in ("low", "high"))
+            cells[name] += f"  ({low:.4f} to {high:.4f})"
     return cells
 
 
@@ -156,11 +146,8 @@ def as_text(name: str, value: float) -> str:
     """Write a value as its metric is usually written."""
     if name == "peak_memory":
         return display.size(value)
-    if name == "lr":
-        return f"{value:.2e}"
-    if name == "count":
-        return f"{value:.0f}"
-    return f"{value:.2f}" if name in ("steps", "steps_per_second") else f"{value:.4f}"
+    formats = {"lr": ".2e", "count": ".0f", "steps": ".2f", "steps_per_second": ".2f"}
+    return f"{value:{formats.get(name, '.4f')}}"
 
 
 def main(argv: Optional[List[str]] = None) -> int:

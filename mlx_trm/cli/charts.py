@@ -1,297 +1,187 @@
-"""Draws the curves of runs with matplotlib (extra ``plot``), one panel for each kind of metric."""
+"""Draws the curves of runs with matplotlib (extra ``plot``): a panel a metric, a colour a run."""
 
 import math
+from itertools import cycle
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple, cast
+from typing import TYPE_CHECKING, Any, Dict, List, Optional, Sequence
 
 import numpy as np
 
 from mlx_trm.cli.pictures import check_matplotlib, write_figure
-from mlx_trm.cli.run_logs import Curves, RunLog, smooth, thin
-from mlx_trm.errors import DataError
+from mlx_trm.cli.run_logs import TRAIN, RunLog, thin
+from mlx_trm.errors import ConfigError, DataError
 
-# By panel: title, metrics. The first two are what one looks at first, and are drawn large.
-PANELS: Dict[str, Tuple[str, Tuple[str, ...]]] = {
-    "loss": ("loss", ("lm_loss", "q_halt_loss")),
-    "accuracy": ("accuracy", ("exact_accuracy", "accuracy", "q_halt_accuracy")),
-    "steps": ("supervision steps until halting", ("steps",)),
-    "lr": ("learning rate", ("lr",)),
-    "speed": ("steps per second", ("steps_per_second",)),
-    "memory": ("peak memory", ("peak_memory",)),
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# The order of the panels: FIRST, whatever else the runs have measured, LAST.
+FIRST = ("lm_loss", "q_halt_loss", "exact_accuracy", "accuracy")
+LAST = ("steps", "lr", "steps_per_second", "peak_memory")
+TITLES = {
+    "steps": "supervision steps until halting",
+    "lr": "learning rate",
+    "steps_per_second": "steps per second",
 }
-LARGE = ("loss", "accuracy")
-# Drawn only when asked for.
 ON_REQUEST = ("q_halt_accuracy", "count")
-MOST_POINTS, LONGEST_NAME = 600, 60
+MOST_PANELS, MOST_POINTS, LONGEST_NAME = 100, 600, 60
 GIB, MIB = float(1 << 30), float(1 << 20)
-STYLES = ("-", "--", ":", "-.")
-MARKERS = ("o", "s", "^", "D", "v", "P")
-GRAY = "#555555"
+Look = Dict[str, Any]  # of a line, as matplotlib takes it
+TRAINED: Look = {"linewidth": 1.2, "alpha": 0.7}
+EVALUATED: Look = {"linewidth": 1.6, "markersize": 4.5, "zorder": 3}
 
 
-class Line(NamedTuple):
-    """One curve of a panel.
+def choose_metrics(logs: Sequence[RunLog]) -> List[str]:
+    """Choose what one usually looks at, in the order of its panels.
 
-    Attributes:
-        run: its place among the runs.
-        metric: its name.
-        subset: of an evaluation, its set; None for training.
-        steps: (n,) float64.
-        values: (n,) float64.
-        low: (n,) float64, the lower end of an interval around each value; or None.
-        high: (n,) float64, its upper end; or None.
+    Raises:
+        DataError: if the runs have logged nothing of the kind.
     """
+    logged = dict.fromkeys(name for log in logs for name in log.metrics())
+    others = [
+        name
+        for name in logged
+        if name not in FIRST + LAST + ON_REQUEST and not name.endswith(("_low", "_high"))
+    ]
+    names = [name for name in (*FIRST, *others, *LAST) if name in logged]
+    if not names:
+        raise DataError(f"{logs[0].path}: nothing to draw; --metrics chooses what is drawn")
+    return names
 
-    run: int
-    metric: str
-    subset: Optional[str]
-    steps: np.ndarray
-    values: np.ndarray
-    low: Optional[np.ndarray] = None
-    high: Optional[np.ndarray] = None
+
+def save_chart(path: Path, logs: Sequence[RunLog], metrics: Optional[Sequence[str]] = None) -> None:
+    """Draw runs and write the picture whole or not at all.
+
+    Args:
+        path: a .png, .pdf or .svg file; replaced if it is there.
+        logs: of the runs.
+        metrics: to draw, each logged by a run; None for those of :func:`choose_metrics`.
+
+    Raises:
+        ConfigError: if matplotlib is missing, there are too many metrics, or the file cannot be
+            written.
+        DataError: if there is nothing to draw.
+    """
+    check_matplotlib("plot")
+    names = choose_metrics(logs) if metrics is None else list(dict.fromkeys(metrics))
+    if len(names) > MOST_PANELS:
+        raise ConfigError(f"{len(names)} metrics do not fit a picture; choose some by --metrics")
+    write_figure(draw_chart(logs, names), path, "--output")
 
 
-# What is drawn where ----------------------------------------------------------------------------
+def draw_chart(logs: Sequence[RunLog], metrics: Sequence[str]) -> "Figure":
+    """Draw a panel for each metric in a grid, and a legend above them.
 
-
-def plan(
-    logs: Sequence[RunLog], metrics: Optional[Sequence[str]] = None, lines: int = 1
-) -> Dict[str, List[Line]]:
-    """Choose the curves of each panel.
+    A colour is a run; thin lines are training, lines with markers are evaluations.
 
     Args:
         logs: of the runs.
-        metrics: to draw; None for those one usually looks at.
-        lines: of a log that are averaged.
-
-    Returns:
-        By panel, in their order; none of them empty. A metric that has no panel has one of its
-        own.
-
-    Raises:
-        DataError: if there is nothing to draw.
+        metrics: at least one, each logged by a run.
     """
-    panels: Dict[str, List[Line]] = {name: [] for name in PANELS}
-    for number, log in enumerate(logs):
-        train = smooth(log.train, lines)
-        names = log.metrics() if metrics is None else metrics
-        for name in sorted(names, key=_rank):
-            panel = _panel(name, log, on_request=metrics is not None)
-            if panel is None:
-                continue
-            found = list(_lines_of(name, number, log, train, panel))
-            panels.setdefault(panel, []).extend(found)
-    panels = {name: found for name, found in panels.items() if found}
-    if not panels:
-        raise DataError(f"{logs[0].path}: nothing to draw; --metrics chooses what is drawn")
-    return panels
-
-
-def _rank(name: str) -> int:
-    """Put the metrics that panels know into their order, before the others."""
-    known = [metric for _, metrics in PANELS.values() for metric in metrics]
-    return known.index(name) if name in known else len(known)
-
-
-def _panel(name: str, log: RunLog, on_request: bool) -> Optional[str]:
-    """Give the panel of a metric; None where it is not drawn."""
-    if not on_request and (name in ON_REQUEST or name.endswith(("_low", "_high"))):
-        return None
-    for panel, (_, metrics) in PANELS.items():
-        if name in metrics:
-            return panel
-    values = [curves.values[name] for curves in log.evals.values() if name in curves.values]
-    rates = bool(values) and all(np.nanmin(v) >= 0 and np.nanmax(v) <= 1 for v in values)
-    if rates and name != "count":
-        return "accuracy"
-    return f"other/{name}" if on_request else None
-
-
-def _lines_of(name: str, number: int, log: RunLog, train: Curves, panel: str) -> Iterator[Line]:
-    """Yield a metric's curves of one run: its training, then its evaluations."""
-    if name in train.values:
-        steps, values = thin(train.steps, train.values[name], MOST_POINTS)
-        yield Line(number, name, None, steps, values)
-    if panel == "steps" and name in train.values:
-        return  # an evaluation takes as many as it is told to
-    for subset, curves in log.evals.items():
-        if name not in curves.values:
-            continue
-        ends = [curves.values.get(f"{name}_{end}") for end in ("low", "high")]
-        steps, values = thin(curves.steps, curves.values[name], MOST_POINTS)
-        if any(end is None or len(steps) != np.count_nonzero(~np.isnan(end)) for end in ends):
-            yield Line(number, name, subset, steps, values)
-        else:
-            low, high = (thin(curves.steps, end, MOST_POINTS)[1] for end in ends if end is not None)
-            yield Line(number, name, subset, steps, values, low, high)
-
-
-# Drawing ----------------------------------------------------------------------------------------
-
-
-def save_chart(path: Path, logs: Sequence[RunLog], panels: Dict[str, List[Line]]) -> None:
-    """Draw panels and write them whole.
-
-    Args:
-        path: a .png or .pdf file; replaced if it is there.
-        logs: of the runs, for their names.
-        panels: of :func:`plan`.
-
-    Raises:
-        ConfigError: if matplotlib is missing, or the file cannot be written.
-    """
-    check_matplotlib("plot")
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib import colormaps
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
-    rows = layout(list(panels))
-    names = [_plain(log.name) for log in logs]
-    width = (3.7 if len(rows[0]) > 2 else 5.5) * len(rows[0])
-    columns = max(1, min(len(logs), int(11 * width / (max(map(len, names)) + 9))))
-    height = 3.6 * len(rows) + 0.22 * math.ceil(len(logs) / columns)
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplot_mosaic(cast(Any, rows), empty_sentinel="")
-    last = max(line.steps.max() for lines in panels.values() for line in lines)
-    for name, lines in panels.items():
-        _draw(axes[name], name, lines, len(logs))
-        axes[name].set_xlim(-0.02 * last, 1.02 * last if last else 1.0)
-    if len(logs) == 1:
-        figure.suptitle(names[0], fontsize=13)
-    else:
-        handles = [
-            Line2D([], [], color=color(number, len(logs)), linewidth=2.5)
-            for number in range(len(logs))
-        ]
-        figure.legend(handles, names, loc="outside upper center", ncols=columns, frameon=False)
-    write_figure(figure, path, "--output")
+    count = len(logs)
+    palette = colormaps["tab10" if count <= 10 else "tab20" if count <= 20 else "turbo"]
+    colors = [(palette.resampled(count) if count > 20 else palette)(n) for n in range(count)]
+    parts = dict.fromkeys(part for log in logs for name in metrics for part in _parts(log, name))
+    markers = cycle("os^DvP")
+    looks = {
+        part: TRAINED if part == TRAIN else {**EVALUATED, "marker": next(markers)} for part in parts
+    }
+
+    columns = 2 if len(metrics) == 4 else min(3, len(metrics))
+    rows = math.ceil(len(metrics) / columns)
+    labels = [_plain(name) for name in [*(log.name for log in logs), *looks]]
+    inches = 0.65 + 0.09 * max(map(len, labels))  # of a place in the legend, roughly
+    width = max(4.6 * columns, inches)
+    across = int(width / inches)
+    height = 3.2 * rows + 0.22 * math.ceil(len(labels) / across)
+    figure = Figure((width, height), layout="constrained")
+    grid = figure.subplots(rows, columns, sharex=True, squeeze=False).ravel()
+    for name, axes in zip(metrics, grid):
+        _draw(axes, name, logs, colors, looks)
+    for axes in grid[len(metrics) :]:
+        axes.set_axis_off()
+    figure.supxlabel("training step", fontsize=10)
+    figure.legend(
+        [Line2D([], [], color=color, linewidth=2.5) for color in colors]
+        + [Line2D([], [], color="#555555", **look) for look in looks.values()],
+        labels,
+        loc="outside upper center",
+        ncols=across,
+        frameon=False,
+    )
+    return figure
 
 
-def layout(names: Sequence[str]) -> List[List[str]]:
-    """Lay panels out in rows; a large one takes two places beside each other."""
-    cells = [[name, name] if name in LARGE and len(names) > 2 else [name] for name in names]
-    large = [cell for cell in cells if len(cell) == 2]
-    small = [name for cell in cells if len(cell) == 1 for name in cell]
-    if not large:
-        width = len(small) if len(small) <= 3 else 2 if len(small) == 4 else 3
-        rows = [list(small[start : start + width]) for start in range(0, len(small), width)]
-    else:
-        # The large ones below each other, the small ones to their right.
-        width = -(-len(small) // len(large))
-        beside = [small[row * width : (row + 1) * width] for row in range(len(large))]
-        rows = [cell + row for cell, row in zip(large, beside)]
-    longest = max(map(len, rows))
-    return [row + [""] * (longest - len(row)) for row in rows]
+def _parts(log: RunLog, metric: str) -> List[str]:
+    """Give the parts of a log in which a metric is drawn."""
+    parts = [part for part, series in log.parts.items() if metric in series]
+    # An evaluation takes as many steps as it is told to, which says nothing.
+    return [TRAIN] if metric == "steps" and TRAIN in parts else parts
 
 
-def _draw(axes: Any, panel: str, lines: Sequence[Line], runs: int) -> None:
-    """Draw a panel: colours are runs, or metrics where there is one run; points are evaluations."""
-    metrics = list(dict.fromkeys(line.metric for line in lines))
-    subsets = list(dict.fromkeys(line.subset for line in lines))
-    sets = [subset for subset in subsets if subset is not None]
-    unit, scale = "", 1.0
-    if panel == "memory":
-        large = max(line.values.max() for line in lines) >= GIB
-        unit, scale = (", GiB", GIB) if large else (", MiB", MIB)
-    of_metric: Dict[str, Any] = {}
-    of_subset: Dict[str, Any] = {}
-    for line in lines:
-        place = metrics.index(line.metric)
-        look: Dict[str, Any] = {
-            "color": color(line.run, runs) if runs > 1 else color(place, len(metrics)),
-            "linestyle": STYLES[place % len(STYLES)] if runs > 1 else "-",
-        }
-        of_metric[line.metric] = {**look, "color": GRAY if runs > 1 else look["color"]}
-        kind: Dict[str, Any] = {"linewidth": 1.4}
-        if line.subset is not None:
-            kind = {"linewidth": 1.8, "marker": MARKERS[sets.index(line.subset) % len(MARKERS)]}
-            _band(axes, line, look["color"], alpha=min(0.15, 0.4 / runs))
-        elif sets:
-            kind = {"linewidth": 1.1, "alpha": 0.55}
-        elif len(line.steps) == 1:
-            kind["marker"] = "."
-        of_subset[_kind(line.subset, sets)] = {"color": GRAY, **kind}
-        # The first metric on top; of the later ones rings look out where values are the same.
-        ring = {"markersize": 4.5} if place < 2 else {"markersize": 7, "markerfacecolor": "white"}
-        axes.plot(line.steps, line.values / scale, **look, **kind, **ring, zorder=9 - place)
-    alone = panel not in PANELS or (panel in LARGE and len(metrics) == 1)
-    axes.set_title(_plain((metrics[0] if alone else PANELS[panel][0]) + unit), fontsize=11)
-    _scale(axes, panel, np.concatenate([line.values / scale for line in lines]))
-    _finish(axes)
-    entries = of_metric if len(metrics) > 1 else {}
-    if len(subsets) > 1 or len(sets) > 1:
-        entries = {**entries, **of_subset}
-    if entries:
-        _legend(axes, entries)
+def _draw(
+    axes: "Axes",
+    metric: str,
+    logs: Sequence[RunLog],
+    colors: Sequence[Any],
+    looks: Dict[str, Look],
+) -> None:
+    """Draw a metric of all runs, with the interval around each value where one was logged."""
+    found = [
+        (log.parts[part], color, looks[part])
+        for log, color in zip(logs, colors)
+        for part in _parts(log, metric)
+    ]
+    values = np.concatenate([part[metric].values for part, _, _ in found])
+    title, scale = TITLES.get(metric, metric), 1.0
+    if metric == "peak_memory":
+        unit, scale = ("GiB", GIB) if values.max() >= GIB else ("MiB", MIB)
+        title = f"peak memory, {unit}"
+    for part, color, look in found:
+        steps, line = thin(part[metric], MOST_POINTS)
+        point = {"marker": "."} if len(steps) == 1 else {}  # a line of one point is invisible
+        axes.plot(steps, line / scale, color=color, **{**point, **look})
+        ends = [part.get(f"{metric}_{end}") for end in ("low", "high")]
+        bounds = [thin(end, MOST_POINTS) for end in ends if end is not None]
+        if len(bounds) == 2 and all(np.array_equal(bound.steps, steps) for bound in bounds):
+            lower, upper = (bound.values for bound in bounds)
+            alpha = min(0.2, 0.5 / len(logs))
+            # The edge makes the interval of a single value visible.
+            axes.fill_between(steps, lower, upper, color=color, alpha=alpha, linewidth=2)
+    _scale(axes, values, far=metric.endswith("loss"))
+    axes.set_title(_plain(title), fontsize=11)
 
 
-def _kind(subset: Optional[str], sets: Sequence[str]) -> str:
-    """Say what was measured on: training, or a set; the only set needs no name."""
-    if subset is None:
-        return "in training"
-    return f"evaluation: {subset}" if len(sets) > 1 else "evaluation"
+def _scale(axes: "Axes", values: np.ndarray, far: bool) -> None:
+    """Choose scale and ticks: both axes begin at zero, but for losses, which may fall far.
 
+    Args:
+        axes: of a panel, drawn.
+        values: (n,) float64, all that is drawn.
+        far: whether values that lie far apart get a logarithmic scale.
+    """
+    from matplotlib.ticker import EngFormatter, LogLocator
 
-def _band(axes: Any, line: Line, shade: Any, alpha: float) -> None:
-    """Draw the interval around each value: a band, or a bar where there is one value."""
-    if line.low is None or line.high is None:
-        return
-    if len(line.steps) == 1:
-        axes.vlines(line.steps, line.low, line.high, color=shade, linewidth=4, alpha=2 * alpha)
-    else:
-        axes.fill_between(line.steps, line.low, line.high, color=shade, alpha=alpha, linewidth=0)
-
-
-def _scale(axes: Any, panel: str, values: np.ndarray) -> None:
-    """Choose the vertical scale: logarithmic for losses, from zero for what has no negatives."""
     low, high = float(values.min()), float(values.max())
-    if panel == "loss" and low > 0:
+    if far and 0 < 10 * low < high:
         axes.set_yscale("log")
-        return
-    axes.ticklabel_format(axis="y", style="sci", scilimits=(-2, 4))
-    if panel == "accuracy":
-        axes.set_ylim(-0.02, 1.02)
-    elif low >= 0 < high:
-        axes.set_ylim(0.0, 1.06 * high)
-
-
-def _finish(axes: Any) -> None:
-    """Give a panel its ticks and grid."""
-    from matplotlib.ticker import EngFormatter
-
-    axes.set_xlabel("training step", fontsize=9)
+        axes.update_datalim([(0.0, low)], updatey=False)
+        if high < 1000 * low:  # powers of ten would be too few
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.yaxis.set_major_formatter("{x:g}")
+            axes.yaxis.set_minor_formatter("")
+    else:
+        axes.update_datalim([(0.0, 0.0), (0.0, float(high == 0))], updatey=low >= 0)
+        axes.ticklabel_format(axis="y", scilimits=(-2, 4))
+    axes.autoscale_view()
+    axes.locator_params(axis="x", integer=True, steps=[1, 2, 5, 10])
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-    axes.tick_params(labelsize=9)
-    axes.grid(color="#dddddd", linewidth=0.6)
-    axes.set_axisbelow(True)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-
-
-def _legend(axes: Any, entries: Dict[str, Any]) -> None:
-    """Say what the lines of a panel are."""
-    from matplotlib.lines import Line2D
-
-    axes.legend(
-        [Line2D([], [], **{"markersize": 4.5, **look}) for look in entries.values()],
-        [_plain(name) for name in entries],
-        fontsize=8,
-        ncols=1 if len(entries) < 7 else 2,
-        framealpha=0.8,
-        edgecolor="none",
-        handlelength=2.6,
-        loc="best",
-    ).set_zorder(20)
-
-
-def color(place: int, count: int) -> Any:
-    """Give one of ``count`` colours that can be told apart."""
-    if count <= 10:
-        return f"C{place}"
-    from matplotlib import colormaps
-
-    return colormaps["turbo"](0.05 + 0.9 * place / (count - 1))
+    axes.tick_params(labelsize=9, labelbottom=True)  # where panels share an axis, all show it
+    axes.grid(alpha=0.3)
 
 
 def _plain(text: str) -> str:
