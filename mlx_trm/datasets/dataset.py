@@ -20,7 +20,7 @@ from mlx_trm.datasets.reading import (
 from mlx_trm.datasets.writing import SET_NAME, SPLITS
 from mlx_trm.errors import DataError
 
-# The label of cells that no loss counts (mlx_trm.models.carry has the same number for the MLX side).
+# The label of cells that no loss counts; mlx_trm.models.carry has the same number on the MLX side.
 IGNORE_LABEL_ID = -100
 
 Augment = Callable[[np.ndarray, np.ndarray, np.random.Generator], Tuple[np.ndarray, np.ndarray]]

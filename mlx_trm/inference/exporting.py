@@ -101,7 +101,7 @@ def export_checkpoint(
         checkpoint: its model, quantised or not, is written.
         path: of the file of functions, by custom ending in ``.mlxfn``.
         batch_sizes: see :func:`export_step`.
-        quantized: what :func:`mlx_trm.inference.quantization.quantize_model` gave, where it was called.
+        quantized: what :func:`~mlx_trm.inference.quantization.quantize_model` gave, if called.
 
     Returns:
         The JSON file: the same name with ``.json`` after it.

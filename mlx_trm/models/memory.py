@@ -29,8 +29,8 @@ def estimate_row_bytes(model: RecursiveModel) -> int:
     Almost all of it is what is kept for the gradient of the blocks that have one, for TRM those of
     the last H cycle. Where automatic differentiation keeps it, the factors were fitted to peaks
     measured on the CPU in float32 (142 MB a row for the paper's MLP model, about 90 for its
-    attention model); tests/unit/models/test_memory.py and tests/unit/models/test_variants.py repeat the comparison on small
-    models. Where :mod:`mlx_trm.nn.fused` does, its arrays are counted.
+    attention model); test_memory.py and test_variants.py repeat the comparison on small models.
+    Where :mod:`mlx_trm.nn.fused` does, its arrays are counted.
     """
     blocks = model.differentiated_blocks
     if blocks == 0:

@@ -273,7 +273,8 @@ def _read_state(folder: Path) -> Dict[str, Any]:
         return dict(state)
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(
-            f"{file}: damaged or not a checkpoint's ({describe_error(error)}); use another checkpoint"
+            f"{file}: damaged or not a checkpoint's ({describe_error(error)}); "
+            "use another checkpoint"
         ) from error
 
 
@@ -287,5 +288,6 @@ def read_arrays(file: Path) -> Dict[str, mx.array]:
         return read_safetensors(file)[0]
     except ValueError as error:
         raise CheckpointError(
-            f"{file}: cannot be read as safetensors ({describe_error(error)}); use another checkpoint"
+            f"{file}: cannot be read as safetensors ({describe_error(error)}); "
+            "use another checkpoint"
         ) from error

@@ -1,4 +1,4 @@
-"""Weights by name: safetensors files read whole, and arrays put into a model after checking them."""
+"""Weights by name: safetensors files read whole, and arrays put into a model once checked."""
 
 import json
 import math

@@ -1,8 +1,8 @@
 """Reads the files that ``torch.save`` wrote, without torch and without running anything in them.
 
 Two layouts are read: the zip archive of torch 1.6 and later, and the one stream of before. Both
-describe tensors in a pickle (:mod:`mlx_trm.upstream.torch_pickle`) and hold their numbers apart. Sizes,
-strides and places are checked before an array is made.
+describe tensors in a pickle (:mod:`mlx_trm.upstream.torch_pickle`) and hold their numbers apart.
+Sizes, strides and places are checked before an array is made.
 
 Reference: pretrain.py ``save_train_state``, which calls ``torch.save`` on a state dict.
 """

@@ -166,7 +166,7 @@ def test_modules_are_readable_in_one_sitting() -> None:
 
 
 def test_imports_point_down() -> None:
-    """No module imports from a higher or an equal layer, nor from the package's own ``__init__``."""
+    """No module imports from a higher or an equal layer, nor from ``mlx_trm/__init__``."""
     wrong = []
     for path in modules():
         here = segments(path)
@@ -309,7 +309,7 @@ def test_library_code_manners() -> None:
 
 
 def test_no_other_program_and_no_code_from_data() -> None:
-    """The package starts no program and evaluates no text; one module unpickles, and it says how."""
+    """The package starts no program and evaluates no text; one module unpickles."""
     for path in modules():
         outside = outside_imports(path)
         assert not outside & {"subprocess", "shelve", "marshal"}, ident(path)

@@ -1,7 +1,8 @@
 """Hand-written CUDA kernels in bfloat16 for what MLX's own kernels leave slow.
 
-Each function has a plain counterpart in :mod:`mlx_trm.nn.fused`, which is used on every other device,
-dtype and size; ``MLX_TRM_CUDA_KERNELS=0`` asks for it everywhere. Measured: docs/benchmarks.
+Each function has a plain counterpart in :mod:`mlx_trm.nn.fused`, which is used on every other
+device, dtype and size; ``MLX_TRM_CUDA_KERNELS=0`` asks for it everywhere. Measured:
+docs/benchmarks.
 
 Shape letters: B batch, T positions, D hidden, I inner size of a SwiGLU, h heads.
 """

@@ -803,7 +803,7 @@ def test_plugins_register_before_anything_is_checked(
         ),
         (
             "p.py",
-            "from mlx_trm.config.registry import TASKS\nfrom mlx_trm.config.loading import TaskConfig\n"
+            "from mlx_trm.config.registry import TASKS\nfrom mlx_trm.config import TaskConfig\n"
             "@TASKS.register('maze', TaskConfig)\nclass A: pass",
             "p.py: ValueError: task 'maze' is",
         ),

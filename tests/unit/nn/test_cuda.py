@@ -1,6 +1,7 @@
 """The CUDA kernels against plain operations on that GPU, and how compiled kernels are kept.
 
-The kernels need an NVIDIA GPU: ``MLX_TRM_TEST_DEVICE=gpu python -m pytest tests/unit/nn/test_cuda.py``.
+The kernels need an NVIDIA GPU:
+``MLX_TRM_TEST_DEVICE=gpu python -m pytest tests/unit/nn/test_cuda.py``.
 """
 
 import os
