@@ -139,7 +139,7 @@ class RecursiveModel(nn.Module):
         Args:
             carry: with the latents that :meth:`reason` gave.
             outputs: of the same step.
-            min_steps: (B,) int32 from :func:`~mlx_trm.models.carry.exploration_minimum`, in training.
+            min_steps: (B,) int32 of ``exploration_minimum`` in carry.py, in training.
         """
         steps = carry.steps + 1
         halted = halt(
