@@ -4,10 +4,9 @@ import argparse
 import logging
 import sys
 from pathlib import Path
-from typing import List, Optional
 
 from mlx_trm.cli.arguments import add_config, add_weights, read_config, writable
-from mlx_trm.cli.running import main as run_command
+from mlx_trm.cli.running import make_main
 from mlx_trm.errors import ConfigError
 from mlx_trm.models import named_arrays
 from mlx_trm.upstream.reading import convert_upstream
@@ -98,17 +97,7 @@ def _export(args: argparse.Namespace) -> int:
     return 0
 
 
-def main(argv: Optional[List[str]] = None) -> int:
-    """Run the command.
-
-    Args:
-        argv: the words after the command's name; default those of the process.
-
-    Returns:
-        The exit code: 0 done, 1 the answer is no or a bug, 2 something the user can mend.
-    """
-    return run_command("convert", add_arguments, run, argv)
-
+main = make_main("convert", add_arguments, run)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -14,7 +14,7 @@ from mlx_trm.cli import tables as display
 from mlx_trm.cli.arguments import above_zero, add_config, positive, read_config, whole
 from mlx_trm.cli.fetching import add_fetch
 from mlx_trm.cli.pictures import Panel, add_png, check_png, save_png
-from mlx_trm.cli.running import main as run_command
+from mlx_trm.cli.running import make_main
 from mlx_trm.config.registry import TASKS
 from mlx_trm.datasets.catalogue import DataEntry, built_datasets, bundled_samples, fetched_sets
 from mlx_trm.datasets.writing import SPLITS
@@ -237,17 +237,7 @@ def summary(made: PuzzleSet) -> str:
     )
 
 
-def main(argv: Optional[List[str]] = None) -> int:
-    """Run the command.
-
-    Args:
-        argv: the words after the command's name; default those of the process.
-
-    Returns:
-        The exit code: 0 done, 1 the answer is no or a bug, 2 something the user can mend.
-    """
-    return run_command("data", add_arguments, run, argv)
-
+main = make_main("data", add_arguments, run)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -2,11 +2,11 @@
 
 import argparse
 import sys
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any, Dict, List, Tuple
 
 from mlx_trm.cli import tables as display
 from mlx_trm.cli.arguments import add_json, save_json
-from mlx_trm.cli.running import main as run_command
+from mlx_trm.cli.running import make_main
 from mlx_trm.system.report import device_report
 
 
@@ -72,17 +72,7 @@ def memory_text(total: Any, available: Any) -> str:
     return f"{display.size(total)}{free}"
 
 
-def main(argv: Optional[List[str]] = None) -> int:
-    """Run the command.
-
-    Args:
-        argv: the words after the command's name; default those of the process.
-
-    Returns:
-        The exit code: 0 done, 1 the answer is no or a bug, 2 something the user can mend.
-    """
-    return run_command("diagnose", add_arguments, run, argv)
-
+main = make_main("diagnose", add_arguments, run)
 
 if __name__ == "__main__":
     sys.exit(main())

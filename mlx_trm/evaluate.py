@@ -4,14 +4,14 @@ import argparse
 import logging
 import sys
 from pathlib import Path
-from typing import List, Optional
+from typing import List
 
 from tqdm import tqdm
 
 from mlx_trm.cli import tables as display
 from mlx_trm.cli.arguments import add_json, positive, save_json
 from mlx_trm.cli.checkpoints import add_model, add_run, open_run
-from mlx_trm.cli.running import main as run_command
+from mlx_trm.cli.running import make_main
 from mlx_trm.config.loading import config_from_dict, config_to_dict
 from mlx_trm.config.sections import NEW_ROWS
 from mlx_trm.errors import ConfigError
@@ -106,17 +106,7 @@ def find_rows(checkpoint: Checkpoint, evaluator: Evaluator, args: argparse.Names
         LOGGER.info("puzzle table: %s", done)
 
 
-def main(argv: Optional[List[str]] = None) -> int:
-    """Run the command.
-
-    Args:
-        argv: the words after the command's name; default those of the process.
-
-    Returns:
-        The exit code: 0 done, 1 the answer is no or a bug, 2 something the user can mend.
-    """
-    return run_command("evaluate", add_arguments, run, argv, needs="overrides")
-
+main = make_main("evaluate", add_arguments, run, needs="overrides")
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -3,12 +3,11 @@
 import argparse
 import sys
 from pathlib import Path
-from typing import List, Optional
 
 from mlx_trm.cli import tables as display
 from mlx_trm.cli.arguments import positive, writable
 from mlx_trm.cli.checkpoints import add_model, add_run, load_run
-from mlx_trm.cli.running import main as run_command
+from mlx_trm.cli.running import make_main
 from mlx_trm.inference.exporting import export_checkpoint
 
 
@@ -41,17 +40,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def main(argv: Optional[List[str]] = None) -> int:
-    """Run the command.
-
-    Args:
-        argv: the words after the command's name; default those of the process.
-
-    Returns:
-        The exit code: 0 done, 1 the answer is no or a bug, 2 something the user can mend.
-    """
-    return run_command("export", add_arguments, run, argv)
-
+main = make_main("export", add_arguments, run)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -5,11 +5,11 @@ import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import List, Optional
+from typing import List
 
 from mlx_trm.cli import tables as display
 from mlx_trm.cli.arguments import add_json, save_json
-from mlx_trm.cli.running import main as run_command
+from mlx_trm.cli.running import make_main
 from mlx_trm.upstream.recording import read_recordings
 from mlx_trm.upstream.replay import Comparison, compare
 
@@ -55,17 +55,7 @@ def row(entry: Comparison) -> List[str]:
     return [entry.case, entry.quantity, error, tolerance, "pass" if entry.passed else "MISS"]
 
 
-def main(argv: Optional[List[str]] = None) -> int:
-    """Run the command.
-
-    Args:
-        argv: the words after the command's name; default those of the process.
-
-    Returns:
-        The exit code: 0 done, 1 the answer is no or a bug, 2 something the user can mend.
-    """
-    return run_command("parity", add_arguments, run, argv)
-
+main = make_main("parity", add_arguments, run)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -12,7 +12,7 @@ from mlx_trm.cli.arguments import positive, writable
 from mlx_trm.cli.charts import save_chart
 from mlx_trm.cli.pictures import FORMATS, check_matplotlib
 from mlx_trm.cli.run_logs import RunLog, Series, read_runs, smooth
-from mlx_trm.cli.running import main as run_command
+from mlx_trm.cli.running import make_main
 from mlx_trm.errors import ConfigError, did_you_mean
 
 LOGGER = logging.getLogger(__name__)
@@ -150,17 +150,7 @@ def as_text(name: str, value: float) -> str:
     return f"{value:{formats.get(name, '.4f')}}"
 
 
-def main(argv: Optional[List[str]] = None) -> int:
-    """Run the command.
-
-    Args:
-        argv: the words after the command's name; default those of the process.
-
-    Returns:
-        The exit code: 0 done, 1 the answer is no or a bug, 2 something the user can mend.
-    """
-    return run_command("plot", add_arguments, run, argv)
-
+main = make_main("plot", add_arguments, run)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -3,7 +3,7 @@
 import argparse
 import math
 import sys
-from typing import Any, Dict, Iterator, List, Optional, Sequence
+from typing import Any, Dict, Iterator, List, Sequence
 
 import numpy as np
 
@@ -11,7 +11,7 @@ from mlx_trm.cli.arguments import add_json, positive, save_json
 from mlx_trm.cli.checkpoints import add_model, add_run, open_run
 from mlx_trm.cli.pictures import Panel, add_png, check_png, save_png
 from mlx_trm.cli.puzzles import Given, read_given
-from mlx_trm.cli.running import main as run_command
+from mlx_trm.cli.running import make_main
 from mlx_trm.cli.tables import ANSI, side_by_side, use_color
 from mlx_trm.inference.solver import Solver, SolverStep
 from mlx_trm.tasks import Task
@@ -255,17 +255,7 @@ def underline_changes(drawn: str, now: str, before: str) -> str:
     return "".join(pieces)
 
 
-def main(argv: Optional[List[str]] = None) -> int:
-    """Run the command.
-
-    Args:
-        argv: the words after the command's name; default those of the process.
-
-    Returns:
-        The exit code: 0 done, 1 the answer is no or a bug, 2 something the user can mend.
-    """
-    return run_command("solve", add_arguments, run, argv)
-
+main = make_main("solve", add_arguments, run)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -12,7 +12,7 @@ import numpy as np
 
 from mlx_trm.cli import tables as display
 from mlx_trm.cli.progress import Progress
-from mlx_trm.cli.running import main as run_command
+from mlx_trm.cli.running import make_main
 from mlx_trm.config.loading import dump_config, load_config
 from mlx_trm.config.sections import ExperimentConfig
 from mlx_trm.errors import ConfigError
@@ -247,17 +247,7 @@ def stopping(trainer: Trainer, progress: Progress) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def main(argv: Optional[List[str]] = None) -> int:
-    """Run the command.
-
-    Args:
-        argv: the words after the command's name; default those of the process.
-
-    Returns:
-        The exit code: 0 done, 1 the answer is no or a bug, 2 something the user can mend.
-    """
-    return run_command("train", add_arguments, run, argv, needs="config")
-
+main = make_main("train", add_arguments, run, needs="config")
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -25,7 +25,30 @@ DONE, NO, USER = 0, 1, 2
 LOGGER = logging.getLogger("mlx_trm")
 
 
-def main(
+def make_main(
+    command: str,
+    add_arguments: Callable[[argparse.ArgumentParser], None],
+    run: Callable[..., Optional[int]],
+    needs: str = "nothing",
+) -> Callable[..., int]:
+    """Make the ``main`` of a command module.
+
+    Args:
+        command, add_arguments, run, needs: as of :func:`run_command`.
+
+    Returns:
+        ``main(argv=None)``, which gives the exit code: 0 done, 1 the answer is no or a bug, 2
+        something the user can mend. ``argv`` are the words after the command's name; default those
+        of the process.
+    """
+
+    def main(argv: Optional[List[str]] = None) -> int:
+        return run_command(command, add_arguments, run, argv, needs)
+
+    return main
+
+
+def run_command(
     command: str,
     add_arguments: Callable[[argparse.ArgumentParser], None],
     run: Callable[..., Optional[int]],

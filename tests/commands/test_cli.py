@@ -15,8 +15,7 @@ from paths import ROOT
 from tqdm import tqdm
 
 import mlx_trm
-from mlx_trm.cli import commands
-from mlx_trm.cli import running as common
+from mlx_trm.cli import commands, running
 from mlx_trm.cli.arguments import add_config, add_overrides, read_config
 from mlx_trm.cli.commands import COMMANDS, start_command
 from mlx_trm.config.loading import packaged_configs
@@ -49,7 +48,7 @@ def run_line(
             raise error
         return code
 
-    return common.main("evaluate", add_arguments, run, line.split(), needs=needs), seen
+    return running.run_command("evaluate", add_arguments, run, line.split(), needs=needs), seen
 
 
 def only_line(capsys: pytest.CaptureFixture) -> str:
@@ -159,7 +158,7 @@ def run_data(line: str) -> Any:
         if args.action == "build":
             seen["config"] = read_config(args)
 
-    return common.main("data", add_arguments, run, line.split()), seen
+    return running.run_command("data", add_arguments, run, line.split()), seen
 
 
 @pytest.mark.parametrize(
@@ -278,7 +277,7 @@ def test_a_reader_that_leaves_is_no_error(tmp_path: Path) -> None:
     script = tmp_path / "command.py"
     script.write_text(
         "import sys\n"
-        "from mlx_trm.cli.running import main\n"
+        "from mlx_trm.cli.running import run_command as main\n"
         "def run(args):\n"
         "    for number in range(200000):\n"
         "        print(number)\n"
@@ -461,7 +460,7 @@ def test_python_m() -> None:
 def test_overrides_may_be_declared_by_themselves() -> None:
     """``add_overrides`` is what ``needs`` uses; it works for one's own parser too."""
     seen: List[Any] = []
-    code = common.main(
+    code = running.run_command(
         "data", add_overrides, lambda args: seen.append(args.overrides), ["a=1", "b"]
     )
     assert code == 0 and sorted(seen[0]) == ["a=1", "b"]

@@ -273,7 +273,9 @@ def test_config_needs_no_arrays() -> None:
 def test_commands_are_modules_with_a_main() -> None:
     """``mlx_trm/train.py`` is the command: arguments, one library object, printing."""
     for name in COMMANDS:
-        names = {getattr(node, "name", "") for node in tree(PACKAGE / f"{name}.py").body}
+        body = tree(PACKAGE / f"{name}.py").body
+        names = {getattr(node, "name", "") for node in body}
+        names |= {ast.unparse(node.targets[0]) for node in body if isinstance(node, ast.Assign)}
         assert {"add_arguments", "run", "main"} <= names, name
 
 
