@@ -5,40 +5,84 @@ aliases and tags are refused. PyYAML by itself follows YAML 1.1 and keeps the la
 """
 
 import re
-from typing import Any, Dict, List, Pattern, Set, Tuple
+from typing import Any, Callable, Dict, List, Tuple
 
 import yaml
 
 TAG = "tag:yaml.org,2002:"
-NULL = re.compile(r"^(?:~|null|Null|NULL|)$")
-BOOL = re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$")
-INT = re.compile(r"^[-+]?[0-9](?:_?[0-9])*$")
-FLOAT = re.compile(
-    r"^(?:[-+]?(?:[0-9](?:_?[0-9])*\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?"
-    r"|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$"
-)
-SCALARS: Tuple[Tuple[str, Pattern[str], str], ...] = (
-    ("null", NULL, "~nN"),
-    ("bool", BOOL, "tTfF"),
-    ("int", INT, "-+0123456789"),
-    ("float", FLOAT, "-+.0123456789"),
-)
+BOOLS = {"true": True, "True": True, "TRUE": True, "false": False, "False": False, "FALSE": False}
+NUMBER = r"[-+]?(?:[0-9](?:_?[0-9])*(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][-+]?[0-9]+)?"
+
+
+def _float(text: str) -> float:
+    """Read a number; YAML writes ``.inf`` and ``.nan`` for Python's ``inf`` and ``nan``."""
+    return float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))
+
+
+# Each kind of scalar: how it looks without quotes, and what it becomes.
+SCALARS: Dict[str, Tuple[str, Callable[[str], Any]]] = {
+    "null": ("~|null|Null|NULL|", lambda text: None),
+    "bool": ("|".join(BOOLS), BOOLS.__getitem__),
+    "int": (r"[-+]?[0-9](?:_?[0-9])*", int),
+    "float": (rf"{NUMBER}|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)", _float),
+}
 
 
 class _Loader(yaml.SafeLoader):  # pylint: disable=too-many-ancestors
-    """Composes nodes whose plain scalars are resolved by YAML 1.2's rules."""
+    """Makes dicts with text keys, lists and scalars of one document, and nothing else.
+
+    Attributes:
+        path: keys of the sections that are being read.
+        duplicates: a line about each key that is there twice, by its dotted name.
+    """
 
     yaml_implicit_resolvers: Dict[str, Any] = {}
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.path: List[str] = []
+        self.duplicates: Dict[str, str] = {}
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         """Refuse aliases; nothing in a configuration needs them."""
         if self.check_event(yaml.AliasEvent):
             event = self.peek_event()
-            raise yaml.MarkedYAMLError(
-                problem=f"the alias '*{event.anchor}' is not supported; write the value out",
-                problem_mark=event.start_mark,
-            )
+            problem = f"the alias '*{event.anchor}' is not supported; write the value out"
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=event.start_mark)
         return super().compose_node(parent, index)
+
+    def construct_object(self, node: Any, deep: bool = False) -> Any:
+        """Make the value of a node, by its tag; only the tags of plain values are known."""
+        kind = node.tag[len(TAG) :] if node.tag.startswith(TAG) else ""
+        if isinstance(node, yaml.MappingNode) and kind == "map":
+            return self.construct_mapping(node)
+        if isinstance(node, yaml.SequenceNode) and kind == "seq":
+            return self.construct_sequence(node)
+        if not isinstance(node, yaml.ScalarNode) or kind not in (*SCALARS, "str"):
+            raise _marked(f"the tag {node.tag.replace(TAG, '!!')!r} is not supported", node)
+        try:
+            return SCALARS[kind][1](node.value) if kind in SCALARS else str(node.value)
+        except (KeyError, ValueError) as error:
+            shown = node.value if len(node.value) <= 40 else node.value[:40] + "..."
+            raise _marked(f"{shown!r} is not a usable {kind}", node) from error
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> Dict[Any, Any]:
+        """Make a dict, whose keys are text as it is written; note those that are there twice."""
+        result: Dict[Any, Any] = {}
+        lines: Dict[str, int] = {}
+        for key_node, value_node in node.value:
+            if not isinstance(key_node, yaml.ScalarNode):
+                raise _marked("a key must be a word", key_node)
+            key, line = str(key_node.value), key_node.start_mark.line + 1
+            self.path.append(key)
+            if key in result:
+                name = ".".join(self.path)
+                text = f"line {line}: duplicate key {name!r}, first in line {lines[key]}"
+                self.duplicates.setdefault(name, text)
+            lines.setdefault(key, line)
+            result[key] = self.construct_object(value_node)
+            self.path.pop()
+        return result
 
 
 class _Dumper(yaml.SafeDumper):  # pylint: disable=too-many-ancestors
@@ -52,14 +96,13 @@ class _Dumper(yaml.SafeDumper):  # pylint: disable=too-many-ancestors
 def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
     """Quote and escape text with line breaks that only Unicode knows; YAML would fold them."""
     style = '"' if set(text) & set("\x85\u2028\u2029\ufeff") else None
-    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+    return dumper.represent_scalar(TAG + "str", text, style=style)
 
 
+for _kind, (_pattern, _) in SCALARS.items():
+    for _tool in (_Loader, _Dumper):
+        _tool.add_implicit_resolver(TAG + _kind, re.compile(f"^(?:{_pattern})$"), None)
 _Dumper.add_representer(str, _represent_text)
-for _name, _pattern, _first in SCALARS:
-    _Loader.add_implicit_resolver(TAG + _name, _pattern, list(_first))
-    _Dumper.add_implicit_resolver(TAG + _name, _pattern, list(_first))
-_Loader.add_implicit_resolver(TAG + "null", NULL, [""])
 
 
 def parse_yaml(text: str) -> Tuple[Any, List[str]]:
@@ -74,14 +117,9 @@ def parse_yaml(text: str) -> Tuple[Any, List[str]]:
     Raises:
         ValueError: if it is not one document of that kind; the message is one line with the place.
     """
-    duplicates: List[str] = []
     try:
         loader = _Loader(text)
-        try:
-            node = loader.get_single_node()
-            value = None if node is None else _value(node, "", duplicates)
-        finally:
-            loader.dispose()
+        return loader.get_single_data(), list(loader.duplicates.values())
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
         character = chr(error.character)
@@ -90,7 +128,6 @@ def parse_yaml(text: str) -> Tuple[Any, List[str]]:
         raise ValueError(_one_line(error)) from error
     except RecursionError as error:
         raise ValueError("is nested too deeply") from error
-    return value, duplicates
 
 
 def parse_scalar(text: str) -> Any:
@@ -107,72 +144,22 @@ def parse_scalar(text: str) -> Any:
     try:
         if text[:1] in ("[", "{", '"', "'"):
             return parse_yaml(text)[0]
-        return _scalar(_Loader("").resolve(yaml.ScalarNode, text, (True, False)), text)
-    except ValueError:
+        loader = _Loader("")
+        node = yaml.ScalarNode(loader.resolve(yaml.ScalarNode, text, (True, False)), text)
+        return loader.construct_object(node)
+    except (ValueError, yaml.MarkedYAMLError):
         return text
 
 
 def dump_yaml(value: Any) -> str:
     """Write a value of dicts, lists and scalars so that :func:`parse_yaml` gives it back."""
     text: str = yaml.dump(
-        value,
-        Dumper=_Dumper,
-        sort_keys=False,
-        allow_unicode=True,
-        default_flow_style=False,
-        width=1_000_000,
+        value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=1_000_000
     )
     return text
 
 
-def _value(node: Any, path: str, duplicates: List[str]) -> Any:
-    """Turn a node into Python values; note duplicate keys."""
-    kinds = ("null", "bool", "int", "float", "str", "seq", "map")
-    kind = node.tag[len(TAG) :] if node.tag.startswith(TAG) else ""
-    if kind not in kinds or isinstance(node, yaml.ScalarNode) != (kind not in ("seq", "map")):
-        raise _marked(f"the tag {node.tag.replace(TAG, '!!')!r} is not supported", node)
-    if isinstance(node, yaml.ScalarNode):
-        try:
-            return _scalar(node.tag, node.value)
-        except ValueError as error:
-            shown = node.value if len(node.value) <= 40 else node.value[:40] + "..."
-            raise _marked(f"{shown!r} is not a usable {kind}", node) from error
-    if isinstance(node, yaml.SequenceNode):
-        return [_value(item, path, duplicates) for item in node.value]
-    result: Dict[str, Any] = {}
-    lines: Dict[str, int] = {}
-    reported: Set[str] = set()
-    for key_node, value_node in node.value:
-        if not isinstance(key_node, yaml.ScalarNode):
-            raise _marked("a key must be a word", key_node)
-        key = str(key_node.value)
-        full = f"{path}.{key}" if path else key
-        line = key_node.start_mark.line + 1
-        if key in result and key not in reported:
-            duplicates.append(f"line {line}: duplicate key {full!r}, first in line {lines[key]}")
-            reported.add(key)
-        lines.setdefault(key, line)
-        result[key] = _value(value_node, full, duplicates)
-    return result
-
-
-def _scalar(tag: str, text: str) -> Any:
-    """Give the value of a scalar by its tag."""
-    kind = tag[len(TAG) :]
-    if kind == "null":
-        return None
-    if kind == "bool":
-        if not BOOL.match(text):
-            raise ValueError(text)
-        return text.lower() == "true"
-    if kind == "int":
-        return int(text)
-    if kind == "float":
-        return float(re.sub(r"^([-+]?)\.(inf|nan)$", r"\1\2", text.lower()))
-    return text
-
-
-def _marked(problem: str, node: Any) -> yaml.MarkedYAMLError:
+def _marked(problem: str, node: yaml.Node) -> yaml.MarkedYAMLError:
     """An error that knows its place."""
     return yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
 
@@ -190,4 +177,4 @@ def _one_line(error: yaml.MarkedYAMLError) -> str:
     elif "expected a single document" in (error.context or ""):
         problem = "a second document begins; keep one"
     place = "" if mark is None else f"line {mark.line + 1}, column {mark.column + 1}: "
-    return place + " ".join(str(problem).split())
+    return place + " ".join(problem.split())

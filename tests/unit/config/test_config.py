@@ -210,6 +210,7 @@ def test_empty_sections_have_their_defaults(write: Any) -> None:
         ("@x", "@x"),
         ("*x", "*x"),
         pytest.param("9" * 5000, "9" * 5000, id="too many digits"),
+        pytest.param("9" * 50000 + "x", "9" * 50000 + "x", id="quickly"),
     ],
 )
 def test_scalars_of_overrides(text: str, value: Any) -> None:
@@ -419,6 +420,9 @@ def test_problems_of_single_settings(write: Any, override: str, problem: str) ->
             "line 1, column 7: the tag '!!python/object:os.system' is not supported",
         ),
         ("seed: !!int x\n", "line 1, column 7: 'x' is not a usable int"),
+        ("seed: !!bool yes\n", "line 1, column 7: 'yes' is not a usable bool"),
+        ("seed: !!set {a}\n", "line 1, column 7: the tag '!!set' is not supported"),
+        ("seed: !!seq {a: 3}\n", "line 1, column 7: the tag '!!seq' is not supported"),
         ("seed: !!seq 3\n", "line 1, column 7: the tag '!!seq' is not supported"),
         ("? [a]\n: 3\n", "line 1, column 3: a key must be a word"),
         ("a: b\nc: \x00\n", "line 2: the character '\\x00' is not allowed"),
