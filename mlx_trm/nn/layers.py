@@ -17,6 +17,7 @@ from mlx import nn
 
 from mlx_trm.nn.functional import CosSin, apply_rope, attend, silu
 from mlx_trm.nn.init import KeySequence, trunc_normal
+from mlx_trm.nn.quantized import QuantizedCastedLinear
 from mlx_trm.system.device import on_gpu
 
 
@@ -44,6 +45,16 @@ class CastedLinear(nn.Module):
     def left(self, x: mx.array) -> mx.array:
         """Map (..., in, D) to (..., out, D): the same product over the second-last axis."""
         return self.weight.astype(x.dtype) @ x
+
+    def to_quantized(self, group_size: int, bits: int, dtype: mx.Dtype) -> QuantizedCastedLinear:
+        """Give the layer that ``mlx.nn.quantize`` puts in the place of this one.
+
+        Args:
+            group_size: weights that share a scale, 32 or 64; a divisor of the layer's inputs.
+            bits: of a weight, 4 or 8.
+            dtype: of the activations; the weight is cast to it first, as the layer itself does.
+        """
+        return QuantizedCastedLinear(self.weight.astype(dtype), self.get("bias"), group_size, bits)
 
 
 class CastedEmbedding(nn.Module):

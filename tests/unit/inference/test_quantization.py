@@ -12,11 +12,11 @@ import mlx_trm as trm
 from mlx_trm.config.loading import TrainConfig
 from mlx_trm.config.sections import CheckpointConfig, EvalConfig, ExperimentConfig
 from mlx_trm.evaluate import main as evaluate
-from mlx_trm.inference import quantization
-from mlx_trm.inference.quantization import QuantizedCastedLinear, quantize_model, weight_bytes
+from mlx_trm.inference.quantization import quantize_model, weight_bytes
 from mlx_trm.models import named_arrays
-from mlx_trm.nn import fused, layers
+from mlx_trm.nn import fused, layers, quantized
 from mlx_trm.nn.init import KeySequence
+from mlx_trm.nn.quantized import QuantizedCastedLinear
 from mlx_trm.runs.checkpoint import save_checkpoint
 from mlx_trm.solve import main as solve
 
@@ -54,31 +54,31 @@ def linear(inputs: int, outputs: int, bias: bool) -> layers.CastedLinear:
 def test_weights_are_rounded_to_the_levels_of_their_group(bits: int) -> None:
     """Each is within a level of what it was; a group has at most 2^bits values, evenly spaced."""
     layer = linear(128, 24, bias=False)
-    quantized = QuantizedCastedLinear(layer, bits, 32, mx.float32)
+    packed = layer.to_quantized(32, bits, mx.float32)
     before = np.array(layer.weight).reshape(24, 4, 32)
-    after = np.array(quantized.dense(mx.float32)).reshape(24, 4, 32)
-    width = np.abs(np.array(quantized.scales))[..., None]
+    after = np.array(packed.dense(mx.float32)).reshape(24, 4, 32)
+    width = np.abs(np.array(packed.scales))[..., None]
     assert np.all(np.abs(after - before) <= width * 1.001)
-    levels = (after - np.array(quantized.biases)[..., None]) / np.array(quantized.scales)[..., None]
+    levels = (after - np.array(packed.biases)[..., None]) / np.array(packed.scales)[..., None]
     np.testing.assert_allclose(levels, np.round(levels), atol=1e-3)
     assert levels.min() > -0.5 and levels.max() < 2**bits - 0.5
-    assert quantized.weight.nbytes == 24 * 128 * bits // 8
+    assert packed.weight.nbytes == 24 * 128 * bits // 8
 
 
 @pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("bits", [4, 8])
 def test_products_are_those_of_the_weights_meant(bits: int, dtype: mx.Dtype) -> None:
     """Packed or dense, from the right or from the left; in the dtype of the activations."""
-    quantized = QuantizedCastedLinear(linear(64, 24, bias=False), bits, 32, dtype)
-    assert quantized.scales.dtype == quantized.biases.dtype == dtype  # no more bytes than needed
+    layer = linear(64, 24, bias=False).to_quantized(32, bits, dtype)
+    assert layer.scales.dtype == layer.biases.dtype == dtype  # no more bytes than needed
     x = mx.random.normal((3, 7, 64), key=mx.random.key(2)).astype(dtype)
-    wide = np.array(quantized.dense(mx.float32)), np.array(x.astype(mx.float32))
+    wide = np.array(layer.dense(mx.float32)), np.array(x.astype(mx.float32))
     right = wide[1] @ wide[0].T
     tolerance = 1e-5 if dtype == mx.float32 else 3e-2
-    for y in (quantized(x), *(quantized.multiply(x, packed) for packed in (True, False))):
+    for y in (layer(x), *(layer.multiply(x, packed) for packed in (True, False))):
         assert y.dtype == dtype
         np.testing.assert_allclose(np.array(y.astype(mx.float32)), right, tolerance, tolerance)
-    left = quantized.left(x.swapaxes(1, 2))
+    left = layer.left(x.swapaxes(1, 2))
     assert left.dtype == dtype
     got = np.array(left.astype(mx.float32)).swapaxes(1, 2)
     np.testing.assert_allclose(got, right, tolerance, tolerance)
@@ -86,20 +86,19 @@ def test_products_are_those_of_the_weights_meant(bits: int, dtype: mx.Dtype) -> 
 
 def test_left_products_agree_with_packed_weights_and_dense(monkeypatch: pytest.MonkeyPatch) -> None:
     """The way that Metal takes gives what the other devices' does."""
-    quantized = QuantizedCastedLinear(linear(64, 24, bias=False), 8, 64, mx.float32)
+    layer = linear(64, 24, bias=False).to_quantized(64, 8, mx.float32)
     x = mx.random.normal((3, 64, 7), key=mx.random.key(2))
     results = []
     for packed in (False, True):
-        monkeypatch.setattr(quantization, "multiplies_packed", lambda packed=packed: packed)
-        results.append(np.array(quantized.left(x)))
+        monkeypatch.setattr(quantized, "multiplies_packed", lambda packed=packed: packed)
+        results.append(np.array(layer.left(x)))
     np.testing.assert_allclose(results[0], results[1], 1e-5, 1e-5)
 
 
 def test_a_bias_stays() -> None:
     """It is added once, unrounded."""
     layer = linear(64, 24, bias=True)
-    quantized = QuantizedCastedLinear(layer, 8, 64, mx.float32)
-    zero = quantized(mx.zeros((2, 64)))
+    zero = layer.to_quantized(64, 8, mx.float32)(mx.zeros((2, 64)))
     np.testing.assert_array_equal(np.array(zero), np.tile(np.arange(24, dtype=np.float32), (2, 1)))
 
 
@@ -111,7 +110,11 @@ def test_a_model_is_quantized_where_groups_divide() -> None:
     after = dict(named_arrays(model.parameters()))
     block = ["mlp.down_proj", "mlp.gate_up_proj", "mlp_t.down_proj"]
     names = [f"L_level.layers.{i}.{name}" for i in (0, 1) for name in block]
-    assert [name for name, _ in report.layers] == [*names, "lm_head", "q_head"]
+    assert sorted(name for name, _ in report.layers) == [*names, "lm_head", "q_head"]
+    packed = [(n, m) for n, m in model.named_modules() if isinstance(m, QuantizedCastedLinear)]
+    assert {name: (m.group_size, m.bits) for name, m in packed} == {
+        name: (size, 8) for name, size in report.layers
+    }
     assert dict(report.layers)["lm_head"] == 64 and dict(report.layers)[names[0]] == 32
     left = [(f"L_level.layers.{i}.mlp_t.gate_up_proj", (64, 20)) for i in (0, 1)]
     assert report.left == left
