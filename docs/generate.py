@@ -77,10 +77,12 @@ def allowed(field: "dataclasses.Field[Any]") -> str:
 
 
 def field_table(cls: type, skip: Tuple[str, ...] = ()) -> str:
-    """A Markdown table of a dataclass's fields."""
+    """A Markdown table of a dataclass's settings."""
+    from mlx_trm.config.checks import section_fields
+
     docs = field_docstrings(cls)
     rows = ["| field | type | default | allowed | meaning |", "|---|---|---|---|---|"]
-    for field in dataclasses.fields(cls):
+    for field in section_fields(cls).values():
         if field.name in skip:
             continue
         meaning = docs.get(field.name)

@@ -27,7 +27,8 @@ class Layout:
     """The shape of a configuration.
 
     Attributes:
-        root: dataclass of the whole; its fields are the sections and the top-level settings.
+        root: dataclass of the whole; its fields are the sections, the top-level settings, and
+            ``given``, which gets the names of the settings that are no defaults.
         sections: dataclass of each section; a base class where the section has a registry.
         registries: sections whose setting ``name`` chooses the dataclass.
         renamed: settings under foreign names, and what they are called here.
@@ -78,10 +79,8 @@ class Layout:
                 self._build(section, cls, settings[section], built, found)
         config = None
         if set(self.sections) <= set(built) and not any(p.rank == VALUE for p in found):
-            config = self.root(**built)
-            vars(config)["_given"] = frozenset(
-                f"{section}.{name}" for section in self.sections for name in settings[section]
-            )
+            given = [f"{part}.{name}" for part in self.sections for name in settings[part]]
+            config = self.root(**built, given=frozenset(given))
             found += check_together(config, "")
         _report(where, found, overridden)
         return config
@@ -237,9 +236,8 @@ def given_settings(config: Any) -> FrozenSet[str]:
     Args:
         config: of :meth:`Layout.resolve`. Of one built in Python every setting counts as given.
     """
-    given = vars(config).get("_given")
-    if given is not None:
-        return frozenset(given)
+    if config.given is not None:
+        return frozenset(config.given)
     return frozenset(
         f"{section}.{name}"
         for section, part in vars(config).items()

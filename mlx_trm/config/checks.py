@@ -1,13 +1,15 @@
 """Strict checks of a dataclass's fields: types from the annotations, ranges from the metadata.
 
 A field's metadata may hold ``min``, ``max`` (inclusive), ``above``, ``below`` (exclusive) and
-``choices``; for a list they hold for each item. Supported types: bool, int, float, str, Literal,
-and Optional, Union and List of them.
+``choices``; for a list they hold for each item. :data:`NO_SETTING` marks a field that says where a
+configuration came from: it is neither read, checked nor saved. Supported types: bool, int, float,
+str, Literal, and Optional, Union and List of them.
 """
 
 import dataclasses
 import math
 import typing
+from types import MappingProxyType
 from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple, Type
 
 from mlx_trm.errors import did_you_mean
@@ -17,6 +19,7 @@ NUMBER_LIMIT = 2**63
 WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
 WORDS[type(None)] = "null"
 WORDS_FOR_MANY = {int: "whole numbers", float: "numbers", str: "text"}
+NO_SETTING: Mapping[str, Any] = MappingProxyType({"setting": False})
 YES_NO = {"yes": "true", "on": "true", "y": "true", "no": "false", "off": "false", "n": "false"}
 
 
@@ -49,7 +52,11 @@ class Section:
 
 def section_fields(cls: Type[Any]) -> Dict[str, "dataclasses.Field[Any]"]:
     """Give the fields of a dataclass that a configuration can set, by name."""
-    return {field.name: field for field in dataclasses.fields(cls) if field.init}
+    return {
+        field.name: field
+        for field in dataclasses.fields(cls)
+        if field.init and field.metadata.get("setting", True)
+    }
 
 
 def check_fields(

@@ -90,9 +90,8 @@ def load_config(
     if values is None:
         raise ConfigError(f"{where}: is empty; it needs at least task.name and model.name")
     config: ExperimentConfig = LAYOUT.resolve(values, where, overrides, duplicates)
-    stem = path.absolute().parent.name if path.name == "config.yaml" else path.stem
-    vars(config)["_stem"] = stem
-    return config
+    origin = path.absolute().parent.name if path.name == "config.yaml" else path.stem
+    return dataclasses.replace(config, origin=origin)
 
 
 def config_from_dict(

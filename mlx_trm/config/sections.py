@@ -5,9 +5,9 @@ Reference: ``PretrainConfig`` in pretrain.py.
 
 import re
 from dataclasses import dataclass, field
-from typing import List, Optional, Union
+from typing import FrozenSet, List, Optional, Union
 
-from mlx_trm.config.checks import Section, show
+from mlx_trm.config.checks import NO_SETTING, Section, show
 
 MAX_SEED = 2**32 - 1
 
@@ -218,6 +218,12 @@ class ExperimentConfig(Section):
     """Folder for the run's files; unset for runs/ and the configuration's name."""
     plugins: List[str] = field(default_factory=list)
     """Modules or .py files that register tasks and models; imported before the rest is read."""
+    origin: str = field(default="", compare=False, repr=False, metadata=NO_SETTING)
+    """Name of the file it was loaded from, without its ending; of a saved run the folder's."""
+    given: Optional[FrozenSet[str]] = field(
+        default=None, compare=False, repr=False, metadata=NO_SETTING
+    )
+    """Settings that the file or an override names, as section.name; None: built in Python."""
 
     def problems(self) -> List[str]:
         """Check what takes more than one section to see."""
@@ -243,4 +249,4 @@ class ExperimentConfig(Section):
     @property
     def stem(self) -> str:
         """Name for the run's folder: that of the file it was loaded from, or else the task's."""
-        return str(self.__dict__.get("_stem") or self.task.name)
+        return self.origin or self.task.name

@@ -3,6 +3,7 @@
 import logging
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence, Union
 
@@ -120,8 +121,7 @@ def resumed_config(
         raise ConfigError.from_problems(str(folder.parent), kept)
     values: Dict[str, Any] = config_to_dict(config)
     values["run_dir"] = str(folder.parent)
-    resumed = config_from_dict(values, str(folder.parent))
-    vars(resumed)["_stem"] = own.stem
+    resumed = replace(config_from_dict(values, str(folder.parent)), origin=own.stem)
     validate_config(resumed)
     return resumed
 

@@ -12,7 +12,7 @@ import logging
 import os
 import re
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Dict, Mapping, Optional, Sequence, Tuple, Union
 
@@ -123,8 +123,8 @@ def open_upstream(path: Path, config: ExperimentConfig) -> UpstreamCheckpoint:
     if len(shapes) < len(arrays):
         raise CheckpointError(f"{path}: holds weights twice, under the names of two wrappers")
     completed = completed_config(path, config, shapes, declared_settings(path, metadata))
-    vars(completed.config)["_stem"] = config.stem
-    model = build_model(completed.config.model, completed.spec, seed=config.seed)
+    resolved = replace(completed.config, origin=config.stem)
+    model = build_model(resolved.model, completed.spec, seed=config.seed)
     load_weights(model, from_upstream_names(arrays), str(path))
     if completed.untold:
         LOG.warning(
@@ -134,7 +134,7 @@ def open_upstream(path: Path, config: ExperimentConfig) -> UpstreamCheckpoint:
             ", ".join(completed.untold),
         )
     model.eval()
-    return UpstreamCheckpoint(model, completed.config, _step(path, metadata), completed.taken)
+    return UpstreamCheckpoint(model, resolved, _step(path, metadata), completed.taken)
 
 
 def convert_upstream(

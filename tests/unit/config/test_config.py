@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from paths import ROOT
 
+from mlx_trm.config.assembly import given_settings
 from mlx_trm.config.loading import (
     TrainConfig,
     config_from_dict,
@@ -534,7 +535,36 @@ def test_stem(write: Any) -> None:
     assert load_config(write(MINIMAL, "runs/first/config.yaml")).stem == "first"
     built = ExperimentConfig(GridConfig("sudoku"), NetConfig())
     assert built.stem == "sudoku"
-    assert "_stem" not in dump_config(load_config("copy.yaml"))
+
+
+def test_copies_know_where_they_came_from(write: Any) -> None:
+    """``dataclasses.replace`` keeps the file's name and which settings it named."""
+    config = load_config(write(MINIMAL, "copy.yaml"), ["train.lr=1e-3"])
+    assert config.given == {"task.name", "model.name", "train.lr"} == given_settings(config)
+    copied = dataclasses.replace(config, seed=7)
+    assert (copied.stem, given_settings(copied)) == ("copy", given_settings(config))
+    assert "task.size" in given_settings(ExperimentConfig(GridConfig("sudoku"), NetConfig()))
+
+
+def test_what_is_no_setting_is_not_saved_compared_or_shown(write: Any) -> None:
+    """Where a configuration came from does not decide a run."""
+    config = load_config(write(MINIMAL, "copy.yaml"))
+    built = ExperimentConfig(GridConfig("sudoku"), NetConfig())
+    assert config == built and repr(config) == repr(built)
+    assert dump_config(config) == dump_config(built)
+    validate_config(config)
+    for name in ("origin", "given"):
+        assert name not in config_to_dict(config) and f"{name}:" not in dump_config(config)
+
+
+@pytest.mark.parametrize("key", ["origin", "given"])
+def test_what_is_no_setting_cannot_be_set(write: Any, key: str) -> None:
+    """Neither by a file nor by an override: an unknown key, as any other."""
+    path = write(f"{MINIMAL}{key}: copy\n")
+    with pytest.raises(ConfigError, match=f"unknown key '{key}'"):
+        load_config(path)
+    with pytest.raises(ConfigError, match=f"unknown key '{key}'"):
+        load_config(write(MINIMAL), [f"{key}=copy"])
 
 
 # Saving -----------------------------------------------------------------------------------------
@@ -643,7 +673,7 @@ def test_dump_is_complete_and_plain() -> None:
     assert text.startswith("task:\n  name: sudoku\n  data_dir: null\n")
     assert "  lr: 0.0001\n" in text and "plugins: []\n" in text
     names = [f.name for f in dataclasses.fields(ExperimentConfig)]
-    assert list(config_to_dict(config)) == names
+    assert [*config_to_dict(config), "origin", "given"] == names
     assert type(config_to_dict(config)["task"]["note"]) is str
 
 
