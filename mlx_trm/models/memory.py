@@ -1,8 +1,7 @@
 """How much memory a training step takes, before it is tried, and how much there is."""
 
 from contextlib import contextmanager
-from threading import Lock
-from typing import Iterator, List, Optional, Union
+from typing import Iterator, Optional, Union
 
 import mlx.core as mx
 
@@ -13,12 +12,8 @@ from mlx_trm.nn import fused
 from mlx_trm.nn.cuda import kernels as cuda
 from mlx_trm.nn.layers import SwiGLU
 from mlx_trm.system.device import on_cuda
-from mlx_trm.system.memory import GIB, device_memory
+from mlx_trm.system.memory import GIB, PROCESS_LIMIT, device_memory
 
-# MLX's memory limit before this module first changed it.
-_BEFORE: List[int] = []
-# Held while an evaluation's limit is set.
-_FREE = Lock()
 # How many times more rows fit where activations are computed again for the gradient.
 RECOMPUTED = 3
 
@@ -118,11 +113,7 @@ def limit_run_ahead(model: RecursiveModel, rows: int) -> None:
         rows: computed at once.
     """
     if cuda.architecture() is not None and estimate_row_bytes(model):
-        limit = max(4 * GIB, GIB // 2 + estimate_train_bytes(model, rows))
-        before = mx.set_memory_limit(limit)
-        if not _BEFORE:
-            _BEFORE.append(before)
-        mx.set_memory_limit(min(limit, _BEFORE[0]))
+        PROCESS_LIMIT.set_capped(max(4 * GIB, GIB // 2 + estimate_train_bytes(model, rows)))
 
 
 @contextmanager
@@ -131,19 +122,12 @@ def evaluating(model: RecursiveModel, rows: int) -> Iterator[None]:
 
     A step of 768 Sudoku took 2.4 instead of 15 GiB for it, and as long.
     """
-    if not (on_cuda() and isinstance(model.config, NetworkConfig)) or not _FREE.acquire(False):
-        yield  # or another thread has set the limit, which is the process's
+    if not (on_cuda() and isinstance(model.config, NetworkConfig)):
+        yield
         return
-    try:
-        limit = max(3 * GIB // 2, mx.get_active_memory() + rows * _evaluation_row_bytes(model))
-        before = mx.set_memory_limit(limit)
-        mx.set_memory_limit(min(limit, before))
-        try:
-            yield
-        finally:
-            mx.set_memory_limit(before)
-    finally:
-        _FREE.release()
+    needed = mx.get_active_memory() + rows * _evaluation_row_bytes(model)
+    with PROCESS_LIMIT.lower_in_block(max(3 * GIB // 2, needed)):
+        yield
 
 
 def _evaluation_row_bytes(model: RecursiveModel) -> int:

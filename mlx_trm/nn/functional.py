@@ -4,7 +4,8 @@ import functools
 import math
 import sys
 from contextlib import contextmanager
-from typing import Any, Iterator, Tuple
+from contextvars import ContextVar
+from typing import Any, ContextManager, Iterator, Tuple, TypeVar
 
 import mlx.core as mx
 import numpy as np
@@ -12,11 +13,13 @@ import numpy as np
 from mlx_trm.system.device import on_cuda, on_gpu
 
 CosSin = Tuple[mx.array, mx.array]
+T = TypeVar("T")
 
 # MLX has a fast exp on the CPU where Apple's Accelerate is, on Linux it calls the C library's.
 _EXP_IS_SLOW = sys.platform.startswith("linux")
 
-_WITHOUT_GRADIENT = [False]
+# Whether a thread computes with plain operations only; each thread has its own.
+_PLAIN_ONLY: ContextVar[bool] = ContextVar("plain operations only", default=False)
 
 
 def rms_norm(x: mx.array, eps: float, axis: int = -1) -> mx.array:
@@ -76,7 +79,7 @@ def _has_torch_order(size: int) -> bool:
 
 def silu(x: mx.array) -> mx.array:
     """x / (1 + exp(-x)), computed in float32 as PyTorch does, and rounded once."""
-    function = divided_silu if _WITHOUT_GRADIENT[0] else _differentiable_silu
+    function = divided_silu if _PLAIN_ONLY.get() else _differentiable_silu
     result: mx.array = function(x.astype(mx.float32))[0].astype(x.dtype)
     return result
 
@@ -102,13 +105,21 @@ def _silu_gradient(x: mx.array, cotangents: Any, outputs: Any) -> mx.array:
 
 
 @contextmanager
-def without_custom_functions() -> Iterator[None]:
-    """Compute without functions that have a gradient of their own: no file can hold them."""
-    before, _WITHOUT_GRADIENT[0] = _WITHOUT_GRADIENT[0], True
+def set_within(variable: "ContextVar[T]", value: T) -> Iterator[None]:
+    """Give a variable a value inside a ``with`` block, for the thread that is in it."""
+    token = variable.set(value)
     try:
         yield
     finally:
-        _WITHOUT_GRADIENT[0] = before
+        variable.reset(token)
+
+
+def without_custom_functions() -> ContextManager[None]:
+    """Compute without functions that have a gradient of their own: no file can hold them.
+
+    It is used in a ``with`` block and holds for the thread that is in it.
+    """
+    return set_within(_PLAIN_ONLY, True)
 
 
 def decay(x: mx.array) -> mx.array:

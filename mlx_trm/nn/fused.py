@@ -14,9 +14,9 @@ On the CPU, where memory is plenty and exp is dear, the plain layers are faster 
 Shape letters: B batch, T positions, D hidden, I inner size of a SwiGLU, h heads.
 """
 
-from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import lru_cache
-from typing import Any, Callable, Iterator, List, Optional, Tuple
+from typing import Any, Callable, ContextManager, List, Optional, Tuple
 
 import mlx.core as mx
 
@@ -27,46 +27,46 @@ from mlx_trm.nn.functional import (
     attend,
     divided_silu,
     rms_norm,
+    set_within,
     silu,
     silu_slope,
 )
 from mlx_trm.system.device import on_gpu
 
+# Each thread has its own, so that one that solves or exports does not change how another traces.
 # None: on a GPU. Tests say True or False, and so does what cannot hold a custom function (export).
-_CHOICE: List[Optional[bool]] = [None]
-_GRADIENT = [True]
+_CHOICE: ContextVar[Optional[bool]] = ContextVar("fused functions", default=None)
+_GRADIENT: ContextVar[bool] = ContextVar("gradient wanted", default=True)
 # MLX's gradient of attention is one kernel for multiples of this many positions.
 _FUSED_LENGTH = 128
 
 
 def in_use() -> bool:
     """Whether blocks go through this module on the default device."""
-    return on_gpu() if _CHOICE[0] is None else _CHOICE[0]
+    choice = _CHOICE.get()
+    return on_gpu() if choice is None else choice
 
 
-@contextmanager
-def using(choice: Optional[bool]) -> Iterator[None]:
-    """Use these functions (True), the plain layers (False), or what the device says (None)."""
-    before, _CHOICE[0] = _CHOICE[0], choice
-    try:
-        yield
-    finally:
-        _CHOICE[0] = before
+def using(choice: Optional[bool]) -> ContextManager[None]:
+    """Use these functions (True), the plain layers (False), or what the device says (None).
+
+    It is used in a ``with`` block and holds for the thread that is in it.
+    """
+    return set_within(_CHOICE, choice)
 
 
-@contextmanager
-def gradient(wanted: bool) -> Iterator[None]:
-    """Say whether what is computed inside will be differentiated; else nothing is kept for it."""
-    before, _GRADIENT[0] = _GRADIENT[0], wanted and _GRADIENT[0]
-    try:
-        yield
-    finally:
-        _GRADIENT[0] = before
+def gradient(wanted: bool) -> ContextManager[None]:
+    """Say whether what is computed in a ``with`` block will be differentiated.
+
+    Where it is not, nothing is kept for a gradient. It holds for the thread that is in the block.
+    Inside a block that wants no gradient none is wanted, whatever an inner block says.
+    """
+    return set_within(_GRADIENT, wanted and _GRADIENT.get())
 
 
 def gradient_wanted() -> bool:
     """Whether what is computed now may be differentiated."""
-    return _GRADIENT[0]
+    return _GRADIENT.get()
 
 
 def feature_mlp(x: mx.array, gate_up: mx.array, down: mx.array, eps: float, keep: bool) -> mx.array:

@@ -4,12 +4,9 @@ import ctypes
 import os
 import sys
 from functools import lru_cache
-from typing import List, Optional
+from typing import Optional
 
 OPENBLAS = "libopenblas.so.0"
-
-# The OpenBLAS that was loaded.
-_BLAS: List[ctypes.CDLL] = []
 
 
 def prefer_fast_blas() -> Optional[str]:
@@ -26,23 +23,20 @@ def prefer_fast_blas() -> Optional[str]:
     if not wanted or not sys.platform.startswith("linux") or "mlx.core" in sys.modules:
         return None
     try:
-        _BLAS[:] = [ctypes.CDLL(OPENBLAS, mode=ctypes.RTLD_GLOBAL)]
+        ctypes.CDLL(OPENBLAS, mode=ctypes.RTLD_GLOBAL)
     except OSError:
         return None
+    find_openblas.cache_clear()
     return OPENBLAS
 
 
 @lru_cache(maxsize=1)
-def _preloaded_openblas() -> Optional[ctypes.CDLL]:
+def find_openblas() -> Optional[ctypes.CDLL]:
+    """Give a handle on the OpenBLAS of this process, loaded here or by the user; None: without."""
     if not sys.platform.startswith("linux"):
         return None
-    process = ctypes.CDLL(None)
+    process = ctypes.CDLL(None)  # knows the symbols of all that were loaded for everybody
     return process if hasattr(process, "openblas_set_num_threads") else None
-
-
-def find_openblas() -> Optional[ctypes.CDLL]:
-    """Give the OpenBLAS of this process: loaded here, or preloaded by the user."""
-    return _BLAS[0] if _BLAS else _preloaded_openblas()
 
 
 @lru_cache(maxsize=1)

@@ -17,6 +17,7 @@ from mlx_trm.models.memory import (
     rows_that_fit,
 )
 from mlx_trm.nn import fused
+from mlx_trm.system import memory as limits_of_mlx
 from mlx_trm.system.memory import device_memory
 
 
@@ -82,22 +83,70 @@ def test_auto_takes_equal_parts_that_fit(monkeypatch):
     assert choose_micro_batch(model, 768, "auto") == 768 == choose_micro_batch(model, 768, None)
 
 
+@pytest.fixture(name="limits")
+def fixture_limits(monkeypatch):
+    """The limits that MLX is given, the newest last; the first one is MLX's own. On CUDA."""
+    found = [64 << 30]
+
+    def set_limit(limit):
+        found.append(limit)
+        return found[-2]
+
+    monkeypatch.setattr(mx, "set_memory_limit", set_limit)
+    monkeypatch.setattr(limits_of_mlx, "PROCESS_LIMIT", limits_of_mlx.MemoryLimit())
+    monkeypatch.setattr(memory, "PROCESS_LIMIT", limits_of_mlx.PROCESS_LIMIT)
+    monkeypatch.setattr(memory, "on_cuda", lambda: True)
+    monkeypatch.setattr(memory.cuda, "architecture", lambda: "sm_90")
+    return found
+
+
+def paper_model():
+    """The paper's Sudoku model."""
+    config = TRMConfig(mlp_t=True, pos_encodings="none", forward_dtype="bfloat16")
+    return TRM(config, TaskSpec(vocab_size=11, seq_len=81))
+
+
+def test_training_keeps_mlx_from_allocating_ahead(limits):
+    """At the estimate, which a larger run in the same process may raise, never above MLX's own."""
+    model = paper_model()
+    memory.limit_run_ahead(model, 8)
+    small = limits[-1]
+    assert 4 << 30 <= small < 8 << 30
+    memory.limit_run_ahead(model, 64)
+    assert small < limits[-1] < 64 << 30
+    memory.limit_run_ahead(model, 100_000)
+    assert limits[-1] == 64 << 30
+    limits_of_mlx.set_limits(2.0, None)
+    assert limits[-1] == 2 << 30
+
+
+def test_a_limit_set_while_another_thread_evaluates_holds_afterwards(limits):
+    """A trainer or the user says so meanwhile: the evaluation's end does not undo it."""
+    model = paper_model()
+    with ThreadPoolExecutor(1) as pool:
+        with memory.evaluating(model, 8):
+            inside = limits[-1]
+            pool.submit(memory.limit_run_ahead, model, 64).result()
+            assert limits[-1] == inside
+        trained = limits[-1]
+        assert inside < trained < 64 << 30
+        with memory.evaluating(model, 8):
+            pool.submit(limits_of_mlx.set_limits, 3.0, None).result()
+            assert limits[-1] == min(inside, 3 << 30)
+        assert limits[-1] == 3 << 30
+        with memory.evaluating(model, 8):
+            pool.submit(memory.limit_run_ahead, model, 100_000).result()
+        assert limits[-1] == 64 << 30
+
+
 def test_device_memory_is_that_of_this_machine():
     found = device_memory()
     assert found is None or 1 << 28 < found < 1 << 44
 
 
-def test_an_evaluation_keeps_mlx_from_allocating_ahead(monkeypatch):
+def test_an_evaluation_keeps_mlx_from_allocating_ahead(limits, monkeypatch):
     """On CUDA: a limit of what a block needs, inside the block only, and never above the user's."""
-    limits = [64 << 30]
-
-    def set_limit(limit):
-        limits.append(limit)
-        return limits[-2]
-
-    monkeypatch.setattr(mx, "set_memory_limit", set_limit)
-    spec = TaskSpec(vocab_size=11, seq_len=81)
-    model = TRM(TRMConfig(mlp_t=True, pos_encodings="none", forward_dtype="bfloat16"), spec)
+    model = paper_model()
     monkeypatch.setattr(memory, "on_cuda", lambda: False)
     with memory.evaluating(model, 768):
         assert limits == [64 << 30]  # nothing to do elsewhere

@@ -1,6 +1,8 @@
 """The hand-written gradients of a block's halves against automatic differentiation."""
 
 import dataclasses
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import mlx.core as mx
 import plain
@@ -12,7 +14,7 @@ from mlx_trm.config.sections import TaskSpec
 from mlx_trm.models import TRM, TRMConfig, build_model
 from mlx_trm.models.carry import random_batch
 from mlx_trm.models.network import Block
-from mlx_trm.nn import fused
+from mlx_trm.nn import functional, fused
 from mlx_trm.nn.functional import rope_tables
 from mlx_trm.nn.init import KeySequence
 from mlx_trm.nn.layers import CastedLinear
@@ -186,3 +188,94 @@ def test_a_gradient_is_wanted_inside_only_where_it_is_outside():
         with fused.gradient(True):
             assert not fused.gradient_wanted()
     assert fused.gradient_wanted()
+
+
+def in_turns(first, second):
+    """Run two functions in threads of their own; each says ``meet()`` where it waits for the other.
+
+    Returns:
+        What they return, the first one's before the second one's.
+    """
+    meet = threading.Barrier(2, timeout=60).wait
+    with ThreadPoolExecutor(2) as pool:
+        return [future.result() for future in [pool.submit(each, meet) for each in (first, second)]]
+
+
+def test_threads_choose_for_themselves():
+    """One thread's choice, made and taken back, changes nothing for a thread that chose before."""
+
+    def trainer(meet):
+        with fused.using(True):
+            found = [(fused.in_use(), fused.gradient_wanted())]
+            meet()  # the solver makes its choice
+            meet()
+            found.append((fused.in_use(), fused.gradient_wanted()))
+            meet()  # and takes it back
+            meet()
+            found.append((fused.in_use(), fused.gradient_wanted()))
+        return found
+
+    def solver(meet):
+        meet()
+        with fused.using(False), fused.gradient(False):
+            meet()
+            found = (fused.in_use(), fused.gradient_wanted())
+            meet()
+        meet()
+        return found
+
+    assert in_turns(trainer, solver) == [[(True, True)] * 3, (False, False)]
+    assert fused.in_use() == (mx.default_device().type == mx.DeviceType.gpu)
+
+
+def test_a_thread_without_custom_functions_leaves_them_to_others(monkeypatch):
+    """An export in one thread takes no gradient from a step that another thread traces."""
+    seen = []
+
+    def recorded(x):
+        seen.append(threading.get_ident())
+        return functional.divided_silu(x)
+
+    monkeypatch.setattr(functional, "_differentiable_silu", recorded)
+
+    def trainer(meet):
+        meet()  # the export has begun
+        functional.silu(mx.zeros((2,)))
+        meet()
+        return threading.get_ident()
+
+    def exporter(meet):
+        with functional.without_custom_functions():
+            meet()
+            meet()
+            functional.silu(mx.zeros((2,)))
+
+    trainers, _ = in_turns(trainer, exporter)
+    assert seen == [trainers]
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_step_is_traced_in_its_own_thread_s_mode(compiled):
+    """Also through mx.compile: two threads trace at the same time, one fused and one plain."""
+    block, _ = small_block("mlp_t")
+    block.eval()
+    x = mx.random.normal((2, LENGTH, 32), key=mx.random.key(5))
+    mx.eval(x, block.parameters())
+    traced = []
+
+    def traced_in(choice, meet):
+        def step(x):
+            traced.append((choice, fused.in_use()))
+            return block(x, None)
+
+        with fused.using(choice):
+            meet()  # both have chosen
+            result = (mx.compile(step) if compiled else step)(x)
+            mx.eval(result)
+        return result
+
+    plain_layers, by_hand = in_turns(
+        lambda meet: traced_in(False, meet), lambda meet: traced_in(True, meet)
+    )
+    assert sorted(traced) == [(False, False), (True, True)]
+    assert mx.allclose(plain_layers, by_hand, rtol=1e-4, atol=1e-4)

@@ -373,8 +373,12 @@ def test_openblas_is_used_where_it_is_installed(setting: Optional[str], loaded: 
     environment = {name: value for name, value in os.environ.items() if name not in left}
     if setting is not None:
         environment["MLX_TRM_OPENBLAS"] = setting
-    code = "import mlx_trm.system.report as d; print(d.blas_library())"
+    code = (
+        "import mlx_trm.system.report as d, mlx_trm.system.blas as b; "
+        "print(d.blas_library(), b.find_openblas() is not None)"
+    )
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment
     )
     assert ("libopenblas" in done.stdout) == loaded
+    assert done.stdout.endswith(f" {loaded}\n")  # its threads can be counted

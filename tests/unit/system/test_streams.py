@@ -16,7 +16,7 @@ from mlx_trm.inference.step import compile_reason
 from mlx_trm.models import TRM, TRMConfig, named_arrays
 from mlx_trm.models.carry import Batch, Carry, random_batch
 from mlx_trm.system import backend as _backend
-from mlx_trm.system import blas, streams
+from mlx_trm.system import streams
 from mlx_trm.training.trainer import Trainer
 
 on_cpu = pytest.mark.skipif(
@@ -138,7 +138,7 @@ def test_one_stream_where_the_blas_makes_its_own_threads(monkeypatch):
         def openblas_get_parallel():
             return 2
 
-    monkeypatch.setattr(blas, "_BLAS", [OpenMP])
+    monkeypatch.setattr(_backend, "find_openblas", lambda: OpenMP)
     assert streams.stream_count(*entering(64, 97, 512).extent) == 1
 
 
