@@ -14,6 +14,7 @@ from mlx_trm.cli.puzzles import Given, read_given
 from mlx_trm.cli.running import make_main
 from mlx_trm.cli.tables import ANSI, side_by_side, use_color
 from mlx_trm.inference.solver import Solver, SolverStep
+from mlx_trm.runs.puzzle_rows import read_row_names
 from mlx_trm.tasks import Task
 
 BATCH_SIZE = 32
@@ -59,7 +60,8 @@ def run(args: argparse.Namespace) -> int:
     if args.png is not None:
         check_png()
     checkpoint = open_run(args)
-    solver = Solver(checkpoint.model, checkpoint.config)
+    names = read_row_names(checkpoint.path)
+    solver = Solver(checkpoint.model, checkpoint.config, row_names=names)
     given = read_given(args.puzzle, solver.task)
     display = Display(solver.task, len(given), args.show == "steps", args.quiet)
     if args.png is not None and given:

@@ -8,8 +8,9 @@ its meaning when a dataset is built again, with other tasks or in another order.
 import gzip
 import json
 import zlib
+from collections import Counter
 from pathlib import Path
-from typing import List, Optional, Sequence, Set, Tuple
+from typing import Dict, List, Optional, Sequence, Set, Tuple
 
 from mlx_trm.datasets.dataset import PuzzleDataset
 from mlx_trm.datasets.writing import BLANK_NAME, IDENTIFIERS
@@ -54,6 +55,14 @@ def row_names(dataset: PuzzleDataset) -> Optional[List[str]]:
             return None
         names += map(str, load_names(source.folder)[1:])
     return names if len(names) == dataset.spec.num_puzzle_identifiers else None
+
+
+def number_rows(names: Sequence[str]) -> Dict[str, Optional[int]]:
+    """Give the row of each name; None where several rows have it, because data sets were mixed."""
+    rows: Dict[str, Optional[int]] = {name: row for row, name in enumerate(names)}
+    if len(rows) < len(names):
+        rows.update((name, None) for name, count in Counter(names).items() if count > 1)
+    return rows
 
 
 def pack_names(names: Sequence[str]) -> bytes:

@@ -1,5 +1,6 @@
 """Solves puzzles one supervision step at a time, so that an answer can be watched as it evolves."""
 
+import logging
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,14 +10,18 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_trm.config.sections import ExperimentConfig
+from mlx_trm.datasets.names import number_rows
 from mlx_trm.errors import ConfigError, DataError
 from mlx_trm.inference.step import compile_reason, should_compile
 from mlx_trm.models import RecursiveModel
 from mlx_trm.models.carry import IGNORE_LABEL_ID, Batch
 from mlx_trm.models.memory import evaluating
 from mlx_trm.runs.checkpoint import load_checkpoint
+from mlx_trm.runs.puzzle_rows import read_row_names
 from mlx_trm.system.streams import give_back_cores
 from mlx_trm.tasks import Task, build_task
+
+LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -51,14 +56,20 @@ class Solver:
     """
 
     def __init__(
-        self, model: RecursiveModel, config: ExperimentConfig, task: Optional[Task] = None
+        self,
+        model: RecursiveModel,
+        config: ExperimentConfig,
+        task: Optional[Task] = None,
+        row_names: Optional[Sequence[str]] = None,
     ) -> None:
         """Prepare a solver; nothing is computed yet.
 
         Args:
             model: a trained model.
             config: names the task and says whether to compile.
-            task: used instead of building the one that ``config`` names.
+            task: used instead of making the one that ``config`` names.
+            row_names: of the model's puzzle table, as its checkpoint has them; without them the
+                task's data say which row a puzzle has.
 
         Raises:
             ConfigError: if the task's puzzles have other dimensions than the model's.
@@ -73,6 +84,7 @@ class Solver:
                     f"task {config.task.name}: {name} is {have}, the model was made for {want}; "
                     "use the configuration that the model was trained with"
                 )
+        self._rows = None if row_names is None else number_rows(row_names)
         self._reason = compile_reason(model, should_compile(config.train.compile))
 
     @classmethod
@@ -87,7 +99,8 @@ class Solver:
             CheckpointError: if there is no checkpoint, or it cannot be used.
         """
         checkpoint = load_checkpoint(path, weights)
-        return cls(checkpoint.model, checkpoint.config)
+        names = read_row_names(checkpoint.path)
+        return cls(checkpoint.model, checkpoint.config, row_names=names)
 
     def steps(
         self,
@@ -251,12 +264,24 @@ class Solver:
                 if len(puzzles) == 1:
                     raise
                 raise DataError(f"puzzle {i + 1}: {error}") from error
-        numbers = list(identifiers or [self.task.identifier(puzzle) for puzzle in puzzles])
+        numbers = list(identifiers or [self._identifier(puzzle) for puzzle in puzzles])
         table = self.model.spec.num_puzzle_identifiers
         blank = self.model.spec.blank_identifier_id
         numbers = [number if 0 < number < table else blank for number in numbers]
         labels = [self.task.known_answer(puzzle) for puzzle in puzzles]
         return _Problems(rows, np.array(numbers, dtype=np.int32), labels)
+
+    def _identifier(self, puzzle: str) -> int:
+        """Look up the row of a puzzle: by its name among the model's rows, else as the data say."""
+        name = None if self._rows is None else self.task.row_name(puzzle)
+        if self._rows is None or name is None:
+            return self.task.identifier(puzzle)
+        number = self._rows.get(name, 0)
+        if number is None:  # several rows have this name; the data know which one is meant
+            return self.task.identifier(puzzle)
+        if not number:
+            LOG.warning("%s: the model's puzzle table has no row of this name", name)
+        return number
 
     def _count(self, steps: Optional[int]) -> int:
         count = steps if steps is not None else self.config.eval.steps

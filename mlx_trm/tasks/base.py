@@ -197,9 +197,7 @@ class Task(Written):
                         "give the data_dir that was built for it"
                     )
             return dataset
-        splits = SPLITS if self.names_puzzles else (split,)
-        key = self.cache_key(splits)
-        folder = cache_folder() / f"{self.config.name}-{'-'.join(splits)}-{key[:16]}"
+        splits, folder = self._place_in_cache(split)
         if not (folder / MARKER).is_file():
             LOG.info("building %s into %s", " and ".join(splits), folder)
             self.build(folder, splits, progress, keep_existing=True)
@@ -209,6 +207,21 @@ class Task(Written):
             LOG.warning("%s: building it anew", error)
             self.build(folder, splits, progress)
             return PuzzleDataset.load(folder, split)
+
+    def find_built(self, split: str) -> Optional[Path]:
+        """Return the folder in the cache that :meth:`dataset` would open; None: it is not built.
+
+        Raises:
+            DataError: if the raw data, which decide its name, cannot be read.
+        """
+        folder = self._place_in_cache(split)[1]
+        return folder if (folder / MARKER).is_file() else None
+
+    def _place_in_cache(self, split: str) -> Tuple[Sequence[str], Path]:
+        """Return the splits that are built together with one, and their folder in the cache."""
+        splits = SPLITS if self.names_puzzles else (split,)
+        name = f"{self.config.name}-{'-'.join(splits)}-{self.cache_key(splits)[:16]}"
+        return splits, cache_folder() / name
 
     def cache_key(self, splits: Sequence[str] = SPLITS) -> str:
         """Return a hash of everything that decides the built files."""

@@ -54,6 +54,15 @@ class Written:
         return 0
 
     # pylint: disable-next=useless-return
+    def row_name(self, text: str) -> Optional[str]:
+        """Return the name of the puzzle table's row for a puzzle given as text; None: it has none.
+
+        A checkpoint knows its rows by name; :meth:`identifier` is for where it does not.
+        """
+        del text
+        return None
+
+    # pylint: disable-next=useless-return
     def known_answer(self, text: str) -> Optional[np.ndarray]:
         """Return the (S,) uint8 answer of a puzzle given as text, if the data have it."""
         del text

@@ -76,6 +76,16 @@ def draw_plans(
             yield Plan(task, to_test, transforms, colors)
 
 
+def number_plans(plans: Iterable[Plan]) -> Dict[str, int]:
+    """Number puzzles and augmentations by name, from 1, as the rows of a built dataset's table."""
+    numbers: Dict[str, int] = {}
+    for plan in plans:
+        # Every puzzle has pairs for training, and the train split is written first.
+        for name in plan.names():
+            numbers.setdefault(name, len(numbers) + 1)
+    return numbers
+
+
 def draw_augmentations(
     task: ArcTask, num_aug: int, rng: np.random.RandomState
 ) -> Tuple[np.ndarray, np.ndarray]:

@@ -9,7 +9,7 @@ Reference: dataset/build_arc_dataset.py ``np_grid_to_seq_translational_augment``
 
 import json
 import re
-from typing import List, NamedTuple, Sequence, Tuple
+from typing import List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 
@@ -240,6 +240,28 @@ def draw(grid: np.ndarray, wrong: np.ndarray, color: bool) -> List[str]:
                 line += text
         lines.append(line + (" " if not color else ""))
     return lines
+
+
+def draw_answer(grid: np.ndarray, right: Optional[np.ndarray], color: bool) -> str:
+    """Draw a grid, its wrong cells marked, and say below it where its shape is wrong.
+
+    Args:
+        grid: (H, W), what :func:`visible` gives.
+        right: the right answer, of any shape; None: it is not known.
+        color: use ANSI colours (24 bits).
+    """
+    wrong, note = np.zeros(grid.shape, dtype=bool), ""
+    if right is not None:
+        if right.shape != grid.shape:
+            note = f"{_shape(grid)} instead of {_shape(right)}"
+            note = f"\n\033[31m{note}\033[0m" if color else f"\n{note}"
+        padded, shown = same_shape(right, grid)
+        wrong = (padded != shown)[: grid.shape[0], : grid.shape[1]]
+    return "\n".join(draw(grid, wrong, color)) + note
+
+
+def _shape(grid: np.ndarray) -> str:
+    return f"{grid.shape[0]}x{grid.shape[1]}"
 
 
 def colored_cell(text: str, background: np.ndarray) -> str:

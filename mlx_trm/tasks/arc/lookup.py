@@ -1,16 +1,36 @@
-"""Finds a test task of a data set by its name or by one of its test inputs, for ``solve``."""
+"""Finds a test task of a data set by its name or by one of its test inputs, for ``solve``.
+
+It is looked for in the raw files, or in folders that are built already: building a data set of
+seven gigabytes takes many minutes, and only the names and the test pairs are needed.
+"""
 
 import json
 import re
-from typing import Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
+from functools import lru_cache
+from typing import Callable, Dict, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 
 from mlx_trm.datasets.dataset import SetSource
 from mlx_trm.datasets.names import load_names
 from mlx_trm.errors import DataError, did_you_mean
+from mlx_trm.tasks.arc.files import Pair, Subset, read_subset
 from mlx_trm.tasks.arc.grids import CANVAS
 from mlx_trm.tasks.arc.voting import load_puzzles, pack
+
+RowNumbers = Callable[[], Dict[str, int]]
+
+
+class KnownSet(NamedTuple):
+    """The test tasks of one data set.
+
+    Attributes:
+        pairs: test inputs and answers of each, (H, W) uint8 grids, by name.
+        row_numbers: gives the rows of the puzzle table by name; only called where one is needed.
+    """
+
+    pairs: Dict[str, List[Pair]]
+    row_numbers: RowNumbers
 
 
 class KnownInput(NamedTuple):
@@ -21,46 +41,48 @@ class KnownInput(NamedTuple):
         number: of the test input, from 1.
         given: (H, W) uint8 colours.
         answer: (H, W) uint8 colours.
-        identifier: row of the puzzle table.
+        place: number of its data set among those that are known.
     """
 
     name: str
     number: int
     given: np.ndarray
     answer: np.ndarray
-    identifier: int
+    place: int
 
 
 class KnownTasks:
-    """The test tasks of built data sets."""
+    """The test inputs of data sets, by the names of their tasks and by their grids."""
 
-    def __init__(self, sources: Sequence[SetSource], size: int = CANVAS, problem: str = "") -> None:
-        """Read the tasks and their identifiers.
+    def __init__(self, tasks: Iterable[KnownSet], problem: str = "") -> None:
+        """Index the test inputs.
 
         Args:
-            sources: of the test sets.
-            size: of the canvas.
+            tasks: of each data set; where two have the same name or grid, the first one's counts.
             problem: why there are none.
-
-        Raises:
-            DataError: if a data set lacks what is needed.
         """
         self.problem = problem
         self.by_name: Dict[str, List[KnownInput]] = {}
         self.by_grid: Dict[bytes, KnownInput] = {}
-        for source in sources:
-            puzzles = load_puzzles(source.folder, size)
-            numbers = {name: number for number, name in enumerate(load_names(source.folder))}
-            for name, pairs in puzzles.items():
-                identifier = numbers.get(name, 0)
-                identifier += source.first_identifier if identifier else 0
+        self._row_numbers: List[RowNumbers] = []
+        for place, (pairs_of, row_numbers) in enumerate(tasks):
+            self._row_numbers.append(lru_cache(maxsize=None)(row_numbers))
+            for name, pairs in pairs_of.items():
                 known = [
-                    KnownInput(name, at, given, answer, identifier)
-                    for at, (given, answer) in enumerate(pairs, 1)
+                    KnownInput(name, number, given, answer, place)
+                    for number, (given, answer) in enumerate(pairs, 1)
                 ]
                 self.by_name.setdefault(name, known)
                 for each in known:
                     self.by_grid.setdefault(pack(each.given), each)
+
+    def identifier(self, known: KnownInput) -> int:
+        """Return the row of the puzzle table that a test input's task has; 0: none.
+
+        Raises:
+            DataError: if the data that decide it cannot be read.
+        """
+        return self._row_numbers[known.place]().get(known.name, 0)
 
     def named(self, text: str) -> List[KnownInput]:
         """Return the test inputs that ``NAME`` or ``NAME:NUMBER`` means; none if it is no name."""
@@ -80,6 +102,36 @@ class KnownTasks:
     def like(self, grid: np.ndarray) -> Optional[KnownInput]:
         """Return the test input that is this grid."""
         return self.by_grid.get(pack(grid))
+
+
+def read_built(source: SetSource, size: int = CANVAS) -> KnownSet:
+    """Read the test tasks of a built data set.
+
+    Raises:
+        DataError: if they cannot be read.
+    """
+
+    def row_numbers() -> Dict[str, int]:
+        names = enumerate(load_names(source.folder)[1:], 1 + source.first_identifier)
+        return {name: number for number, name in names}
+
+    return KnownSet(load_puzzles(source.folder, size), row_numbers)
+
+
+def read_raw(subset: Subset, size: int, complete: bool, row_numbers: RowNumbers) -> KnownSet:
+    """Read the test tasks out of the raw files.
+
+    Args:
+        subset: the one for testing.
+        size: of the canvas.
+        complete: refuse test inputs without an answer.
+        row_numbers: see :class:`KnownSet`.
+
+    Raises:
+        DataError: if they cannot be read.
+    """
+    tasks = read_subset(subset, size, complete)
+    return KnownSet({task.name: task.pairs["test"] for task in tasks}, row_numbers)
 
 
 def split_name(text: str) -> Tuple[str, Optional[int]]:

@@ -16,22 +16,21 @@ import numpy as np
 
 from mlx_trm.config.sections import TaskConfig, TaskSpec
 from mlx_trm.datasets.dataset import SetSource
+from mlx_trm.datasets.names import load_names
 from mlx_trm.datasets.sources import SAMPLES, fetched_folder
-from mlx_trm.datasets.writing import (
-    SPLITS,
-    TEST_PUZZLES,
-    PuzzleBlock,
-    write_splits,
-)
+from mlx_trm.datasets.writing import SPLITS, TEST_PUZZLES, PuzzleBlock, write_splits
 from mlx_trm.errors import DataError, did_you_mean
 from mlx_trm.system.files import hash_file
 from mlx_trm.tasks.arc import grids as arc_grids
-from mlx_trm.tasks.arc.builder import Plan, Writer, draw_plans
+from mlx_trm.tasks.arc.builder import Plan, Writer, draw_plans, number_plans
 from mlx_trm.tasks.arc.files import Subset, find_subset, read_subset
 from mlx_trm.tasks.arc.lookup import (
     KnownInput,
+    KnownSet,
     KnownTasks,
     looks_like_name,
+    read_built,
+    read_raw,
     shorten,
     split_grids,
 )
@@ -39,9 +38,6 @@ from mlx_trm.tasks.arc.voting import ArcScorer, load_scorer
 from mlx_trm.tasks.base import Task, check_split, counted, register_task
 
 LOG = logging.getLogger(__name__)
-
-
-_RESET, _RED = "\033[0m", "\033[31m"
 
 
 @dataclass
@@ -251,16 +247,34 @@ class ARC(Task):
     # As a person sees it -----------------------------------------------------------------------
 
     def known(self) -> KnownTasks:
-        """Return the test tasks of the data set, read once; none where it cannot be opened."""
+        """Return the test tasks, read once from ``data_dir`` or the raw files; nothing is built.
+
+        There are none where the files cannot be read.
+        """
         if self._known is None:
             try:
-                dataset = self.dataset("test")
+                self._known = KnownTasks(self._known_sets())
             except DataError as error:
                 self._known = KnownTasks([], problem=str(error))
-            else:
-                sources = [dataset.source(name) for name in dataset.sets]
-                self._known = KnownTasks(sources, self.config.max_grid_size)
         return self._known
+
+    def _known_sets(self) -> List[KnownSet]:
+        config = self.config
+        if config.data_dir:
+            dataset = self.dataset("test")
+            sources = map(dataset.source, dataset.sets)
+            return [read_built(source, config.max_grid_size) for source in sources]
+        subset = find_subset(self.prefix(), config.test_set_name)
+        complete = config.require_solutions
+        return [read_raw(subset, config.max_grid_size, complete, self._row_numbers)]
+
+    def _row_numbers(self) -> Dict[str, int]:
+        """Number the puzzles as a build does: as one in the cache says, or by its draws alone."""
+        built = self.find_built("test")
+        if built is not None:
+            return {name: number for number, name in enumerate(load_names(built))}
+        LOG.info("drawing all augmentations to number the puzzles; a checkpoint has the numbers")
+        return number_plans(self.plans(np.random.RandomState(self.seed)))
 
     def _find(self, text: str) -> Optional[KnownInput]:
         """Look up a test input by the name of its task, or by the grid itself."""
@@ -314,13 +328,20 @@ class ARC(Task):
         Any other grid gets the blank row, which no training has touched; it is logged.
         """
         found = self._find(text)
-        if found is None or not found.identifier:
+        number = 0 if found is None else self.known().identifier(found)
+        if not number:
+            problem = self.known().problem
             LOG.warning(
-                "%s: is no test input of the data set, so the model knows no rule for it",
+                "%s: is no test input of the data set%s, so the model knows no rule for it",
                 shorten(text),
+                f" ({problem})" if problem else "",
             )
-            return 0
-        return found.identifier
+        return number
+
+    def row_name(self, text: str) -> Optional[str]:
+        """Return the name of the task that a test input of the data set belongs to."""
+        found = self._find(text)
+        return None if found is None else found.name
 
     def known_answer(self, text: str) -> Optional[np.ndarray]:
         """Return the (S,) uint8 answer of a test input of the data set."""
@@ -363,23 +384,10 @@ class ARC(Task):
         """
         del inputs
         size = self.config.max_grid_size
-        grid = arc_grids.visible(tokens, size)
-        wrong = np.zeros(grid.shape, dtype=bool)
-        note = ""
-        if labels is not None:
-            answer = arc_grids.visible(labels, size)
-            if answer.shape != grid.shape:
-                note = f"{_shape(grid)} instead of {_shape(answer)}"
-                note = f"\n{_RED}{note}{_RESET}" if color else f"\n{note}"
-            padded, shown = arc_grids.same_shape(answer, grid)
-            wrong = (padded != shown)[: grid.shape[0], : grid.shape[1]]
-        return "\n".join(arc_grids.draw(grid, wrong, color)) + note
+        answer = None if labels is None else arc_grids.visible(labels, size)
+        return arc_grids.draw_answer(arc_grids.visible(tokens, size), answer, color)
 
     def image(self, tokens: np.ndarray, inputs: Optional[np.ndarray] = None) -> np.ndarray:
         """Paint the grid in ARC's colours, (H, W, 3) uint8."""
         del inputs
         return arc_grids.paint(arc_grids.visible(tokens, self.config.max_grid_size))
-
-
-def _shape(grid: np.ndarray) -> str:
-    return f"{grid.shape[0]}x{grid.shape[1]}"

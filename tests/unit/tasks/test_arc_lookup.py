@@ -1,6 +1,8 @@
 """ARC puzzles at the command line: by a name, as a grid, from files; and pictures of them."""
 
+import dataclasses
 import json
+import shutil
 from pathlib import Path
 from typing import Any, List
 
@@ -11,6 +13,8 @@ import pytest
 import mlx_trm as trm
 from mlx_trm.__main__ import main
 from mlx_trm.errors import DataError
+from mlx_trm.runs.layout import find_checkpoint
+from mlx_trm.runs.puzzle_rows import read_row_names
 from mlx_trm.tasks import ARC, ARCConfig
 
 YAML = """
@@ -91,10 +95,11 @@ def test_a_name_that_is_none(task: ARC) -> None:
         task.parse("e1x")
 
 
-def test_without_data_grids_can_still_be_read() -> None:
-    """Nothing is known by name then."""
+def test_without_data_grids_can_still_be_read(caplog: Any) -> None:
+    """Nothing is known by name then, and it is said why."""
     task = ARC(ARCConfig("arc", input_file_prefix="none/x"))
     assert task.identifier("012") == 0 and task.format(task.parse("012")) == "012"
+    assert "012: is no test input of the data set (task.subsets: 'evaluation'" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -125,10 +130,7 @@ def test_the_solver_uses_the_puzzles_row(folder: Path, task: ARC) -> None:
     config = trm.load_config("c.yaml")
     dataset = task.dataset("train")
     model = trm.build_model(config.model, dataset.spec, seed=0)
-    model.puzzle_emb.weights = mx.random.normal(
-        model.puzzle_emb.weights.shape, key=mx.random.key(0)
-    )
-    model.q_head.weight = mx.random.normal((2, 16), key=mx.random.key(1))
+    believe_by_row(model)
     solver = trm.Solver(model, config, task)
     own = solver.solve("e1:1")
     number = names(task).index("e1")
@@ -162,6 +164,85 @@ def test_commands(folder: Path, capsys: Any) -> None:
     for name in "abc":
         assert (folder / f"{name}.png").read_bytes().startswith(b"\x89PNG")
     assert sorted(folder.glob(".*")) == []
+
+
+def believe_by_row(model: Any) -> None:
+    """Let the halt probability depend on the row of the puzzle table, as after longer training."""
+    table = model.puzzle_emb.weights
+    model.puzzle_emb.weights = mx.random.normal(table.shape, key=mx.random.key(0))
+    model.q_head.weight = mx.random.normal(model.q_head.weight.shape, key=mx.random.key(1))
+
+
+@pytest.fixture(name="run")
+def fixture_run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A trained run whose data set is no longer in the cache, and cannot be built again."""
+    assert main("train --config c.yaml -q run_dir=run train.puzzle_emb_lr=1".split()) == 0
+    shutil.rmtree(folder / "cache")
+
+    def refuse(*_arguments: Any, **_options: Any) -> None:
+        raise AssertionError("a whole data set is built for one answer")
+
+    monkeypatch.setattr(ARC, "build", refuse)
+    return folder / "run"
+
+
+def test_one_answer_takes_no_data_set(run: Path, task: ARC, capsys: Any) -> None:
+    """A task's name is looked up in the raw files, its row in the checkpoint or by the draws."""
+    assert main(["solve", str(run), "e1", "-q"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 3
+    loaded = trm.Solver.from_checkpoint(run)
+    believe_by_row(loaded.model)
+    own = [loaded.solve(name) for name in ("e1:2", "e2")]
+    assert [step.correct for step in own] == [False, False]
+    alone = trm.Solver(loaded.model, loaded.config)
+    stored = read_row_names(find_checkpoint(run))
+    assert stored is not None
+    for name, step in zip(("e1:2", "e2"), own):
+        assert alone.solve(name) == step
+        number = stored.index(name[:2])
+        assert alone.task.identifier(name) == number == task.identifier(name)
+        *_, last = alone.steps(name, identifier=number)
+        assert last == step
+        *_, other = alone.steps(name, identifier=0)
+        assert other.halt_probability != step.halt_probability
+
+
+def test_an_unknown_name_is_one_line(run: Path, capsys: Any) -> None:
+    """With a suggestion, and without a data set."""
+    assert main(["solve", str(run), "e11"]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == "" and len(captured.err.splitlines()) == 1
+    assert "no test task has this name; did you mean 'e1'?" in captured.err
+
+
+def test_the_checkpoint_says_whose_rows_it_has(run: Path, caplog: Any) -> None:
+    """Rows go to the puzzles of the same names, as in an evaluation, whatever the data say now."""
+    loaded = trm.load_checkpoint(run)
+    believe_by_row(loaded.model)
+    number = loaded.spec.num_puzzle_identifiers - 1
+    names = [f"other {place}" for place in range(number)] + ["e2"]
+    solver = trm.Solver(loaded.model, loaded.config, row_names=names)
+    *_, last = trm.Solver(loaded.model, loaded.config).steps("e2", identifier=number)
+    assert solver.solve("e2") == last and not caplog.records
+    *_, blank = trm.Solver(loaded.model, loaded.config).steps("e1:1", identifier=0)
+    assert solver.solve("e1:1") == blank != trm.Solver(loaded.model, loaded.config).solve("e1:1")
+    assert "e1: the model's puzzle table has no row of this name" in caplog.text
+
+
+def test_rows_of_a_folder_that_is_built(folder: Path, task: ARC, monkeypatch: Any) -> None:
+    """In the cache, or ``data_dir``: its own numbers count, and nothing is drawn."""
+    rows = names(task)
+    task.build(folder / "mine")
+    monkeypatch.setattr(ARC, "plans", None)
+    again = ARC(task.config, 42)
+    assert again.identifier("e2") == rows.index("e2")
+    path = next((folder / "cache").glob("arc-*/identifiers.json"))
+    path.write_text(json.dumps(["<blank>", "e2"]))
+    assert ARC(task.config, 42).identifier("e2") == 1
+    own = ARC(dataclasses.replace(task.config, data_dir=str(folder / "mine")), 42)
+    assert [own.identifier(name) for name in ("e2", "e1:2")] == [
+        rows.index(name) for name in ("e2", "e1")
+    ]
 
 
 def test_answers_that_are_not_known(task: ARC) -> None:
