@@ -190,7 +190,7 @@ def finish(trainer: Trainer, report: TrainReport) -> None:
         step, metrics = report.evaluations[-1]
         print(f"\nEvaluation at step {step}:")
         print(display.table(display.metric_rows(metrics), ("set", "metric", "value")))
-        show_solving(trainer, report)
+        show_solving(trainer)
     speed = report.taken / max(report.seconds, 1e-9)
     state = report.reason if report.interrupted else "done"
     print(
@@ -205,16 +205,19 @@ def finish(trainer: Trainer, report: TrainReport) -> None:
     print(f"run folder: {report.run_dir}  (python -m mlx_trm.evaluate {report.run_dir})")
 
 
-def show_solving(trainer: Trainer, report: TrainReport) -> None:
-    """Print how the trained model solves the first test puzzle."""
+def show_solving(trainer: Trainer) -> None:
+    """Print how the trained model, its average where there is one, solves a test puzzle."""
     _, arrays, _ = next(iter(trainer.run.test_set.eval_batches(1, 1, seed=trainer.config.seed)))
     inputs = arrays["inputs"][0].astype(np.uint8)
-    solver = Solver.from_checkpoint(report.checkpoint)
+    average = trainer.train_step.average
+    weights = None if average is None else average.weights
+    solver = Solver(trainer.model, trainer.config, trainer.run.task, weights=weights)
     puzzle = solver.task.format(inputs)
     short = len(puzzle) <= LONGEST_LINE
     print("\nA test puzzle being solved" + (f": {puzzle}" if short else ""))
     last: Any = None
-    for last in solver.steps(puzzle, identifier=int(arrays["puzzle_identifiers"][0])):
+    identifier, labels = int(arrays["puzzle_identifiers"][0]), arrays["labels"][0]
+    for last in solver.steps(inputs, identifier=identifier, labels=labels):
         state = {True: ", right", False: ", not right yet", None: ""}[last.correct]
         answer = f"{last.answer}  " if short else ""
         print(

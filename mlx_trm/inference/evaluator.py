@@ -11,7 +11,7 @@ import numpy as np
 
 from mlx_trm.config.sections import ExperimentConfig
 from mlx_trm.errors import ConfigError, did_you_mean
-from mlx_trm.inference.step import compile_reason, should_compile
+from mlx_trm.inference.step import compile_reason, merge_weights, should_compile
 from mlx_trm.models import RecursiveModel
 from mlx_trm.models.carry import Batch
 from mlx_trm.models.losses import act_loss, metric_values
@@ -195,7 +195,7 @@ class Evaluator:
         carry = self.model.begin(self.model.initial_carry(batch), batch)
         rows = self.model.puzzle_rows(carry)
         if weights is not None:
-            tree = _merged(tree, weights)
+            tree = merge_weights(tree, weights)
         with evaluating(self.model, batch.inputs.shape[0]):
             for _ in range(steps):
                 carry, outputs = self._reason(tree, carry, rows)
@@ -237,19 +237,6 @@ def check_dimensions(model: RecursiveModel, dataset: PuzzleDataset) -> None:
         )
     if problems:
         raise ConfigError(f"the data do not fit the model: {'; '.join(problems)}; name other data")
-
-
-def _merged(tree: Dict[str, Any], other: Dict[str, Any]) -> Dict[str, Any]:
-    """Give ``tree`` with the leaves of ``other`` in their places."""
-    merged = dict(tree)
-    for key, value in other.items():
-        if isinstance(value, dict):
-            merged[key] = _merged(merged[key], value)
-        elif isinstance(value, list):
-            merged[key] = [_merged(mine, theirs) for mine, theirs in zip(merged[key], value)]
-        else:
-            merged[key] = value
-    return merged
 
 
 def _means(sums: Metrics, scorer: Any) -> Metrics:

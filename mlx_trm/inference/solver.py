@@ -4,7 +4,7 @@ import logging
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Iterable, Iterator, List, NamedTuple, Optional, Sequence, Tuple, Union
+from typing import Any, Dict, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Tuple, Union
 
 import mlx.core as mx
 import numpy as np
@@ -12,7 +12,7 @@ import numpy as np
 from mlx_trm.config.sections import ExperimentConfig
 from mlx_trm.datasets.names import number_rows
 from mlx_trm.errors import ConfigError, DataError
-from mlx_trm.inference.step import compile_reason, should_compile
+from mlx_trm.inference.step import compile_reason, merge_weights, should_compile
 from mlx_trm.models import RecursiveModel
 from mlx_trm.models.carry import IGNORE_LABEL_ID, Batch
 from mlx_trm.models.memory import evaluating
@@ -22,6 +22,9 @@ from mlx_trm.system.streams import give_back_cores
 from mlx_trm.tasks import Task, build_task
 
 LOG = logging.getLogger(__name__)
+
+# A puzzle: text as the task reads it, or its (S,) tokens, whole numbers of any kind.
+Puzzle = Union[str, np.ndarray, mx.array, Sequence[int]]
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,7 @@ class Solver:
     """Solves puzzles of a task with a model.
 
     Attributes:
-        model: its own weights are used.
+        model: its own weights are used, unless others are given.
         config: the experiment it belongs to.
         task: reads puzzles, writes answers and checks them.
     """
@@ -61,6 +64,7 @@ class Solver:
         config: ExperimentConfig,
         task: Optional[Task] = None,
         row_names: Optional[Sequence[str]] = None,
+        weights: Optional[Dict[str, Any]] = None,
     ) -> None:
         """Prepare a solver; nothing is computed yet.
 
@@ -70,6 +74,8 @@ class Solver:
             task: used instead of making the one that ``config`` names.
             row_names: of the model's puzzle table, as its checkpoint has them; without them the
                 task's data say which row a puzzle has.
+            weights: used instead of the model's own trained weights, such as those of a trainer's
+                average; the rest is the model's.
 
         Raises:
             ConfigError: if the task's puzzles have other dimensions than the model's.
@@ -85,6 +91,7 @@ class Solver:
                     "use the configuration that the model was trained with"
                 )
         self._rows = None if row_names is None else number_rows(row_names)
+        self._weights = weights
         self._reason = compile_reason(model, should_compile(config.train.compile))
 
     @classmethod
@@ -104,19 +111,23 @@ class Solver:
 
     def steps(
         self,
-        puzzle: str,
+        puzzle: Puzzle,
         steps: Optional[int] = None,
         stop_when_halted: bool = False,
         identifier: Optional[int] = None,
+        labels: Optional[Union[np.ndarray, Sequence[int]]] = None,
     ) -> Iterator[SolverStep]:
         """Watch one puzzle being solved; each step is computed when it is asked for.
 
         Args:
-            puzzle: as ``task.parse`` reads it. That it has a solution is not checked.
+            puzzle: text that ``task.parse`` reads, or (S,) tokens: an array or a list of whole
+                numbers from 0 to V - 1. That it has a solution is not checked.
             steps: supervision steps; default ``eval.steps``, else the model's halt_max_steps.
             stop_when_halted: end after the first step after which training would halt the row:
                 q_halt is more than 0, for some models more than q_continue.
             identifier: row of the puzzle table; default what the task knows of the puzzle.
+            labels: (S,) tokens of the right answer, IGNORE_LABEL_ID where any will do, for tasks
+                whose rules cannot tell; default what the task knows of the puzzle.
 
         Returns:
             An iterator over the steps.
@@ -125,11 +136,12 @@ class Solver:
             DataError: if the puzzle cannot be read.
             ValueError: if ``steps`` is less than 1.
         """
-        problems = self._read([puzzle], None if identifier is None else [identifier])
+        answer = None if labels is None else self._check_tokens(labels, "labels: ", ignored=True)
+        problems = self._read([puzzle], identifier, answer)
         return self._watch(problems, self._count(steps), stop_when_halted)
 
     def solve(
-        self, puzzle: str, steps: Optional[int] = None, stop_when_halted: bool = False
+        self, puzzle: Puzzle, steps: Optional[int] = None, stop_when_halted: bool = False
     ) -> SolverStep:
         """Solve one puzzle and give the last step. Arguments and errors as for :meth:`steps`."""
         *_, last = self.steps(puzzle, steps, stop_when_halted)
@@ -137,7 +149,7 @@ class Solver:
 
     def solve_many(
         self,
-        puzzles: Sequence[str],
+        puzzles: Union[Sequence[Puzzle], np.ndarray, mx.array],
         steps: Optional[int] = None,
         batch_size: int = 64,
         stop_when_halted: bool = False,
@@ -145,7 +157,8 @@ class Solver:
         """Solve several puzzles side by side.
 
         Args:
-            puzzles: as ``task.parse`` reads them; all are read before the first is solved.
+            puzzles: each as for :meth:`steps`, or (n, S) tokens; all are read before the first is
+                solved.
             steps: as for :meth:`steps`.
             batch_size: B, puzzles computed at a time.
             stop_when_halted: give each puzzle's first step that would halt it, where there is one,
@@ -209,6 +222,8 @@ class Solver:
         carry = model.begin(model.initial_carry(batch), batch)
         rows = model.puzzle_rows(carry)
         weights = model.weights()
+        if self._weights is not None:
+            weights = merge_weights(weights, self._weights)
         for _ in range(steps):
             was_training = model.training
             model.eval()
@@ -245,31 +260,72 @@ class Solver:
     def _check(
         self, inputs: np.ndarray, labels: Optional[np.ndarray], tokens: np.ndarray
     ) -> Optional[bool]:
-        if labels is not None:
-            return self.task.equal(tokens, labels)
         try:
             return bool(self.task.check(inputs, tokens))
         except DataError:  # the base class's: this task has no rules
-            return None
+            if labels is None:
+                return None
+            return self.task.equal(tokens, np.where(labels == IGNORE_LABEL_ID, tokens, labels))
 
     def _read(
-        self, puzzles: Sequence[str], identifiers: Optional[Sequence[int]] = None
+        self,
+        puzzles: Union[Sequence[Puzzle], np.ndarray, mx.array],
+        identifier: Optional[int] = None,
+        answer: Optional[np.ndarray] = None,
     ) -> "_Problems":
-        """Read puzzles, and look up what the task's data know of them."""
+        """Read puzzles, and look up what the task's data know of them, unless it is given."""
         rows = np.zeros((len(puzzles), self.model.spec.seq_len), dtype=np.uint8)
+        texts: List[str] = []
         for i, puzzle in enumerate(puzzles):
             try:
-                rows[i] = self.task.parse(puzzle)
+                if isinstance(puzzle, str):
+                    rows[i] = self.task.parse(puzzle)
+                else:
+                    rows[i] = self._check_tokens(puzzle)
+                    puzzle = self.task.format(rows[i])  # by which the task's data know it
+                texts.append(puzzle)
             except DataError as error:
                 if len(puzzles) == 1:
                     raise
                 raise DataError(f"puzzle {i + 1}: {error}") from error
-        numbers = list(identifiers or [self._identifier(puzzle) for puzzle in puzzles])
+        numbers = [self._identifier(text) if identifier is None else identifier for text in texts]
         table = self.model.spec.num_puzzle_identifiers
         blank = self.model.spec.blank_identifier_id
         numbers = [number if 0 < number < table else blank for number in numbers]
-        labels = [self.task.known_answer(puzzle) for puzzle in puzzles]
+        labels = [self.task.known_answer(text) if answer is None else answer for text in texts]
         return _Problems(rows, np.array(numbers, dtype=np.int32), labels)
+
+    def _check_tokens(self, values: Any, where: str = "", ignored: bool = False) -> np.ndarray:
+        """Give tokens as an array of (S,) whole numbers.
+
+        Args:
+            values: what the caller says are tokens.
+            where: put before the message.
+            ignored: whether IGNORE_LABEL_ID may be among them.
+
+        Raises:
+            DataError: if they are anything else.
+        """
+        spec = self.model.spec
+        try:
+            tokens = np.asarray(values)
+        except (ValueError, RuntimeError):  # lists of different lengths, or an array of bfloat16
+            tokens = np.asarray(None)
+        given = f"{tokens.dtype} of shape {tokens.shape}"
+        if tokens.dtype == object:
+            given = type(values).__name__
+        elif tokens.shape == (spec.seq_len,) and tokens.dtype.kind in "iu":
+            outside = (tokens < 0) | (tokens >= spec.vocab_size)
+            if ignored:
+                outside &= tokens != IGNORE_LABEL_ID
+            if not outside.any():
+                return tokens
+            place = int(np.argmax(outside))
+            given = f"position {place} holds {tokens[place]}"
+        raise DataError(
+            f"{where}tokens are {spec.seq_len} whole numbers from 0 to {spec.vocab_size - 1}, "
+            f"not {given}"
+        )
 
     def _identifier(self, puzzle: str) -> int:
         """Look up the row of a puzzle: by its name among the model's rows, else as the data say."""

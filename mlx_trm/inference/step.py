@@ -31,6 +31,19 @@ def should_compile(setting: str, model: Optional[RecursiveModel] = None) -> bool
     return setting == "always"
 
 
+def merge_weights(tree: Dict[str, Any], other: Dict[str, Any]) -> Dict[str, Any]:
+    """Give a tree of weights with the leaves of another one, of some of them, in their places."""
+    merged = dict(tree)
+    for key, value in other.items():
+        if isinstance(value, dict):
+            merged[key] = merge_weights(merged[key], value)
+        elif isinstance(value, list):
+            merged[key] = [merge_weights(mine, theirs) for mine, theirs in zip(merged[key], value)]
+        else:
+            merged[key] = value
+    return merged
+
+
 def compile_reason(model: RecursiveModel, compiled: bool) -> Reason:
     """Give one evaluation step as a function of weights, carry and puzzle vectors.
 

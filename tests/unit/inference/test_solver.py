@@ -14,7 +14,7 @@ from mlx_trm.config.sections import EvalConfig
 from mlx_trm.errors import CheckpointError, ConfigError, DataError
 from mlx_trm.inference.solver import Solver
 from mlx_trm.models import TRM, TRMConfig
-from mlx_trm.models.carry import Batch
+from mlx_trm.models.carry import IGNORE_LABEL_ID, Batch
 from mlx_trm.runs.checkpoint import save_checkpoint
 from mlx_trm.tasks import SudokuConfig, Task, build_task
 
@@ -160,6 +160,84 @@ def test_unreadable_puzzles_are_refused_at_once(scripted: Solver) -> None:
     with pytest.raises(DataError, match="^puzzle 2: "):
         scripted.solve_many([FIRST, "1..x............"])
     assert not seen(scripted)
+
+
+def test_tokens_are_taken_as_text_is(scripted: Solver) -> None:
+    """A row of whole numbers, of any kind, wherever a puzzle is taken; also mixed with text."""
+    tokens = scripted.task.parse(FIRST)
+    expected = list(scripted.steps(FIRST))
+    for same in (tokens, tokens.astype(np.int64), tokens.tolist(), mx.array(tokens)):
+        found = list(scripted.steps(same))
+        assert found == expected and scripted.solve(same) == expected[-1]
+        assert [f.tokens.tolist() for f in found] == [e.tokens.tolist() for e in expected]
+    both = np.stack([tokens, scripted.task.parse(SECOND)])
+    for many in (both, mx.array(both.astype(np.int32)), [FIRST, both[1]], [both[0], SECOND]):
+        assert scripted.solve_many(many) == scripted.solve_many([FIRST, SECOND])
+
+
+@pytest.mark.parametrize(
+    "wrong, said",
+    [
+        (np.ones((15,), np.int32), "int32 of shape (15,)"),
+        (np.ones((1, 16), np.uint8), "uint8 of shape (1, 16)"),
+        (np.ones((16,), np.float32), "float32 of shape (16,)"),
+        (np.ones((16,), bool), "bool of shape (16,)"),
+        ([], "float64 of shape (0,)"),
+        ([[1], [2, 3]], "list"),
+        ([1] * 15 + [6], "position 15 holds 6"),
+        ([-1] * 16, "position 0 holds -1"),
+        ([1] * 15 + [300], "position 15 holds 300"),
+        (7, "int64 of shape ()"),
+        (None, "NoneType"),
+    ],
+)
+def test_tokens_that_are_none_of_the_task_s(scripted: Solver, wrong: Any, said: str) -> None:
+    """One error says what is wanted and what was given; among several puzzles, which."""
+    wanted = f"tokens are 16 whole numbers from 0 to 5, not {said}"
+    for call in (scripted.steps, scripted.solve):
+        with pytest.raises(DataError) as error:
+            call(wrong)
+        assert str(error.value) == wanted
+    with pytest.raises(DataError) as error:
+        scripted.solve_many([FIRST, wrong])
+    assert str(error.value) == f"puzzle 2: {wanted}"
+    assert not seen(scripted)
+
+
+def test_an_answer_that_the_caller_has(scripted: Solver) -> None:
+    """It counts where the task has no rules; what is not scored may be anything."""
+
+    class Unruly(type(scripted.task)):  # type: ignore[misc]
+        """Sudoku without its rules."""
+
+        check = Task.check
+
+    solver = Solver(scripted.model, scripted.config, Unruly(scripted.config.task))
+    right = scripted.task.parse(FIRST_SOLVED).astype(np.int32)
+    verdicts = [step.correct for step in solver.steps(FIRST, labels=right)]
+    assert verdicts == [False, False, False, True]
+    scored = np.where(np.arange(16) < 8, right, IGNORE_LABEL_ID)
+    assert [s.correct for s in solver.steps(FIRST, labels=scored)] == [False, True, True, True]
+    wrong = np.where(right == 2, 3, 2)
+    assert scripted.solve(FIRST).correct is True
+    *_, last = scripted.steps(FIRST, labels=wrong)
+    assert last.correct is True  # by the rules
+    for refused in (right[:9], right.astype(np.float32), right + 9):
+        with pytest.raises(DataError, match="^labels: tokens are 16 whole numbers from 0 to 5"):
+            solver.steps(FIRST, labels=refused)
+
+
+def test_weights_that_stand_in_for_the_model_s(tiny: Solver, tmp_path: Path) -> None:
+    """As a trainer has them: the average beside the model, which stays as it is."""
+    other = TRM(TINY, tiny.task.spec, seed=4)
+    save_checkpoint(tmp_path / "run", tiny.model, tiny.config, 5, other.trained_weights())
+    average = other.trained_weights()
+    solver = Solver(tiny.model, tiny.config, tiny.task, weights=average)
+    loaded = Solver.from_checkpoint(tmp_path / "run")
+    raw = [tiny.solve(puzzle) for puzzle in (FIRST, SECOND)]
+    assert [solver.solve(p) for p in (FIRST, SECOND)] == [loaded.solve(p) for p in (FIRST, SECOND)]
+    assert [tiny.solve(puzzle) for puzzle in (FIRST, SECOND)] == raw
+    assert solver.solve(FIRST).answer != tiny.solve(FIRST).answer
 
 
 def test_a_model_of_another_size_is_refused(tiny: Solver) -> None:

@@ -1,0 +1,76 @@
+"""What ``train`` shows at its end: the model that it has in hand solves a test puzzle."""
+
+import re
+from pathlib import Path
+from typing import Any, List
+
+import pytest
+
+import mlx_trm as trm
+from mlx_trm.__main__ import main
+from mlx_trm.models.carry import IGNORE_LABEL_ID
+from mlx_trm.runs import checkpoint
+from mlx_trm.tasks.arc.task import ARC
+
+SMALL = """
+model: {name: trm, hidden_size: 16, num_heads: 2, swiglu_multiple: 16, L_layers: 1, H_cycles: 1,
+        L_cycles: 1, puzzle_emb_len: 1, halt_max_steps: 3}
+train: {batch_size: 4, epochs: 4, max_steps: 3, ema_rate: 0.5, lr: 1e-2, lr_warmup_steps: 0}
+eval: {max_examples: 4}
+"""
+TASKS = {
+    "sudoku": "task: {name: sudoku, size: 4, train_puzzles: 20, test_puzzles: 5}\n",
+    "maze": "task: {name: maze, size: 5, train_puzzles: 20, test_puzzles: 5}\n",
+    "arc": "task: {name: arc, input_file_prefix: arc_tiny, subsets: [training, evaluation],\n"
+    "       num_aug: 2, max_grid_size: 12}\n",
+}
+
+
+@pytest.fixture(name="folder")
+def make_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working folder, with a cache of its own."""
+    monkeypatch.setenv("MLX_TRM_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def shown_steps(text: str) -> List[str]:
+    """The lines of the demonstration's supervision steps."""
+    _, found, demonstration = text.partition("\nA test puzzle being solved")
+    assert found
+    return re.findall(r"^  step .*$", demonstration, flags=re.MULTILINE)
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_the_demonstration_reads_nothing(
+    folder: Path, capsys: Any, monkeypatch: Any, name: str
+) -> None:
+    """No checkpoint and no raw file; and yet it shows what the saved average answers."""
+    (folder / "c.yaml").write_text(TASKS[name] + SMALL)
+    with monkeypatch.context() as patch:
+        for owner, method in (
+            (checkpoint, "verify_checkpoint"), (ARC, "known"), (trm.Solver, "from_checkpoint"),
+        ):  # fmt: skip
+
+            def refuse(*_arguments: Any) -> None:
+                raise AssertionError("is read from the disk again")
+
+            patch.setattr(owner, method, refuse)
+        assert main(["train", "--config", "c.yaml", "run_dir=run"]) == 0
+    lines = shown_steps(capsys.readouterr().out)
+    solver = trm.Solver.from_checkpoint(folder / "run")
+    data = solver.task.dataset("test")
+    _, arrays, _ = next(iter(data.eval_batches(1, 1, seed=solver.config.seed)))
+    row = {key: values[0] for key, values in arrays.items()}
+    text = solver.task.format(row["inputs"])
+    number = int(row["puzzle_identifiers"])
+    steps = list(solver.steps(text, identifier=number))
+    assert len(lines) == len(steps) == 3
+    for line, step in zip(lines, steps):
+        words = f"halt {step.halt_probability:.3f}  {step.changed} cells changed"
+        assert words in line
+        if name != "arc":  # an augmented puzzle, which the data do not know by its grid
+            assert line.endswith("right") == bool(step.correct)
+    if name == "arc":
+        labelled = row["labels"] != IGNORE_LABEL_ID
+        assert labelled.any() and all(line.endswith("not right yet") for line in lines)
