@@ -1,6 +1,6 @@
 """Hands the lines of ``metrics.jsonl`` on to TensorBoard and Weights & Biases.
 
-A reporter gets the very dicts that the log gets. Both packages are extras, imported here only when
+A reporter gets the very dicts that the log gets. Both services are extras, imported here only when
 they are asked for; neither needs torch or TensorFlow. What fails once training runs is left behind
 with one warning: no service may stop a run.
 
@@ -14,18 +14,18 @@ import logging
 import math
 import os
 import re
+import shlex
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
 
-from mlx_trm.errors import ConfigError, did_you_mean
+from mlx_trm.errors import ConfigError, shown
 from mlx_trm.system.files import write_text
 
 LOGGER = logging.getLogger(__name__)
-PROJECT = "mlx_trm"
 FIELD = "train.report_to"
 # Entries of a line that say what it is about and are not measured.
 ABOUT = ("kind", "step", "set", "total")
@@ -52,7 +52,7 @@ def make_reporters(names: Sequence[str], run: Path, config: Mapping[str, Any]) -
     """Start the reporters of a run.
 
     Args:
-        names: among ``tensorboard`` and ``wandb``.
+        names: keys of ``REPORTERS``.
         run: the run folder, which is there.
         config: the resolved configuration as nested dicts; the services show it as hyperparameters.
 
@@ -60,7 +60,7 @@ def make_reporters(names: Sequence[str], run: Path, config: Mapping[str, Any]) -
         One for each name; they do not raise any more.
 
     Raises:
-        ConfigError: for an unknown name, a missing package, or files that cannot be written.
+        ConfigError: for a missing package, or files that cannot be written.
     """
     check_reporters(names)
     started: List[Reporter] = []
@@ -80,27 +80,17 @@ def check_reporters(names: Sequence[str]) -> None:
     """See that the packages are there, before anything is written.
 
     Raises:
-        ConfigError: for an unknown name, or a package that is missing or broken.
+        ConfigError: if a package is missing or broken; it says what to install.
     """
     for name in names:
-        if name not in REPORTERS:
-            known = ", ".join(REPORTERS)
-            raise ConfigError(
-                f"{FIELD}: unknown {name!r}{did_you_mean(name, REPORTERS)} (known: {known})"
-            )
-        install = f'pip install --upgrade "mlx_trm[{name}]"'
-        try:
-            found = [hasattr(import_module(module), needed) for module, needed in MODULES[name]]
-        except ImportError as error:
-            raise ConfigError(
-                f"{FIELD}: {name} needs a package that is missing ({_reason(error)}); {install}"
-            ) from error
+        module, needed = MODULES[name]
+        try:  # an empty folder of that name in the working folder can be imported, too
+            getattr(import_module(module), needed)
         except Exception as error:  # pylint: disable=broad-exception-caught
             raise ConfigError(
-                f"{FIELD}: {name} cannot be imported ({_reason(error)}); {install}"
+                f"{FIELD}: {name} needs a package that cannot be imported ({_reason(error)}); "
+                f'pip install --upgrade "mlx_trm[{name}]"'
             ) from error
-        if not all(found):  # an empty folder of that name in the working folder, say
-            raise ConfigError(f"{FIELD}: {name} needs a package that is missing; {install}")
 
 
 def scalars(line: Mapping[str, Any]) -> Dict[str, float]:
@@ -125,95 +115,79 @@ class _Guarded(Reporter):
         self._inner: Optional[Reporter] = inner
 
     def report(self, line: Mapping[str, Any]) -> None:
-        if self._inner is None:
-            return
-        try:
-            self._inner.report(line)
-        except Exception as error:  # pylint: disable=broad-exception-caught
-            failed, self._inner = self._inner, None
-            self._warn(error, "training goes on without it")
-            try:
-                failed.close()
-            except Exception as again:  # pylint: disable=broad-exception-caught
-                LOGGER.debug("%s: closing: %s", self._name, _reason(again))
+        inner = self._inner
+        if inner is not None and not self._survives(
+            lambda: inner.report(line), "training goes on without it"
+        ):
+            self._inner = None
+            with suppress(Exception):
+                inner.close()
 
     def close(self) -> None:
         inner, self._inner = self._inner, None
-        if inner is None:
-            return
-        try:
-            inner.close()
-        except Exception as error:  # pylint: disable=broad-exception-caught
-            self._warn(error, "its last lines may be missing")
+        if inner is not None:
+            self._survives(inner.close, "its last lines may be missing")
 
-    def _warn(self, error: Exception, then: str) -> None:
-        LOGGER.warning("%s failed (%s); %s", self._name, _reason(error), then)
+    def _survives(self, call: Callable[[], None], otherwise: str) -> bool:
+        try:
+            call()
+        except Exception as error:  # pylint: disable=broad-exception-caught
+            LOGGER.warning("%s failed (%s); %s", self._name, _reason(error), otherwise)
+            return False
+        return True
 
 
 def _reason(error: BaseException) -> str:
     """Say in a line what went wrong."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 200 else text[:197] + "..."
-
-
-# TensorBoard ------------------------------------------------------------------------------------
+    return shown(" ".join(str(error).split()) or type(error).__name__, 200)
 
 
 class TensorBoard(Reporter):
     """Writes event files to ``RUN/tensorboard``; the step is the supervision step.
 
-    The records are written here and now rather than by the package's own thread, so that a killed
-    run has lost nothing and a full disk is noticed by the line that fills it.
+    It writes as tensorboardX's ``SummaryWriter`` does, without that one's thread: a full disk ends
+    the thread, and the next events then block the run for ever. Here the line that does not fit
+    raises, and a killed run has lost no line.
     """
 
     def __init__(self, run: Path, config: Mapping[str, Any]) -> None:
         """Open a file of this process; those of earlier ones stay."""
-        self._proto = import_module("tensorboard.compat.proto.event_pb2")
-        self._summary = import_module("tensorboard.compat.proto.summary_pb2").Summary
+        self._proto = import_module("tensorboardX.proto.event_pb2")
+        self._summary = import_module("tensorboardX.proto.summary_pb2").Summary
         folder = run / "tensorboard"
         folder.mkdir(exist_ok=True)
-        file = _new_event_file(folder)
-        self._records = import_module("tensorboard.summary.writer.record_writer").RecordWriter(file)
-        self._begun = False
-        self._write(file_version="brain.Event:2")
-        parameters = import_module("tensorboard.plugins.hparams.summary_v2").hparams_pb(
-            dict(_flat(config)), trial_id=run.name
+        # The package's names have whole seconds in them, and it would write over its own file.
+        self._file = import_module("tensorboardX.event_file_writer").EventsWriter(
+            str(folder / "events"), f".{time.time_ns()}"
         )
-        self._write(summary=parameters)
+        self._begun = False
+        parameters = import_module("tensorboardX.summary").hparams(dict(_flat(config)), {})
+        self._write(
+            summary=parameters[1]
+        )  # the session; with the experiment TensorBoard draws less
 
     def report(self, line: Mapping[str, Any]) -> None:
         """Write a line's numbers and flush them."""
         step = int(line["step"])
-        values = [
-            self._summary.Value(tag=tag, simple_value=value) for tag, value in scalars(line).items()
-        ]
         if not self._begun:
-            # What earlier files say of later steps is about to be written again; an evaluation that
-            # comes first belongs to a step whose training has been reported.
+            # What SummaryWriter's purge_step writes: earlier files' lines from that step on are
+            # about to come again. An evaluation that comes first belongs to a step whose training
+            # has been reported.
             log, purged = self._proto.SessionLog, step + (line.get("kind") == "eval")
             self._write(step=purged, session_log=log(status=log.START))
             self._begun = True
+        values = [
+            self._summary.Value(tag=tag, simple_value=value) for tag, value in scalars(line).items()
+        ]
         self._write(step=step, summary=self._summary(value=values))
 
     def close(self) -> None:
         """Close the file."""
-        self._records.close()
+        self._file.close()
 
     def _write(self, **content: Any) -> None:
-        event = self._proto.Event(wall_time=time.time(), **content)
-        self._records.write(event.SerializeToString())
-        self._records.flush()
-
-
-def _new_event_file(folder: Path) -> io.BufferedWriter:
-    """Open an event file whose name sorts behind those that are there."""
-    name = f"events.out.tfevents.{int(time.time()):010d}.{os.uname().nodename}.{os.getpid()}"
-    number = 0
-    while True:
-        try:
-            return (folder / f"{name}.{number}").open("xb")
-        except FileExistsError:
-            number += 1
+        self._file.write_event(self._proto.Event(wall_time=time.time(), **content))
+        self._file.flush()
 
 
 def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[Tuple[str, Any]]:
@@ -221,34 +195,47 @@ def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[Tuple[str, An
     for name, value in config.items():
         if isinstance(value, Mapping):
             yield from _flat(value, f"{prefix}{name}.")
-        elif isinstance(value, (bool, int, float, str)):
-            yield prefix + name, value
         else:
-            yield prefix + name, json.dumps(value, default=str)
-
-
-# Weights & Biases -------------------------------------------------------------------------------
+            plain = isinstance(value, (bool, int, float, str))
+            yield prefix + name, value if plain else json.dumps(value, default=str)
 
 
 class WandB(Reporter):
     """Logs to Weights & Biases, or to ``RUN/wandb`` where it cannot be reached.
 
     The run keeps its identity in ``RUN/wandb_id.txt``: resumed, it goes on as the same one. Its
-    x axis is the supervision step.
+    x axis is the supervision step. ``WANDB_MODE`` and the package's other variables are respected.
     """
 
     def __init__(self, run: Path, config: Mapping[str, Any]) -> None:
-        """Start; ``WANDB_MODE`` and the other variables of the package are respected."""
-        self._run = _start_wandb(
-            {
-                "project": PROJECT,
-                "name": run.name,
-                "dir": os.path.abspath(run),
-                "id": _identity(run / "wandb_id.txt"),
-                "resume": "allow",
-                "config": dict(config),
-            }
-        )
+        """Start online if that works without a question, and offline otherwise."""
+        wandb = import_module("wandb")
+        settings = {"init_timeout": START_SECONDS, "silent": True, "console": "off"}
+        if "finish_timeout" in wandb.Settings.__annotations__:  # older ones always wait
+            settings["finish_timeout"] = FINISH_SECONDS
+        arguments = {
+            "project": "mlx_trm",
+            "name": run.name,
+            "dir": os.path.abspath(run),
+            "id": _identity(run / "wandb_id.txt"),
+            "resume": "allow",
+            "config": dict(config),
+            "settings": wandb.Settings(**settings),
+        }
+        why, advice = "", "wandb sync"
+        try:
+            with _no_terminal():
+                self._run = wandb.init(**arguments)
+        except Exception as error:  # pylint: disable=broad-exception-caught
+            wandb.teardown()  # its process still holds the identity
+            self._run = wandb.init(mode="offline", **arguments)
+            why, advice = f" ({_reason(error)})", "wandb login, then wandb sync"
+        if os.environ.get("WANDB_MODE") != "disabled":
+            kept = shlex.quote(str(Path(self._run.dir).parent))
+            offline = f"offline{why}; to send the run later: {advice} {kept}"
+            level = logging.WARNING if why else logging.INFO
+            place = offline if self._run.offline else self._run.url
+            LOGGER.log(level, "Weights & Biases: %s", place)
         # Not the service's own counter: that one cannot go back to the step that is resumed from.
         self._run.define_metric("step")
         self._run.define_metric("*", step_metric="step")
@@ -260,40 +247,6 @@ class WandB(Reporter):
     def close(self) -> None:
         """Wait until everything is sent, or for a minute."""
         self._run.finish()
-
-
-def _start_wandb(arguments: Dict[str, Any]) -> Any:
-    """Start online if that works without asking anything, and offline otherwise."""
-    wandb = import_module("wandb")
-    settings = {"init_timeout": START_SECONDS, "silent": True, "console": "off"}
-    if "finish_timeout" in getattr(wandb.Settings, "__annotations__", ()):  # older ones always wait
-        settings["finish_timeout"] = FINISH_SECONDS
-    arguments["settings"] = wandb.Settings(**settings)
-    mode = os.environ.get("WANDB_MODE", "")
-    if mode in ("offline", "dryrun", "disabled"):
-        run = wandb.init(**arguments)
-        if mode != "disabled":
-            LOGGER.info("Weights & Biases: offline; to send the run later: %s", _sync(run))
-        return run
-    try:
-        with _no_terminal():
-            run = wandb.init(**arguments)
-    except Exception as error:  # pylint: disable=broad-exception-caught
-        wandb.teardown()  # its process still holds the identity
-        run = wandb.init(mode="offline", **arguments)
-        LOGGER.warning(
-            "Weights & Biases: offline (%s); to send the run later: wandb login, then %s",
-            _reason(error),
-            _sync(run),
-        )
-        return run
-    LOGGER.info("Weights & Biases: %s", run.url)
-    return run
-
-
-def _sync(run: Any) -> str:
-    """Give the command that sends a run that was kept offline."""
-    return f"wandb sync {Path(run.dir).parent}"
 
 
 @contextmanager
@@ -321,12 +274,8 @@ REPORTERS: Dict[str, Callable[[Path, Mapping[str, Any]], Reporter]] = {
     "tensorboard": TensorBoard,
     "wandb": WandB,
 }
-# What has to be importable, and a name that it has to have.
+# What has to be importable for each, and a name that it has to have.
 MODULES = {
-    "tensorboard": [
-        ("tensorboard.compat.proto.event_pb2", "Event"),
-        ("tensorboard.plugins.hparams.summary_v2", "hparams_pb"),
-        ("tensorboard.summary.writer.record_writer", "RecordWriter"),
-    ],
-    "wandb": [("wandb", "init")],
+    "tensorboard": ("tensorboardX.event_file_writer", "EventsWriter"),
+    "wandb": ("wandb", "init"),
 }

@@ -1,20 +1,26 @@
 """Reporters: the same lines to TensorBoard and Weights & Biases, and no run stops for them."""
 
-import builtins
 import io
 import json
 import logging
 import os
+import resource
+import struct
 import sys
 import types
 from pathlib import Path
-from typing import Any, Dict, List, Mapping
+from typing import Any, Dict, List, Mapping, Tuple
+from unittest import mock
 
 import pytest
+from marks import experiment
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.proto.plugin_hparams_pb2 import HParamsPluginData
 
 from mlx_trm.errors import ConfigError
 from mlx_trm.runs import reporters as reporting
-from mlx_trm.runs.reporters import Reporter, check_reporters, make_reporters, scalars
+from mlx_trm.runs.reporters import Reporter, make_reporters, scalars
+from mlx_trm.training.trainer import Trainer
 
 CONFIG = {"task": {"name": "sudoku", "symmetries": ["digits"]}, "train": {"lr": 1e-3, "ema": True}}
 TRAIN = {"kind": "train", "lm_loss": 2.0, "count": 5.0, "step": 10, "total": 60, "lr": 4e-4}
@@ -66,7 +72,7 @@ class Recorder(Reporter):
 def make_recorder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """A reporter under the name tensorboard, guarded, and what is inside."""
     monkeypatch.setitem(reporting.REPORTERS, "tensorboard", Recorder)
-    monkeypatch.setitem(reporting.MODULES, "tensorboard", [("json", "dumps")])
+    monkeypatch.setitem(reporting.MODULES, "tensorboard", ("json", "dumps"))
     Recorder.made.clear()
     (guarded,) = make_reporters(["tensorboard", "tensorboard"], tmp_path, CONFIG)
     (inner,) = Recorder.made
@@ -112,46 +118,36 @@ def test_a_failure_at_the_end_is_a_warning(recorder: Any, caplog: pytest.LogCapt
     ]
 
 
-def test_unknown_names() -> None:
-    """A suggestion, and what is known."""
-    with pytest.raises(ConfigError) as caught:
-        check_reporters(["tensorbord"])
-    assert str(caught.value) == (
-        "train.report_to: unknown 'tensorbord'; did you mean 'tensorboard'? "
-        "(known: tensorboard, wandb)"
-    )
-
-
 def test_none() -> None:
     """No names, no reporters, nothing imported."""
     assert not make_reporters([], Path("nowhere"), {})
 
 
-@pytest.mark.parametrize("name", ["tensorboard", "wandb"])
+@pytest.mark.parametrize("name, package", [("tensorboard", "tensorboardX"), ("wandb", "wandb")])
 @pytest.mark.parametrize("how", ["missing", "broken", "empty folder"])
 def test_missing_packages(
-    name: str, how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, package: str, how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One line that says what to install; nothing is written, by the other reporter either."""
-    for module in [m for m in sys.modules if m.split(".")[0] == name]:
+    for module in [m for m in sys.modules if m.split(".")[0] == package]:
         monkeypatch.delitem(sys.modules, module)
     if how == "broken":
-        place = tmp_path / "path" / name
+        place = tmp_path / "path" / package
         place.mkdir(parents=True)
         (place / "__init__.py").write_text("raise AttributeError('no\\nfloat_')\n")
         monkeypatch.syspath_prepend(str(place.parent))
     else:
         # An empty folder of that name in the working folder is imported as an empty module.
-        empty = None if how == "missing" else types.ModuleType(name)
-        monkeypatch.setitem(sys.modules, name, empty)
+        empty = None if how == "missing" else types.ModuleType(package)
+        monkeypatch.setitem(sys.modules, package, empty)
     run = tmp_path / "run"
     run.mkdir()
     with pytest.raises(ConfigError) as caught:
         make_reporters([name], run, CONFIG)
     message = str(caught.value)
-    why = "cannot be imported (no float_)" if how == "broken" else "needs a package that is missing"
-    assert message.startswith(f"train.report_to: {name} {why}")
-    assert message.endswith(f'; pip install --upgrade "mlx_trm[{name}]"')
+    assert message.startswith(f"train.report_to: {name} needs a package that cannot be imported (")
+    assert "no float_" in message if how == "broken" else package in message
+    assert message.endswith(f'); pip install --upgrade "mlx_trm[{name}]"')
     assert "\n" not in message and not list(run.iterdir())
 
 
@@ -166,7 +162,7 @@ def test_what_cannot_be_started_is_an_error_before_training(
     monkeypatch.setitem(reporting.REPORTERS, "tensorboard", Recorder)
     monkeypatch.setitem(reporting.REPORTERS, "wandb", broken)
     for name in ("tensorboard", "wandb"):
-        monkeypatch.setitem(reporting.MODULES, name, [("json", "dumps")])
+        monkeypatch.setitem(reporting.MODULES, name, ("json", "dumps"))
     Recorder.made.clear()
     with pytest.raises(ConfigError, match="train.report_to: wandb cannot be started .*directory"):
         make_reporters(["tensorboard", "wandb"], tmp_path, CONFIG)
@@ -176,195 +172,149 @@ def test_what_cannot_be_started_is_an_error_before_training(
 # TensorBoard ------------------------------------------------------------------------------------
 
 
-def read_events(run: Path) -> Any:
-    """What TensorBoard sees of a run."""
-    accumulators = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    seen = accumulators.EventAccumulator(str(run / "tensorboard"))
-    seen.Reload()
-    return seen
+def read_events(run: Path) -> Tuple[Dict[str, List[Tuple[int, float]]], List[Any]]:
+    """Read a run's event files as TensorBoard does: (step, value) by tag, and the other events.
 
-
-def points(seen: Any, tag: str) -> List[Any]:
-    """(step, value) of a tag."""
-    return [(event.step, event.value) for event in seen.Scalars(tag)]
+    A restart at a step takes back what has been said of that step and of later ones.
+    """
+    points: Dict[str, List[Tuple[int, float]]] = {}
+    others = []
+    for path in sorted((run / "tensorboard").iterdir()):
+        content = path.read_bytes()
+        while content:  # the length, its checksum, the event, its checksum
+            (length,) = struct.unpack("<Q", content[:8])
+            event = Event.FromString(content[12 : 12 + length])
+            content = content[16 + length :]
+            if event.session_log.status == SessionLog.START:
+                for tag, held in points.items():
+                    points[tag] = [point for point in held if point[0] < event.step]
+            if event.file_version or any(v.metadata.ByteSize() for v in event.summary.value):
+                others.append(event)
+                continue
+            for value in event.summary.value:
+                points.setdefault(value.tag, []).append((event.step, value.simple_value))
+    return points, others
 
 
 def test_tensorboard_reads_what_was_reported(tmp_path: Path) -> None:
-    """Tags, steps and values; the configuration as hyperparameters; no torch, no TensorFlow."""
-    pytest.importorskip("tensorboard")
-    (reporter,) = make_reporters(["tensorboard"], tmp_path, CONFIG)
-    reporter.report(TRAIN)
-    reporter.report({**TRAIN, "step": 20, "lm_loss": float("nan"), "lr": 3e-4})
-    reporter.report(EVAL)
-    before_closing = read_events(tmp_path)
-    assert points(before_closing, "eval/all/exact_accuracy") == [(20, 0.25)]
-    reporter.close()
-    seen = read_events(tmp_path)
-    assert sorted(seen.Tags()["scalars"]) == [
-        "eval/all/ARC/pass@2",
-        "eval/all/exact_accuracy",
-        "train/count",
-        "train/lm_loss",
-        "train/lr",
-    ]
-    assert points(seen, "train/lm_loss") == [(10, 2.0)]
-    assert points(seen, "train/lr") == [(10, pytest.approx(4e-4)), (20, pytest.approx(3e-4))]
-    metadata = pytest.importorskip("tensorboard.plugins.hparams.metadata")
-    (content,) = seen.PluginTagToContent("hparams").values()
-    held = metadata.parse_session_start_info_plugin_data(content).hparams
+    """Tags, steps and values, before anything is closed; the configuration as hyperparameters."""
+    (reporter,) = make_reporters(["tensorboard"], tmp_path, {**CONFIG, "seed": None})
+    for line in (TRAIN, {**TRAIN, "step": 20, "lm_loss": float("nan"), "lr": 3e-4}, EVAL):
+        reporter.report(line)
+    points, (version, parameters) = read_events(tmp_path)
+    assert points == {
+        "train/lm_loss": [(10, 2.0)],
+        "train/count": [(10, 5.0), (20, 5.0)],
+        "train/lr": [(10, pytest.approx(4e-4)), (20, pytest.approx(3e-4))],
+        "eval/all/exact_accuracy": [(20, 0.25)],
+        "eval/all/ARC/pass@2": [(20, 0.5)],
+    }
+    assert version.file_version == "brain.Event:2" and version.wall_time > 1e9
+    (value,) = parameters.summary.value
+    held = HParamsPluginData.FromString(
+        value.metadata.plugin_data.content
+    ).session_start_info.hparams
     assert held["train.lr"].number_value == 1e-3 and held["train.ema"].bool_value is True
-    assert held["task.name"].string_value == "sudoku"
+    assert held["task.name"].string_value == "sudoku" and held["seed"].string_value == "null"
     assert held["task.symmetries"].string_value == '["digits"]'
     assert not {"torch", "tensorflow"} & set(sys.modules)
+    reporter.close()
+
+
+def test_tensorboard_itself_reads_the_files(tmp_path: Path) -> None:
+    """The same steps as read_events finds, and the hyperparameters; where it is installed."""
+    accumulators = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    for first in (10, 30):
+        report(
+            tmp_path, *({**TRAIN, "step": step, "lm_loss": first} for step in range(first, 50, 10))
+        )
+    seen = accumulators.EventAccumulator(str(tmp_path / "tensorboard"))
+    seen.Reload()
+    found = [(event.step, event.value) for event in seen.Scalars("train/lm_loss")]
+    assert found == read_events(tmp_path)[0]["train/lm_loss"]
+    assert found == [(10, 10.0), (20, 10.0), (30, 30.0), (40, 30.0)]
+    assert (
+        "hparams" in seen.summary_metadata["_hparams_/session_start_info"].plugin_data.plugin_name
+    )
+
+
+def report(run: Path, *lines: Mapping[str, Any]) -> None:
+    """Report lines to TensorBoard, as a process does from its start to its end."""
+    (reporter,) = make_reporters(["tensorboard"], run, CONFIG)
+    for line in lines:
+        reporter.report(line)
+    reporter.close()
 
 
 def test_tensorboard_of_a_resumed_run(tmp_path: Path) -> None:
-    """Steps that are done again replace those of the first time."""
-    pytest.importorskip("tensorboard")
-    for first, value in ((10, 1.0), (30, 2.0)):
-        (reporter,) = make_reporters(["tensorboard"], tmp_path, CONFIG)
-        for step in range(first, 50, 10):
-            reporter.report({"kind": "train", "step": step, "lm_loss": value})
-        reporter.close()
+    """Steps that are done again replace those of the first time, however soon they come."""
+    lines = [{"kind": "train", "step": step, "lm_loss": 1.0} for step in (10, 20, 30, 40)]
+    report(tmp_path, *lines)
+    first = {path: path.read_bytes() for path in (tmp_path / "tensorboard").iterdir()}
+    report(tmp_path, *({**line, "lm_loss": 2.0} for line in lines[2:]))
     assert len(list((tmp_path / "tensorboard").iterdir())) == 2
+    assert all(path.read_bytes() == content for path, content in first.items())
     expected = [(10, 1.0), (20, 1.0), (30, 2.0), (40, 2.0)]
-    assert points(read_events(tmp_path), "train/lm_loss") == expected
+    assert read_events(tmp_path)[0]["train/lm_loss"] == expected
 
 
 def test_tensorboard_of_a_run_resumed_before_its_evaluation(tmp_path: Path) -> None:
     """The training of that step has been reported, and stays."""
-    pytest.importorskip("tensorboard")
-    for lines in ([TRAIN, {**TRAIN, "step": 20}], [EVAL, {**TRAIN, "step": 30}]):
-        (reporter,) = make_reporters(["tensorboard"], tmp_path, CONFIG)
-        for line in lines:
-            reporter.report(line)
-        reporter.close()
-    seen = read_events(tmp_path)
-    assert points(seen, "train/lm_loss") == [(10, 2.0), (20, 2.0), (30, 2.0)]
-    assert points(seen, "eval/all/exact_accuracy") == [(20, 0.25)]
+    report(tmp_path, TRAIN, {**TRAIN, "step": 20})
+    report(tmp_path, EVAL, {**TRAIN, "step": 30})
+    points, _ = read_events(tmp_path)
+    assert points["train/lm_loss"] == [(10, 2.0), (20, 2.0), (30, 2.0)]
+    assert points["eval/all/exact_accuracy"] == [(20, 0.25)]
 
 
 def test_tensorboard_folder_in_the_way(tmp_path: Path) -> None:
     """A file of that name is an error before training."""
-    pytest.importorskip("tensorboard")
     (tmp_path / "tensorboard").write_text("mine")
     with pytest.raises(ConfigError, match="tensorboard cannot be started .*File exists"):
         make_reporters(["tensorboard"], tmp_path, CONFIG)
     assert (tmp_path / "tensorboard").read_text() == "mine"
 
 
-class Message:
-    """Stands for any protocol buffer: keeps what it is made with."""
-
-    START = 1
-
-    def __init__(self, **content: Any) -> None:
-        self.content = content
-
-    def SerializeToString(self) -> bytes:  # pylint: disable=invalid-name
-        """Give the content as JSON."""
-        return json.dumps(self.content, default=lambda m: m.content).encode() + b"\n"
-
-
-class Records:
-    """Stands for RecordWriter."""
-
-    def __init__(self, file: io.BufferedWriter) -> None:
-        self.write, self.flush, self.close = file.write, file.flush, file.close
-
-
-@pytest.fixture(name="fake_tensorboard")
-def make_fake_tensorboard(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The few names of the package that are used, so that the rest is tested without it."""
-    summary = type("Summary", (Message,), {"Value": Message})
-    modules: Dict[str, Dict[str, Any]] = {
-        "tensorboard.compat.proto.event_pb2": {"Event": Message, "SessionLog": Message},
-        "tensorboard.compat.proto.summary_pb2": {"Summary": summary},
-        "tensorboard.summary.writer.record_writer": {"RecordWriter": Records},
-        "tensorboard.plugins.hparams.summary_v2": {
-            "hparams_pb": lambda values, trial_id: Message(hparams=values, trial=trial_id)
-        },
-    }
-    for name, content in modules.items():
-        module = types.ModuleType(name)
-        vars(module).update(content)
-        parts = name.split(".")
-        for end in range(1, len(parts)):
-            monkeypatch.setitem(sys.modules, ".".join(parts[:end]), types.ModuleType("package"))
-        monkeypatch.setitem(sys.modules, name, module)
-
-
-@pytest.mark.usefixtures("fake_tensorboard")
-def test_tensorboard_events(tmp_path: Path) -> None:
-    """Version, hyperparameters, then a restart at the first step, then the lines as they come."""
-    (reporter,) = make_reporters(["tensorboard"], tmp_path, {**CONFIG, "seed": None})
-    reporter.report(TRAIN)
-    reporter.report(EVAL)
-    (path,) = (tmp_path / "tensorboard").iterdir()
-    assert path.name.startswith("events.out.tfevents.")
-    events = [json.loads(line) for line in path.read_text().splitlines()]
-    assert all(event.pop("wall_time") > 1e9 for event in events)
-    assert events[0] == {"file_version": "brain.Event:2"}
-    assert events[1]["summary"]["trial"] == tmp_path.name
-    assert events[1]["summary"]["hparams"] == {
-        "task.name": "sudoku",
-        "task.symmetries": '["digits"]',
-        "train.lr": 1e-3,
-        "train.ema": True,
-        "seed": "null",
-    }
-    assert events[2] == {"step": 10, "session_log": {"status": 1}}
-    assert events[3]["step"] == 10
-    assert {v["tag"]: v["simple_value"] for v in events[3]["summary"]["value"]} == scalars(TRAIN)
-    assert events[4]["step"] == 20 and len(events) == 5
-    reporter.close()
-
-
-@pytest.mark.usefixtures("fake_tensorboard")
 def test_tensorboard_on_a_full_disk(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """The line that does not fit is noticed; one warning, and training goes on."""
-    if not os.path.exists("/dev/full"):
-        pytest.skip("no /dev/full")
+    """The line that does not fit is noticed; one warning, and training goes on at once."""
     (reporter,) = make_reporters(["tensorboard"], tmp_path, CONFIG)
-    (path,) = (tmp_path / "tensorboard").iterdir()
-    inner = reporter._inner  # type: ignore[attr-defined]  # pylint: disable=protected-access
-    inner._records.close()  # pylint: disable=protected-access
-    with open("/dev/full", "wb", buffering=0) as full:
-        inner._records = Records(full)  # type: ignore[arg-type]
-        for _ in range(3):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limits[1]))
+        for _ in range(60):  # 100 bytes each
             reporter.report(TRAIN)
-    reporter.close()
+        reporter.close()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert [r.getMessage() for r in caplog.records] == [
-        "tensorboard failed ([Errno 28] No space left on device); training goes on without it"
+        "tensorboard failed ([Errno 27] File too large); training goes on without it"
     ]
-    assert path.exists()
+
+
+def test_a_run_reports_what_its_log_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a crash and from the checkpoint before it: each line of metrics.jsonl, once."""
+    monkeypatch.chdir(tmp_path)
+    changes: Dict[str, Any] = {"train__log_interval": 7, "train__report_to": ["tensorboard"]}
+
+    def crash(step: int) -> None:
+        if step == 75:
+            raise RuntimeError("the machine is gone")
+
+    with pytest.raises(RuntimeError):
+        Trainer(experiment(run_dir="run", eval__interval=10, **changes)).fit(on_tick=crash)
+    before = read_events(Path("run"))[0]["train/lm_loss"]
+    trainer = Trainer.resume("run")
+    assert trainer.step < before[-1][0]
+    trainer.fit()
+    lines = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
+    points, _ = read_events(Path("run"))
+    for tag in ("train/lm_loss", "eval/all/exact_accuracy"):
+        kind, name = tag.split("/")[0], tag.split("/")[-1]
+        expected = [(x["step"], pytest.approx(x[name])) for x in lines if x["kind"] == kind]
+        assert points[tag] == expected and len(expected) > 2
 
 
 # Weights & Biases -------------------------------------------------------------------------------
-
-
-class FakeRun:
-    """A run of the fake service."""
-
-    def __init__(self, arguments: Dict[str, Any]) -> None:
-        self.arguments = arguments
-        self.logged: List[Dict[str, Any]] = []
-        self.metrics: List[Any] = []
-        self.finished = False
-        self.url = "https://wandb.example/runs/1"
-        self.dir = os.path.join(arguments["dir"], "wandb", "offline-run-1", "files")
-
-    def define_metric(self, name: str, step_metric: str = "") -> None:
-        """Keep it."""
-        self.metrics.append((name, step_metric))
-
-    def log(self, values: Dict[str, Any]) -> None:
-        """Keep it."""
-        self.logged.append(values)
-
-    def finish(self) -> None:
-        """Keep it."""
-        self.finished = True
 
 
 class FakeWandb(types.ModuleType):
@@ -388,18 +338,20 @@ class FakeWandb(types.ModuleType):
         super().__init__("wandb")
         self.logged_in = False
         self.calls: List[str] = []
-        self.runs: List[FakeRun] = []
+        self.runs: List[mock.Mock] = []
 
-    def init(self, **arguments: Any) -> FakeRun:
+    def init(self, **arguments: Any) -> mock.Mock:
         """Start, ask for a login in a terminal, or say that there is none."""
         mode = arguments.get("mode") or os.environ.get("WANDB_MODE") or "online"
         self.calls.append(mode)
         if mode == "online" and not self.logged_in:
-            if sys.stdin.isatty():
-                raise AssertionError("the user is asked")
+            assert not sys.stdin.isatty(), "the user is asked"
             raise RuntimeError("No API key configured.\nUse `wandb login`")
-        self.runs.append(FakeRun(arguments))
-        return self.runs[-1]
+        folder = os.path.join(arguments["dir"], "wandb", "offline-run-1", "files")
+        url = "https://wandb.example/runs/1" if mode == "online" else None
+        run = mock.Mock(arguments=arguments, url=url, dir=folder, offline=mode != "online")
+        self.runs.append(run)
+        return run
 
     def teardown(self) -> None:
         """Keep it."""
@@ -437,12 +389,13 @@ def test_wandb_online(wandb: FakeWandb, tmp_path: Path, caplog: pytest.LogCaptur
     assert given["settings"].values["console"] == "off"
     assert 0 < given["settings"].values["init_timeout"] <= 60
     assert 0 < given["settings"].values["finish_timeout"] <= 120
-    assert run.metrics == [("step", ""), ("*", "step")]
+    assert run.define_metric.mock_calls == [mock.call("step"), mock.call("*", step_metric="step")]
     reporter.report(TRAIN)
     reporter.report(EVAL)
     reporter.close()
-    assert run.logged == [{"step": 10, **scalars(TRAIN)}, {"step": 20, **scalars(EVAL)}]
-    assert run.finished and wandb.calls == ["online"]
+    lines = [{"step": 10, **scalars(TRAIN)}, {"step": 20, **scalars(EVAL)}]
+    assert run.log.mock_calls == [mock.call(line) for line in lines]
+    assert run.finish.mock_calls == [mock.call()] and wandb.calls == ["online"]
     assert [r.getMessage() for r in caplog.records] == [
         "Weights & Biases: https://wandb.example/runs/1"
     ]
@@ -469,13 +422,12 @@ def test_wandb_without_a_login(
 ) -> None:
     """No question, whoever sits there: offline, with one line that says how to send it."""
     monkeypatch.setenv("WANDB_MODE", mode)
-    monkeypatch.setattr(builtins, "input", lambda *_: pytest.fail("the user is asked"))
     terminal = sys.stdin
     (reporter,) = make_reporters(["wandb"], tmp_path, CONFIG)
     assert sys.stdin is terminal
     assert wandb.calls == ["online", "teardown", "offline"]
     reporter.report(TRAIN)
-    assert wandb.runs[0].logged == [{"step": 10, **scalars(TRAIN)}]
+    assert wandb.runs[0].log.mock_calls == [mock.call({"step": 10, **scalars(TRAIN)})]
     assert [r.getMessage() for r in caplog.records] == [
         "Weights & Biases: offline (No API key configured. Use `wandb login`); to send the run "
         f"later: wandb login, then wandb sync {tmp_path}/wandb/offline-run-1"
