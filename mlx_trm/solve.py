@@ -178,7 +178,7 @@ class Display:
         return f"{name}{place}: {self.task.format(puzzle.inputs)}"
 
     def _verdict(self, puzzle: Given, step: SolverStep) -> str:
-        return verdict(puzzle, step, self.task.remark(puzzle.inputs, step.tokens))
+        return verdict(puzzle, step, self.task.describe_answer(puzzle.inputs, step.tokens))
 
     def _draw_puzzle(self, puzzle: Given) -> str:
         return self.task.render(puzzle.inputs, puzzle.inputs, color=self.color)
@@ -187,11 +187,11 @@ class Display:
         return self.task.render(tokens, puzzle.inputs, puzzle.labels, self.color)
 
 
-def verdict(puzzle: Given, step: SolverStep, remark: str = "") -> str:
-    """Say whether a step's answer is right, what the task remarks, and what the model believes."""
+def verdict(puzzle: Given, step: SolverStep, description: str = "") -> str:
+    """Say whether a step's answer is right, what the task adds, and what the model believes."""
     belief = f"halt probability {step.halt_probability:.3f}"
-    if remark:
-        belief = f"{remark}, {belief}"
+    if description:
+        belief = f"{description}, {belief}"
     if step.correct is None:
         return belief
     if step.correct:

@@ -49,7 +49,7 @@ def test_the_demonstration_reads_nothing(
     (folder / "c.yaml").write_text(TASKS[name] + SMALL)
     with monkeypatch.context() as patch:
         for owner, method in (
-            (checkpoint, "verify_checkpoint"), (ARC, "known"), (trm.Solver, "from_checkpoint"),
+            (checkpoint, "verify_checkpoint"), (ARC, "known_tasks"), (trm.Solver, "from_checkpoint"),
         ):  # fmt: skip
 
             def refuse(*_arguments: Any) -> None:

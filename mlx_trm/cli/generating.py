@@ -11,7 +11,7 @@ from mlx_trm.errors import ConfigError
 from mlx_trm.tasks import MazeConfig
 from mlx_trm.tasks.maze.files import csv_text, read_mazes, write_csv
 from mlx_trm.tasks.maze.generator import STYLES, MazeSet, generate_sets, maze_keys
-from mlx_trm.tasks.maze.paths import WALL, on_shortest_paths
+from mlx_trm.tasks.maze.paths import WALL, mark_all_shortest_paths
 
 LOGGER = logging.getLogger(__name__)
 
@@ -92,7 +92,7 @@ def run_maze(args: argparse.Namespace) -> None:
 def summary(made: MazeSet) -> str:
     """Describe mazes in a line."""
     lengths, walls = made.lengths, (made.inputs == WALL).mean()
-    single = int((on_shortest_paths(made.inputs).sum(axis=1) == lengths + 1).sum())
+    single = int((mark_all_shortest_paths(made.inputs).sum(axis=1) == lengths + 1).sum())
     return (
         f"{len(lengths):,} mazes: paths of {lengths.min()} to {lengths.max()} steps, "
         f"mean {lengths.mean():.1f}; {100 * walls:.0f} % walls; {single:,} with one shortest path"

@@ -46,7 +46,7 @@ def read_given(source: str, task: Task) -> List[Given]:
     places, texts, rows = [], [], []
     problems: List[Tuple[int, str]] = []
     for number, written in read_texts(source, task):
-        for text in task.meant(written):
+        for text in task.expand_puzzle(written):
             try:
                 rows.append(task.parse(text))
                 places.append(number)

@@ -15,7 +15,7 @@ from mlx_trm.inference.step import compile_reason, merge_weights, should_compile
 from mlx_trm.models import RecursiveModel
 from mlx_trm.models.carry import Batch
 from mlx_trm.models.losses import act_loss, metric_values
-from mlx_trm.models.memory import evaluating
+from mlx_trm.models.memory import limit_evaluation_memory
 from mlx_trm.system.processes import Processes
 from mlx_trm.system.streams import give_back_cores
 from mlx_trm.tasks import PuzzleDataset, ScoredRows, Task, build_task
@@ -196,7 +196,7 @@ class Evaluator:
         rows = self.model.puzzle_rows(carry)
         if weights is not None:
             tree = merge_weights(tree, weights)
-        with evaluating(self.model, batch.inputs.shape[0]):
+        with limit_evaluation_memory(self.model, batch.inputs.shape[0]):
             for _ in range(steps):
                 carry, outputs = self._reason(tree, carry, rows)
                 # Python makes the next step's graph while this step is computed.

@@ -15,7 +15,7 @@ from mlx_trm.errors import ConfigError, DataError
 from mlx_trm.inference.step import compile_reason, merge_weights, should_compile
 from mlx_trm.models import RecursiveModel
 from mlx_trm.models.carry import IGNORE_LABEL_ID, Batch
-from mlx_trm.models.memory import evaluating
+from mlx_trm.models.memory import limit_evaluation_memory
 from mlx_trm.runs.checkpoint import load_checkpoint
 from mlx_trm.runs.puzzle_rows import read_row_names
 from mlx_trm.system.streams import give_back_cores
@@ -228,7 +228,7 @@ class Solver:
             was_training = model.training
             model.eval()
             try:
-                with evaluating(model, tokens.shape[0]):
+                with limit_evaluation_memory(model, tokens.shape[0]):
                     carry, outputs = self._reason(weights, carry, rows)
                     answers = mx.argmax(outputs.logits, axis=-1)
                     mx.eval(carry.pack(), answers, outputs.q_halt)

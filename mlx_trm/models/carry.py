@@ -68,7 +68,7 @@ class Carry(NamedTuple):
 
     @property
     def extent(self) -> Tuple[int, int]:
-        """B, and the numbers in one latent: what a step is shared among cores by."""
+        """B, and how many numbers a latent has; they decide how a step is shared among cores."""
         return self.steps.shape[0], self.latents[0].size if self.latents else 0
 
     def pack(self) -> Tuple:

@@ -85,8 +85,8 @@ class HRM(Network):
                 last = cycle == cycles - 1 and update == updates - 1
                 if last:
                     z_H, z_L = mx.stop_gradient(z_H), mx.stop_gradient(z_L)
-                with fused.gradient(last):
+                with fused.expect_gradient(last):
                     z_L = self.L_level(z_L, z_H + x, self._cos_sin)
-            with fused.gradient(cycle == cycles - 1):
+            with fused.expect_gradient(cycle == cycles - 1):
                 z_H = self.H_level(z_H, z_L, self._cos_sin)
-        return (mx.stop_gradient(z_H), mx.stop_gradient(z_L)), self.read(z_H)
+        return (mx.stop_gradient(z_H), mx.stop_gradient(z_L)), self.read_outputs(z_H)

@@ -103,29 +103,35 @@ def choose_micro_batch(
 
 
 def limit_run_ahead(model: RecursiveModel, rows: int) -> None:
-    """Keep MLX's CUDA backend from allocating for a train step's operations long before they run.
-
-    It queues as many as the GPU's memory has room for: 90 GiB were measured for a step that needs
-    less than 20. At its limit it waits for queued work, which costs next to nothing.
+    """Set MLX's memory limit to what a train step needs. It is done on CUDA only.
 
     Args:
         model: to be trained.
         rows: computed at once.
     """
     if cuda.architecture() is not None and estimate_row_bytes(model):
+        # MLX's CUDA backend queues operations, and allocates for them, as long as there is memory:
+        # 90 GiB were measured for a step that needs less than 20. At its limit it waits for queued
+        # work, which costs next to nothing.
         PROCESS_LIMIT.set_capped(max(4 * GIB, GIB // 2 + estimate_train_bytes(model, rows)))
 
 
 @contextmanager
-def evaluating(model: RecursiveModel, rows: int) -> Iterator[None]:
-    """Keep it from that in evaluation steps of so many rows, inside a ``with`` block.
+def limit_evaluation_memory(model: RecursiveModel, rows: int) -> Iterator[None]:
+    """Set MLX's memory limit to what an evaluation step needs, inside a ``with`` block.
 
-    A step of 768 Sudoku took 2.4 instead of 15 GiB for it, and as long.
+    It is done on CUDA only. Where another thread is in such a block already, its limit stays.
+
+    Args:
+        model: to be evaluated.
+        rows: computed at once.
     """
     if not (on_cuda() and isinstance(model.config, NetworkConfig)):
         yield
         return
     needed = mx.get_active_memory() + rows * _evaluation_row_bytes(model)
+    # As in training, it would allocate for operations long before they run. A step of 768 Sudoku
+    # took 2.4 GiB with the limit and 15 without, and as long.
     with PROCESS_LIMIT.lower_in_block(max(3 * GIB // 2, needed)):
         yield
 

@@ -120,15 +120,18 @@ class Block(nn.Module):
         return rms_norm(x + self.mlp(x), self.eps)
 
     def _plain(self) -> bool:
-        """Whether all its layers are those made here: not quantised, with no adapter or bias."""
+        """Whether all layers are as they were made: not quantised, with no adapter or bias."""
         mixer = self.mlp_t if "mlp_t" in self else self.self_attn
         layers = [layer for part in (mixer, self.mlp) for layer in part.children().values()]
         # pylint: disable-next=unidiomatic-typecheck
         return all(type(layer) is CastedLinear and "bias" not in layer for layer in layers)
 
     def _fused(self, x: mx.array, cos_sin: Optional[CosSin]) -> mx.array:
-        """The same, through functions that are faster on a GPU. A gradient needs training mode."""
-        keep = self.training and fused.gradient_wanted()
+        """Compute the block by the functions of :mod:`mlx_trm.nn.fused`, which a GPU is faster at.
+
+        In evaluation mode nothing is kept for a gradient.
+        """
+        keep = self.training and fused.gradient_expected()
         if "mlp_t" in self:
             first, second = self.mlp_t.gate_up_proj.weight, self.mlp_t.down_proj.weight
             x = fused.position_mlp(x, first, second, self.eps, keep)
@@ -185,7 +188,7 @@ class Network(RecursiveModel):  # pylint: disable=abstract-method
         Raises:
             ValueError: if the configuration's settings do not fit together.
         """
-        super().__init__(checked(config), spec, config.positions)
+        super().__init__(fill_puzzle_ndim(config), spec, config.positions)
         size, length = config.hidden_size, self.positions + spec.seq_len
         std = 1.0 / math.sqrt(size)
         self.embed_tokens = CastedEmbedding(spec.vocab_size, size, std, keys)
@@ -224,15 +227,15 @@ class Network(RecursiveModel):  # pylint: disable=abstract-method
         tokens = self.embed_tokens(inputs, self.dtype)
         return embed_inputs(tokens, rows, self.positions, table)
 
-    def read(self, state: mx.array) -> Outputs:
+    def read_outputs(self, state: mx.array) -> Outputs:
         """Read logits and Q values from the state that holds the answer, (B, T, D)."""
         logits = self.lm_head(state[:, self.positions :])
         q = self.q_head(state[:, 0]).astype(mx.float32)
         return Outputs(logits, q[:, 0], q[:, 1])
 
 
-def checked(config: C) -> C:
-    """Give the configuration with ``puzzle_emb_ndim`` a number.
+def fill_puzzle_ndim(config: C) -> C:
+    """Copy a configuration, its ``puzzle_emb_ndim`` a number where it was left open.
 
     Raises:
         ValueError: if its settings do not fit together.

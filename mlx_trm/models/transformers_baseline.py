@@ -76,7 +76,7 @@ class TransformersBaseline(Network):
 
     @property
     def differentiated_blocks(self) -> int:
-        """All of them, once."""
+        """Every block, once a step."""
         return int(self.config.H_layers)
 
     def reason(
@@ -88,15 +88,15 @@ class TransformersBaseline(Network):
         z_H = self.H_level(before, x, self._cos_sin)
         if self.config.act_inference and not self.training:
             z_H = mx.where(self._finished(before)[:, None, None], before, z_H)
-        return (mx.stop_gradient(z_H),), self.read(z_H)
+        return (mx.stop_gradient(z_H),), self.read_outputs(z_H)
 
     def _finished(self, state: mx.array) -> mx.array:
-        """Tell, (B,) bool, which rows said so themselves in the step before.
+        """Tell which rows halted by their own Q values in the step before, (B,) bool.
 
         Differs from reference: with act_inference a row that has halted keeps its state and so its
         answer. There it starts again from H_init, and an evaluation lasts until all rows of a batch
         happen to halt in the same step.
         """
-        said = self.read(state)
+        said = self.read_outputs(state)
         fresh = mx.all(state[:, 0] == self.H_init.astype(state.dtype), axis=-1)
         return (said.q_halt > said.q_continue) & ~fresh

@@ -101,8 +101,8 @@ class TRM(Network):
             last = cycle == self.config.H_cycles - 1
             if last:
                 z_H, z_L = mx.stop_gradient(z_H), mx.stop_gradient(z_L)
-            with fused.gradient(last):
+            with fused.expect_gradient(last):
                 for _ in range(self.config.L_cycles):
                     z_L = self.L_level(z_L, z_H + x, self._cos_sin)
                 z_H = self.L_level(z_H, z_L, self._cos_sin)
-        return (mx.stop_gradient(z_H), mx.stop_gradient(z_L)), self.read(z_H)
+        return (mx.stop_gradient(z_H), mx.stop_gradient(z_L)), self.read_outputs(z_H)

@@ -53,13 +53,13 @@ class TRMHier6(TRM):
             last = cycle == self.config.H_cycles - 1
             if last:
                 z_H, z_L = mx.stop_gradient(z_H), [mx.stop_gradient(z) for z in z_L]
-            with fused.gradient(last):
+            with fused.expect_gradient(last):
                 for i in range(LATENTS):
-                    z_L[i] = self.L_level(total(z_L), z_H + x, self._cos_sin)
-                z_H = self.L_level(z_H, total(z_L), self._cos_sin)
-        return tuple(mx.stop_gradient(z) for z in (z_H, *z_L)), self.read(z_H)
+                    z_L[i] = self.L_level(add_in_order(z_L), z_H + x, self._cos_sin)
+                z_H = self.L_level(z_H, add_in_order(z_L), self._cos_sin)
+        return tuple(mx.stop_gradient(z) for z in (z_H, *z_L)), self.read_outputs(z_H)
 
 
-def total(latents: List[mx.array]) -> mx.array:
+def add_in_order(latents: List[mx.array]) -> mx.array:
     """Add arrays of one shape from the first to the last, rounding after each."""
     return sum(latents[1:], latents[0])

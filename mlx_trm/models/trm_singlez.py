@@ -44,8 +44,8 @@ class TRMSingleZ(TRM):
             last = cycle == self.config.H_cycles - 1
             if last:
                 z_L = mx.stop_gradient(z_L)
-            with fused.gradient(last):
+            with fused.expect_gradient(last):
                 for _ in range(self.config.L_cycles):
                     z_L = self.L_level(z_L, x, self._cos_sin)
                 z_L = self.L_level(z_L, None, self._cos_sin)
-        return (mx.stop_gradient(z_L),), self.read(z_L)
+        return (mx.stop_gradient(z_L),), self.read_outputs(z_L)

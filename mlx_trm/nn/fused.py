@@ -25,10 +25,10 @@ from mlx_trm.nn.functional import (
     CosSin,
     apply_rope,
     attend,
-    divided_silu,
     rms_norm,
     set_within,
     silu,
+    silu_and_divisor,
     silu_slope,
 )
 from mlx_trm.system.device import on_gpu
@@ -47,7 +47,7 @@ def in_use() -> bool:
     return on_gpu() if choice is None else choice
 
 
-def using(choice: Optional[bool]) -> ContextManager[None]:
+def use(choice: Optional[bool]) -> ContextManager[None]:
     """Use these functions (True), the plain layers (False), or what the device says (None).
 
     It is used in a ``with`` block and holds for the thread that is in it.
@@ -55,16 +55,15 @@ def using(choice: Optional[bool]) -> ContextManager[None]:
     return set_within(_CHOICE, choice)
 
 
-def gradient(wanted: bool) -> ContextManager[None]:
-    """Say whether what is computed in a ``with`` block will be differentiated.
+def expect_gradient(wanted: bool) -> ContextManager[None]:
+    """Say whether what is computed in a ``with`` block will be differentiated, or keep nothing.
 
-    Where it is not, nothing is kept for a gradient. It holds for the thread that is in the block.
-    Inside a block that wants no gradient none is wanted, whatever an inner block says.
+    It holds for the thread that is in the block. An inner block cannot want what an outer does not.
     """
     return set_within(_GRADIENT, wanted and _GRADIENT.get())
 
 
-def gradient_wanted() -> bool:
+def gradient_expected() -> bool:
     """Whether what is computed now may be differentiated."""
     return _GRADIENT.get()
 
@@ -89,7 +88,10 @@ def feature_mlp(x: mx.array, gate_up: mx.array, down: mx.array, eps: float, keep
 def position_mlp(
     x: mx.array, gate_up: mx.array, down: mx.array, eps: float, keep: bool
 ) -> mx.array:
-    """The same with layers and norm over the positions; weights are (2 * I, T) and (T, I)."""
+    """rms_norm(x + down(silu(gate) * up)) over the positions.
+
+    Arguments and result are those of :func:`feature_mlp`, the weights (2 * I, T) and (T, I).
+    """
     result: mx.array = _position_mlp(eps)(x, gate_up, down, keep=keep)[0]
     return result
 
@@ -173,7 +175,7 @@ def _swiglu(gate_up: mx.array, axis: int) -> mx.array:
 
 
 def _swiglu_gradient(gate_up: mx.array, d_h: mx.array, axis: int) -> List[mx.array]:
-    """Give the gradient of gate_up, and h."""
+    """Give the gradient of gate_up, and h = silu(gate) * up."""
     if _swiglu_kernel(gate_up, axis):
         return cuda.swiglu_gradient(gate_up, d_h, axis)
     # Without the dependency mx.compile would find the same operations in the forward pass, and keep
@@ -181,7 +183,7 @@ def _swiglu_gradient(gate_up: mx.array, d_h: mx.array, axis: int) -> List[mx.arr
     gate_up = mx.depends([gate_up], [d_h])[0]
     gate, up = mx.split(gate_up, 2, axis=axis)
     wide = gate.astype(mx.float32)
-    gated, divisor = divided_silu(wide)
+    gated, divisor = silu_and_divisor(wide)
     gated = gated.astype(gate.dtype)
     d_gated = (d_h * up).astype(mx.float32)
     d_gate = (d_gated * silu_slope(wide, divisor)).astype(gate.dtype)
@@ -247,7 +249,7 @@ def _in_order(first: List[mx.array], then: mx.array) -> mx.array:
 
 
 class _Function:
-    """A function with a gradient of its own, or, if it shall not keep what that needs, without."""
+    """A function with a gradient of its own; called with ``keep=False`` it keeps nothing for it."""
 
     def __init__(self, forward: Callable[..., Any], backward: Callable[..., Any]) -> None:
         self._forward = forward

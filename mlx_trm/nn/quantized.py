@@ -12,12 +12,10 @@ from mlx import nn
 from mlx_trm.system.device import on_gpu
 
 
-def multiplies_packed() -> bool:
-    """Whether the default device multiplies with packed weights, of any shape, and fast: Metal.
-
-    On the CPU making the dense weight first is 50 times as fast, and on CUDA some shapes, or in
-    older versions all, have no product with packed weights.
-    """
+def can_multiply_packed() -> bool:
+    """Whether products with packed weights are used: where MLX computes with Metal."""
+    # On the CPU making the dense weight first is 50 times as fast, and on CUDA some shapes, or in
+    # older versions all, have no product with packed weights.
     return on_gpu() and bool(mx.metal.is_available())
 
 
@@ -48,14 +46,14 @@ class QuantizedCastedLinear(nn.Module):
 
     def __call__(self, x: mx.array) -> mx.array:
         """Map (..., in) to (..., out)."""
-        y = self.multiply(x, packed=multiplies_packed())
+        y = self.multiply(x, packed=can_multiply_packed())
         return y + self.bias.astype(x.dtype) if "bias" in self else y
 
     def left(self, x: mx.array) -> mx.array:
         """Map (..., in, D) to (..., out, D): the same product over the second-last axis."""
-        if multiplies_packed():
+        if can_multiply_packed():
             return self.multiply(x.swapaxes(-1, -2), packed=True).swapaxes(-1, -2)
-        return self.dense(x.dtype) @ x
+        return self.dequantize(x.dtype) @ x
 
     def multiply(self, x: mx.array, packed: bool) -> mx.array:
         """Map (..., in) to (..., out), without the bias.
@@ -65,11 +63,11 @@ class QuantizedCastedLinear(nn.Module):
             packed: read the packed weight in the product itself; else make the dense weight first.
         """
         if not packed:
-            return x @ self.dense(x.dtype).T
+            return x @ self.dequantize(x.dtype).T
         scales, biases = self.scales.astype(x.dtype), self.biases.astype(x.dtype)
         return mx.quantized_matmul(x, self.weight, scales, biases, True, self.group_size, self.bits)
 
-    def dense(self, dtype: mx.Dtype) -> mx.array:
-        """Give the weight that the numbers stand for, (out, in) in ``dtype``."""
+    def dequantize(self, dtype: mx.Dtype) -> mx.array:
+        """Compute the weight from its packed numbers, scales and biases: (out, in) in ``dtype``."""
         packed = (self.weight, self.scales, self.biases)
         return mx.dequantize(*packed, self.group_size, self.bits).astype(dtype)

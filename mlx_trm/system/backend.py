@@ -46,8 +46,12 @@ def prefer_wide_schedule() -> None:
         os.environ.setdefault(SCHEDULE_WIDTH, "200")
 
 
-def schedules_widely() -> bool:
-    """Whether MLX has been told so, and the BLAS can be given a thread a stream."""
+def can_overlap_streams() -> bool:
+    """Whether streams of the CPU compute side by side here.
+
+    MLX has to order operations by :func:`prefer_wide_schedule`, and OpenBLAS, where it is used, to
+    have threads that are not OpenMP's.
+    """
     width, library = os.environ.get(SCHEDULE_WIDTH, ""), find_openblas()
     # 2: made with OpenMP, which counts threads anew in each of MLX's.
     by_openmp = library is not None and library.openblas_get_parallel() == 2

@@ -134,7 +134,7 @@ class Processes:
                 )
 
     def _call(self, function: Callable[..., mx.array], array: mx.array) -> mx.array:
-        """Communicate, and say it plainly where another process is gone."""
+        """Communicate; where another process is gone, raise an error that says so."""
         try:
             result = function(array, group=self._group)
             mx.eval(result)

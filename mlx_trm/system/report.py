@@ -110,7 +110,7 @@ def device_info(device: Any) -> Dict[str, Any]:
 
 
 def processor_name() -> str:
-    """Name the processor as well as the system does."""
+    """Give the processor's name, as exactly as the system tells it."""
     try:
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
             if line.startswith("model name"):

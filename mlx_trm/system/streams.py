@@ -16,7 +16,7 @@ import mlx.core as mx
 from mlx.utils import tree_map
 
 from mlx_trm.errors import ConfigError
-from mlx_trm.system.backend import schedules_widely
+from mlx_trm.system.backend import can_overlap_streams
 from mlx_trm.system.blas import blas_threads, set_blas_threads
 from mlx_trm.system.device import on_gpu
 
@@ -36,7 +36,7 @@ def available_cores() -> int:
     return max(1, min(cores or 1, blas_threads() or cores or 1))
 
 
-def asked_streams() -> Optional[int]:
+def read_stream_setting() -> Optional[int]:
     """Give the number in the environment variable ``MLX_TRM_CPU_STREAMS``, None where it is unset.
 
     Raises:
@@ -48,6 +48,10 @@ def asked_streams() -> Optional[int]:
     return int(asked) if asked else None
 
 
+# The name by which mlx_trm.training imports it.
+asked_streams = read_stream_setting
+
+
 def stream_count(rows: int, numbers: int) -> int:
     """Give the number of streams that a step is shared among.
 
@@ -56,26 +60,29 @@ def stream_count(rows: int, numbers: int) -> int:
         numbers: in one of its latents, (B, T, D); 0 where there is none.
 
     Raises:
-        ConfigError: as :func:`asked_streams`.
+        ConfigError: as :func:`read_stream_setting`.
     """
-    asked = asked_streams()
+    asked = read_stream_setting()
     if on_gpu():
         return 1
     if asked is not None:
         return max(1, min(asked, rows))
-    if not schedules_widely():
+    if not can_overlap_streams():
         return 1
     return max(1, min(_MOST, available_cores(), rows, numbers // _LEAST))
 
 
 def share_cores(rows: int, numbers: int) -> int:
-    """Give the number of streams for a step, and each of them as many BLAS threads as there are.
+    """Share the cores among the streams of a step, as threads of the BLAS.
 
     Call it before a step, which may be a compiled function that only calls MLX.
 
     Args:
         rows: B, puzzles in the batch.
         numbers: in one of its latents.
+
+    Returns:
+        The number of streams.
     """
     count = stream_count(rows, numbers)
     if not on_gpu():
@@ -121,7 +128,7 @@ def _stream(number: int) -> mx.Stream:
 
 
 def joined(parts: Sequence[Any]) -> Any:
-    """Put trees of rows behind each other again; None stays None."""
+    """Concatenate the parts of a batch, trees of arrays, by their first axis; None stays None."""
     if len(parts) == 1:
         return parts[0]
     return tree_map(

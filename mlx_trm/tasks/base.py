@@ -5,6 +5,7 @@ import inspect
 import json
 import logging
 import sys
+import warnings
 from dataclasses import asdict
 from pathlib import Path
 from typing import (
@@ -39,9 +40,12 @@ from mlx_trm.datasets.writing import (
 )
 from mlx_trm.errors import DataError
 from mlx_trm.system.files import cache_folder, hash_file, write_json
-from mlx_trm.tasks.text import Written
+from mlx_trm.tasks.text import TextForm
 
 LOG = logging.getLogger(__name__)
+
+# Methods that tasks of users may still define by their old names.
+RENAMED_METHODS = {"meant": "expand_puzzle", "remark": "describe_answer"}
 
 C = TypeVar("C")
 T = TypeVar("T", bound="Type[Task]")
@@ -91,7 +95,7 @@ class Scorer:
         return {}
 
 
-class Task(Written):
+class Task(TextForm):
     """Base of all tasks. A subclass writes ``spec`` and ``groups``; the rest has defaults.
 
     Attributes:
@@ -102,6 +106,16 @@ class Task(Written):
     """
 
     version = 1
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Let a task that was written for an older version override methods by their old names."""
+        super().__init_subclass__(**kwargs)
+        for old, new in RENAMED_METHODS.items():
+            if old in vars(cls) and new not in vars(cls):
+                warnings.warn(
+                    f"{cls.__name__}.{old}: is called {new} now", DeprecationWarning, stacklevel=2
+                )
+                setattr(cls, new, vars(cls)[old])
 
     def __init__(self, config: Any, seed: int = 0) -> None:
         """Keep the settings; nothing is read yet.
@@ -270,7 +284,7 @@ class Task(Written):
         """
         rngs = {split: np.random.default_rng([self.seed, SPLITS.index(split)]) for split in splits}
         groups = (
-            (split, counted(self.groups(split, rng), split, progress))
+            (split, with_progress(self.groups(split, rng), split, progress))
             for split, rng in rngs.items()
         )
         return write_splits(groups, folder, self.spec)
@@ -321,8 +335,17 @@ def _plugin_code(cls: Type[Task]) -> Optional[str]:
     return hashlib.sha256(source.encode()).hexdigest()
 
 
-def counted(items: Iterable[C], name: str, progress: bool, unit: str = " puzzles") -> Iterator[C]:
-    """Pass groups, or other items, on; with a bar that counts them if wanted."""
+def with_progress(
+    items: Iterable[C], name: str, progress: bool, unit: str = " puzzles"
+) -> Iterator[C]:
+    """Yield groups of puzzles, or other items, and count them in a progress bar.
+
+    Args:
+        items: what is passed on.
+        name: stands before the bar.
+        progress: whether to show it.
+        unit: of what is counted.
+    """
     if not progress:
         yield from items
         return

@@ -7,8 +7,10 @@ import numpy as np
 from mlx_trm.errors import DataError
 
 
-class Written:
-    """The part of a :class:`Task` that ``solve`` and ``data show`` use; each method is optional.
+class TextForm:
+    """Puzzles as people write and see them, for ``solve`` and ``data show``: a base of tasks.
+
+    Each method may be overridden; those that a task does without say so or give nothing.
 
     Attributes:
         symbols: what puzzles are written with, white space apart; so a mistyped puzzle is told
@@ -41,10 +43,14 @@ class Written:
         """
         raise DataError(f"the task {self.config.name!r} does not read puzzles as text")
 
-    def meant(self, text: str) -> List[str]:
-        """Return the puzzles that a text on the command line means, each as :meth:`parse` reads it.
+    def expand_puzzle(self, text: str) -> List[str]:
+        """Return the puzzles that a text on the command line stands for.
 
-        By default it is one puzzle. A task whose puzzles have names may take a name for several.
+        By default that is one, the text itself. A task whose puzzles have names may take a name for
+        several of them.
+
+        Returns:
+            Texts that :meth:`parse` reads.
         """
         return [text]
 
@@ -69,7 +75,7 @@ class Written:
         return None
 
     def equal(self, tokens: np.ndarray, labels: np.ndarray) -> bool:
-        """Say whether (S,) ``tokens`` are the answer ``labels``, as far as it counts."""
+        """Say whether (S,) ``tokens`` are as good as the right answer, the (S,) ``labels``."""
         return bool((np.asarray(tokens) == np.asarray(labels)).all())
 
     def answers(self, inputs: np.ndarray) -> Tuple[Optional[np.ndarray], Dict[int, str]]:
@@ -115,8 +121,16 @@ class Written:
         """
         raise DataError(f"the task {self.config.name!r} cannot check an answer")
 
-    def remark(self, inputs: np.ndarray, tokens: np.ndarray) -> str:
-        """Say in a few words what (S,) ``tokens`` are, beyond right or wrong; empty: nothing."""
+    def describe_answer(self, inputs: np.ndarray, tokens: np.ndarray) -> str:
+        """Say in a few words what an answer is, beyond right or wrong.
+
+        Args:
+            inputs: (S,) tokens of the puzzle.
+            tokens: (S,) tokens of the answer.
+
+        Returns:
+            Such as "a path of 12 steps"; empty where there is nothing to say.
+        """
         del inputs, tokens
         return ""
 

@@ -141,7 +141,7 @@ def test_fused_blocks_are_written_plainly(run_dir: str, tmp_path: Path) -> None:
     model = load_checkpoint(run_dir).model
     inputs = mx.ones((1, 16), dtype=mx.int32), mx.zeros((1,), dtype=mx.int32)
     expected = iterate(step_function(model), *inputs, 2)
-    with fused.using(True):
+    with fused.use(True):
         export_step(model, tmp_path / "model.mlxfn")
         found = iterate(mx.import_function(str(tmp_path / "model.mlxfn")), *inputs, 2)
     for mine, wanted in zip(found, expected):

@@ -21,7 +21,7 @@ from mlx_trm.runs.checkpoint import save_checkpoint
 from mlx_trm.tasks import MazeConfig, build_task
 from mlx_trm.tasks.maze.files import parse_maze, read_mazes
 from mlx_trm.tasks.maze.generator import maze_keys
-from mlx_trm.tasks.maze.paths import judge, on_shortest_paths
+from mlx_trm.tasks.maze.paths import judge, mark_all_shortest_paths
 
 PUZZLE = "S#..G/..#../#...#/...../....."
 LONG = "S#..G/oo#oo/#o.o#/.ooo./....."
@@ -252,7 +252,7 @@ def test_generate(run: Any) -> None:
     assert "50 with one shortest path" in done.err
     first = read_mazes("a.csv", 6)
     assert len(first.inputs) == 50 and first.lengths.min() == 8
-    assert (on_shortest_paths(first.inputs).sum(axis=1) == first.lengths + 1).all()
+    assert (mark_all_shortest_paths(first.inputs).sum(axis=1) == first.lengths + 1).all()
     rows = Path("a.csv").read_text(encoding="utf-8").split("\n")[1:-1]
     assert [int(row.split(",")[3]) for row in rows] == first.lengths.tolist()
     assert rows[0].startswith("generated_maze_6x6_walls,")

@@ -200,7 +200,8 @@ def position_mlp_bytes(positions: int, warps: int) -> int:
 
 
 def _warps(rows: int, positions: int, size: int) -> int:
-    """As many columns a block as keep the GPU busy: a block reads both weights whole."""
+    """Give the warps of a block of mlp_t.cu, 32 columns each: the most that keep the GPU busy."""
+    # Each block reads both weights whole, so fewer and larger blocks read less.
     for warps in (8, 4, 2):
         busy = rows * (size // (32 * warps)) >= 128
         fits = position_mlp_bytes(positions, warps) <= shared_limit()

@@ -149,22 +149,22 @@ def crop_sizes(tokens: np.ndarray, size: int = CANVAS) -> np.ndarray:
 
 
 def crop(tokens: np.ndarray, size: int = CANVAS) -> np.ndarray:
-    """Cut the grid out of (size * size,) tokens; see :func:`crop_sizes`.
+    """Cut the grid in the upper left corner out of (size * size,) tokens, see :func:`crop_sizes`.
 
     Returns:
         (H, W) uint8 colours, (0, 0) where there is none.
     """
-    return cut(tokens, crop_sizes(tokens[None], size)[0].tolist(), size)
+    return cut_shape(tokens, crop_sizes(tokens[None], size)[0].tolist(), size)
 
 
-def cut(tokens: np.ndarray, shape: Sequence[int], size: int = CANVAS) -> np.ndarray:
+def cut_shape(tokens: np.ndarray, shape: Sequence[int], size: int = CANVAS) -> np.ndarray:
     """Cut the upper left colours of a shape out of (size * size,) tokens, (H, W) uint8."""
     height, width = shape
     return (tokens.reshape(size, size)[:height, :width] - FIRST_COLOR).astype(np.uint8)
 
 
-def visible(tokens: np.ndarray, size: int = CANVAS) -> np.ndarray:
-    """Cut out what a person wants to see, wherever on the canvas the grid stands.
+def cut_visible(tokens: np.ndarray, size: int = CANVAS) -> np.ndarray:
+    """Cut the grid out of the canvas for a person, wherever on it the grid stands.
 
     Args:
         tokens: (size * size,) integers.
@@ -212,7 +212,7 @@ def format_grid(grid: np.ndarray) -> str:
 
 
 def paint(grid: np.ndarray) -> np.ndarray:
-    """Turn (H, W) colours, or what :func:`visible` gives, into (H, W, 3) uint8."""
+    """Turn (H, W) colours, or what :func:`cut_visible` gives, into (H, W, 3) uint8."""
     colors = np.concatenate([PALETTE, [END_COLOR, CANVAS_COLOR]]).astype(np.uint8)
     painted: np.ndarray = colors[grid]  # -1 and -2 count from the end
     return painted
@@ -222,7 +222,7 @@ def draw(grid: np.ndarray, wrong: np.ndarray, color: bool) -> List[str]:
     """Draw a grid for a terminal, two characters a cell.
 
     Args:
-        grid: (H, W), what :func:`visible` gives.
+        grid: (H, W), what :func:`cut_visible` gives.
         wrong: (H, W) bool, cells to mark with ``!``.
         color: use ANSI colours (24 bits).
     """
@@ -246,7 +246,7 @@ def draw_answer(grid: np.ndarray, right: Optional[np.ndarray], color: bool) -> s
     """Draw a grid, its wrong cells marked, and say below it where its shape is wrong.
 
     Args:
-        grid: (H, W), what :func:`visible` gives.
+        grid: (H, W), what :func:`cut_visible` gives.
         right: the right answer, of any shape; None: it is not known.
         color: use ANSI colours (24 bits).
     """
@@ -255,7 +255,7 @@ def draw_answer(grid: np.ndarray, right: Optional[np.ndarray], color: bool) -> s
         if right.shape != grid.shape:
             note = f"{_shape(grid)} instead of {_shape(right)}"
             note = f"\n\033[31m{note}\033[0m" if color else f"\n{note}"
-        padded, shown = same_shape(right, grid)
+        padded, shown = pad_to_one_shape(right, grid)
         wrong = (padded != shown)[: grid.shape[0], : grid.shape[1]]
     return "\n".join(draw(grid, wrong, color)) + note
 
@@ -271,7 +271,7 @@ def colored_cell(text: str, background: np.ndarray) -> str:
     return f"\033[{ink};48;2;{red};{green};{blue}m{text}\033[0m"
 
 
-def same_shape(first: np.ndarray, second: np.ndarray) -> Tuple[np.ndarray, np.ndarray]:
+def pad_to_one_shape(first: np.ndarray, second: np.ndarray) -> Tuple[np.ndarray, np.ndarray]:
     """Bring two (H, W) grids to one shape, filled up with -1."""
     height, width = np.maximum(first.shape, second.shape)
     both = []

@@ -84,14 +84,21 @@ class KnownTasks:
         """
         return self._row_numbers[known.place]().get(known.name, 0)
 
-    def named(self, text: str) -> List[KnownInput]:
-        """Return the test inputs that ``NAME`` or ``NAME:NUMBER`` means; none if it is no name."""
+    def find_by_name(self, text: str) -> List[KnownInput]:
+        """Find the test inputs of a task.
+
+        Args:
+            text: ``NAME`` for all of them, or ``NAME:NUMBER`` for one.
+
+        Returns:
+            None of them where no task has that name, or no such test input.
+        """
         name, number = split_name(text)
         known = self.by_name.get(name, [])
         return [each for each in known if number in (None, each.number)]
 
-    def hint(self, text: str) -> str:
-        """Say why a text is no test input by its name."""
+    def explain_unknown(self, text: str) -> str:
+        """Say why no test input is found by a name, as the end of a message."""
         name, number = split_name(text)
         if self.problem:
             return f"; no task is known by name: {self.problem}"
@@ -99,8 +106,8 @@ class KnownTasks:
             return f"; task {name} has {len(self.by_name[name])} test inputs, not {number}"
         return f"; no test task has this name{did_you_mean(name, list(self.by_name))}"
 
-    def like(self, grid: np.ndarray) -> Optional[KnownInput]:
-        """Return the test input that is this grid."""
+    def find_by_grid(self, grid: np.ndarray) -> Optional[KnownInput]:
+        """Find the test input that equals an (H, W) grid of colours; None: there is none."""
         return self.by_grid.get(pack(grid))
 
 

@@ -35,7 +35,7 @@ from mlx_trm.tasks.arc.lookup import (
     split_grids,
 )
 from mlx_trm.tasks.arc.voting import ArcScorer, load_scorer
-from mlx_trm.tasks.base import Task, check_split, counted, register_task
+from mlx_trm.tasks.base import Task, check_split, register_task, with_progress
 
 LOG = logging.getLogger(__name__)
 
@@ -186,7 +186,7 @@ class ARC(Task):
         if set(splits) != set(SPLITS):
             raise ValueError("the splits of ARC are built together")
         rng = np.random.RandomState(self.seed)
-        plans = list(counted(self.plans(rng), "augmenting", progress, " tasks"))
+        plans = list(with_progress(self.plans(rng), "augmenting", progress, " tasks"))
         short = sum(len(plan.transforms) <= self.config.num_aug for plan in plans)
         if short:
             LOG.info(
@@ -197,7 +197,7 @@ class ARC(Task):
             )
         writer = Writer(rng, self.config.max_grid_size)
         groups = (
-            (split, counted(writer.blocks(plans, split), split, progress)) for split in SPLITS
+            (split, with_progress(writer.blocks(plans, split), split, progress)) for split in SPLITS
         )
         about = write_splits(groups, folder, self.spec)
         tests = {plan.task.name: plan.task.raw for plan in plans if plan.to_test}
@@ -246,7 +246,7 @@ class ARC(Task):
 
     # As a person sees it -----------------------------------------------------------------------
 
-    def known(self) -> KnownTasks:
+    def known_tasks(self) -> KnownTasks:
         """Return the test tasks, read once from ``data_dir`` or the raw files; nothing is built.
 
         There are none where the files cannot be read.
@@ -278,11 +278,13 @@ class ARC(Task):
 
     def _find(self, text: str) -> Optional[KnownInput]:
         """Look up a test input by the name of its task, or by the grid itself."""
-        named = self.known().named(text) if looks_like_name(text) else []
+        named = self.known_tasks().find_by_name(text) if looks_like_name(text) else []
         if named:
             return named[0]
         try:
-            return self.known().like(arc_grids.parse_grid(text, self.config.max_grid_size))
+            return self.known_tasks().find_by_grid(
+                arc_grids.parse_grid(text, self.config.max_grid_size)
+            )
         except DataError:
             return None
 
@@ -293,12 +295,14 @@ class ARC(Task):
             Pairs of a line's number and a grid as :meth:`parse` reads it; of tasks their test
             inputs.
         """
-        return split_grids(list(lines), self.known())
+        return split_grids(list(lines), self.known_tasks())
 
-    def meant(self, text: str) -> List[str]:
+    def expand_puzzle(self, text: str) -> List[str]:
         """Return the test inputs of a task given by its name as ``NAME:NUMBER``."""
         if looks_like_name(text):
-            return [f"{each.name}:{each.number}" for each in self.known().named(text)] or [text]
+            return [
+                f"{each.name}:{each.number}" for each in self.known_tasks().find_by_name(text)
+            ] or [text]
         return [text]
 
     def parse(self, text: str) -> np.ndarray:
@@ -313,10 +317,10 @@ class ARC(Task):
         """
         size, hint = self.config.max_grid_size, ""
         if looks_like_name(text):
-            named = self.known().named(text)
+            named = self.known_tasks().find_by_name(text)
             if named:
                 return arc_grids.encode(named[0].given, size)
-            hint = self.known().hint(text)
+            hint = self.known_tasks().explain_unknown(text)
         try:
             return arc_grids.encode(arc_grids.parse_grid(text, size), size)
         except DataError as error:
@@ -328,9 +332,9 @@ class ARC(Task):
         Any other grid gets the blank row, which no training has touched; it is logged.
         """
         found = self._find(text)
-        number = 0 if found is None else self.known().identifier(found)
+        number = 0 if found is None else self.known_tasks().identifier(found)
         if not number:
-            problem = self.known().problem
+            problem = self.known_tasks().problem
             LOG.warning(
                 "%s: is no test input of the data set%s, so the model knows no rule for it",
                 shorten(text),
@@ -360,7 +364,7 @@ class ARC(Task):
 
     def format(self, tokens: np.ndarray) -> str:
         """Write (S,) tokens on one line: the grid as rows of digits, ``012/345``."""
-        return arc_grids.format_grid(arc_grids.visible(tokens, self.config.max_grid_size))
+        return arc_grids.format_grid(arc_grids.cut_visible(tokens, self.config.max_grid_size))
 
     @property
     def token_names(self) -> List[str]:
@@ -384,10 +388,10 @@ class ARC(Task):
         """
         del inputs
         size = self.config.max_grid_size
-        answer = None if labels is None else arc_grids.visible(labels, size)
-        return arc_grids.draw_answer(arc_grids.visible(tokens, size), answer, color)
+        answer = None if labels is None else arc_grids.cut_visible(labels, size)
+        return arc_grids.draw_answer(arc_grids.cut_visible(tokens, size), answer, color)
 
     def image(self, tokens: np.ndarray, inputs: Optional[np.ndarray] = None) -> np.ndarray:
         """Paint the grid in ARC's colours, (H, W, 3) uint8."""
         del inputs
-        return arc_grids.paint(arc_grids.visible(tokens, self.config.max_grid_size))
+        return arc_grids.paint(arc_grids.cut_visible(tokens, self.config.max_grid_size))

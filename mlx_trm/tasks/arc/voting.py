@@ -21,7 +21,7 @@ from mlx_trm.datasets.writing import IDENTIFIERS, TEST_PUZZLES
 from mlx_trm.errors import DataError
 from mlx_trm.system.files import read_json
 from mlx_trm.tasks.arc.files import Pair
-from mlx_trm.tasks.arc.grids import CANVAS, check_grid, crop_sizes, cut, parse_name
+from mlx_trm.tasks.arc.grids import CANVAS, check_grid, crop_sizes, cut_shape, parse_name
 from mlx_trm.tasks.base import ScoredRows, Scorer
 
 LOG = logging.getLogger(__name__)
@@ -107,7 +107,7 @@ class ArcScorer(Scorer):
         self._round = 0
 
     def next_round(self) -> None:
-        """Let the votes that follow stand behind all those before; they are kept."""
+        """Begin another evaluation: its votes count after those of earlier ones, which are kept."""
         self._round += 1
 
     def update(self, rows: ScoredRows) -> None:
@@ -121,10 +121,10 @@ class ArcScorer(Scorer):
             if not identifier:
                 continue
             change = parse_name(self.names[identifier - self.first_identifier])
-            given = change.undo(cut(inputs[at], input_sizes[at], self.size))
+            given = change.undo(cut_shape(inputs[at], input_sizes[at], self.size))
             votes = self._votes.get((change.original, pack(given)))
             if votes is not None:
-                answer = change.undo(cut(answers[at], answer_sizes[at], self.size))
+                answer = change.undo(cut_shape(answers[at], answer_sizes[at], self.size))
                 order = self._round * _ROUND + int(rows.places[at])
                 votes.add(order, pack(answer), float(beliefs[at]))
 

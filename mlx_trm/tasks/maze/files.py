@@ -26,7 +26,7 @@ SYMBOLS = "?# SGo"
 
 
 def read_mazes(path: Union[str, Path], size: int) -> MazeSet:
-    """Read a file; what it is, its first line tells.
+    """Read a file of mazes: a CSV where its first line is a header, else text.
 
     Args:
         path: of a CSV or a text file, UTF-8.

@@ -80,8 +80,8 @@ def distances(free: np.ndarray, starts: np.ndarray) -> np.ndarray:
     return steps.reshape(count, width, width)[:, 1:-1, 1:-1].reshape(count, cells)
 
 
-def where(tokens: np.ndarray, token: int) -> np.ndarray:
-    """Return (n,) the first cell with a token in each of (n, S) mazes, 0 where there is none."""
+def find_token(tokens: np.ndarray, token: int) -> np.ndarray:
+    """Find the first cell that holds a token in each of (n, S) mazes: (n,), 0 where none does."""
     return np.asarray((tokens == token).argmax(axis=1))
 
 
@@ -97,8 +97,8 @@ def shortest_paths(inputs: np.ndarray) -> Tuple[np.ndarray, np.ndarray]:
     """
     labels = np.array(inputs, dtype=np.uint8)
     rows = np.arange(len(labels))
-    goal = where(labels, GOAL)
-    away = distances(labels != WALL, where(labels, START))
+    goal = find_token(labels, GOAL)
+    away = distances(labels != WALL, find_token(labels, START))
     lengths = away[rows, goal]
     size = grid_size(labels.shape[1])
     left = np.flatnonzero(lengths > 1)
@@ -125,7 +125,7 @@ def _step_back(away: np.ndarray, at: np.ndarray, size: int) -> np.ndarray:
     return found
 
 
-def on_shortest_paths(inputs: np.ndarray) -> np.ndarray:
+def mark_all_shortest_paths(inputs: np.ndarray) -> np.ndarray:
     """Mark the cells of all shortest paths, from start to goal, in each of (n, S) mazes.
 
     These are the cells whose distances to start and goal add up to the length of the path.
@@ -135,8 +135,8 @@ def on_shortest_paths(inputs: np.ndarray) -> np.ndarray:
     """
     rows = np.arange(len(inputs))
     free = np.asarray(inputs) != WALL
-    goal = where(inputs, GOAL)
-    away, back = distances(free, where(inputs, START)), distances(free, goal)
+    goal = find_token(inputs, GOAL)
+    away, back = distances(free, find_token(inputs, START)), distances(free, goal)
     shortest = away[rows, goal][:, None]
     return np.asarray((away != UNREACHED) & (back != UNREACHED) & (away + back == shortest))
 
@@ -157,7 +157,7 @@ def judge(inputs: np.ndarray, tokens: np.ndarray) -> Judged:
     """
     inputs, tokens = np.asarray(inputs), np.asarray(tokens)
     rows = np.arange(len(inputs))
-    start, goal = where(inputs, START), where(inputs, GOAL)
+    start, goal = find_token(inputs, START), find_token(inputs, GOAL)
     marked = tokens == PATH
     kept = np.where(marked, inputs == OPEN, tokens == inputs).all(axis=1)
     track = marked.copy()

@@ -270,8 +270,8 @@ class Maze(Task):
         """Judge (n, S) or (S,) predictions by the rules alone."""
         return judge(np.atleast_2d(inputs), np.atleast_2d(tokens))
 
-    def remark(self, inputs: np.ndarray, tokens: np.ndarray) -> str:
-        """Say what path (S,) ``tokens`` mark."""
+    def describe_answer(self, inputs: np.ndarray, tokens: np.ndarray) -> str:
+        """Say what path the (S,) ``tokens`` of an answer mark."""
         judged = self.judge(inputs, tokens)
         steps, shortest = int(judged.steps[0]), int(judged.shortest[0])
         if not judged.valid[0]:
@@ -305,7 +305,7 @@ class MazeScorer(Scorer):
     """
 
     def __init__(self, task: Maze) -> None:
-        """Start at nothing."""
+        """Begin with counts of zero."""
         self.task = task
         self.count = self.valid = self.optimal = 0
 

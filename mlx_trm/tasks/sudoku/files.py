@@ -31,7 +31,7 @@ _NEWLINE, _COMMA = ord("\n"), ord(",")
 
 
 def read_puzzles(path: Union[str, Path], size: int) -> Iterator[PuzzleSet]:
-    """Read a file block by block; what it is, its first line tells.
+    """Read a file of puzzles in blocks: a CSV where its first line is a header, else text.
 
     Args:
         path: of a CSV or a text file, UTF-8.

@@ -313,10 +313,18 @@ class Sudoku(Task):
 
     def check(self, inputs: np.ndarray, tokens: np.ndarray) -> bool:
         """Say whether (S,) ``tokens`` are a valid grid that keeps the givens of ``inputs``."""
-        return bool(self.right(np.asarray(inputs)[None], np.asarray(tokens)[None])[0])
+        return bool(self.check_many(np.asarray(inputs)[None], np.asarray(tokens)[None])[0])
 
-    def right(self, inputs: np.ndarray, tokens: np.ndarray) -> np.ndarray:
-        """Say it of (n, S) puzzles; return (n,) bool."""
+    def check_many(self, inputs: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+        """Check answers by the rules alone, many at once.
+
+        Args:
+            inputs: (n, S) tokens of the puzzles.
+            tokens: (n, S) tokens of the answers.
+
+        Returns:
+            (n,) bool, whether an answer is a valid grid that keeps its puzzle's givens.
+        """
         inputs, tokens = np.asarray(inputs, np.int64), np.asarray(tokens, np.int64)
         kept = ((inputs <= 1) | (inputs == tokens)).all(axis=1)
         return np.asarray(kept & valid_grids(tokens - 1, self.config.size))
@@ -331,7 +339,7 @@ class SudokuScorer(Scorer):
     """``valid_grids``: the share of predictions that are complete, valid and keep the givens."""
 
     def __init__(self, task: Sudoku) -> None:
-        """Start at nothing."""
+        """Begin with counts of zero."""
         self.task = task
         self.count = 0
         self.valid = 0
@@ -339,7 +347,7 @@ class SudokuScorer(Scorer):
     def update(self, rows: ScoredRows) -> None:
         """Count predictions."""
         self.count += len(rows.inputs)
-        self.valid += int(self.task.right(rows.inputs, rows.predictions).sum())
+        self.valid += int(self.task.check_many(rows.inputs, rows.predictions).sum())
 
     def state(self) -> Dict[str, np.ndarray]:
         """Return both counts."""

@@ -56,7 +56,7 @@ def test_weights_are_rounded_to_the_levels_of_their_group(bits: int) -> None:
     layer = linear(128, 24, bias=False)
     packed = layer.to_quantized(32, bits, mx.float32)
     before = np.array(layer.weight).reshape(24, 4, 32)
-    after = np.array(packed.dense(mx.float32)).reshape(24, 4, 32)
+    after = np.array(packed.dequantize(mx.float32)).reshape(24, 4, 32)
     width = np.abs(np.array(packed.scales))[..., None]
     assert np.all(np.abs(after - before) <= width * 1.001)
     levels = (after - np.array(packed.biases)[..., None]) / np.array(packed.scales)[..., None]
@@ -72,7 +72,7 @@ def test_products_are_those_of_the_weights_meant(bits: int, dtype: mx.Dtype) -> 
     layer = linear(64, 24, bias=False).to_quantized(32, bits, dtype)
     assert layer.scales.dtype == layer.biases.dtype == dtype  # no more bytes than needed
     x = mx.random.normal((3, 7, 64), key=mx.random.key(2)).astype(dtype)
-    wide = np.array(layer.dense(mx.float32)), np.array(x.astype(mx.float32))
+    wide = np.array(layer.dequantize(mx.float32)), np.array(x.astype(mx.float32))
     right = wide[1] @ wide[0].T
     tolerance = 1e-5 if dtype == mx.float32 else 3e-2
     for y in (layer(x), *(layer.multiply(x, packed) for packed in (True, False))):
@@ -90,7 +90,7 @@ def test_left_products_agree_with_packed_weights_and_dense(monkeypatch: pytest.M
     x = mx.random.normal((3, 64, 7), key=mx.random.key(2))
     results = []
     for packed in (False, True):
-        monkeypatch.setattr(quantized, "multiplies_packed", lambda packed=packed: packed)
+        monkeypatch.setattr(quantized, "can_multiply_packed", lambda packed=packed: packed)
         results.append(np.array(layer.left(x)))
     np.testing.assert_allclose(results[0], results[1], 1e-5, 1e-5)
 

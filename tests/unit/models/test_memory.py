@@ -46,7 +46,7 @@ def test_the_estimate_is_within_a_factor_of_two_of_the_peak(settings, length, ro
 
     start = mx.get_active_memory()
     mx.reset_peak_memory()
-    with fused.using(by_hand):
+    with fused.use(by_hand):
         mx.eval(mx.grad(loss_fn, (0, 1))(model.trained_weights(), vectors))
         estimate = rows * estimate_row_bytes(model)
     peak = mx.get_peak_memory() - start
@@ -124,17 +124,17 @@ def test_a_limit_set_while_another_thread_evaluates_holds_afterwards(limits):
     """A trainer or the user says so meanwhile: the evaluation's end does not undo it."""
     model = paper_model()
     with ThreadPoolExecutor(1) as pool:
-        with memory.evaluating(model, 8):
+        with memory.limit_evaluation_memory(model, 8):
             inside = limits[-1]
             pool.submit(memory.limit_run_ahead, model, 64).result()
             assert limits[-1] == inside
         trained = limits[-1]
         assert inside < trained < 64 << 30
-        with memory.evaluating(model, 8):
+        with memory.limit_evaluation_memory(model, 8):
             pool.submit(limits_of_mlx.set_limits, 3.0, None).result()
             assert limits[-1] == min(inside, 3 << 30)
         assert limits[-1] == 3 << 30
-        with memory.evaluating(model, 8):
+        with memory.limit_evaluation_memory(model, 8):
             pool.submit(memory.limit_run_ahead, model, 100_000).result()
         assert limits[-1] == 64 << 30
 
@@ -148,17 +148,17 @@ def test_an_evaluation_keeps_mlx_from_allocating_ahead(limits, monkeypatch):
     """On CUDA: a limit of what a block needs, inside the block only, and never above the user's."""
     model = paper_model()
     monkeypatch.setattr(memory, "on_cuda", lambda: False)
-    with memory.evaluating(model, 768):
+    with memory.limit_evaluation_memory(model, 768):
         assert limits == [64 << 30]  # nothing to do elsewhere
     monkeypatch.setattr(memory, "on_cuda", lambda: True)
-    with memory.evaluating(model, 768):
+    with memory.limit_evaluation_memory(model, 768):
         assert 1 << 30 < limits[-1] < 4 << 30
         inside = len(limits)
-        with ThreadPoolExecutor(1) as pool, memory.evaluating(model, 8):
-            pool.submit(memory.evaluating(model, 8).__enter__).result()
+        with ThreadPoolExecutor(1) as pool, memory.limit_evaluation_memory(model, 8):
+            pool.submit(memory.limit_evaluation_memory(model, 8).__enter__).result()
         assert len(limits) == inside
     assert limits[-1] == 64 << 30
     limits[:] = [1 << 30]
-    with memory.evaluating(model, 768):
+    with memory.limit_evaluation_memory(model, 768):
         assert limits[-1] == 1 << 30
     assert limits[-1] == 1 << 30

@@ -127,7 +127,7 @@ def test_act_inference_does_not_take_a_new_row_for_a_halted_one():
     model = small(NAME, act_inference=True).eval()
     model.H_init = model.q_head.weight[0] - model.q_head.weight[1]
     carry, rows = begun(model)
-    said = model.read(carry.latents[0])
+    said = model.read_outputs(carry.latents[0])
     assert mx.all(said.q_halt > said.q_continue)
     latents, _ = model.reason(carry, rows)
     expected = model.H_level(

@@ -43,7 +43,7 @@ def gradients(block, angles, x, cotangent, by_hand, compiled):
         return mx.sum(out.astype(mx.float32) * cotangent), out
 
     weights = block.trainable_parameters()
-    with fused.using(by_hand):
+    with fused.use(by_hand):
         function = mx.value_and_grad(loss, (0, 1))
         if compiled:
             function = mx.compile(function)
@@ -85,7 +85,7 @@ def test_a_step_without_gradient_is_the_same(mixer):
     results = []
     for choice, training in ((False, False), (True, False), (True, True)):
         model.train(training)
-        with fused.using(choice):
+        with fused.use(choice):
             results.append(model.reason(carry, model.puzzle_rows(carry))[1].logits)
     assert mx.array_equal(results[1], results[2])
     # Products of other shapes add in another order, which the recursion amplifies.
@@ -109,7 +109,7 @@ def test_memory_is_a_fraction_of_automatic_differentiation_s():
     for by_hand in (False, True):
         start = mx.get_active_memory()
         mx.reset_peak_memory()
-        with fused.using(by_hand):
+        with fused.use(by_hand):
             mx.eval(mx.grad(loss)(model.trained_weights()))
         peaks.append(mx.get_peak_memory() - start)
     assert peaks[1] < 0.6 * peaks[0]
@@ -129,7 +129,7 @@ def test_other_layers_than_ours_are_not_passed_over():
     x = mx.random.normal((2, LENGTH, 32), key=mx.random.key(3))
     results = []
     for choice in (False, True):
-        with fused.using(choice):
+        with fused.use(choice):
             results.append(block(x, None))
     assert mx.array_equal(*results)
 
@@ -159,7 +159,7 @@ def test_what_is_said_to_need_no_gradient_needs_none(name, monkeypatch):
 
     found = []
     for by_hand in (False, True):
-        with fused.using(by_hand), monkeypatch.context() as patch:
+        with fused.use(by_hand), monkeypatch.context() as patch:
             patch.setattr(fused._Function, "__call__", cut)
             gradients = mx.grad(loss, (0, 1))(model.trained_weights(), model.puzzle_rows(carry))
         found.append(dict(tree_flatten(gradients)))
@@ -177,17 +177,17 @@ def test_quantised_layers_stay_as_they_are():
     model.eval()
     logits = []
     for choice in (False, True):
-        with fused.using(choice):
+        with fused.use(choice):
             logits.append(model.reason(carry, model.puzzle_rows(carry))[1].logits)
     assert mx.array_equal(*logits)
 
 
 def test_a_gradient_is_wanted_inside_only_where_it_is_outside():
-    assert fused.gradient_wanted()
-    with fused.gradient(False):
-        with fused.gradient(True):
-            assert not fused.gradient_wanted()
-    assert fused.gradient_wanted()
+    assert fused.gradient_expected()
+    with fused.expect_gradient(False):
+        with fused.expect_gradient(True):
+            assert not fused.gradient_expected()
+    assert fused.gradient_expected()
 
 
 def in_turns(first, second):
@@ -205,21 +205,21 @@ def test_threads_choose_for_themselves():
     """One thread's choice, made and taken back, changes nothing for a thread that chose before."""
 
     def trainer(meet):
-        with fused.using(True):
-            found = [(fused.in_use(), fused.gradient_wanted())]
+        with fused.use(True):
+            found = [(fused.in_use(), fused.gradient_expected())]
             meet()  # the solver makes its choice
             meet()
-            found.append((fused.in_use(), fused.gradient_wanted()))
+            found.append((fused.in_use(), fused.gradient_expected()))
             meet()  # and takes it back
             meet()
-            found.append((fused.in_use(), fused.gradient_wanted()))
+            found.append((fused.in_use(), fused.gradient_expected()))
         return found
 
     def solver(meet):
         meet()
-        with fused.using(False), fused.gradient(False):
+        with fused.use(False), fused.expect_gradient(False):
             meet()
-            found = (fused.in_use(), fused.gradient_wanted())
+            found = (fused.in_use(), fused.gradient_expected())
             meet()
         meet()
         return found
@@ -234,7 +234,7 @@ def test_a_thread_without_custom_functions_leaves_them_to_others(monkeypatch):
 
     def recorded(x):
         seen.append(threading.get_ident())
-        return functional.divided_silu(x)
+        return functional.silu_and_divisor(x)
 
     monkeypatch.setattr(functional, "_differentiable_silu", recorded)
 
@@ -268,7 +268,7 @@ def test_a_step_is_traced_in_its_own_thread_s_mode(compiled):
             traced.append((choice, fused.in_use()))
             return block(x, None)
 
-        with fused.using(choice):
+        with fused.use(choice):
             meet()  # both have chosen
             result = (mx.compile(step) if compiled else step)(x)
             mx.eval(result)

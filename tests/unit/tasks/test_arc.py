@@ -17,9 +17,9 @@ from mlx_trm.tasks.arc.grids import (
     PALETTE,
     crop,
     crop_sizes,
+    cut_visible,
     encode,
     parse_name,
-    visible,
 )
 
 GRIDS = st.tuples(st.integers(1, 30), st.integers(1, 30), st.integers(0, 2**32 - 1)).map(
@@ -48,7 +48,7 @@ def test_what_is_seen_of_a_translated_grid(grid: np.ndarray, where: Any) -> None
     """The grid, wherever it stands."""
     row, column = (min(w, 30 - side) for w, side in zip(where, grid.shape))
     tokens = encode(grid, 30, row, column)
-    assert (visible(tokens) == grid).all()
+    assert (cut_visible(tokens) == grid).all()
     cells = tokens.reshape(30, 30)
     assert (cells == 1).sum() == (
         grid.shape[1] * (row + grid.shape[0] < 30) + grid.shape[0] * (column + grid.shape[1] < 30)

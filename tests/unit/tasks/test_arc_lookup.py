@@ -70,8 +70,8 @@ def names(task: ARC) -> List[str]:
 
 def test_a_task_by_its_name(task: ARC) -> None:
     """All its test inputs, or one of them; identifier and answer are known."""
-    assert task.meant("e1") == ["e1:1", "e1:2"] and task.meant("e1:2") == ["e1:2"]
-    assert task.meant("012") == ["012"] and task.meant("t1") == ["t1"]
+    assert task.expand_puzzle("e1") == ["e1:1", "e1:2"] and task.expand_puzzle("e1:2") == ["e1:2"]
+    assert task.expand_puzzle("012") == ["012"] and task.expand_puzzle("t1") == ["t1"]
     grid = TASKS["b"]["e1"]["test"][1]
     assert task.format(task.parse("e1:2")) == "/".join("".join(map(str, r)) for r in grid["input"])
     assert task.identifier("e1:2") == names(task).index("e1")
@@ -248,7 +248,7 @@ def test_rows_of_a_folder_that_is_built(folder: Path, task: ARC, monkeypatch: An
 def test_answers_that_are_not_known(task: ARC) -> None:
     """Where solutions may be missing, the black cell that stands for one is no answer."""
     task.config.require_solutions = False
-    known = task.known().by_name["e1"]
+    known = task.known_tasks().by_name["e1"]
     known[0] = known[0]._replace(answer=np.zeros((1, 1), np.uint8))
     assert task.known_answer("e1:1") is None and task.known_answer("e1:2") is not None
 

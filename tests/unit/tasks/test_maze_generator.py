@@ -29,7 +29,7 @@ from mlx_trm.tasks.maze.paths import (
     WALL,
     distances,
     judge,
-    on_shortest_paths,
+    mark_all_shortest_paths,
     shortest_paths,
 )
 from mlx_trm.tasks.symmetries import dihedral_transform
@@ -55,7 +55,7 @@ def test_generated_mazes(size: int, style: str, unique: bool, seed: int) -> None
     assert judged.optimal.all() and (judged.steps == made.lengths).all()
     assert made.lengths.min() >= default_min_path(size)
     if unique:
-        assert (on_shortest_paths(made.inputs).sum(axis=1) == made.lengths + 1).all()
+        assert (mark_all_shortest_paths(made.inputs).sum(axis=1) == made.lengths + 1).all()
     assert len(set(maze_keys(made.inputs))) == 9
     again = make(9, size, seed, style=style, unique=unique)
     assert (again.inputs == made.inputs).all()
@@ -117,7 +117,7 @@ def test_one_path_is_left(size: int, seed: int) -> None:
     left = leave_one_path(inputs)
     assert left.dtype == np.uint8
     assert ((left == inputs) | ((left == WALL) & (inputs == OPEN))).all()
-    assert (on_shortest_paths(left).sum(axis=1) == lengths + 1).all()
+    assert (mark_all_shortest_paths(left).sum(axis=1) == lengths + 1).all()
     again, same = shortest_paths(left)
     assert (same == lengths).all() and ((again == 5) == (labels == 5)).all()
 

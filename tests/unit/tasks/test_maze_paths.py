@@ -19,7 +19,7 @@ from mlx_trm.tasks.maze.paths import (
     WALL,
     distances,
     judge,
-    on_shortest_paths,
+    mark_all_shortest_paths,
     shortest_paths,
     solve_mazes,
 )
@@ -91,7 +91,7 @@ def test_labels_are_shortest_paths(drawn: Any) -> None:
     inputs = some_mazes(size, seed, loops)
     labels, lengths = shortest_paths(inputs)
     judged = judge(inputs, labels)
-    on_path = on_shortest_paths(inputs)
+    on_path = mark_all_shortest_paths(inputs)
     for row, maze in enumerate(inputs):
         start, goal = int((maze == START).argmax()), int((maze == GOAL).argmax())
         ways = plain_search(maze != WALL, start).get(goal)

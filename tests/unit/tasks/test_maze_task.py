@@ -112,9 +112,9 @@ def test_check_remark_and_score() -> None:
     stray = task.parse("S#.oG/oo#o./#ooo#/...../....o")
     assert task.check(inputs, best) and not task.check(inputs, other)
     assert not task.check(inputs, inputs) and not task.check(best, best)
-    assert task.remark(inputs, best) == "a shortest path, 8 steps"
-    assert task.remark(inputs, other) == "a path of 10 steps, 8 are enough"
-    assert task.remark(inputs, stray) == "no clean path from S to G"
+    assert task.describe_answer(inputs, best) == "a shortest path, 8 steps"
+    assert task.describe_answer(inputs, other) == "a path of 10 steps, 8 are enough"
+    assert task.describe_answer(inputs, stray) == "no clean path from S to G"
     scorer = task.scorer()
     assert scorer.result() == {"valid_path": 0.0, "optimal_path": 0.0}
     scorer.update(scored(np.stack([inputs] * 3), np.stack([best, other, stray]).astype(np.int32)))

@@ -287,7 +287,7 @@ def test_online_augmentation_keeps_the_rules(size: int, seed: int) -> None:
     before = inputs.copy(), labels.copy()
     new_inputs, new_labels = task.augment(inputs, labels, rng)
     assert new_inputs.dtype == new_labels.dtype == np.uint8
-    assert task.right(new_inputs, new_labels).all()
+    assert task.check_many(new_inputs, new_labels).all()
     assert (new_labels != labels).any()
     assert (inputs == before[0]).all() and (labels == before[1]).all()
 
