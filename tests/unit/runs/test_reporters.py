@@ -14,7 +14,6 @@ from unittest import mock
 
 import pytest
 from marks import experiment
-from paths import ROOT
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.plugin_hparams_pb2 import HParamsPluginData
 
