@@ -57,7 +57,7 @@ def step_function(model: RecursiveModel) -> Step:
         carry = model.begin(model.initial_carry(batch), batch)
         if latents:
             carry = carry._replace(latents=latents)
-        with fused.using(False), without_custom_functions():  # a file holds plain operations only
+        with fused.use(False), without_custom_functions():  # a file holds plain operations only
             new, outputs = model.reason(carry, model.puzzle_rows(carry))
         threshold = outputs.q_continue if model.compares_continue else mx.zeros(())
         answer = mx.argmax(outputs.logits, axis=-1).astype(mx.int32)

@@ -17,13 +17,11 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_trm.errors import listed, shown
-from mlx_trm.upstream.torch_pickle import PickleReader, RefusedError, Storage, Tensor
+from mlx_trm.upstream.torch_pickle import MOST_PICKLED, PickleReader, RefusedError, Storage, Tensor
 
 ZIP_MAGIC = b"PK\x03\x04"
 # The first object of the older layout, and its version.
 _STREAM_MAGIC, _STREAM_VERSION = 0x1950A86A20F9469CFC6C, 1001
-# A pickled state dict takes some kilobytes.
-_MOST_PICKLED = 1 << 24
 # Tensors may share numbers, or repeat them by a stride of 0, but not so as to fill the memory.
 _MOST_REPEATED = 4
 # What the reference's weights are; other dtypes are named, not converted.
@@ -72,7 +70,7 @@ def _read_archive(file: IO[bytes], size: int) -> Dict[str, mx.array]:
             if order is not None and archive.read(order).strip() != b"little":
                 raise ValueError("it was written on a big-endian machine; save it on another one")
             pickled = entries[root + "data.pkl"]
-            if pickled.file_size > _MOST_PICKLED:
+            if pickled.file_size > MOST_PICKLED:
                 raise ValueError(f"its data.pkl has {pickled.file_size} bytes; no state dict has")
             with archive.open(pickled) as stream:
                 state = PickleReader(stream).read()

@@ -1,22 +1,30 @@
-"""Reads the pickles of ``torch.save`` without unpickling.
+"""Reads the pickles of ``torch.save`` without running anything in them.
 
-A pickle is a program: unpickling may import and call whatever it names. Here no unpickler runs. A
-reader follows the few instructions that a state dict takes. The names that a pickle may mention
-stand in a table and mean descriptions of tensors, not calls; any other name is refused.
+A pickle is a program: unpickling may import and call whatever it names. Here the standard
+library's unpickler asks this module for each name, and gets no function or class but a
+:class:`_Name`: nothing in a pickle can change it, and calling it describes a tensor. Any other name
+is refused. Besides, only the instructions that a state dict takes reach the unpickler, in bounded
+numbers: others take objects without asking, fill the memory, or go on for hours
+(:func:`_copy_permitted`).
 """
 
+import io
+import pickle
 import pickletools
-from typing import Any, Callable, Dict, Iterator, List, Mapping, NamedTuple, Optional, Tuple
+from typing import IO, Any, Callable, Dict, Mapping, NamedTuple, Optional, Tuple
 
 import mlx.core as mx
 
 from mlx_trm.errors import shown
 
-# A state dict takes a few dozen instructions a tensor; what takes more was not made by torch.save.
-_MOST_INSTRUCTIONS = 1_000_000
-_MOST_DIMENSIONS, _LONGEST_DIMENSION = 8, 2**31 - 1
-# What Python raises for sizes and depths that no state dict has.
-_TOO_LARGE = (MemoryError, OverflowError, RecursionError)
+# A state dict takes some kilobytes, a few dozen instructions a tensor.
+MOST_PICKLED, _MOST_INSTRUCTIONS = 1 << 24, 1_000_000
+_MOST_DIMENSIONS, _LONGEST_DIMENSION, _LONGEST_KEY = 8, 2**31 - 1, 2**16
+_MEND = "save model.state_dict() alone"
+_NO_FUNCTION = "it calls what is no function of a state dict; nothing was executed"
+_NO_PICKLE = "its pickle is damaged or cut short; copy the file again"
+_NO_STORAGE = "its storages are described in a way that is not known"
+_NO_STATE_DICT = f"its pickle makes something other than a state dict; {_MEND}"
 
 
 class RefusedError(ValueError):
@@ -45,13 +53,6 @@ KINDS = {
 }
 
 
-class _Name(NamedTuple):
-    """A name that the pickle mentions, one of the table's."""
-
-    module: str
-    name: str
-
-
 class Storage(NamedTuple):
     """Numbers that tensors view: where they are, of what kind, how many."""
 
@@ -69,18 +70,61 @@ class Tensor(NamedTuple):
     strides: Tuple[int, ...]
 
 
-def _whole_numbers(value: Any) -> Tuple[int, ...]:
-    """Read a shape or strides."""
-    if not isinstance(value, tuple) or len(value) > _MOST_DIMENSIONS:
-        raise ValueError("a tensor's shape or strides make no sense")
-    for number in value:
-        if not _is_count(number) or number > _LONGEST_DIMENSION:
-            raise ValueError("a tensor's shape or strides make no sense")
-    return value
+# What names mean ---------------------------------------------------------------------------------
+
+
+class _Name(NamedTuple):
+    """What stands for a name in the pickle; calling it does what the name means here.
+
+    It is a tuple because functions and classes have attributes, which instructions can set: then
+    the name would do something else, in this file and in the next one.
+    """
+
+    module: str
+    name: str
+
+    def __call__(self, *arguments: Any) -> Any:
+        """Do what the table says; nothing that the file brings is ever called."""
+        meaning = _MEANINGS[self]
+        if meaning is None:
+            raise RefusedError(_NO_FUNCTION)
+        try:
+            return meaning(*arguments)
+        except TypeError as error:  # too few arguments, or too many
+            raise ValueError("a tensor's description is malformed") from error
+
+
+class _TextDict(Dict[str, Any]):
+    """A dict whose keys are texts; others, as tuples of tuples of tuples, could hash for hours."""
+
+    __slots__ = ()
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        """Take an item from the pickle."""
+        if not isinstance(key, str):
+            raise ValueError(_NO_STATE_DICT)
+        super().__setitem__(key, value)
+
+    def __setstate__(self, _attributes: Any) -> None:
+        """Drop attributes, such as the versions that torch keeps beside a state dict."""
+
+
+def _new_dict(*content: Any) -> Dict[str, Any]:
+    if content:
+        raise ValueError("collections.OrderedDict with content, which torch.save never writes")
+    return _TextDict()
 
 
 def _is_count(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _sizes(value: Any = ()) -> Tuple[int, ...]:
+    """Check a shape, or strides."""
+    whole = isinstance(value, tuple) and all(map(_is_count, value))
+    if not whole or len(value) > _MOST_DIMENSIONS or max(value, default=0) > _LONGEST_DIMENSION:
+        raise ValueError("a tensor's shape or strides make no sense")
+    return value
 
 
 def _view(
@@ -103,7 +147,7 @@ def _view(
         )
     if not isinstance(storage, Storage) or not _is_count(offset):
         raise ValueError("a tensor without numbers of its own")
-    shape, strides = _whole_numbers(shape), _whole_numbers(strides)
+    shape, strides = _sizes(shape), _sizes(strides)
     if len(shape) != len(strides):
         raise ValueError("a tensor's shape and strides make no sense")
     last = offset + sum((size - 1) * stride for size, stride in zip(shape, strides))
@@ -115,35 +159,23 @@ def _view(
     return Tensor(storage, offset, shape, strides)
 
 
-def _same(value: Any, *_: Any) -> Any:
-    """Give a parameter's tensor."""
-    return value
+def _with_type(function: Any, _type: Any, arguments: Any, *_: Any) -> Any:
+    """Describe a tensor that carried attributes of its own; such a one is not in another."""
+    inner = isinstance(function, _Name) and _MEANINGS[function] is not _with_type
+    if not inner or not isinstance(arguments, tuple):
+        raise RefusedError(_NO_FUNCTION)
+    return function(*arguments)
 
 
-def _from_type(function: Any, _: Any, arguments: Any, *__: Any) -> Any:
-    """Give a tensor that carried attributes of its own; such a one is not in another."""
-    return _call(function, arguments, inside=True)
-
-
-def _new_dict(*arguments: Any) -> Dict[str, Any]:
-    if arguments:
-        raise ValueError("collections.OrderedDict with content, which torch.save never writes")
-    return {}
-
-
-def _size(*arguments: Any) -> Tuple[int, ...]:
-    return _whole_numbers(arguments[0] if arguments else ())
-
-
-# What a file may call, and what is done instead; None: a name that is mentioned only.
+# What each name means; None: it is mentioned only.
 _MEANINGS: Mapping[_Name, Optional[Callable[..., Any]]] = {
     _Name("collections", "OrderedDict"): _new_dict,
     _Name("torch._utils", "_rebuild_tensor"): _view,
     _Name("torch._utils", "_rebuild_tensor_v2"): _view,
-    _Name("torch._utils", "_rebuild_parameter"): _same,
-    _Name("torch._utils", "_rebuild_parameter_with_state"): _same,
-    _Name("torch._tensor", "_rebuild_from_type_v2"): _from_type,
-    _Name("torch", "Size"): _size,
+    _Name("torch._utils", "_rebuild_parameter"): lambda tensor, *_: tensor,
+    _Name("torch._utils", "_rebuild_parameter_with_state"): lambda tensor, *_: tensor,
+    _Name("torch._tensor", "_rebuild_from_type_v2"): _with_type,
+    _Name("torch", "Size"): _sizes,
     _Name("torch", "Tensor"): None,
     _Name("torch.nn.parameter", "Parameter"): None,
     _Name("torch.nn.parameter", "Buffer"): None,
@@ -151,166 +183,119 @@ _MEANINGS: Mapping[_Name, Optional[Callable[..., Any]]] = {
 }
 
 
-def _call(function: Any, arguments: Any, inside: bool = False) -> Any:
-    """Do what a known name means; nothing of the file's own is ever called."""
-    meaning = _MEANINGS.get(function) if isinstance(function, _Name) else None
-    if inside and meaning is _from_type:
-        meaning = None
-    if meaning is None or not isinstance(arguments, tuple):
-        raise RefusedError("it calls what is no function of a state dict; nothing was executed")
-    try:
-        return meaning(*arguments)
-    except TypeError as error:  # too few arguments, or too many
-        raise ValueError("a tensor's description is malformed") from error
-
-
 # The pickle --------------------------------------------------------------------------------------
 
+# What the unpickler raises for one that makes no sense, or needs more than there is.
+_DAMAGED = (
+    *(pickle.UnpicklingError, EOFError, LookupError, UnicodeDecodeError),
+    *(MemoryError, OverflowError, RecursionError),
+)
+# Those of protocols 2 to 5 that torch.save uses. Of the others, EXT1 hands out any object that this
+# process has given a number, without asking, and LONG may read a million digits for hours.
+_OPCODES = {opcode.code.encode("latin-1"): opcode for opcode in pickletools.opcodes}
+_PERMITTED = frozenset(
+    "PROTO FRAME STOP MARK NONE NEWTRUE NEWFALSE BININT BININT1 BININT2 LONG1 BINFLOAT BINUNICODE "
+    "SHORT_BINUNICODE BINSTRING SHORT_BINSTRING EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 EMPTY_LIST "
+    "APPEND APPENDS EMPTY_DICT SETITEM SETITEMS BINPUT LONG_BINPUT MEMOIZE BINGET LONG_BINGET "
+    "GLOBAL STACK_GLOBAL REDUCE BUILD BINPERSID".split()
+)
+# What the unpickler follows instead. A dict is made as an OrderedDict is, since its own would take
+# any key; that changes the sizes of frames, which say only how far to read ahead.
+_REPLACED = {"EMPTY_DICT": b"ccollections\nOrderedDict\n)R", "FRAME": b"", "PROTO": b""}
 
-def _instructions(stream: Any) -> Iterator[Tuple[Any, Any, Any]]:
-    """Give a pickle's instructions; what the parser says of a bad one may hold the file's text."""
-    try:
-        yield from pickletools.genops(stream)
-    except ValueError as error:
-        raise ValueError(f"its pickle is damaged ({shown(error)})") from error
 
+def _copy_permitted(stream: IO[bytes]) -> Tuple[bytearray, str]:
+    """Copy one pickle up to the first instruction that is not permitted.
 
-class PickleReader:
-    """Follows one pickle's instructions on a stack; knows those that a state dict takes.
+    Args:
+        stream: stands where the pickle begins; a whole pickle leaves it behind the pickle.
 
-    Attributes:
-        storages: described so far, by key.
+    Returns:
+        The copy, and what is wrong with the instruction, or an empty string.
     """
-
-    def __init__(self, stream: Any) -> None:
-        """Begin where the stream stands; reading leaves it behind the pickle."""
-        self.storages: Dict[str, Storage] = {}
-        self._stream = stream
-        self._stack: List[Any] = []
-        self._marks: List[List[Any]] = []
-        self._memo: Dict[int, Any] = {}
-
-    def read(self) -> Any:
-        """Give what the pickle describes.
-
-        Raises:
-            RefusedError: for a name that no state dict takes.
-            ValueError: for an instruction that none takes, or nonsense, as in a file that is no
-                pickle.
-        """
+    start, copy = stream.tell(), bytearray()
+    source = io.BytesIO(stream.read(MOST_PICKLED))
+    for _ in range(_MOST_INSTRUCTIONS):
+        place = source.tell()
+        opcode = _OPCODES.get(source.read(1))
+        if opcode is None:
+            return copy, _NO_PICKLE
+        if opcode.name not in _PERMITTED:
+            return copy, f"its pickle uses {opcode.name}, which no state dict needs; {_MEND}"
         try:
-            for count, (opcode, argument, _) in enumerate(_instructions(self._stream)):
-                if count > _MOST_INSTRUCTIONS:
-                    raise ValueError("its pickle is longer than any state dict's")
-                if opcode.name == "STOP":
-                    return self._stack.pop()
-                self._follow(opcode.name, argument)
-        except (IndexError, EOFError, UnicodeDecodeError, *_TOO_LARGE) as error:
-            raise ValueError("its pickle is damaged") from error
-        raise ValueError("its pickle is cut short")
+            argument = opcode.arg.reader(source) if opcode.arg else 0
+        except (ValueError, Warning) as error:  # a warning: of escapes in a name, under -W error
+            return copy, f"its pickle is damaged ({shown(error)}); copy the file again"
+        if opcode.name == "LONG_BINPUT" and argument > _MOST_INSTRUCTIONS:
+            return copy, _NO_PICKLE
+        copy += _REPLACED.get(opcode.name, source.getbuffer()[place : source.tell()])
+        if opcode.name == "STOP":
+            stream.seek(start + source.tell())
+            return copy, ""
+    return copy, f"its pickle is longer than any state dict's; {_MEND}"
 
-    def _follow(self, name: str, argument: Any) -> None:
-        """Build constants, tuples, lists and dicts."""
-        stack = self._stack
-        if name in _CONSTANTS:
-            stack.append(_CONSTANTS[name]())
-        elif name in _LITERALS:
-            stack.append(argument)
-        elif name == "MARK":
-            self._marks.append(stack)
-            self._stack = []
-        elif name in _TUPLES:
-            size = _TUPLES[name]
-            if len(stack) < size:
-                raise IndexError
-            stack[len(stack) - size :] = [tuple(stack[len(stack) - size :])]
-        elif name == "TUPLE":
-            items = self._marked()
-            self._stack.append(tuple(items))
-        elif name in ("APPEND", "APPENDS"):
-            items = [stack.pop()] if name == "APPEND" else self._marked()
-            _expect(self._stack[-1], list).extend(items)
-        elif name in ("SETITEM", "SETITEMS"):
-            items = [stack.pop(-2), stack.pop()] if name == "SETITEM" else self._marked()
-            for key, value in zip(items[::2], items[1::2]):
-                _expect(self._stack[-1], dict)[_expect(key, str)] = value
-        elif name in ("BINPUT", "LONG_BINPUT", "MEMOIZE"):
-            self._memo[len(self._memo) if argument is None else argument] = stack[-1]
-        elif name in ("BINGET", "LONG_BINGET"):
-            if argument not in self._memo:
-                raise ValueError("its pickle is damaged")
-            stack.append(self._memo[argument])
-        elif name not in ("PROTO", "FRAME"):
-            self._follow_name(name, argument)
 
-    def _follow_name(self, name: str, argument: Any) -> None:
-        """Look names up, and do what they mean."""
-        stack = self._stack
-        if name in ("GLOBAL", "INST"):
-            stack.append(_known(*str(argument).split(" ", 1)))
-        elif name == "STACK_GLOBAL":
-            attribute, module = stack.pop(), stack.pop()
-            stack.append(_known(_expect(module, str), _expect(attribute, str)))
-        elif name == "REDUCE":
-            arguments, function = stack.pop(), stack.pop()
-            stack.append(_call(function, arguments))
-        elif name == "BUILD":  # attributes, such as a state dict's versions
-            stack.pop()
-            _expect(stack[-1], dict)
-        elif name == "BINPERSID":
-            stack.append(self._storage(stack.pop()))
-        else:
-            raise ValueError(f"its pickle uses {name}, which no state dict needs")
+class _Unpickler(pickle.Unpickler):
+    """The standard library's, with answers of our own to all that it asks."""
 
-    def _marked(self) -> List[Any]:
-        """Give what was put on the stack since the last mark."""
-        items, self._stack = self._stack, self._marks.pop()
-        return items
+    storages: Dict[str, Storage]
 
-    def _storage(self, description: Any) -> Storage:
-        """Read the description of a storage, torch's persistent id."""
-        if not isinstance(description, tuple) or len(description) not in (5, 6):
-            raise ValueError("its storages are described in a way that is not known")
-        kind, name, key, _, count = description[:5]
-        if kind != "storage" or not isinstance(name, _Name) or name.name not in KINDS:
-            raise ValueError("its storages are described in a way that is not known")
-        if not isinstance(key, str) or not _is_count(count) or count > 2**48:
+    def find_class(self, module: str, name: str) -> _Name:
+        """Give what stands for a name."""
+        found = _Name(module, name)
+        if found not in _MEANINGS:
+            raise RefusedError(
+                f"it asks for {shown(module)}.{shown(name)}, which no state dict needs; nothing "
+                "was executed, and it is best not to open the file with torch"
+            )
+        return found
+
+    def persistent_load(self, pid: Any) -> Storage:
+        """Read the description of a storage."""
+        if not isinstance(pid, tuple) or len(pid) not in (5, 6) or pid[0] != "storage":
+            raise ValueError(_NO_STORAGE)
+        _, kind, key, _, count = pid[:5]
+        if not isinstance(kind, _Name) or kind.name not in KINDS:
+            raise ValueError(_NO_STORAGE)
+        if not isinstance(key, str) or len(key) > _LONGEST_KEY:
+            raise ValueError(_NO_STORAGE)
+        if not _is_count(count) or count > 2**48:
             raise ValueError("a storage's size makes no sense")
-        if len(description) == 6 and description[5] is not None:
+        if len(pid) == 6 and pid[5] is not None:
             raise ValueError("it holds views of storages, as torch before 0.4 wrote them")
-        storage = Storage(key, KINDS[name.name], count)
+        storage = Storage(key, KINDS[kind.name], count)
         if self.storages.setdefault(key, storage) != storage:
             raise ValueError(f"it describes the numbers {shown(key)} in two ways")
         return storage
 
 
-_CONSTANTS: Mapping[str, Callable[[], Any]] = {
-    "NONE": lambda: None,
-    "NEWTRUE": lambda: True,
-    "NEWFALSE": lambda: False,
-    "EMPTY_DICT": dict,
-    "EMPTY_LIST": list,
-    "EMPTY_TUPLE": tuple,
-}
-_LITERALS = (
-    *("BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT"),
-    *("BINUNICODE", "SHORT_BINUNICODE", "SHORT_BINSTRING", "BINSTRING"),
-)
-_TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
+class PickleReader:
+    """Reads one pickle of a file.
 
+    Attributes:
+        storages: described so far, by key.
+    """
 
-def _known(module: str, name: str = "") -> _Name:
-    """Look a name up in the table; all others are refused."""
-    found = _Name(module, name)
-    if found not in _MEANINGS:
-        raise RefusedError(
-            f"it asks for {shown(module)}.{shown(name)}, which no state dict needs; nothing was "
-            "executed, and it is best not to open the file with torch"
-        )
-    return found
+    def __init__(self, stream: IO[bytes]) -> None:
+        """Begin where the stream stands; reading leaves it behind the pickle."""
+        self.storages: Dict[str, Storage] = {}
+        self._stream = stream
 
+    def read(self) -> Any:
+        """Give what the pickle describes.
 
-def _expect(value: Any, kind: type) -> Any:
-    if not isinstance(value, kind):
-        raise ValueError("its pickle makes something other than a state dict")
-    return value
+        Raises:
+            RefusedError: for a name that no state dict takes, or a call of no function.
+            ValueError: for an instruction that none takes, or nonsense, as in a file that is no
+                pickle.
+        """
+        # What comes before a bad instruction is followed all the same: a name may tell more.
+        copied, wrong = _copy_permitted(self._stream)
+        unpickler = _Unpickler(io.BytesIO(copied), encoding="latin-1")  # as Python 2 wrote texts
+        unpickler.storages = self.storages
+        try:
+            return unpickler.load()
+        except (AttributeError, TypeError) as error:
+            raise ValueError(wrong or _NO_STATE_DICT) from error
+        except _DAMAGED as error:
+            raise ValueError(wrong or _NO_PICKLE) from error

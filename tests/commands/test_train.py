@@ -49,8 +49,10 @@ def test_the_demonstration_reads_nothing(
     (folder / "c.yaml").write_text(TASKS[name] + SMALL)
     with monkeypatch.context() as patch:
         for owner, method in (
-            (checkpoint, "verify_checkpoint"), (ARC, "known_tasks"), (trm.Solver, "from_checkpoint"),
-        ):  # fmt: skip
+            (checkpoint, "verify_checkpoint"),
+            (ARC, "known_tasks"),
+            (trm.Solver, "from_checkpoint"),
+        ):
 
             def refuse(*_arguments: Any) -> None:
                 raise AssertionError("is read from the disk again")
