@@ -13,6 +13,7 @@ from mlx_trm.config.sections import ExperimentConfig
 from mlx_trm.errors import ConfigError, did_you_mean
 from mlx_trm.inference.step import compile_reason, merge_weights, should_compile
 from mlx_trm.models import RecursiveModel
+from mlx_trm.models.base import Tree
 from mlx_trm.models.carry import Batch
 from mlx_trm.models.losses import act_loss, metric_values
 from mlx_trm.models.memory import limit_evaluation_memory
@@ -83,7 +84,7 @@ class Evaluator:
         split: str = "test",
         max_examples: Optional[int] = None,
         steps: Optional[int] = None,
-        weights: Optional[Dict[str, Any]] = None,
+        weights: Optional[Tree] = None,
         on_progress: Optional[Progress] = None,
     ) -> Dict[str, Metrics]:
         """Evaluate a split.
@@ -187,7 +188,7 @@ class Evaluator:
             )
 
     def _batch(
-        self, arrays: Dict[str, np.ndarray], steps: int, weights: Optional[Dict[str, Any]]
+        self, arrays: Dict[str, np.ndarray], steps: int, weights: Optional[Tree]
     ) -> Tuple[np.ndarray, np.ndarray, Metrics]:
         """Run one batch; give (n, S) predictions, (n,) q_halt and sums over the labelled rows."""
         batch = Batch(*(mx.array(arrays[name]) for name in Batch._fields))

@@ -14,6 +14,7 @@ from mlx_trm.datasets.names import number_rows
 from mlx_trm.errors import ConfigError, DataError
 from mlx_trm.inference.step import compile_reason, merge_weights, should_compile
 from mlx_trm.models import RecursiveModel
+from mlx_trm.models.base import Tree
 from mlx_trm.models.carry import IGNORE_LABEL_ID, Batch
 from mlx_trm.models.memory import limit_evaluation_memory
 from mlx_trm.runs.checkpoint import load_checkpoint
@@ -64,7 +65,7 @@ class Solver:
         config: ExperimentConfig,
         task: Optional[Task] = None,
         row_names: Optional[Sequence[str]] = None,
-        weights: Optional[Dict[str, Any]] = None,
+        weights: Optional[Tree] = None,
     ) -> None:
         """Prepare a solver; nothing is computed yet.
 

@@ -3,13 +3,15 @@
 from typing import Any, Callable, Dict, Optional, Tuple
 
 import mlx.core as mx
+from mlx.utils import tree_unflatten
 
 from mlx_trm.models import RecursiveModel, named_arrays
+from mlx_trm.models.base import Tree
 from mlx_trm.models.carry import Carry, Outputs
 from mlx_trm.system.device import on_gpu
 from mlx_trm.system.streams import joined, over_rows, share_cores
 
-Reason = Callable[[Dict[str, Any], Carry, Optional[mx.array]], Tuple[Carry, Outputs]]
+Reason = Callable[[Tree, Carry, Optional[mx.array]], Tuple[Carry, Outputs]]
 
 # On the CPU a model of fewer weights is not compiled unless that is asked for.
 LARGE = 1_000_000
@@ -31,17 +33,12 @@ def should_compile(setting: str, model: Optional[RecursiveModel] = None) -> bool
     return setting == "always"
 
 
-def merge_weights(tree: Dict[str, Any], other: Dict[str, Any]) -> Dict[str, Any]:
+def merge_weights(tree: Tree, other: Tree) -> Tree:
     """Give a tree of weights with the leaves of another one, of some of them, in their places."""
-    merged = dict(tree)
-    for key, value in other.items():
-        if isinstance(value, dict):
-            merged[key] = merge_weights(merged[key], value)
-        elif isinstance(value, list):
-            merged[key] = [merge_weights(mine, theirs) for mine, theirs in zip(merged[key], value)]
-        else:
-            merged[key] = value
-    return merged
+    merged = dict(named_arrays(tree))
+    merged.update(named_arrays(other))
+    whole: Tree = tree_unflatten(list(merged.items()))
+    return whole
 
 
 def compile_reason(model: RecursiveModel, compiled: bool) -> Reason:
@@ -61,16 +58,14 @@ def compile_reason(model: RecursiveModel, compiled: bool) -> Reason:
         latents, outputs = model.reason(Carry.unpack(packed), rows)
         return tuple(latents), tuple(outputs)
 
-    def traced(weights: Dict[str, Any], packed: Tuple, rows: Optional[mx.array]) -> Tuple:
+    def traced(weights: Tree, packed: Tuple, rows: Optional[mx.array]) -> Tuple:
         with model.using(weights):
             found: Tuple = joined(over_rows(share, Carry.unpack(packed).extent, packed, rows))
         return found
 
     step: Callable = mx.compile(traced) if compiled else traced
 
-    def reason(
-        weights: Dict[str, Any], carry: Carry, rows: Optional[mx.array]
-    ) -> Tuple[Carry, Outputs]:
+    def reason(weights: Tree, carry: Carry, rows: Optional[mx.array]) -> Tuple[Carry, Outputs]:
         share_cores(*carry.extent)
         latents, outputs = step(weights, carry.pack(), rows)
         return carry._replace(latents=tuple(latents)), Outputs(*outputs)

@@ -7,7 +7,7 @@ Reference: models/recursive_reasoning/trm.py, the ACT wrapper and ``_input_embed
 """
 
 from contextlib import contextmanager
-from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple, Type
+from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple, Type, Union
 
 import mlx.core as mx
 from mlx import nn
@@ -19,6 +19,9 @@ from mlx_trm.models.carry import Batch, Carry, Outputs, empty_carry, halt, refil
 from mlx_trm.nn.functional import scaled
 from mlx_trm.nn.layers import PuzzleEmbedding
 from mlx_trm.system.device import on_gpu
+
+# A tree of arrays by name, as MLX has parameters: their averages, gradients and moments, too.
+Tree = Dict[str, Union[mx.array, "Tree", List["Tree"]]]
 
 DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16, "float16": mx.float16}
 
@@ -191,20 +194,20 @@ class RecursiveModel(nn.Module):
 
     # Weights apart from the puzzle table -------------------------------------------------------
 
-    def weights(self) -> Dict[str, Any]:
+    def weights(self) -> Tree:
         """Give the tree of all arrays but the puzzle table: trained weights and initial states."""
         tree = dict(self.parameters())
         tree.pop("puzzle_emb", None)
         return tree
 
-    def trained_weights(self) -> Dict[str, Any]:
+    def trained_weights(self) -> Tree:
         """Give the tree of the weights that AdamATan2 trains and the EMA averages."""
         tree = dict(self.trainable_parameters())
         tree.pop("puzzle_emb", None)
         return tree
 
     @contextmanager
-    def using(self, *trees: Dict[str, Any]) -> Iterator["RecursiveModel"]:
+    def using(self, *trees: Tree) -> Iterator["RecursiveModel"]:
         """Compute with other weights inside a ``with`` block, and restore the model's own after.
 
         This is how traced arrays enter a compiled function without being left behind in the model.

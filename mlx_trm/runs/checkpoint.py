@@ -27,6 +27,7 @@ from mlx_trm.config.loading import load_config, save_config
 from mlx_trm.config.sections import ExperimentConfig, TaskSpec
 from mlx_trm.errors import CheckpointError, ConfigError, DataError, describe_error
 from mlx_trm.models import RecursiveModel, build_model, named_arrays
+from mlx_trm.models.base import Tree
 from mlx_trm.runs.layout import (
     AVERAGE,
     CARRY,
@@ -84,7 +85,7 @@ def save_checkpoint(
     model: RecursiveModel,
     config: ExperimentConfig,
     step: int,
-    average: Optional[Dict[str, Any]] = None,
+    average: Optional[Tree] = None,
     training: Optional[TrainingState] = None,
     row_names: Optional[bytes] = None,
 ) -> Path:

@@ -11,6 +11,8 @@ import mlx.core as mx
 from mlx.optimizers import Optimizer
 from mlx.utils import tree_map
 
+from mlx_trm.models.base import Tree
+
 
 class AdamATan2(Optimizer):
     """Adam whose ratio m / (sqrt(v) + eps) is replaced by atan2(m, sqrt(v)): no epsilon.
@@ -138,7 +140,7 @@ class EMA:
     Reference: models/ema.py ``EMAHelper``.
     """
 
-    def __init__(self, weights: Dict[str, Any], rate: float = 0.999) -> None:
+    def __init__(self, weights: Tree, rate: float = 0.999) -> None:
         """Start the average at ``weights``.
 
         Raises:
@@ -149,11 +151,11 @@ class EMA:
         self.rate = rate
         self.weights = weights
 
-    def update(self, weights: Dict[str, Any]) -> None:
+    def update(self, weights: Tree) -> None:
         """Move the average towards ``weights``, a tree of the same structure."""
         self.weights = self.average(self.weights, weights, self.rate)
 
     @staticmethod
-    def average(past: Dict[str, Any], weights: Dict[str, Any], rate: float) -> Dict[str, Any]:
+    def average(past: Tree, weights: Tree, rate: float) -> Tree:
         """Give ``(1 - rate) * weights + rate * past``, leaf by leaf."""
         return tree_map(lambda new, old: (1.0 - rate) * new + rate * old, weights, past)

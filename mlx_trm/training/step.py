@@ -16,6 +16,7 @@ from mlx_trm.config.sections import ExperimentConfig
 from mlx_trm.errors import CheckpointError, NonFiniteError
 from mlx_trm.inference.step import should_compile
 from mlx_trm.models import RecursiveModel, named_arrays
+from mlx_trm.models.base import Tree
 from mlx_trm.models.carry import Batch, Carry, draw_exploration
 from mlx_trm.models.losses import Metrics, act_loss, loss_scale
 from mlx_trm.models.memory import limit_run_ahead
@@ -23,7 +24,10 @@ from mlx_trm.system.processes import Processes
 from mlx_trm.system.streams import added, give_back_cores, joined, over_rows, share_cores
 from mlx_trm.training.optim import EMA, AdamATan2, scheduled_lr, sign_sgd_rows
 
-Tree = Dict[str, Any]
+# What a step updates: trees called weights, optimizer and, with EMA on, average.
+State = Dict[str, Tree]
+# What a batch has for each of its rows, where the model has a puzzle table.
+Rows = Optional[mx.array]
 
 
 class Part(NamedTuple):
@@ -91,7 +95,7 @@ class TrainStep:
         model, optimizer, config = self.model, self.optimizer, self.config.train
         scale = loss_scale(model.dtype, config.batch_size)
 
-        def loss_fn(weights: Tree, rows: Any, packed: Tuple, min_steps: mx.array) -> Tuple:
+        def loss_fn(weights: Tree, rows: Rows, packed: Tuple, min_steps: mx.array) -> Tuple:
             with model.using(weights):
                 carry, outputs = model.step(Carry.unpack(packed), rows, min_steps)
             loss, metrics = act_loss(
@@ -100,14 +104,19 @@ class TrainStep:
             return loss * (scale / config.batch_size), carry.pack(), metrics
 
         def differentiate(
-            weights: Tree, initial: Tree, packed: Tuple, batch: Tuple, rows: Any, min_steps: Any
+            weights: Tree,
+            initial: Tree,
+            packed: Tuple,
+            batch: Tuple,
+            rows: Rows,
+            min_steps: mx.array,
         ) -> Tuple:
             """Give gradients of weights and of rows (None), the new carry, and the metrics."""
             with model.using(initial):
                 carry = model.begin(Carry.unpack(packed), Batch(*batch))
             function: Any = mx.value_and_grad(loss_fn, 0 if rows is None else (0, 1))
 
-            def share(rows: Any, packed: Tuple, min_steps: mx.array) -> Tuple:
+            def share(rows: Rows, packed: Tuple, min_steps: mx.array) -> Tuple:
                 (_, packed, metrics), found = function(weights, rows, packed, min_steps)
                 gradients, of_rows = (found, None) if rows is None else found
                 return (gradients, metrics), (of_rows, packed)
@@ -123,12 +132,12 @@ class TrainStep:
             return gradients, row_gradients, packed, metrics
 
         def update(
-            state: Tree, gradients: Tree, rows: Any, row_gradients: Any, identifiers: Any,
+            state: State, gradients: Tree, rows: Rows, row_gradients: Rows, identifiers: Rows,
             puzzle_lr: mx.array, loss: mx.array,
         ) -> Tuple:  # fmt: skip
             """Give the new state, the new rows, and whether everything was finite."""
             leaves = [leaf for _, leaf in named_arrays(gradients)]
-            leaves += [] if rows is None else [row_gradients]
+            leaves += [] if row_gradients is None else [row_gradients]
             # NaN and infinity stay in a sum, so one number tells.
             finite = mx.isfinite(sum((mx.sum(leaf) for leaf in leaves), loss))
             new = dict(state)
@@ -139,14 +148,16 @@ class TrainStep:
                 new["optimizer"] = optimizer.state
                 if "average" in state:
                     new["average"] = EMA.average(state["average"], new["weights"], config.ema_rate)
-            if rows is not None and config.freeze != "puzzle_emb":
+            if config.freeze == "puzzle_emb":
+                return new, rows, finite
+            if rows is not None and row_gradients is not None and identifiers is not None:
                 rows = sign_sgd_rows(
                     rows, row_gradients, identifiers, puzzle_lr, config.puzzle_emb_weight_decay
                 )
             return new, rows, finite
 
         def whole(
-            state: Tree, initial: Tree, packed: Tuple, batch: Tuple, rows: Any, min_steps: Any,
+            state: State, initial: Tree, packed: Tuple, batch: Tuple, rows: Rows, min_steps: mx.array,
             puzzle_lr: mx.array,
         ) -> Tuple:  # fmt: skip
             gradients, row_gradients, packed, metrics = differentiate(
@@ -185,7 +196,7 @@ class TrainStep:
         number = self.step + 1
         parts = self._parts(batch, number)
         self.optimizer.learning_rate = self.learning_rate(number)
-        state: Tree = {
+        state: State = {
             "weights": self.model.trained_weights(),
             "optimizer": self.optimizer.state,
         }
@@ -297,7 +308,7 @@ class TrainStep:
     def _puzzle_lr(self) -> mx.array:
         return mx.array(self.learning_rate(self.step + 1, self.config.train.puzzle_emb_lr))
 
-    def _take_whole(self, parts: List[Part], state: Tree, rows: Any, identifiers: Any) -> Tuple:
+    def _take_whole(self, parts: List[Part], state: State, rows: Rows, identifiers: Rows) -> Tuple:
         """Send the whole batch through at once."""
         del identifiers
         carry, batch, min_steps = parts[0]
@@ -308,9 +319,9 @@ class TrainStep:
         mx.eval(new, packed, rows, metrics, finite)
         return new, [Carry.unpack(packed)], rows, metrics, finite
 
-    def _take_parts(self, parts: List[Part], state: Tree, rows: Any, identifiers: Any) -> Tuple:
+    def _take_parts(self, parts: List[Part], state: State, rows: Rows, identifiers: Rows) -> Tuple:
         """Sum the gradients of micro-batches and of all processes, then update once."""
-        total: Any = None
+        total: Optional[Tree] = None
         mine = None if rows is None else rows[self.processes.share(rows.shape[0])]
         row_gradients: List[mx.array] = []
         carries: List[Carry] = []
