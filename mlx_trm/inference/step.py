@@ -1,6 +1,6 @@
 """One supervision step of a trained model, compiled where that pays."""
 
-from typing import Any, Callable, Dict, Optional, Tuple
+from typing import Callable, Optional, Tuple
 
 import mlx.core as mx
 from mlx.utils import tree_unflatten

@@ -5,7 +5,7 @@ Reference: the adam_atan2 package, models/sparse_embedding.py, models/ema.py, an
 """
 
 import math
-from typing import Any, Callable, Dict, Sequence, Union
+from typing import Callable, Dict, Sequence, Union
 
 import mlx.core as mx
 from mlx.optimizers import Optimizer

@@ -157,8 +157,8 @@ class TrainStep:
             return new, rows, finite
 
         def whole(
-            state: State, initial: Tree, packed: Tuple, batch: Tuple, rows: Rows, min_steps: mx.array,
-            puzzle_lr: mx.array,
+            state: State, initial: Tree, packed: Tuple, batch: Tuple, rows: Rows,
+            min_steps: mx.array, puzzle_lr: mx.array,
         ) -> Tuple:  # fmt: skip
             gradients, row_gradients, packed, metrics = differentiate(
                 state["weights"], initial, packed, batch, rows, min_steps
