@@ -35,7 +35,7 @@ class Quantized(NamedTuple):
     bytes_after: int
 
     def describe(self) -> str:
-        """Say it in a line."""
+        """Say in one line how many layers were quantised and how many bytes that saved."""
         count = len(self.layers)
         text = (
             f"{count} of {count + len(self.left)} linear layers have {self.bits}-bit weights: "

@@ -40,7 +40,7 @@ class SudokuTransforms(NamedTuple):
         return self.tokens.ravel().take(moved + rows * self.tokens.shape[1])
 
     def inverse(self) -> "SudokuTransforms":
-        """Return the symmetries that undo these."""
+        """Return the symmetries that undo these, row by row."""
         return SudokuTransforms(
             np.argsort(self.cells, axis=1), np.argsort(self.tokens, axis=1).astype(np.uint8)
         )

@@ -137,7 +137,7 @@ def test_quantized_blocks_are_never_fused() -> None:
     left = [name.partition("layers.0.")[2] for name, _ in quantize_model(model, 4).left]
     assert {"mlp.down_proj", "mlp_t.down_proj", "mlp_t.gate_up_proj"} <= set(left)
     plain = logits(model)
-    with fused.using(True):
+    with fused.use(True):
         np.testing.assert_array_equal(logits(model), plain)
 
 
