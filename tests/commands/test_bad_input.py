@@ -576,7 +576,9 @@ CASES: Dict[str, Case] = {
     "plot/no-step": Case("plot a --table", "a:1: has no step", {"a": '{"kind": "eval"}\n'}),
     "plot/metric": Case("plot run --table --metrics lm_los", "did you mean 'lm_loss'|logged: "),
     "plot/metric-misplaced": Case("plot --metrics lr run", "are required: RUN"),
-    "plot/suffix": Case("plot run --output a.jpg", "a.jpg: its name must end in .png or .pdf"),
+    "plot/suffix": Case(
+        "plot run --output a.jpg", "a.jpg: its name must end in .png, .pdf or .svg"
+    ),
     "plot/output": Case("plot run --output no/a.png", "no/a.png: cannot be written"),
     "plot/output-folder": Case("plot run --output sub", "it is a folder", {"sub": None}),
     "plot/smooth": Case("plot run --smooth 0", "--smooth: '0' is not a whole number of at least 1"),

@@ -84,7 +84,7 @@ CASES: Dict[str, Case] = {
     "task/no_output": Case(LINE, "train pair 1: has no 'output'",
                            files({"e1": task(train=[{"input": grid()}])})),
     "task/list": Case(LINE, "task e1: 'train' must be a list", files({"e1": []})),
-    "file/list": Case(LINE, "p_evaluation_challenges.json: must be a JSON object", files([])),
+    "file/list": Case(LINE, "p_evaluation_challenges.json: is not a JSON object", files([])),
     "file/cut": Case(LINE, "p_evaluation_challenges.json: is not JSON", files('{"e1": {"train"')),
     "file/bytes": Case(LINE, "p_evaluation_challenges.json: is not JSON", files(b"\xff\xfe")),
     "file/nothing": Case(LINE, "p_evaluation_challenges.json: holds no tasks", files({})),

@@ -23,6 +23,7 @@ from mlx_trm.runs.checkpoint import load_checkpoint, newest_whole
 from mlx_trm.runs.folder import RunLock
 from mlx_trm.runs.layout import list_checkpoints
 from mlx_trm.training import loop as fitting
+from mlx_trm.training.step import TrainStep
 from mlx_trm.training.trainer import Trainer
 
 
@@ -453,9 +454,9 @@ def test_killed_at_random_moments(tmp_path: Path) -> None:
 
 def poison(trainer: Trainer, monkeypatch: Any, step: int) -> None:
     """Make one step's loss infinite by its weights, which are right again afterwards."""
-    take = type(trainer).train_step
+    take = type(trainer.train_step).__call__
 
-    def poisoned(self: Trainer, batch: Any) -> Any:
+    def poisoned(self: TrainStep, batch: Any) -> Any:
         if self.step + 1 != step:
             return take(self, batch)
         whole = self.model.lm_head.weight
@@ -465,7 +466,7 @@ def poison(trainer: Trainer, monkeypatch: Any, step: int) -> None:
         finally:
             self.model.lm_head.weight = whole
 
-    monkeypatch.setattr(type(trainer), "train_step", poisoned)
+    monkeypatch.setattr(TrainStep, "__call__", poisoned)
 
 
 def test_a_step_that_is_not_finite_stops_with_everything_saved(monkeypatch: Any) -> None:

@@ -179,7 +179,7 @@ def test_only_the_test_split_is_voted_on() -> None:
 @pytest.mark.parametrize(
     "name, text, says",
     [
-        ("identifiers.json", None, "identifiers.json: cannot be read .* build the dataset again"),
+        ("identifiers.json", None, "identifiers.json: cannot be read: .* build the dataset again"),
         ("identifiers.json", "{}", "identifiers.json: is not a JSON list; .* build"),
         ("test_puzzles.json", "[", "test_puzzles.json: is not JSON"),
         ("test_puzzles.json", '{"x": 3}', "test_puzzles.json: is damaged"),
