@@ -1,27 +1,18 @@
 """What a user can do wrong, at the command line: one line that helps, code 2, nothing damaged."""
 
 import io
-import json
 import os
-import random
-import re
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
-from types import MappingProxyType
-from typing import Callable, Dict, List, Mapping, NamedTuple, Optional
+from typing import Callable, Dict, Optional
 
 import mlx.core as mx
 import pytest
+from bad_input import Case, check, cut, edit_json, remove, rewrite, set_up, snapshot
+from child_processes import run_python
 from paths import ROOT
 
-from mlx_trm import load_checkpoint
 from mlx_trm.__main__ import main
-from mlx_trm.errors import CheckpointError
-from mlx_trm.system.files import hash_file as sha256
 from mlx_trm.system.report import gpu_available
 
 RECORDING = ROOT / "tests" / "reference" / "cuda" / "trm_att_rope_bf16.safetensors"
@@ -38,71 +29,7 @@ CELLS, MARKED = "S #    # #     G", "S # o  #o#  oooG"
 YAML = "task: {name: sudoku, size: 4}\nmodel: {name: trm}\n"
 
 
-class Case(NamedTuple):
-    """A wrong command line.
-
-    Attributes:
-        line: the words after ``python -m mlx_trm``; a word of a list may hold spaces.
-        says: what the message has to contain, several separated by ``|``.
-        files: written first, by name in the working folder; None makes a folder.
-        prepare: called first, in the working folder, after that.
-        stdin: what standard input holds.
-        problems: lines below a heading; 0 for a message of one line.
-        env: environment variables.
-    """
-
-    line: "str | List[str]"
-    says: str
-    files: Mapping[str, "str | bytes | None"] = MappingProxyType({})
-    prepare: Optional[Callable[[], None]] = None
-    stdin: str = ""
-    problems: int = 0
-    env: Mapping[str, str] = MappingProxyType({})
-
-
 # Preparations: they run in the working folder, which holds a run in `run` and data in `built`.
-
-
-def rewrite(path: str, change: Callable[[bytes], bytes], seal: bool = False) -> Callable[[], None]:
-    """Change a file's bytes; with ``seal`` its checksum in ``state.json`` too."""
-
-    def prepare() -> None:
-        file = Path(path)
-        file.write_bytes(change(file.read_bytes()))
-        if seal:
-            state = json.loads((file.parent / "state.json").read_text())
-            state["sha256"][file.name] = sha256(file)
-            (file.parent / "state.json").write_text(json.dumps(state))
-
-    return prepare
-
-
-def edit_json(path: str, **values: object) -> Callable[[], None]:
-    """Change entries of a JSON object; None removes one."""
-
-    def change(content: bytes) -> bytes:
-        held = {**json.loads(content), **values}
-        return json.dumps({key: value for key, value in held.items() if value is not None}).encode()
-
-    return rewrite(path, change)
-
-
-def remove(*paths: str) -> Callable[[], None]:
-    """Remove files, links and folders."""
-
-    def prepare() -> None:
-        for path in map(Path, paths):
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
-            else:
-                path.unlink()
-
-    return prepare
-
-
-def cut(content: bytes) -> bytes:
-    """The first two thirds."""
-    return content[: len(content) * 2 // 3]
 
 
 def other_shape(content: bytes) -> bytes:
@@ -610,11 +537,6 @@ PROCESSES = ("config/several", "run/sealed-cut", "solve/empty-stdin", "parity/cu
 MODULES = ("value/huge-model", "file/letter", "line/no-action")
 
 
-def environment(cache: Path) -> Dict[str, str]:
-    """The environment of a process."""
-    return {**os.environ, "MLX_TRM_CACHE": str(cache), "PYTHONPATH": str(ROOT)}
-
-
 @pytest.fixture(name="made", scope="module")
 def make_run_and_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a run, a built dataset, and the cache."""
@@ -634,45 +556,6 @@ def make_work(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
     for name in ("run", "built"):
         shutil.copytree(made / name, tmp_path / name, symlinks=True)
     return tmp_path
-
-
-def snapshot(folder: Path) -> Dict[str, Optional[bytes]]:
-    """Every file's content, None for folders; Python's caches and lock files left out."""
-    return {
-        path.relative_to(folder).as_posix(): path.read_bytes() if path.is_file() else None
-        for path in sorted(folder.rglob("*"))
-        if "__pycache__" not in path.parts and path.suffix != ".lock"
-    }
-
-
-def set_up(case: Case) -> List[str]:
-    """Make a case's files; give its words."""
-    for name, content in case.files.items():
-        path = Path(name)
-        if content is None:
-            path.mkdir()
-            continue
-        path.parent.mkdir(exist_ok=True)
-        path.write_bytes(content.encode() if isinstance(content, str) else content)
-    if case.prepare is not None:
-        case.prepare()
-    return case.line.split() if isinstance(case.line, str) else list(case.line)
-
-
-def check(case: Case, code: int, out: str, err: str) -> None:
-    """One line that says it, or a heading and a line for each problem; nothing else."""
-    assert "Traceback" not in err and "a bug" not in err, err
-    assert code == 2, err
-    assert out == ""
-    assert err.endswith("\n"), err
-    lines = [line for line in err[:-1].split("\n") if not line.startswith("building ")]
-    assert len(lines) == 1 + case.problems, err
-    if case.problems:
-        assert re.fullmatch(rf".+ has {case.problems} problems:", lines[0])
-        assert all(re.match(r"  \S", line) for line in lines[1:])
-    for part in case.says.split("|"):
-        assert part in err, err
-    assert len(max(lines, key=len)) < 700, "too long to read"
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -704,15 +587,7 @@ def test_bad_input_in_a_process(name: str, work: Path, made: Path) -> None:
     words = set_up(case)
     start = [f"mlx_trm.{words[0]}", *words[1:]] if name in MODULES else ["mlx_trm", *words]
     before = snapshot(work)
-    done = subprocess.run(
-        [sys.executable, "-m", *start],
-        input=case.stdin,
-        capture_output=True,
-        text=True,
-        check=False,
-        env=environment(made / "cache"),
-        timeout=60,
-    )
+    done = run_python("-m", *start, env={"MLX_TRM_CACHE": str(made / "cache")}, given=case.stdin)
     check(case, done.returncode, done.stdout, done.stderr)
     assert snapshot(work) == before
 
@@ -721,132 +596,3 @@ def test_there_are_enough_cases() -> None:
     """And their names say what they are about."""
     assert len(CASES) >= 150
     assert {name.split("/")[0] for name in CASES} >= {"config", "file", "built", "run", "solve"}
-
-
-# Odd surroundings -------------------------------------------------------------------------------
-
-
-def shell(line: str, made: Path) -> "subprocess.CompletedProcess[str]":
-    """Run a line of the shell in which ``mlx`` starts the commands."""
-    start = f"mlx() {{ '{sys.executable}' -m mlx_trm \"$@\"; }}; "
-    return subprocess.run(
-        ["bash", "-c", start + line],
-        capture_output=True,
-        text=True,
-        check=False,
-        env=environment(made / "cache"),
-        timeout=60,
-    )
-
-
-@pytest.mark.parametrize(
-    "line, code",
-    [
-        ("mlx | head -0; exit ${PIPESTATUS[0]}", 141),
-        ("mlx data generate --size 4 --count 900 -q | head -1; exit ${PIPESTATUS[0]}", 141),
-        ("mlx train --help | head -0; exit ${PIPESTATUS[0]}", 141),
-        (f"mlx data show {TINY} >&-", 0),
-        ("mlx evaluate nope 2>&-", 2),
-        (f"PYTHONIOENCODING=ascii mlx data show {TINY}", 0),
-    ],
-)
-def test_odd_streams(line: str, code: int, made: Path) -> None:
-    """A reader that leaves early, closed streams, and a small character set: no noise."""
-    done = shell(line, made)
-    assert done.stderr == ""
-    assert done.returncode in (code, 0 if code == 141 else code)
-
-
-def test_a_full_disk(made: Path) -> None:
-    """Where output cannot be written, one line says so."""
-    if not os.path.exists("/dev/full"):
-        pytest.skip("no /dev/full")
-    done = shell(f"mlx data show {TINY} > /dev/full", made)
-    assert done.returncode == 2 and done.stderr == "No space left on device\n"
-
-
-# Interruptions ----------------------------------------------------------------------------------
-
-
-def started(words: List[str], made: Path) -> "subprocess.Popen[str]":
-    """Start a command whose output can be read while it works."""
-    return subprocess.Popen(  # pylint: disable=consider-using-with
-        [sys.executable, "-u", "-m", "mlx_trm", *words],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment(made / "cache"),
-    )
-
-
-def wait_for(path: Path, pattern: str, process: "subprocess.Popen[str]") -> None:
-    """Wait until a folder holds something."""
-    for _ in range(3000):
-        if list(path.glob(pattern)):
-            return
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.01)
-    raise AssertionError(f"{path} holds no {pattern}")
-
-
-def test_training_stops_cleanly(work: Path, made: Path) -> None:
-    """Ctrl-C: the step is finished and saved, the code is 0, the checkpoint loads."""
-    process = started(f"train {TINY} train.epochs=800000 run_dir=stopped".split(), made)
-    wait_for(work / "stopped", "metrics.jsonl", process)
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
-    assert process.returncode == 0, err
-    assert "Traceback" not in err and "stopping: finishing this step and saving" in err
-    assert "\nstopped: " in out
-    checkpoint = load_checkpoint(work / "stopped")
-    assert checkpoint.step >= 10
-    steps = [json.loads(line) for line in (work / "stopped" / "metrics.jsonl").open()]
-    # The last line may have less than an interval to go; its sums are in the checkpoint.
-    assert 0 <= checkpoint.step - steps[-1]["step"] < 10
-
-
-@pytest.mark.parametrize("command", ["build", "evaluate"])
-def test_interrupted_commands(command: str, work: Path, made: Path, tmp_path: Path) -> None:
-    """Ctrl-C: one line, code 130, and nothing half done is left."""
-    if command == "build":
-        cache = tmp_path / "cache"
-        words = "data build --config sudoku.yaml task.num_aug=20000".split()
-        process = started([*words, "--output", str(tmp_path / "out" / "data")], made)
-        wait_for(tmp_path / "out", ".*/new/train/*inputs.npy", process)
-        assert not cache.exists()
-    else:
-        before = snapshot(work)
-        process = started("evaluate run --steps 10000000 --log-file log".split(), made)
-        wait_for(work, "log", process)
-        time.sleep(0.3)
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
-    assert (process.returncode, out, err) == (130, "", "interrupted\n")
-    if command == "build":
-        assert not list((tmp_path / "out").iterdir())
-    else:
-        (work / "log").unlink()
-        assert snapshot(work) == before
-
-
-@pytest.mark.slow
-def test_killed_while_saving(work: Path, made: Path) -> None:
-    """kill -9 at any moment of many saves: the run loads, or says that it has no checkpoint."""
-    draws = random.Random(0)
-    loaded = 0
-    for number in range(10):
-        words = f"train {TINY} train.epochs=800000 checkpoint.every=1 run_dir=k{number}".split()
-        process = started(words, made)
-        wait_for(work, f"k{number}/config.yaml", process)
-        time.sleep(draws.uniform(0.0, 0.6))
-        process.kill()
-        process.communicate()
-        try:
-            checkpoint = load_checkpoint(work / f"k{number}")
-        except CheckpointError as error:
-            assert "holds no checkpoint" in str(error)
-            continue
-        steps = [int(path.name[5:]) for path in (work / f"k{number}").glob("step_*")]
-        assert checkpoint.step >= max(steps) - 1
-        loaded += 1
-    assert loaded >= 5

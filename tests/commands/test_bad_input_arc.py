@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Callable, Dict, Mapping
 
 import pytest
-from test_bad_input import Case, check, cut, edit_json, remove, rewrite, set_up, snapshot
+from bad_input import Case, check, cut, edit_json, remove, rewrite, set_up, snapshot
 
 from mlx_trm.__main__ import main
 

@@ -2,8 +2,7 @@
 
 import argparse
 import logging
-import os
-import subprocess
+import runpy
 import sys
 import types
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any, Dict, List, Optional
 
 import mlx.core as mx
 import pytest
-from paths import ROOT
+from child_processes import LIMIT, run_python, started
 from tqdm import tqdm
 
 import mlx_trm
@@ -283,17 +282,12 @@ def test_a_reader_that_leaves_is_no_error(tmp_path: Path) -> None:
         "        print(number)\n"
         "sys.exit(main('data', lambda parser: None, run))\n"
     )
-    with subprocess.Popen(
-        [sys.executable, str(script)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env=dict(os.environ, PYTHONPATH=str(ROOT)),
-    ) as process:
+    with started([sys.executable, script]) as process:
         assert process.stdout is not None and process.stderr is not None
-        assert process.stdout.readline() == b"0\n"
+        assert process.stdout.readline() == "0\n"
         process.stdout.close()
-        assert process.stderr.read() == b""
-        assert process.wait() == 141
+        assert process.stderr.read() == ""
+        assert process.wait(LIMIT) == 141
 
 
 # Messages ---------------------------------------------------------------------------------------
@@ -404,18 +398,16 @@ def test_commands_are_listed(argv: List[str], capsys: pytest.CaptureFixture) -> 
         assert f"  {name:8}  {summary}\n" in out
 
 
-def test_listed_commands_exist() -> None:
-    """Each is a module with a main function that understands --help."""
-    for name in COMMANDS:
-        done = subprocess.run(
-            [sys.executable, "-m", f"mlx_trm.{name}", "--help"],
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert (done.returncode, done.stderr) == (0, ""), name
-        assert done.stdout.startswith(f"usage: python -m mlx_trm.{name} "), name
+@pytest.mark.parametrize("name", COMMANDS)
+def test_listed_commands_exist(name: str, capsys: pytest.CaptureFixture) -> None:
+    """Each is a module that starts its main function, which understands --help."""
+    with pytest.raises(SystemExit) as ended:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sys, "argv", [name, "--help"])
+            runpy.run_module(f"mlx_trm.{name}", run_name="__main__")
+    out, err = capsys.readouterr()
+    assert (ended.value.code, err) == (0, "")
+    assert out.startswith(f"usage: python -m mlx_trm.{name} ")
 
 
 def test_a_command_is_started_with_the_rest_of_the_line(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -439,19 +431,10 @@ def test_unknown_command(capsys: pytest.CaptureFixture) -> None:
 
 def test_python_m() -> None:
     """``python -m mlx_trm`` lists, tells its version, and starts commands."""
-
-    def call(*words: str) -> "subprocess.CompletedProcess[str]":
-        return subprocess.run(
-            [sys.executable, "-m", "mlx_trm", *words],
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-
-    assert call("--version").stdout == f"mlx_trm {mlx_trm.__version__}\n"
-    assert "parity" in call().stdout
-    done = call("train", "--config", "nowhere.yaml")
+    version = run_python("-m", "mlx_trm", "--version")
+    assert version.stdout == f"mlx_trm {mlx_trm.__version__}\n"
+    assert "parity" in run_python("-m", "mlx_trm").stdout
+    done = run_python("-m", "mlx_trm", "train", "--config", "nowhere.yaml")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("nowhere.yaml: there is no such file")
     assert done.stderr.count("\n") == 1

@@ -6,8 +6,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
-import sys
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Callable, Dict, List
@@ -15,6 +13,7 @@ from typing import Any, Callable, Dict, List
 import mlx.core as mx
 import numpy as np
 import pytest
+from child_processes import run, run_python
 from paths import ROOT
 
 import mlx_trm as trm
@@ -358,16 +357,9 @@ def fixture_sudoku(tmp_path_factory: pytest.TempPathFactory) -> Path:
     lines = re.findall(r"^g\+\+ .*$", document.replace("\\\n", " "), flags=re.MULTILINE)
     assert len(lines) == 1
     line = lines[0].replace("$MLX", str(mlx)).replace("-o sudoku", f"-o {program}")
-    done = subprocess.run(
-        line.replace('"', "").split(), cwd=ROOT, capture_output=True, text=True, check=False
-    )
+    done = run(line.replace('"', "").split(), cwd=ROOT)
     assert done.returncode == 0, done.stderr
     return program
-
-
-def start(program: Path, *words: str) -> "subprocess.CompletedProcess[str]":
-    """Run the example."""
-    return subprocess.run([str(program), *words], capture_output=True, text=True, check=False)
 
 
 def test_cpp_prints_the_digits_that_python_prints(
@@ -381,10 +373,10 @@ def test_cpp_prints_the_digits_that_python_prints(
     for puzzle in PUZZLES:
         for steps in (1, 2, 3):
             answer = solver.solve(puzzle, steps).answer
-            assert start(sudoku, path, puzzle, str(steps)).stdout == answer + "\n"
+            assert run([sudoku, path, puzzle, str(steps)]).stdout == answer + "\n"
             answers.add(answer)
         halted = solver.solve(puzzle, 16, stop_when_halted=True).answer
-        assert start(sudoku, path, puzzle).stdout == halted + "\n"
+        assert run([sudoku, path, puzzle]).stdout == halted + "\n"
     assert len(answers) > len(PUZZLES)  # the steps matter
 
 
@@ -404,7 +396,7 @@ def test_cpp_refuses_in_a_line(sudoku: Path, run_dir: str, tmp_path: Path) -> No
         ),
         ((), "usage:"),
     ):
-        done = start(sudoku, *words)
+        done = run([sudoku, *words])
         assert (done.returncode, done.stdout) == (2, "")
         assert complaint in done.stderr and len(done.stderr.splitlines()) == 1
 
@@ -415,18 +407,16 @@ def test_cmake_builds_the_example(run_dir: str, tmp_path: Path) -> None:
     mlx = mlx_folder()
     if shutil.which("cmake") is None:
         pytest.skip("no cmake")
-    root = subprocess.run(
-        [sys.executable, "-m", "mlx", "--cmake-dir"], capture_output=True, text=True, check=True
-    ).stdout.strip()
+    root = run_python("-m", "mlx", "--cmake-dir").stdout.strip()
     assert Path(root).resolve() == mlx
     build = str(tmp_path / "build")
     for line in (
         ["cmake", "-S", str(ROOT / "examples" / "cpp"), "-B", build, f"-DMLX_ROOT={root}"],
         ["cmake", "--build", build],
     ):
-        done = subprocess.run(line, capture_output=True, text=True, check=False)
+        done = run(line)
         assert done.returncode == 0, done.stdout + done.stderr
     path = str(tmp_path / "model.mlxfn")
     assert main([run_dir, "--output", path]) == 0
     answer = Solver.from_checkpoint(run_dir).solve(PUZZLES[0], 2).answer
-    assert start(Path(build) / "sudoku", path, PUZZLES[0], "2").stdout == answer + "\n"
+    assert run([Path(build) / "sudoku", path, PUZZLES[0], "2"]).stdout == answer + "\n"

@@ -11,7 +11,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlx_trm import __main__ as commands
+from mlx_trm.__main__ import main
 from mlx_trm.config.loading import TrainConfig
 from mlx_trm.config.sections import EvalConfig, ExperimentConfig
 from mlx_trm.inference.evaluator import Evaluator
@@ -101,7 +101,7 @@ def fixture_run(tmp_path: Path, monkeypatch: Any, capsys: Any) -> Any:
     monkeypatch.chdir(tmp_path / "work")
 
     def call(*words: str) -> Result:
-        code = commands.main(list(words))
+        code = main(list(words))
         return Result(code, *capsys.readouterr())
 
     return call

@@ -2,16 +2,13 @@
 
 import io
 import json
-import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any, List, NamedTuple, Optional
 
 import numpy as np
 import pytest
-from paths import ROOT
 from scripted import (
     FIRST,
     FIRST_SOLVED,
@@ -297,22 +294,19 @@ def test_underlining_needs_drawings_of_one_shape() -> None:
     )
 
 
-def test_a_real_model_from_the_command_line(tmp_path: Path) -> None:
-    """In a process of its own: random weights answer, wrongly, and that is exit code 0."""
+def test_a_real_model_from_the_command_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Random weights answer, wrongly, and that is exit code 0."""
     config = experiment(
         TRMConfig(hidden_size=16, num_heads=2, L_layers=1, swiglu_multiple=16, halt_max_steps=3)
     )
     model = TRM(config.model, build_task(config.task).spec, seed=1)
     save_checkpoint(tmp_path / "run", model, config, 0)
-    done = subprocess.run(
-        [sys.executable, "-m", "mlx_trm.solve", str(tmp_path / "run"), FIRST, "--device", "cpu"],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONIOENCODING": "utf-8"},
-        capture_output=True,
-        check=False,
-    )
-    assert (done.returncode, done.stderr) == (0, b"")
-    last = done.stdout.decode("utf-8").splitlines()[-1]
+    assert main([str(tmp_path / "run"), FIRST, "--device", "cpu"]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    last = out.splitlines()[-1]
     match = re.fullmatch(r"after 3 steps: wrong \((\d+) of 16 cells right\), .* 0\.007", last)
     assert match and int(match.group(1)) < 16
     assert np.isclose(1 / (1 + np.exp(5.0)), 0.007, atol=5e-4)  # the Q head starts at -5

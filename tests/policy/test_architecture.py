@@ -8,15 +8,16 @@ import ast
 import importlib
 import json
 import re
-import subprocess
 import sys
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Set, Tuple
 
+from child_processes import run_python
+from paths import ROOT
+
 import mlx_trm
 
-ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "mlx_trm"
 COMMANDS = "train evaluate solve plot data convert export parity diagnose".split()
 
@@ -355,9 +356,7 @@ def test_no_hidden_switches() -> None:
 
 def in_fresh_python(code: str) -> str:
     """Standard output of a new interpreter that runs ``code`` from the repository's root."""
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
-    )
+    done = run_python("-c", code, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

@@ -2,13 +2,12 @@
 
 import importlib
 import json
-import os
-import subprocess
 import sys
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from child_processes import run_python
 from mlx.utils import tree_flatten
 from paths import ROOT
 
@@ -45,13 +44,7 @@ def _suite(monkeypatch):
 
 def start(script, *words):
     """Run a script of the suite in a process of its own."""
-    return subprocess.run(
-        [sys.executable, str(FOLDER / script), *words],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-    )
+    return run_python(FOLDER / script, *words)
 
 
 @pytest.fixture(name="measured", scope="module")

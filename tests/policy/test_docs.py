@@ -2,16 +2,18 @@
 
 import ast
 import hashlib
+import importlib
 import importlib.util
+import io
 import json
 import re
-import subprocess
-import sys
+from contextlib import redirect_stdout
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Set, Tuple
 
 import pytest
+from child_processes import run
 from paths import ROOT
 
 import mlx_trm
@@ -33,9 +35,7 @@ def documents() -> List[Path]:
 
 def text_files() -> List[Path]:
     """Every text file that git tracks, or that lies in the folders where it would."""
-    listed = subprocess.run(
-        ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=False
-    ).stdout.decode()
+    listed = run(["git", "ls-files", "-z"], cwd=ROOT).stdout
     paths = [ROOT / name for name in listed.split("\0") if name]
     if not paths:  # a source archive
         paths = [p for p in ROOT.rglob("*") if p.is_file() and ".git" not in p.parts]
@@ -69,15 +69,11 @@ def help_of(command: str) -> str:
     for extra in [[]] + (
         [[s] for s in ("list", "fetch", "build", "show", "generate")] if command == "data" else []
     ):
-        done = subprocess.run(
-            [sys.executable, "-m", f"mlx_trm.{command}", *extra, "--help"],
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr
-        texts.append(done.stdout)
+        out = io.StringIO()
+        with redirect_stdout(out), pytest.raises(SystemExit) as ended:
+            importlib.import_module(f"mlx_trm.{command}").main([*extra, "--help"])
+        assert ended.value.code == 0
+        texts.append(out.getvalue())
     return "\n".join(texts)
 
 

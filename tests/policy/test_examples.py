@@ -1,14 +1,12 @@
 """Every script in examples/ runs as its first lines say, and prints what it should."""
 
 import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import List
 
 import pytest
+from child_processes import run_python
 from paths import ROOT
 
 EXAMPLES = ROOT / "examples"
@@ -17,14 +15,7 @@ SMALL = ["task.train_puzzles=200", "task.test_puzzles=40", "train.batch_size=16"
 
 def run(folder: Path, *command: str) -> str:
     """Run Python in a folder of its own, with a cache of its own; give what it prints."""
-    done = subprocess.run(
-        [sys.executable, *command],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "MLX_TRM_CACHE": str(folder / "cache")},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = run_python(*command, cwd=folder, env={"MLX_TRM_CACHE": str(folder / "cache")})
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -81,14 +72,7 @@ def test_own_task_with_the_ordinary_commands(tmp_path: Path) -> None:
     metrics = json.loads((tmp_path / "metrics.json").read_text(encoding="utf-8"))
     assert metrics["all"]["count"] == 500
     assert run(tmp_path, "-m", "mlx_trm.solve", "run", "abcdeabcdeab")
-    refused = subprocess.run(
-        [sys.executable, "-m", "mlx_trm.solve", "run", "abc"],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    refused = run_python("-m", "mlx_trm.solve", "run", "abc", cwd=tmp_path)
     assert refused.returncode == 2
     assert refused.stderr == "'abc': expected 12 letters from a to e\n"
 

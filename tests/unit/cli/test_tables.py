@@ -2,7 +2,7 @@
 
 import pytest
 
-from mlx_trm.cli import tables as display
+from mlx_trm.cli import tables
 from mlx_trm.cli.progress import Progress
 from mlx_trm.runs.metrics import StepReport
 
@@ -13,28 +13,28 @@ def report(step: int) -> StepReport:
 
 
 def test_table_columns_are_as_wide_as_their_longest_entry():
-    text = display.table([("a", "long entry"), ("longer", "b")], ("x", "y"))
+    text = tables.table([("a", "long entry"), ("longer", "b")], ("x", "y"))
     assert text.splitlines() == [
         "x       y",
         "------  ----------",
         "a       long entry",
         "longer  b",
     ]
-    assert display.table([("a", "b")]) == "a  b"
+    assert tables.table([("a", "b")]) == "a  b"
 
 
 @pytest.mark.parametrize(
     "seconds, text", [(0.4, "0s"), (59.4, "59s"), (61, "1m01s"), (3599.7, "1h00m"), (7380, "2h03m")]
 )
 def test_duration(seconds, text):
-    assert display.duration(seconds) == text
+    assert tables.duration(seconds) == text
 
 
 @pytest.mark.parametrize(
     "count, text", [(1 << 20, "1.0 MiB"), (5 << 29, "2.5 GiB"), (0, "0.0 MiB")]
 )
 def test_size(count, text):
-    assert display.size(count) == text
+    assert tables.size(count) == text
 
 
 def test_metric_rows_put_the_interval_beside_the_exact_accuracy():
@@ -46,7 +46,7 @@ def test_metric_rows_put_the_interval_beside_the_exact_accuracy():
         "steps": 16.0,
         "accuracy": 0.987654,
     }
-    assert display.metric_rows({"all": values}) == [
+    assert tables.metric_rows({"all": values}) == [
         ("all", "count", "32"),
         ("all", "exact_accuracy", "0.5000  (95 % interval 0.3363 to 0.6637)"),
         ("all", "steps", "16.00"),

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from paths import REFERENCE
 
 from mlx_trm.config.sections import TaskConfig, TaskSpec
-from mlx_trm.datasets import reading as dataset_files
+from mlx_trm.datasets import reading
 from mlx_trm.datasets.dataset import IGNORE_LABEL_ID, SetArrays
 from mlx_trm.datasets.writing import write_dataset
 from mlx_trm.errors import DataError
@@ -492,8 +492,8 @@ def test_folders_that_do_not_fit_together(
 
 def test_a_large_file_is_checked_as_it_is_read(tmp_path: Path, monkeypatch: Any) -> None:
     """Opening looks at a sample only; a batch with a wrong token is refused."""
-    monkeypatch.setattr(dataset_files, "SCANNED_BYTES", 16)
-    monkeypatch.setattr(dataset_files, "_BLOCK_BYTES", 8)
+    monkeypatch.setattr(reading, "SCANNED_BYTES", 16)
+    monkeypatch.setattr(reading, "_BLOCK_BYTES", 8)
     folder = named(tmp_path / "a", 1)
     path = folder / "train" / "all__inputs.npy"
     whole = path.read_bytes()

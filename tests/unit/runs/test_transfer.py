@@ -18,7 +18,6 @@ from mlx_trm.datasets.writing import write_splits
 from mlx_trm.errors import CheckpointError, ConfigError, DataError
 from mlx_trm.evaluate import main as evaluate
 from mlx_trm.models import named_arrays
-from mlx_trm.runs import transfer as surgery
 from mlx_trm.runs.layout import ROW_NAMES
 from mlx_trm.runs.puzzle_rows import (
     TABLE,
@@ -29,7 +28,7 @@ from mlx_trm.runs.puzzle_rows import (
     set_table,
     take_rows,
 )
-from mlx_trm.runs.transfer import Weights
+from mlx_trm.runs.transfer import Weights, read_weights, transfer_weights
 from mlx_trm.train import main as train
 from mlx_trm.training.trainer import Trainer
 
@@ -166,7 +165,7 @@ def test_a_checkpoint_knows_whose_rows_it_has(tmp_path):
 
 def test_everything_is_taken_where_everything_fits():
     one, two = random_model(1), random_model(2)
-    report = surgery.transfer_weights(two, Weights(arrays_of(one), NAMES), NAMES)
+    report = transfer_weights(two, Weights(arrays_of(one), NAMES), NAMES)
     assert {each.state for each in report.transfers} == {"taken"}
     assert report.names("taken") == list(arrays_of(two))
     for name, array in arrays_of(one).items():
@@ -193,14 +192,14 @@ def test_how_rows_are_found(rows, have, want, count, expected):
     arrays = arrays_of(random_model())
     model = random_model(1, dataclasses.replace(SPEC, num_puzzle_identifiers=count))
     before = np.array(model.puzzle_emb.weights)
-    report = surgery.transfer_weights(model, Weights(arrays, have), want, rows=rows)
-    transfer = next(each for each in report.transfers if each.name == TABLE)
-    assert transfer.note == expected
+    report = transfer_weights(model, Weights(arrays, have), want, rows=rows)
+    moved = next(each for each in report.transfers if each.name == TABLE)
+    assert moved.note == expected
     old, new = np.array(arrays[TABLE]), np.array(model.puzzle_emb.weights)
     assert new.shape == (count, 16)
     states = {"every": "reset", "as": "fresh", "0": "reset"}
     partly = "partly" if "new" in expected else "taken"
-    assert transfer.state == states.get(expected.split()[0], partly)
+    assert moved.state == states.get(expected.split()[0], partly)
     if expected.startswith("as"):
         assert same(new, before)
     elif expected.startswith("every"):
@@ -219,22 +218,20 @@ def test_how_rows_are_found(rows, have, want, count, expected):
 def test_rows_by_names_that_nobody_knows(have, want, says):
     model, before = random_model(1), arrays_of(random_model(1))
     with pytest.raises(ConfigError, match=f"init.rows: the {says} do.* use numbers, mean or fresh"):
-        surgery.transfer_weights(
-            model, Weights(arrays_of(random_model()), have), want, rows="names"
-        )
+        transfer_weights(model, Weights(arrays_of(random_model()), have), want, rows="names")
     assert all(same(array, arrays_of(model)[name]) for name, array in before.items())
 
 
 def test_a_pattern_takes_only_what_it_matches():
     source, model = Weights(arrays_of(random_model()), NAMES), random_model(1)
     before = arrays_of(model)
-    report = surgery.transfer_weights(model, source, NAMES, only=["L_level.*", "q_head.bias"])
+    report = transfer_weights(model, source, NAMES, only=["L_level.*", "q_head.bias"])
     taken = [name for name in before if name.startswith("L_level.")] + ["q_head.bias"]
     assert sorted(report.names("taken")) == sorted(taken)
     for name, array in arrays_of(model).items():
         assert same(array, (source.arrays if name in taken else before)[name]), name
     with pytest.raises(ConfigError, match="init.only: 'M_level.*' matches no weight .*L_level"):
-        surgery.transfer_weights(model, source, NAMES, only=["M_level.*"])
+        transfer_weights(model, source, NAMES, only=["M_level.*"])
 
 
 def test_a_model_of_other_dimensions_takes_what_fits():
@@ -242,7 +239,7 @@ def test_a_model_of_other_dimensions_takes_what_fits():
     spec = trm.TaskSpec(vocab_size=9, seq_len=7)
     model = random_model(1, spec)
     before = arrays_of(model)
-    report = surgery.transfer_weights(model, Weights(arrays_of(random_model())))
+    report = transfer_weights(model, Weights(arrays_of(random_model())))
     assert report.names("reset") == ["puzzle_emb.weights"]
     fresh = report.names("fresh")
     assert {"embed_tokens.embedding_weight", "lm_head.weight"} <= set(fresh)
@@ -257,7 +254,7 @@ def test_another_kind_of_model_takes_what_it_shares():
     source = Weights(arrays_of(random_model(L_layers=2)))
     settings = {name: value for name, value in vars(experiment().model).items() if name != "name"}
     model = trm.build_model(trm.TRMSingleZConfig(**settings), SPEC)
-    report = surgery.transfer_weights(model, source)
+    report = transfer_weights(model, source)
     assert "L_level.layers.0.mlp.down_proj.weight" in report.names("taken")
     left = [name for name in report.names("left") if not name.startswith("L_level.layers.1.")]
     assert set(left) <= {"H_init", "L_init"}
@@ -267,7 +264,7 @@ def test_another_kind_of_model_takes_what_it_shares():
 
 def test_nothing_that_fits_is_an_error():
     with pytest.raises(ConfigError, match="init.run: nothing in the checkpoint fits the model"):
-        surgery.transfer_weights(random_model(), Weights({"other": mx.ones(3)}))
+        transfer_weights(random_model(), Weights({"other": mx.ones(3)}))
 
 
 @pytest.mark.parametrize("count", [8, 10, 100_000])
@@ -275,12 +272,12 @@ def test_names_that_are_not_as_many_as_rows(tmp_path, count):
     """Rows beyond the table's end would be whatever the memory holds."""
     names = [f"puzzle {number}" for number in range(count)]
     with pytest.raises(CheckpointError, match=f"{ROW_NAMES}: {count:,} names .* table of 9; use"):
-        surgery.read_weights(saved(tmp_path, names))
+        read_weights(saved(tmp_path, names))
     source, model = arrays_of(random_model()), random_model(1)
     before = arrays_of(model)
     for have, want, side in ((names, NAMES, "checkpoint"), (NAMES, names, "model")):
         with pytest.raises(ValueError, match=f"{count} names for the 9 rows of the {side}'s"):
-            surgery.transfer_weights(model, Weights(source, have), want)
+            transfer_weights(model, Weights(source, have), want)
     assert all(same(array, arrays_of(model)[name]) for name, array in before.items())
 
 
@@ -304,11 +301,11 @@ def test_a_puzzle_table_that_is_none(tmp_path, table):
     model.puzzle_emb.weights = table
     run = saved(tmp_path, model=model)
     with pytest.raises(CheckpointError, match=r"model.safetensors: puzzle_emb.weights is \(") as no:
-        surgery.read_weights(run)
+        read_weights(run)
     assert "\n" not in str(no.value)
     if table.ndim != 2:
         with pytest.raises(ValueError, match="two dimensions"):
-            surgery.transfer_weights(random_model(1), Weights({TABLE: table}))
+            transfer_weights(random_model(1), Weights({TABLE: table}))
 
 
 @pytest.mark.parametrize(
@@ -323,9 +320,9 @@ def test_rows_by_names_of_tables_that_do_not_match(ours, theirs, says):
     one, two = ({"puzzle_emb_ndim": n, "puzzle_emb_len": int(n > 0)} for n in (theirs, ours))
     source, model = Weights(arrays_of(random_model(**one)), NAMES), random_model(1, **two)
     with pytest.raises(ConfigError, match=f"init.rows: {says}"):
-        surgery.transfer_weights(model, source, NAMES, rows="names")
-    surgery.transfer_weights(model, source, NAMES, only=["L_level.*"], rows="names")
-    surgery.transfer_weights(model, source, NAMES)
+        transfer_weights(model, source, NAMES, rows="names")
+    transfer_weights(model, source, NAMES, only=["L_level.*"], rows="names")
+    transfer_weights(model, source, NAMES)
 
 
 # Training from weights ---------------------------------------------------------------------------
@@ -333,8 +330,8 @@ def test_rows_by_names_of_tables_that_do_not_match(ours, theirs, says):
 
 def test_training_begins_with_the_average_of_a_run():
     Trainer(experiment(run_dir="first", train__max_steps=8)).fit()
-    source = surgery.read_weights("first")
-    raw = surgery.read_weights("first", "raw")
+    source = read_weights("first")
+    raw = read_weights("first", "raw")
     assert not same(source.arrays["lm_head.weight"], raw.arrays["lm_head.weight"])
     trainer = Trainer(experiment(init__run="first", seed=3))
     assert trainer.run.transfer.summary().endswith(f"{len(source.arrays)} taken")
@@ -347,12 +344,12 @@ def test_training_begins_with_the_average_of_a_run():
 
 def test_only_the_table_is_fine_tuned_with_frozen_weights():
     Trainer(experiment(run_dir="first", train__max_steps=8)).fit()
-    before = surgery.read_weights("first").arrays
+    before = read_weights("first").arrays
     config = experiment(init__run="first", train__freeze="weights", run_dir="second")
     config.train.max_steps = 6
     Trainer(config).fit()
     for weights in ("raw", "ema"):
-        after = surgery.read_weights("second", weights).arrays
+        after = read_weights("second", weights).arrays
         changed = [name for name in after if not same(before[name], after[name])]
         assert changed == ["puzzle_emb.weights"], weights
 
@@ -383,7 +380,7 @@ def test_a_run_that_began_with_weights_is_resumed_without_them():
     resumed = Trainer.resume("cut")
     assert resumed.run.transfer is None and resumed.step == 4
     resumed.fit()
-    one, two = (surgery.read_weights(run, "raw").arrays for run in ("whole", "cut"))
+    one, two = (read_weights(run, "raw").arrays for run in ("whole", "cut"))
     assert all(same(array, two[name]) for name, array in one.items())
 
 
@@ -391,7 +388,7 @@ def test_puzzles_of_the_same_name_keep_their_rows_in_new_data(tmp_path):
     run = saved(tmp_path)
     data = reordered(tmp_path / "more", [7, 2, 5, 0])
     trainer = Trainer(experiment(task__data_dir=str(data), init__run=str(run)))
-    old = np.array(surgery.read_weights(run).arrays[TABLE])
+    old = np.array(read_weights(run).arrays[TABLE])
     assert same(trainer.model.puzzle_emb.weights, old[[0, 8, 3, 6, 1]])
     grown = [str(tmp_path / "own"), str(data)]
     config = experiment(init__run=str(run), init__rows="numbers", init__new_rows="zero")
@@ -456,7 +453,7 @@ def made_sudoku_run(tmp_path, capsys):
 
 def test_a_converted_checkpoint_gives_first_weights(sudoku_run, capsys):
     """It knows no names, and has no average."""
-    arrays = surgery.read_weights(sudoku_run).arrays
+    arrays = read_weights(sudoku_run).arrays
     upstream = {f"_orig_mod.model.inner.{name}": array for name, array in arrays.items()}
     mx.save_safetensors("up.safetensors", upstream)
     words = ["--config", "sudoku_tiny.yaml", "--output", "converted", "-q"]

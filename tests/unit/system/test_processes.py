@@ -1,22 +1,23 @@
 """Several processes train, evaluate and vote as one does; over the ring backend on this machine."""
 
 import json
-import os
-import signal
 import socket
-import subprocess
 import sys
-import time
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, List
+from subprocess import Popen
+from typing import Any, Iterator, List
 
 import mlx.core as mx
 import numpy as np
 import pytest
+from child_processes import LIMIT, run_python, started, wait_until
 from marks import experiment
 from paths import HELPERS
 from run_files import arrays_of, log_of
+from toy_arc import write_tasks
 
+import mlx_trm as trm
 from mlx_trm.system.processes import LAUNCHED, Processes
 from mlx_trm.training.trainer import Trainer
 
@@ -39,38 +40,34 @@ def ports(count: int) -> List[int]:
     return found
 
 
-def launch(size: int, code: str, *words: str) -> "List[subprocess.Popen[str]]":
+@contextmanager
+def launched(size: int, code: str, *words: str) -> "Iterator[List[Popen[str]]]":
     """Start processes as ``mlx.launch`` does on one machine: a rank each, one list of hosts."""
     Path("hosts.json").write_text(json.dumps([[f"127.0.0.1:{port}"] for port in ports(size)]))
-    return [
-        subprocess.Popen(  # pylint: disable=consider-using-with
-            [
-                sys.executable,
-                "-c",
-                f"import sys; sys.path.insert(0, {str(HELPERS)!r})\n{code}",
-                *words,
-            ],
-            env={**os.environ, "MLX_RANK": str(rank), "MLX_HOSTFILE": "hosts.json"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(size)
-    ]
+    start = [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(HELPERS)!r})\n{code}"]
+    with ExitStack() as stack:
+        yield [
+            stack.enter_context(
+                started([*start, *words], {"MLX_RANK": str(rank), "MLX_HOSTFILE": "hosts.json"})
+            )
+            for rank in range(size)
+        ]
 
 
-def finish(started: "List[subprocess.Popen[str]]", code: int = 0) -> List[str]:
-    """Wait for all; give what each printed on either stream."""
+def launch(size: int, code: str, *words: str, ends_with: int = 0) -> List[str]:
+    """Start processes and wait for all; give what each printed on either stream."""
     texts = []
-    for process in started:
-        out, err = process.communicate(timeout=120)
-        assert process.returncode == code, err
-        texts.append(out + err)
+    with launched(size, code, *words) as processes:
+        for process in processes:
+            out, err = process.communicate(timeout=LIMIT)
+            assert process.returncode == ends_with, err
+            texts.append(out + err)
     return texts
 
 
 TRAIN = """
 import json, sys
+from child_processes import LIMIT, run_python, started, wait_until
 from marks import experiment
 from mlx_trm.training.trainer import Trainer
 changes = json.loads(sys.argv[1])
@@ -87,7 +84,7 @@ print(trainer.train_step.processes.rank, report.steps)
 
 def train(size: int, stop: int = -1, how: str = "begin", **changes: Any) -> None:
     """Train with several processes."""
-    finish(launch(size, TRAIN, json.dumps(changes), how, str(stop), str(size)))
+    launch(size, TRAIN, json.dumps(changes), how, str(stop), str(size))
 
 
 def assert_alike(one: Path, other: Path) -> None:
@@ -167,7 +164,7 @@ except Exception as error:
 
 def test_the_pieces() -> None:
     """Sums, flags, arrays of different shapes, shares, and a difference that is named."""
-    texts = finish(launch(3, PIECES))
+    texts = launch(3, PIECES)
     for rank, text in enumerate(texts):
         first, second = text.splitlines()[:2]
         assert json.loads(first) == [
@@ -208,17 +205,11 @@ def test_evaluation_is_shared(task: str) -> None:
     if task == "marks":
         Trainer(experiment(run_dir="run", train__max_steps=5)).fit()
     else:
-        from test_arc_lookup import TASKS, YAML
-
-        for subset, tasks in TASKS.items():
-            Path(f"p_{subset}_challenges.json").write_text(json.dumps(tasks))
-        Path("c.yaml").write_text(YAML)
-        import mlx_trm as trm
-
+        write_tasks()
         Trainer(trm.load_config("c.yaml", ["run_dir=run"])).fit()
-    (alone,) = finish(launch(1, EVALUATE))
+    (alone,) = launch(1, EVALUATE)
     metrics, files = json.loads(alone)
-    for text in finish(launch(3, EVALUATE)):
+    for text in launch(3, EVALUATE):
         have, same_files = json.loads(text)
         assert same_files == files
         for name, value in metrics["all"].items():
@@ -233,23 +224,15 @@ def test_evaluation_is_shared(task: str) -> None:
 def test_a_process_that_dies_ends_the_others() -> None:
     """With one line that says so, instead of waiting for ever; the run can be resumed."""
     changes = {"run_dir": "run", "train__epochs": 30000, "checkpoint__every": 2}
-    code = "from mlx_trm.__main__ import main\nfrom mlx_trm.cli import common\n" + TRAIN.replace(
+    code = TRAIN.replace(
         "report =", "from mlx_trm.errors import TRMError\ntry:\n  report ="
     ).replace("\nassert", "\nexcept TRMError as error:\n  sys.exit(str(error))\nassert")
-    started = launch(2, code, json.dumps(changes), "begin", "-1", "2")
-    until = time.monotonic() + 60
-    while not list(Path("run").glob("step_*")):
-        assert time.monotonic() < until and all(p.poll() is None for p in started)
-        time.sleep(0.02)
-    started[1].send_signal(signal.SIGKILL)
-    began = time.monotonic()
-    try:
-        _, err = started[0].communicate(timeout=60)
-    finally:
-        started[0].kill()
-    assert started[0].returncode == 1 and time.monotonic() - began < 30
+    with launched(2, code, json.dumps(changes), "begin", "-1", "2") as (first, second):
+        wait_until(lambda: list(Path("run").glob("step_*")), first, second)
+        second.kill()
+        _, err = first.communicate(timeout=LIMIT)
+    assert first.returncode == 1
     assert "process 0 of 2 has lost the others" in err.splitlines()[-1] and "--resume" in err
-    started[1].communicate()
     assert Trainer.resume("run").step > 0
 
 
@@ -261,7 +244,7 @@ def test_shares_have_to_be_equal() -> None:
         "try:\n  Trainer(experiment(**json.loads(sys.argv[1])))\n"
         "except Exception as error:\n  sys.exit(str(error))\n"
     )
-    for text in finish(launch(2, code, json.dumps(changes)), 1):
+    for text in launch(2, code, json.dumps(changes), ends_with=1):
         assert "9 rows cannot be shared by 2 processes equally; use 10" in text
     assert not Path("run").exists()
 
@@ -271,7 +254,7 @@ def test_launching_that_fails(monkeypatch: Any) -> None:
     monkeypatch.setenv("MLX_RANK", "0")
     monkeypatch.setenv("MLX_HOSTFILE", "nowhere.json")
     code = "from mlx_trm.system.processes import Processes; Processes.start()"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    done = run_python("-c", code)
     assert "ConfigError: the processes that were launched together cannot reach" in done.stderr
 
 
@@ -280,6 +263,6 @@ def test_the_command_is_quiet_in_all_but_one() -> None:
     code = "from mlx_trm.__main__ import main\nsys.exit(main(['train', *sys.argv[1:]]))"
     words = ["--config", "sudoku_tiny.yaml", "task.train_puzzles=64", "task.test_puzzles=16",
              "train.batch_size=8", "train.max_steps=4", "run_dir=run"]  # fmt: skip
-    first, second = finish(launch(2, code, *words))
+    first, second = launch(2, code, *words)
     assert "processes   2" in first and "done: 4 of 4 steps" in first
     assert second == ""

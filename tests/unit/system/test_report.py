@@ -6,19 +6,20 @@ import json
 import os
 import platform
 import shutil
-import subprocess
 import sys
 from pathlib import Path
+from subprocess import CompletedProcess
 from typing import Any, Dict, List, Optional
 
 import mlx.core as mx
 import numpy as np
 import pytest
+from child_processes import run_python
 from paths import ROOT
 
 import mlx_trm
 from mlx_trm.diagnose import main as diagnose
-from mlx_trm.system import report as diagnostics
+from mlx_trm.system import report
 from mlx_trm.system.backend import load_advice, starts_command
 from mlx_trm.system.report import blas_library, check_matmul, find_warnings, memory_report
 
@@ -28,7 +29,7 @@ NO_LIBRARY = ImportError("libmlx.so: cannot open shared object file: No such fil
 @pytest.fixture(scope="module", name="report")
 def fixture_report() -> Dict[str, Any]:
     """The report of the machine the tests run on."""
-    return diagnostics.device_report()
+    return report.device_report()
 
 
 def healthy() -> Dict[str, Any]:
@@ -106,7 +107,7 @@ def test_matmul_is_right_in_every_dtype(report: Dict[str, Any]) -> None:
 
 def test_a_wrong_product_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     """A product that is off by 1 % is not right, and one that is not finite has no error."""
-    own = diagnostics._product  # pylint: disable=protected-access
+    own = report._product  # pylint: disable=protected-access
 
     def scaled_by(factor: float) -> Any:
         def product(*args: Any) -> Any:
@@ -115,10 +116,10 @@ def test_a_wrong_product_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
 
         return product
 
-    monkeypatch.setattr(diagnostics, "_product", scaled_by(1.01))
+    monkeypatch.setattr(report, "_product", scaled_by(1.01))
     row = check_matmul(mx.cpu, "float32", size=16)
     assert not row["right"] and row["error"] == pytest.approx(0.01, rel=1e-3)
-    monkeypatch.setattr(diagnostics, "_product", scaled_by(float("nan")))
+    monkeypatch.setattr(report, "_product", scaled_by(float("nan")))
     row = check_matmul(mx.cpu, "float32", size=16)
     assert not row["right"] and row["error"] is None
 
@@ -129,7 +130,7 @@ def test_a_product_that_mlx_refuses_is_reported(monkeypatch: pytest.MonkeyPatch)
     def product(*_: Any) -> Any:
         raise RuntimeError("out of kernels\nsecond line")
 
-    monkeypatch.setattr(diagnostics, "_product", product)
+    monkeypatch.setattr(report, "_product", product)
     row = check_matmul(mx.cpu, "float16", size=16)
     assert row == {
         "device": "cpu",
@@ -282,21 +283,14 @@ def test_commands_are_told_from_imports(
     assert starts_command(argv, original) is expected
 
 
-def without_backend(tmp_path: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
+def without_backend(tmp_path: Path, *arguments: str) -> "CompletedProcess[str]":
     """Run Python where ``import mlx.core`` fails as it does without a backend package."""
     broken = tmp_path / "site" / "mlx"
     broken.mkdir(parents=True)
     (broken / "__init__.py").write_text("")
     (broken / "core.py").write_text(f"raise ImportError({str(NO_LIBRARY)!r})\n")
     path = os.pathsep.join([str(tmp_path / "site"), str(ROOT)])
-    return subprocess.run(
-        [sys.executable, *arguments],
-        env={**os.environ, "PYTHONPATH": path},
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    return run_python(*arguments, env={"PYTHONPATH": path}, cwd=tmp_path)
 
 
 def test_import_without_a_backend(tmp_path: Path) -> None:
@@ -321,7 +315,7 @@ def test_command_without_a_backend(tmp_path: Path, command: str) -> None:
 @pytest.fixture(name="small_products")
 def fixture_small_products(monkeypatch: pytest.MonkeyPatch) -> None:
     """Products that take no time; what they show is not timed."""
-    monkeypatch.setattr(diagnostics, "MATMUL_SIZE", 32)
+    monkeypatch.setattr(report, "MATMUL_SIZE", 32)
 
 
 @pytest.mark.usefixtures("small_products")
@@ -348,7 +342,7 @@ def test_diagnose_says_no_where_products_are_wrong(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Exit code 1, and the trouble is named even with -q."""
-    monkeypatch.setitem(diagnostics.TOLERANCES, "bfloat16", 1e-9)
+    monkeypatch.setitem(report.TOLERANCES, "bfloat16", 1e-9)
     assert diagnose(["-q"]) == 1
     out = capsys.readouterr().out
     assert out.startswith("warning: bfloat16 products on the cpu are wrong (error 0.00")
@@ -369,16 +363,11 @@ def test_openblas_is_used_where_it_is_installed(setting: Optional[str], loaded: 
     """It comes before MLX's own BLAS, unless the environment says no."""
     if ctypes.util.find_library("openblas") is None or sys.platform != "linux":
         pytest.skip("no OpenBLAS here")
-    left = ("LD_PRELOAD", "MLX_TRM_OPENBLAS")
-    environment = {name: value for name, value in os.environ.items() if name not in left}
-    if setting is not None:
-        environment["MLX_TRM_OPENBLAS"] = setting
     code = (
         "import mlx_trm.system.report as d, mlx_trm.system.blas as b; "
         "print(d.blas_library(), b.find_openblas() is not None)"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment
-    )
+    done = run_python("-c", code, env={"LD_PRELOAD": None, "MLX_TRM_OPENBLAS": setting})
+    assert done.returncode == 0, done.stderr
     assert ("libopenblas" in done.stdout) == loaded
     assert done.stdout.endswith(f" {loaded}\n")  # its threads can be counted

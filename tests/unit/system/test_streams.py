@@ -1,13 +1,13 @@
 """Shares of a batch on streams of the CPU: the same numbers, and as many streams as pay."""
 
 import os
-import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import mlx.core as mx
 import numpy as np
 import pytest
+from child_processes import run_python
 from marks import batches, experiment
 
 from mlx_trm.config.sections import TaskSpec
@@ -15,8 +15,7 @@ from mlx_trm.errors import ConfigError
 from mlx_trm.inference.step import compile_reason
 from mlx_trm.models import TRM, TRMConfig, named_arrays
 from mlx_trm.models.carry import Batch, Carry, random_batch
-from mlx_trm.system import backend as _backend
-from mlx_trm.system import streams
+from mlx_trm.system import backend, streams
 from mlx_trm.training.trainer import Trainer
 
 on_cpu = pytest.mark.skipif(
@@ -119,18 +118,18 @@ def entering(*shape):
     ],
 )
 def test_as_many_streams_as_pay(monkeypatch, shape, cores, count):
-    monkeypatch.setenv(_backend.SCHEDULE_WIDTH, "200")
+    monkeypatch.setenv(backend.SCHEDULE_WIDTH, "200")
     monkeypatch.setattr(streams, "available_cores", lambda: cores)
     carry = entering(*shape)
     assert streams.stream_count(*carry.extent) == count
     assert streams.stream_count(*carry._replace(latents=()).extent) == 1
-    monkeypatch.setenv(_backend.SCHEDULE_WIDTH, "20")
+    monkeypatch.setenv(backend.SCHEDULE_WIDTH, "20")
     assert streams.stream_count(*carry.extent) == 1
 
 
 @on_cpu
 def test_one_stream_where_the_blas_makes_its_own_threads(monkeypatch):
-    monkeypatch.setenv(_backend.SCHEDULE_WIDTH, "200")
+    monkeypatch.setenv(backend.SCHEDULE_WIDTH, "200")
     monkeypatch.setattr(streams, "available_cores", lambda: 8)
 
     class OpenMP:
@@ -138,7 +137,7 @@ def test_one_stream_where_the_blas_makes_its_own_threads(monkeypatch):
         def openblas_get_parallel():
             return 2
 
-    monkeypatch.setattr(_backend, "find_openblas", lambda: OpenMP)
+    monkeypatch.setattr(backend, "find_openblas", lambda: OpenMP)
     assert streams.stream_count(*entering(64, 97, 512).extent) == 1
 
 
@@ -231,9 +230,7 @@ def test_the_blas_s_number_of_threads_counts(monkeypatch):
 def test_mlx_is_told_before_it_computes(before):
     """And never where it may have computed something already."""
     code = before + "import os, mlx_trm; print(os.environ.get('MLX_BFS_MAX_WIDTH'))"
-    environment = {k: v for k, v in os.environ.items() if k != _backend.SCHEDULE_WIDTH}
-    run = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
-    )
+    done = run_python("-c", code, env={backend.SCHEDULE_WIDTH: None})
+    assert done.returncode == 0, done.stderr
     cuda = hasattr(mx, "cuda") and mx.cuda.is_available()
-    assert run.stdout.strip() == ("None" if before or cuda else "200")
+    assert done.stdout.strip() == ("None" if before or cuda else "200")

@@ -2,23 +2,22 @@
 
 import hashlib
 import json
-import os
-import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Tuple
 
 import numpy as np
 import pytest
+from child_processes import LIMIT, started, wait_until
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from paths import REFERENCE, SHARED_DATA
 
+from mlx_trm.data import main
 from mlx_trm.datasets.writing import PuzzleBlock
 from mlx_trm.errors import DataError
 from mlx_trm.tasks import ARC, ARCConfig, PuzzleDataset
-from mlx_trm.tasks.arc import builder as arc_builder
+from mlx_trm.tasks.arc import builder
 from mlx_trm.tasks.arc.files import ArcTask
 from mlx_trm.tasks.symmetries import dihedral_transform
 
@@ -226,7 +225,7 @@ def test_blocks_are_cut_into_chunks_alike(tmp_path: Path, monkeypatch: Any) -> N
     config = toy(num_aug=9)
 
     def arrays(chunk: int) -> Iterator[np.ndarray]:
-        monkeypatch.setattr(arc_builder, "_CHUNK", chunk)
+        monkeypatch.setattr(builder, "_CHUNK", chunk)
         ARC(config, 1).build(tmp_path / str(chunk))
         for split in ("train", "test"):
             yield from PuzzleDataset.load(tmp_path / str(chunk), split).arrays["all"]
@@ -250,11 +249,11 @@ def test_too_few_different_augmentations() -> None:
     """A puzzle of one colour looks alike whatever is permuted but its colour."""
     black = np.zeros((3, 3), dtype=np.uint8)
     task = ArcTask("x", {"train": [(black, black)], "test": [(black, black)]}, {})
-    transforms, colors = arc_builder.draw_augmentations(task, 10, np.random.RandomState(0))
+    transforms, colors = builder.draw_augmentations(task, 10, np.random.RandomState(0))
     assert transforms.tolist() == [0] and colors.tolist() == [list(range(10))]
     gray = black + 5
     task = ArcTask("x", {"train": [(gray, gray)], "test": [(black, black)]}, {})
-    transforms, colors = arc_builder.draw_augmentations(task, 50, np.random.RandomState(0))
+    transforms, colors = builder.draw_augmentations(task, 50, np.random.RandomState(0))
     assert sorted(colors[:, 5].tolist()) == list(range(1, 10))
 
 
@@ -331,17 +330,13 @@ def test_missing_solutions_may_be_allowed(tmp_path: Path) -> None:
 
 def test_a_killed_build_leaves_nothing_that_looks_whole(tmp_path: Path) -> None:
     """Killed at some moment: the folder is not there, and the next build makes it."""
-    command = [sys.executable, "-m", "mlx_trm.data", "build", "--config", "arc1.yaml", "-q",
-               f"task.input_file_prefix={TOY / 'raw' / 'toy'}", "task.num_aug=20000",
-               "task.subsets=[training, evaluation]", "--output", "made"]  # fmt: skip
-    environment = {**os.environ, "MLX_TRM_CACHE": str(tmp_path / "cache")}
-    with subprocess.Popen(command, cwd=tmp_path, env=environment) as process:
-        until = time.monotonic() + 60
-        while not list(tmp_path.glob(".made.*/new/train/*.npy")):
-            assert time.monotonic() < until and process.poll() is None
-            time.sleep(0.01)
+    words = ["build", "--config", "arc1.yaml", "-q", "--output", str(tmp_path / "made"),
+             f"task.input_file_prefix={TOY / 'raw' / 'toy'}",
+             "task.subsets=[training, evaluation]"]  # fmt: skip
+    with started([sys.executable, "-m", "mlx_trm.data", *words, "task.num_aug=20000"]) as process:
+        wait_until(lambda: list(tmp_path.glob(".made.*/new/train/*.npy")), process)
         process.kill()
+        process.communicate(timeout=LIMIT)
     assert process.returncode != 0 and not (tmp_path / "made").exists()
-    command[command.index("task.num_aug=20000")] = "task.num_aug=3"
-    subprocess.run(command, cwd=tmp_path, env=environment, check=True, stdout=subprocess.DEVNULL)
+    assert main([*words, "task.num_aug=3"]) == 0
     assert len(PuzzleDataset.load(tmp_path / "made", "train")) == 128

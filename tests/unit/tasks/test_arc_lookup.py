@@ -9,6 +9,7 @@ from typing import Any, List
 import mlx.core as mx
 import numpy as np
 import pytest
+from toy_arc import TASKS, pair, write_tasks
 
 import mlx_trm as trm
 from mlx_trm.__main__ import main
@@ -17,37 +18,13 @@ from mlx_trm.runs.layout import find_checkpoint
 from mlx_trm.runs.puzzle_rows import read_row_names
 from mlx_trm.tasks import ARC, ARCConfig
 
-YAML = """
-task: {name: arc, input_file_prefix: p, subsets: [a, b], test_set_name: b, num_aug: 2,
-       max_grid_size: 6}
-model: {name: trm, hidden_size: 16, num_heads: 2, swiglu_multiple: 16, L_layers: 1, H_cycles: 1,
-        L_cycles: 1, puzzle_emb_len: 1, halt_max_steps: 2}
-train: {batch_size: 4, epochs: 4, max_steps: 2}
-"""
-
-
-def pair(seed: int) -> Any:
-    """An input of 2 x 3 and an output of 3 x 2."""
-    rng = np.random.default_rng(seed)
-    return {"input": rng.integers(0, 10, (2, 3)).tolist(),
-            "output": rng.integers(0, 10, (3, 2)).tolist()}  # fmt: skip
-
-
-TASKS = {
-    "a": {"t1": {"train": [pair(1), pair(2)], "test": [pair(3)]}},
-    "b": {"e1": {"train": [pair(4)], "test": [pair(5), pair(6)]},
-          "e2": {"train": [pair(7)], "test": [pair(8)]}},
-}  # fmt: skip
-
 
 @pytest.fixture(name="folder")
 def make_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The working folder: the tasks' files and a configuration."""
     monkeypatch.setenv("MLX_TRM_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
-    for subset, tasks in TASKS.items():
-        (tmp_path / f"p_{subset}_challenges.json").write_text(json.dumps(tasks))
-    (tmp_path / "c.yaml").write_text(YAML)
+    write_tasks()
     return tmp_path
 
 

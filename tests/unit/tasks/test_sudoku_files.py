@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from mlx_trm.errors import DataError
 from mlx_trm.tasks import Sudoku, SudokuConfig
-from mlx_trm.tasks.sudoku import files as files_module
+from mlx_trm.tasks.sudoku import files
 from mlx_trm.tasks.sudoku.files import csv_text, parse_puzzle, puzzle_text, read_puzzles, write_csv
 from mlx_trm.tasks.sudoku.generator import random_grids
 from mlx_trm.tasks.sudoku.solver import PuzzleSet
@@ -94,7 +94,7 @@ def test_blocks_end_anywhere(tmp_path: Path, monkeypatch: Any) -> None:
     rows = read_all(SAMPLES / "sudoku_hard_train.csv").take(np.arange(30))
     write_csv(tmp_path / "p.csv", rows, "x")
     for size in (200, 341, 1000):
-        monkeypatch.setattr(files_module, "_BLOCK_BYTES", size)
+        monkeypatch.setattr(files, "_BLOCK_BYTES", size)
         again = read_all(tmp_path / "p.csv")
         assert all((a == b).all() for a, b in zip(rows, again))
     # A line number is that of the file, not of the block.

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlx_trm.errors import DataError
-from mlx_trm.tasks.sudoku import hard as sudoku_hard
+from mlx_trm.tasks.sudoku import hard
 from mlx_trm.tasks.sudoku.generator import generate_sets, random_grids, rate_puzzles, thin_out
 from mlx_trm.tasks.sudoku.hard import generate_hard
 from mlx_trm.tasks.sudoku.keys import puzzle_keys
@@ -121,8 +121,8 @@ def test_hard_puzzles_can_be_made_again() -> None:
 
 def test_hard_puzzles_are_hard(monkeypatch: Any) -> None:
     """Harder than random ones by far, one solution each, none equivalent to another."""
-    monkeypatch.setattr(sudoku_hard, "_STARTS", 8)
-    monkeypatch.setattr(sudoku_hard, "_STAGES", ((4, 300), (1, 3000)))
+    monkeypatch.setattr(hard, "_STARTS", 8)
+    monkeypatch.setattr(hard, "_STAGES", ((4, 300), (1, 3000)))
     rng = np.random.default_rng(7)
     random = rate_puzzles(thin_out(random_grids(60, 9, rng), 9, rng), 9)
     made = generate_hard(3, rng)
@@ -136,8 +136,8 @@ def test_hard_puzzles_are_hard(monkeypatch: Any) -> None:
 
 def test_hard_puzzles_stay_clear_of_excluded_ones(monkeypatch: Any) -> None:
     """The same seed finds the same puzzles, so nothing new; another seed does."""
-    monkeypatch.setattr(sudoku_hard, "_STARTS", 2)
-    monkeypatch.setattr(sudoku_hard, "_STAGES", ((1, 100),))
+    monkeypatch.setattr(hard, "_STARTS", 2)
+    monkeypatch.setattr(hard, "_STAGES", ((1, 100),))
     first = generate_hard(3, np.random.default_rng(8))
     keys = puzzle_keys(first.puzzles, 9, SYMMETRIES)
     with pytest.raises(DataError, match="only 1 of 3 hard puzzles are new; try another seed"):
@@ -153,8 +153,8 @@ def test_each_step_of_the_search_keeps_one_solution() -> None:
     cell = (puzzles > 0).argmax(axis=1)
     less = puzzles.copy()
     less[np.arange(12), cell] = 0
-    found = solve_puzzles(less, 9, sudoku_hard._LISTED)  # pylint: disable=protected-access
-    walk, tried = sudoku_hard._neighbours(  # pylint: disable=protected-access
+    found = solve_puzzles(less, 9, hard._LISTED)  # pylint: disable=protected-access
+    walk, tried = hard._neighbours(  # pylint: disable=protected-access
         puzzles, less, cell, found.solutions, found.counts, rng
     )
     assert len(walk) > 12

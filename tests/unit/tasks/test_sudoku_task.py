@@ -14,7 +14,7 @@ from mlx_trm.config.sections import TaskSpec
 from mlx_trm.errors import DataError
 from mlx_trm.system.files import hash_file
 from mlx_trm.tasks import PuzzleDataset, ScoredRows, Sudoku, SudokuConfig
-from mlx_trm.tasks.sudoku import files as files_module
+from mlx_trm.tasks.sudoku import files
 from mlx_trm.tasks.sudoku.files import puzzle_text, read_puzzles, write_csv
 from mlx_trm.tasks.sudoku.generator import random_grids
 from mlx_trm.tasks.sudoku.keys import puzzle_keys
@@ -183,9 +183,9 @@ def test_the_bundled_sample() -> None:
 def test_the_readme_has_the_samples_checksums() -> None:
     """data/README.md says what is in the package."""
     text = (ROOT / "data" / "README.md").read_text("utf-8")
-    files = sorted(SAMPLES.glob("*.csv"))
-    assert [path.name for path in files] == ["sudoku_hard_test.csv", "sudoku_hard_train.csv"]
-    for path in files:
+    samples = sorted(SAMPLES.glob("*.csv"))
+    assert [path.name for path in samples] == ["sudoku_hard_test.csv", "sudoku_hard_train.csv"]
+    for path in samples:
         row = f"| `{path.name}` | 1,000 | {path.stat().st_size:,} | `{hash_file(path)}` |"
         assert row in text
 
@@ -236,7 +236,7 @@ def test_a_sample_does_not_depend_on_the_blocks(monkeypatch: Any) -> None:
     path = str(SAMPLES / "sudoku_hard_train.csv")
     one = sudoku(train_file=path, subsample_size=30).groups("train", np.random.default_rng(5))
     first = np.concatenate([block.inputs for block in one])
-    monkeypatch.setattr(files_module, "_BLOCK_BYTES", 5000)
+    monkeypatch.setattr(files, "_BLOCK_BYTES", 5000)
     two = sudoku(train_file=path, subsample_size=30).groups("train", np.random.default_rng(5))
     assert (np.concatenate([block.inputs for block in two]) == first).all()
 

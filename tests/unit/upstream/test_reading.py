@@ -2,7 +2,6 @@
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 import torch_writer as tw  # noqa: E402  # pylint: disable=wrong-import-position
+from child_processes import run_python
 from paths import REFERENCE
 
 import mlx_trm as trm
@@ -516,12 +516,6 @@ def test_a_pipe_is_refused_at_once(tmp_path):
     """In a process of its own, since it waited for ever."""
     os.mkfifo(tmp_path / "pipe")
     line = [str(tmp_path / "pipe"), "--config", "sudoku.yaml", "--output", str(tmp_path / "run")]
-    done = subprocess.run(
-        [sys.executable, "-m", "mlx_trm.convert", *line],
-        capture_output=True,
-        text=True,
-        timeout=30,
-        check=False,
-    )
+    done = run_python("-m", "mlx_trm.convert", *line)
     assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
     assert "pipe: is no regular file" in done.stderr

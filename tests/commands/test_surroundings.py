@@ -1,0 +1,150 @@
+"""Commands in odd surroundings: streams that are closed, full disks, Ctrl-C, kill -9."""
+
+import json
+import os
+import random
+import signal
+import sys
+import time
+from pathlib import Path
+from subprocess import CompletedProcess, Popen
+from typing import ContextManager, Dict
+
+import pytest
+from bad_input import snapshot
+from child_processes import LIMIT, run, started, wait_until
+
+from mlx_trm import load_checkpoint
+from mlx_trm.__main__ import main
+from mlx_trm.errors import CheckpointError
+
+TINY = "--config sudoku_tiny.yaml task.train_puzzles=64 task.test_puzzles=16 train.batch_size=8"
+LONG = f"train {TINY} train.epochs=800000"
+
+Environment = Dict[str, str]
+
+
+@pytest.fixture(name="cache", scope="module")
+def make_cache(tmp_path_factory: pytest.TempPathFactory) -> Environment:
+    """The environment of the commands: their cache has the puzzles already."""
+    env = {"MLX_TRM_CACHE": str(tmp_path_factory.mktemp("cache"))}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLX_TRM_CACHE", env["MLX_TRM_CACHE"])
+        assert main(f"data build {TINY} -q".split()) == 0
+    return env
+
+
+@pytest.fixture(autouse=True)
+def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each test works in a folder of its own."""
+    monkeypatch.chdir(tmp_path)
+
+
+# Streams ----------------------------------------------------------------------------------------
+
+
+def shell(line: str, cache: Environment) -> "CompletedProcess[str]":
+    """Run a line of the shell in which ``mlx`` starts the commands."""
+    start = f"mlx() {{ '{sys.executable}' -m mlx_trm \"$@\"; }}; "
+    return run(["bash", "-c", start + line], cache)
+
+
+@pytest.mark.parametrize(
+    "line, code",
+    [
+        ("mlx | head -0; exit ${PIPESTATUS[0]}", 141),
+        ("mlx data generate --size 4 --count 900 -q | head -1; exit ${PIPESTATUS[0]}", 141),
+        ("mlx train --help | head -0; exit ${PIPESTATUS[0]}", 141),
+        (f"mlx data show {TINY} >&-", 0),
+        ("mlx evaluate nope 2>&-", 2),
+        (f"PYTHONIOENCODING=ascii mlx data show {TINY}", 0),
+    ],
+)
+def test_odd_streams(line: str, code: int, cache: Environment) -> None:
+    """A reader that leaves early, closed streams, and a small character set: no noise."""
+    done = shell(line, cache)
+    assert done.stderr == ""
+    assert done.returncode in (code, 0 if code == 141 else code)
+
+
+def test_a_full_disk(cache: Environment) -> None:
+    """Where output cannot be written, one line says so."""
+    if not os.path.exists("/dev/full"):
+        pytest.skip("no /dev/full")
+    done = shell(f"mlx data show {TINY} > /dev/full", cache)
+    assert done.returncode == 2 and done.stderr == "No space left on device\n"
+
+
+# Interruptions ----------------------------------------------------------------------------------
+
+
+def command(line: str, cache: Environment) -> "ContextManager[Popen[str]]":
+    """Start a command whose output can be read while it works."""
+    return started([sys.executable, "-u", "-m", "mlx_trm", *line.split()], cache)
+
+
+def test_training_stops_cleanly(tmp_path: Path, cache: Environment) -> None:
+    """Ctrl-C: the step is finished and saved, the code is 0, the checkpoint loads."""
+    log = tmp_path / "stopped" / "metrics.jsonl"
+    with command(f"{LONG} run_dir=stopped", cache) as process:
+        wait_until(log.exists, process)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=LIMIT)
+    assert process.returncode == 0, err
+    assert "Traceback" not in err and "stopping: finishing this step and saving" in err
+    assert "\nstopped: " in out
+    checkpoint = load_checkpoint("stopped")
+    assert checkpoint.step >= 10
+    steps = [json.loads(line) for line in log.open()]
+    # The last line may have less than an interval to go; its sums are in the checkpoint.
+    assert 0 <= checkpoint.step - steps[-1]["step"] < 10
+
+
+def test_an_interrupted_build(tmp_path: Path, cache: Environment) -> None:
+    """Ctrl-C: one line, code 130, and nothing half done is left."""
+    line = "data build --config sudoku.yaml task.num_aug=20000 --output out/data"
+    with command(line, cache) as process:
+        wait_until(lambda: list(tmp_path.glob("out/.*/new/train/*inputs.npy")), process)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=LIMIT)
+    assert (process.returncode, out, err) == (130, "", "interrupted\n")
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_an_interrupted_evaluation(tmp_path: Path, cache: Environment) -> None:
+    """Ctrl-C: one line, code 130, and the run is as it was."""
+    assert main(f"train {TINY} train.max_steps=1 -q run_dir=run".split()) == 0
+    before = snapshot(tmp_path)
+    with command("evaluate run --steps 10000000 --log-file log", cache) as process:
+        wait_until((tmp_path / "log").exists, process)
+        time.sleep(0.3)  # it may be reading or computing by then
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=LIMIT)
+    assert (process.returncode, out, err) == (130, "", "interrupted\n")
+    (tmp_path / "log").unlink()
+    assert snapshot(tmp_path) == before
+
+
+@pytest.mark.slow
+def test_killed_while_saving(tmp_path: Path, cache: Environment) -> None:
+    """kill -9 at any moment of many saves: the run loads, or says that it has no checkpoint."""
+    draws = random.Random(0)
+    loaded = 0
+    for number in range(10):
+        run_dir = tmp_path / f"k{number}"
+        with command(f"{LONG} checkpoint.every=1 run_dir={run_dir}", cache) as process:
+            # Every other one has a checkpoint before it is killed.
+            awaited = "step_*" if number % 2 else "config.yaml"
+            wait_until(lambda: list(run_dir.glob(awaited)), process)
+            time.sleep(draws.uniform(0.0, 0.6))
+            process.kill()
+            process.communicate(timeout=LIMIT)
+        try:
+            checkpoint = load_checkpoint(run_dir)
+        except CheckpointError as error:
+            assert "holds no checkpoint" in str(error)
+            continue
+        steps = [int(path.name[5:]) for path in run_dir.glob("step_*")]
+        assert checkpoint.step >= max(steps) - 1
+        loaded += 1
+    assert loaded >= 5
