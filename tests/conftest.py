@@ -7,6 +7,12 @@ set, Hypothesis draws the same examples every time; elsewhere it looks for new o
 import os
 from typing import Iterator
 
+# Before MLX is loaded: workers that run tests side by side have a core each, and float32 products
+# are float32 (GPUs may round their inputs to TF32).
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+os.environ.setdefault("MLX_ENABLE_TF32", "0")
+
 import mlx_trm  # isort: skip  # before MLX, so that it can load a fast BLAS on Linux
 import mlx.core as mx
 import pytest
