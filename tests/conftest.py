@@ -1,15 +1,20 @@
 """How the tests run.
 
 They compute on MLX's default device, or on that of MLX_TRM_TEST_DEVICE (cpu or gpu). Where CI is
-set, Hypothesis draws the same examples every time; elsewhere it looks for new ones.
+set, Hypothesis draws the same examples every time; elsewhere it looks for new ones. Whole folders
+are shared by one worker a core where pytest-xdist is installed; ``-n 0`` runs them in one process.
 """
 
 import os
-from typing import Iterator
+from pathlib import Path
+from typing import Iterator, Optional
+
+# The name of this worker, None where there is one process only.
+WORKER: Optional[str] = os.environ.get("PYTEST_XDIST_WORKER")
 
 # Before MLX is loaded: workers that run tests side by side have a core each, and float32 products
 # are float32 (GPUs may round their inputs to TF32).
-if "PYTEST_XDIST_WORKER" in os.environ:
+if WORKER is not None:
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 os.environ.setdefault("MLX_ENABLE_TF32", "0")
 
@@ -26,9 +31,33 @@ if os.environ.get("CI"):
     settings.load_profile("ci")
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> None:
+    """Ask pytest-xdist for a worker a core, before it reads the options."""
+    option = config.option
+    # Not in pyproject.toml: pytest would not start where the plugin is missing or switched off.
+    if WORKER is not None or not hasattr(option, "numprocesses"):
+        return
+    asked = option.numprocesses is not None or option.dist != "no" or option.tx
+    # One file is done before workers have started.
+    if not asked and all(Path(argument).is_dir() for argument in config.args):
+        option.numprocesses = "auto"
+        # Each begins with a share of its own, so that the tests of a file keep their fixtures, and
+        # takes from the others when it is done.
+        option.dist = "worksteal"
+
+
 def pytest_configure(config: pytest.Config) -> None:
-    """Choose the device before anything is computed."""
-    del config
+    """Choose the device and the folder of kernels before anything is computed."""
+    if WORKER is not None:
+        # MLX compiles kernels for the CPU into $TMPDIR/mlx and loads whatever lies there, also
+        # what another worker is writing at that moment. The option is that worker's own folder.
+        own = Path(config.option.basetemp) / "tmp"
+        cache = getattr(config, "cache", None)
+        if cache is not None:
+            own = cache.mkdir(f"tmp-{WORKER}")  # kept, so that the next run has them
+        own.mkdir(parents=True, exist_ok=True)
+        os.environ["TMPDIR"] = str(own)
     name = os.environ.get("MLX_TRM_TEST_DEVICE")
     if name is None:
         return
