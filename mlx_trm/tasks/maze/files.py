@@ -7,10 +7,10 @@ There are no comments in text, because ``#`` is a wall.
 Reference: dataset/build_maze_dataset.py.
 """
 
-import csv
+from functools import partial
 from math import isqrt
 from pathlib import Path
-from typing import Iterable, Iterator, List, Optional, Sequence, Tuple, Union
+from typing import Iterable, Iterator, List, Optional, Tuple, Union
 
 import numpy as np
 
@@ -18,11 +18,12 @@ from mlx_trm.datasets.writing import write_whole_text
 from mlx_trm.errors import DataError
 from mlx_trm.tasks.maze.generator import MazeSet
 from mlx_trm.tasks.maze.paths import GOAL, PATH, START, UNREACHED, judge, place_name, solve_mazes
-from mlx_trm.tasks.sudoku.files import check_no_folder
+from mlx_trm.tasks.puzzle_files import CsvBlock, csv_of, read_puzzle_file
 
-COLUMNS = ("source", "question", "answer", "rating")
 # Token t is SYMBOLS[t]; 0, padding, is no cell of a maze. In one line a point stands for a space.
 SYMBOLS = "?# SGo"
+_TOKENS = np.zeros(256, dtype=np.uint8)
+_TOKENS[[ord(symbol) for symbol in SYMBOLS[1:]]] = range(1, len(SYMBOLS))
 
 
 def read_mazes(path: Union[str, Path], size: int) -> MazeSet:
@@ -38,86 +39,34 @@ def read_mazes(path: Union[str, Path], size: int) -> MazeSet:
     Raises:
         DataError: naming file and line of something wrong.
     """
-    path = Path(path).expanduser()
-    check_no_folder(path)
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
-    lines = _lines(path, content)
-    is_csv = path.suffix.lower() == ".csv" or (lines and "question" in lines[0].lower())
-    mazes = _read_csv(path, lines, size) if is_csv else _read_text(path, lines, size)
-    if not len(mazes.inputs):
-        raise DataError(f"{path}: holds no mazes")
-    return mazes
-
-
-def _lines(path: Path, content: bytes) -> List[str]:
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        number = content[: error.start].count(b"\n") + 1
-        raise DataError(f"{path}:{number}: is not UTF-8 text") from error
-    lines = text.split("\n")
-    return [line[:-1] if line.endswith("\r") else line for line in lines]
+    from_csv, from_text = partial(_read_csv, size=size), partial(_read_text, size=size)
+    parts = list(read_puzzle_file(path, from_csv, from_text, comments=False))
+    if not any(len(part.inputs) for part in parts):
+        raise DataError(f"{Path(path).expanduser()}: holds no mazes")
+    return MazeSet(*(np.concatenate(arrays) for arrays in zip(*parts)))
 
 
 # CSV -------------------------------------------------------------------------------------------
 
 
-def _read_csv(path: Path, lines: Sequence[str], size: int) -> MazeSet:
-    """Read the questions and answers below a header."""
-    names = [name.strip().lower() for name in _fields(path, 1, lines[0])]
-    if not {"question", "answer"} <= set(names):
-        given = ",".join(names) if any(names) else "nothing"
-        raise DataError(f"{path}:1: the columns must be {','.join(COLUMNS)}, not {given[:80]}")
-    question, answer = names.index("question"), names.index("answer")
-    numbers: List[int] = []
-    texts: Tuple[List[str], List[str]] = ([], [])
-    for number, line in enumerate(lines[1:], start=2):
-        if not line.strip():
-            continue
-        fields = _fields(path, number, line)
-        if len(fields) != len(names):
-            raise DataError(f"{path}:{number}: {len(fields)} columns, the header has {len(names)}")
-        numbers.append(number)
-        texts[0].append(fields[question])
-        texts[1].append(fields[answer])
-    inputs, labels = _cells(texts[0], size), _cells(texts[1], size)
+def _read_csv(block: CsvBlock, size: int) -> MazeSet:
+    """Turn the fields of a CSV into arrays and check them."""
+    inputs, labels = (block.cells(name, size**2, _TOKENS) for name in ("question", "answer"))
     judged = judge(inputs, labels)
     good = judged.valid & (inputs > 0).all(axis=1)
     for row in np.flatnonzero(~good)[:1]:
-        problem = _row_problem(texts[0][row], texts[1][row], size)
-        raise DataError(f"{path}:{numbers[row]}: {problem}")
+        texts = block.text("question", row), block.text("answer", row)
+        block.refuse(row, _row_problem(*texts, inputs[[row]], labels[[row]], size))
     return MazeSet(inputs, labels, judged.steps)
 
 
-def _fields(path: Path, number: int, line: str) -> List[str]:
-    """Split a line; most have no quotes, and then a field may be of any length."""
-    if '"' not in line:
-        return line.split(",")
-    try:
-        return next(csv.reader([line], strict=True), [])
-    except csv.Error as error:
-        raise DataError(f"{path}:{number}: {error}") from error
-
-
-def _cells(texts: Sequence[str], size: int) -> np.ndarray:
-    """Turn texts into (n, S) uint8 tokens; what cannot be a cell becomes padding."""
-    table = np.zeros(256, dtype=np.uint8)
-    table[[ord(symbol) for symbol in SYMBOLS[1:]]] = range(1, len(SYMBOLS))
-    blank = b"\0" * (size * size)
-    rows = (text.encode("ascii", "replace") for text in texts)
-    joined = b"".join(row if len(row) == len(blank) else blank for row in rows)
-    return table[np.frombuffer(joined, dtype=np.uint8)].reshape(-1, size * size)
-
-
-def _row_problem(question: str, answer: str, size: int) -> str:
-    """Say what is wrong with a row of a CSV."""
+def _row_problem(
+    question: str, answer: str, maze: np.ndarray, solved: np.ndarray, size: int
+) -> str:
+    """Say what is wrong with a row of a CSV, given as text and as (1, S) tokens."""
     problem = _text_problem(question, size, "question") or _text_problem(answer, size, "answer")
     if problem is not None:
         return problem
-    maze, solved = _cells([question], size), _cells([answer], size)
     problems = solve_mazes(maze)[1]
     if problems:
         return problems[0]
@@ -159,10 +108,10 @@ def _text_problem(text: str, size: int, what: str) -> Optional[str]:
 # Text ------------------------------------------------------------------------------------------
 
 
-def _read_text(path: Path, lines: Sequence[str], size: int) -> MazeSet:
+def _read_text(path: Path, lines: Iterator[Tuple[int, str]], size: int) -> Iterator[MazeSet]:
     """Read mazes and solve them."""
     numbers, mazes = [], []
-    for number, text in split_mazes(lines, size):
+    for number, text in split_mazes((line.rstrip("\r\n") for _, line in lines), size):
         try:
             mazes.append(parse_maze(text, size))
         except DataError as error:
@@ -172,7 +121,7 @@ def _read_text(path: Path, lines: Sequence[str], size: int) -> MazeSet:
     labels, problems = solve_mazes(inputs)
     for row in sorted(problems)[:1]:
         raise DataError(f"{path}:{numbers[row]}: {problems[row]}")
-    return MazeSet(inputs, labels, (labels == PATH).sum(axis=1) + 1)
+    yield MazeSet(inputs, labels, (labels == PATH).sum(axis=1) + 1)
 
 
 def split_mazes(lines: Iterable[str], size: int) -> Iterator[Tuple[int, str]]:
@@ -248,11 +197,8 @@ def parse_maze(text: str, size: int) -> np.ndarray:
 
 def csv_text(mazes: MazeSet, source: str) -> str:
     """Write mazes as a CSV; ``source`` goes into the first column, the steps into the last."""
-    lines = [",".join(COLUMNS)]
-    for maze, label, steps in zip(*mazes):
-        question, answer = ("".join(SYMBOLS[token] for token in cells) for cells in (maze, label))
-        lines.append(f"{source},{question},{answer},{int(steps)}")
-    return "\n".join(lines) + "\n"
+    texts = (["".join(SYMBOLS[token] for token in row) for row in cells] for cells in mazes[:2])
+    return csv_of(zip(*texts, mazes.lengths), source)
 
 
 def write_csv(path: Union[str, Path], mazes: MazeSet, source: str) -> None:

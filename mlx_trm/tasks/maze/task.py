@@ -29,7 +29,7 @@ from mlx_trm.tasks.maze.generator import (
     maze_keys,
 )
 from mlx_trm.tasks.maze.paths import GOAL, PATH, START, WALL, Judged, judge, solve_mazes
-from mlx_trm.tasks.sudoku.files import check_no_folder
+from mlx_trm.tasks.puzzle_files import check_no_folder
 from mlx_trm.tasks.symmetries import dihedral_transform
 
 _CHUNK = 1024

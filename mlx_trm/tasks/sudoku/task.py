@@ -19,7 +19,8 @@ from mlx_trm.datasets.writing import PuzzleBlock
 from mlx_trm.errors import DataError
 from mlx_trm.system.files import hash_file
 from mlx_trm.tasks.base import ScoredRows, Scorer, Task, check_split, register_task
-from mlx_trm.tasks.sudoku.files import check_no_folder, parse_puzzle, read_puzzles
+from mlx_trm.tasks.puzzle_files import check_no_folder
+from mlx_trm.tasks.sudoku.files import parse_puzzle, read_puzzles
 from mlx_trm.tasks.sudoku.generator import DEFAULT_GIVENS, GENERATOR_VERSION, generate_sets
 from mlx_trm.tasks.sudoku.keys import puzzle_keys
 from mlx_trm.tasks.sudoku.solver import PuzzleSet, box_shape, solve_puzzles, valid_grids

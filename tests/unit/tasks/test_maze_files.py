@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlx_trm.errors import DataError
+from mlx_trm.tasks import puzzle_files
 from mlx_trm.tasks.maze.files import (
     csv_text,
     parse_maze,
@@ -61,6 +62,24 @@ def test_columns_in_another_order(tmp_path: Path) -> None:
     assert found.labels.tolist() == [sum(MARKED, [])]
 
 
+def test_blocks_end_anywhere(tmp_path: Path, monkeypatch: Any) -> None:
+    """A file is the same whatever the size of the blocks it is read in; so is a line's number."""
+    mazes = made(20, 5)
+    path = csv_file(
+        tmp_path / "m.csv", *csv_text(mazes, "x").replace("\n", "\n \t\n").split("\n")[1:]
+    )
+    for size in (1, 70, 200, 1 << 20):
+        monkeypatch.setattr(puzzle_files, "_BLOCK_BYTES", size)
+        assert all((a == b).all() for a, b in zip(mazes, read_mazes(path, 5)))
+    lines = path.read_text().split("\n")
+    lines[20] = lines[20].replace("S", "?", 1)
+    path.write_text("\n".join(lines))
+    for size in (70, 1 << 20):
+        monkeypatch.setattr(puzzle_files, "_BLOCK_BYTES", size)
+        with pytest.raises(DataError, match="m.csv:21: the question has '[?]' in row"):
+            read_mazes(path, 5)
+
+
 def test_a_longer_path_is_an_answer_too(tmp_path: Path) -> None:
     """The file's answer is the label, whether or not it is the shortest path."""
     question = "S   G" + " ### " + "     " + "     " + "     "
@@ -75,6 +94,7 @@ def test_a_longer_path_is_an_answer_too(tmp_path: Path) -> None:
         ([GOOD], "id,maze,path", ":1: the columns must be source,question,answer,rating, not id,"),
         ([GOOD], "", ":1: the columns must be source,question,answer,rating, not nothing"),
         ([GOOD], 'source,"question,answer', ":1: unexpected end of data"),
+        ([GOOD], HEADER + "\r" + GOOD, ":1: lines end with carriage returns alone"),
         ([GOOD, QUESTION], HEADER, ":3: 1 columns, the header has 4"),
         ([GOOD + ",5"], HEADER, ":2: 5 columns, the header has 4"),
         ([GOOD, f'a,"{QUESTION},{ANSWER},3'], HEADER, ":3: unexpected end of data"),
@@ -175,12 +195,14 @@ def test_what_is_said_about_text(tmp_path: Path, text: str, line: int, message: 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     """No file, a folder, a built dataset, another encoding: the line of the bad byte."""
     (tmp_path / "built" / "train").mkdir(parents=True)
-    (tmp_path / "m.txt").write_bytes(TEXT.encode() + b"\nS.\xff\n")
+    (tmp_path / "m.txt").write_bytes(b"\xef\xbb\xbf" + TEXT.encode() + b"\n\xff\n")
+    (tmp_path / "m.csv").write_bytes(f"{HEADER}\n{GOOD}\n".encode() + b"\xff" + GOOD.encode())
     for name, message in (
         ("none.csv", "none.csv: cannot be read: No such file"),
         (".", "is a folder, not a CSV or text file"),
         ("built", "for a built dataset use data_dir"),
         ("m.txt", "m.txt:6: is not UTF-8 text"),
+        ("m.csv", "m.csv:3: is not UTF-8 text"),
     ):
         with pytest.raises(DataError) as caught:
             read_mazes(tmp_path / name, 4)

@@ -11,8 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlx_trm.errors import DataError
-from mlx_trm.tasks import Sudoku, SudokuConfig
-from mlx_trm.tasks.sudoku import files
+from mlx_trm.tasks import Sudoku, SudokuConfig, puzzle_files
 from mlx_trm.tasks.sudoku.files import csv_text, parse_puzzle, puzzle_text, read_puzzles, write_csv
 from mlx_trm.tasks.sudoku.generator import random_grids
 from mlx_trm.tasks.sudoku.solver import PuzzleSet
@@ -94,7 +93,7 @@ def test_blocks_end_anywhere(tmp_path: Path, monkeypatch: Any) -> None:
     rows = read_all(SAMPLES / "sudoku_hard_train.csv").take(np.arange(30))
     write_csv(tmp_path / "p.csv", rows, "x")
     for size in (200, 341, 1000):
-        monkeypatch.setattr(files, "_BLOCK_BYTES", size)
+        monkeypatch.setattr(puzzle_files, "_BLOCK_BYTES", size)
         again = read_all(tmp_path / "p.csv")
         assert all((a == b).all() for a, b in zip(rows, again))
     # A line number is that of the file, not of the block.
@@ -134,8 +133,10 @@ def test_blocks_end_anywhere(tmp_path: Path, monkeypatch: Any) -> None:
         ([f"a,{QUESTION},{ANSWER},-1"], None, ":2: the rating must be a whole number, not '-1'"),
         ([f"a,{QUESTION},{ANSWER},{'9' * 20}"], None, ":2: the rating must be a whole number"),
         ([f'"a,{QUESTION},{ANSWER},3'], None, ":2: unexpected end of data"),
+        ([f'a,"{QUESTION[:-1]},",{ANSWER},3'], None, ":2: the question has ',' in row 9 column 9"),
+        ([GOOD], "question,answer\r" + GOOD, ":1: lines end with carriage returns alone"),
         ([], None, ": holds no puzzles"),
-        (["", ""], None, ": holds no puzzles"),
+        (["", " \t"], None, ": holds no puzzles"),
     ],
 )
 def test_a_wrong_csv(tmp_path: Path, rows: List[str], header: Optional[str], message: str) -> None:

@@ -13,8 +13,7 @@ from paths import ROOT, SHARED_DATA
 from mlx_trm.config.sections import TaskSpec
 from mlx_trm.errors import DataError
 from mlx_trm.system.files import hash_file
-from mlx_trm.tasks import PuzzleDataset, ScoredRows, Sudoku, SudokuConfig
-from mlx_trm.tasks.sudoku import files
+from mlx_trm.tasks import PuzzleDataset, ScoredRows, Sudoku, SudokuConfig, puzzle_files
 from mlx_trm.tasks.sudoku.files import puzzle_text, read_puzzles, write_csv
 from mlx_trm.tasks.sudoku.generator import random_grids
 from mlx_trm.tasks.sudoku.keys import puzzle_keys
@@ -236,7 +235,7 @@ def test_a_sample_does_not_depend_on_the_blocks(monkeypatch: Any) -> None:
     path = str(SAMPLES / "sudoku_hard_train.csv")
     one = sudoku(train_file=path, subsample_size=30).groups("train", np.random.default_rng(5))
     first = np.concatenate([block.inputs for block in one])
-    monkeypatch.setattr(files, "_BLOCK_BYTES", 5000)
+    monkeypatch.setattr(puzzle_files, "_BLOCK_BYTES", 5000)
     two = sudoku(train_file=path, subsample_size=30).groups("train", np.random.default_rng(5))
     assert (np.concatenate([block.inputs for block in two]) == first).all()
 

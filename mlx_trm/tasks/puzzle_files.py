@@ -1,0 +1,220 @@
+"""Files of puzzles: a CSV with the columns source, question, answer and rating, or plain text.
+
+A CSV is read in blocks whose fields are found by NumPy, so that millions of puzzles take seconds
+and little memory. What the cells of a puzzle are, and what the lines of a text mean, each task
+says itself.
+"""
+
+import csv
+from itertools import chain
+from pathlib import Path
+from typing import (
+    BinaryIO,
+    Callable,
+    Dict,
+    Iterable,
+    Iterator,
+    List,
+    NoReturn,
+    Tuple,
+    TypeVar,
+    Union,
+)
+
+import numpy as np
+
+from mlx_trm.errors import DataError
+
+COLUMNS = ("source", "question", "answer", "rating")
+
+T = TypeVar("T")
+_BLOCK_BYTES = 1 << 23
+_NEWLINE, _COMMA = ord("\n"), ord(",")
+# Stands for a comma within quotes, which separates nothing.
+_INNER_COMMA = "\x1f"
+
+
+class CsvBlock:
+    """Whole lines of a CSV as an array of bytes, with the borders of their fields.
+
+    Attributes:
+        fields: by column, (n,) places where a row's field begins and where it ends.
+    """
+
+    def __init__(self, path: Path, block: bytes, names: List[str], line: int) -> None:
+        """Find the fields.
+
+        Args:
+            path: of the file, for messages.
+            block: lines, each with its end.
+            names: of the columns.
+            line: number of the first line.
+
+        Raises:
+            DataError: if a line is not UTF-8, or has another number of fields.
+        """
+        block = block.replace(b"\r\n", b"\n")
+        if b'"' in block or not block.isascii():
+            lines = block.split(b"\n")[:-1]
+            rows = (_split(path, number, text) for number, text in enumerate(lines, line))
+            block = "".join(",".join(row) + "\n" for row in rows).encode()
+        self._path = path
+        self._bytes = np.frombuffer(block, dtype=np.uint8)
+        ends = np.flatnonzero(self._bytes == _NEWLINE)
+        starts = np.concatenate([[0], ends[:-1] + 1])
+        commas = np.flatnonzero(self._bytes == _COMMA)
+        number = np.diff(np.searchsorted(commas, ends), prepend=0)
+        filled = ends > starts
+        for row in np.flatnonzero(filled & (number != len(names) - 1)):
+            if block[starts[row] : ends[row]].strip():
+                raise DataError(
+                    f"{path}:{line + row}: {number[row] + 1} columns, the header has {len(names)}"
+                )
+            filled[row] = False
+        self._lines = line + np.flatnonzero(filled)
+        inner = commas.reshape(-1, len(names) - 1)
+        borders = np.column_stack([starts[filled] - 1, inner, ends[filled]])
+        self.fields: Dict[str, Tuple[np.ndarray, np.ndarray]] = {
+            name: (borders[:, i] + 1, borders[:, i + 1]) for i, name in enumerate(names)
+        }
+
+    def cells(self, column: str, count: int, table: np.ndarray) -> np.ndarray:
+        """Turn a column's characters into tokens.
+
+        Args:
+            column: one of ``fields``.
+            count: characters of a field.
+            table: (256,) uint8, the token of each character.
+
+        Returns:
+            (n, count) uint8; a field of another length is made of ``table[0]``.
+        """
+        starts, ends = self.fields[column]
+        fits = ends - starts == count
+        if not fits.any():
+            return np.full((len(fits), count), table[0])
+        windows = np.lib.stride_tricks.sliding_window_view(self._bytes, count)
+        cells = table[windows[np.where(fits, starts, starts[fits][0])]]
+        cells[~fits] = table[0]
+        return cells
+
+    def numbers(self, column: str) -> Tuple[np.ndarray, np.ndarray]:
+        """Give (n,) int64 whole numbers of a column, and (n,) whether a field is no such number."""
+        starts, ends = self.fields[column]
+        width = ends - starts
+        bad = (width < 1) | (width > 18)
+        values = np.zeros(len(starts), dtype=np.int64)
+        for at in range(int(np.clip(width.max(initial=0), 0, 18))):
+            inside = at < width
+            digit = self._bytes[np.where(inside, starts + at, 0)].astype(np.int64) - ord("0")
+            bad |= inside & ((digit < 0) | (digit > 9))
+            values = np.where(inside, values * 10 + digit, values)
+        return values, bad
+
+    def text(self, column: str, row: int) -> str:
+        """Give a field as text."""
+        starts, ends = self.fields[column]
+        text = self._bytes[starts[row] : ends[row]].tobytes().decode("utf-8", "replace")
+        return text.replace(_INNER_COMMA, ",")
+
+    def refuse(self, row: int, problem: str) -> NoReturn:
+        """Raise a DataError that names the file and a row's line."""
+        raise DataError(f"{self._path}:{self._lines[row]}: {problem}")
+
+
+def read_puzzle_file(
+    path: Union[str, Path],
+    from_csv: Callable[[CsvBlock], T],
+    from_text: Callable[[Path, Iterator[Tuple[int, str]]], Iterable[T]],
+    comments: bool,
+) -> Iterator[T]:
+    """Read a file part by part; what it is, its first line tells.
+
+    Args:
+        path: of a CSV or a text file, UTF-8.
+        from_csv: makes a part of a block of a CSV.
+        from_text: makes parts of the path and of numbered lines of text.
+        comments: a first line that begins with ``#`` is no header.
+
+    Returns:
+        An iterator over the parts, in the file's order.
+
+    Raises:
+        DataError: at the first thing wrong, naming file and line.
+    """
+    path = Path(path).expanduser()
+    check_no_folder(path)
+    try:
+        with open(path, "rb") as file:
+            first = file.readline()
+            header = b"question" in first.lower()
+            header = header and not (comments and first.lstrip().startswith(b"#"))
+            if header or path.suffix.lower() == ".csv":
+                yield from map(from_csv, _blocks(path, file, first))
+            else:
+                lines = enumerate(chain([first], file), 1)
+                yield from from_text(path, ((n, _decode(path, n, line)) for n, line in lines))
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
+
+
+def check_no_folder(path: Path) -> None:
+    """Refuse a folder where a file should be.
+
+    Raises:
+        DataError: saying so.
+    """
+    if path.is_dir():
+        hint = "; for a built dataset use data_dir" if (path / "train").is_dir() else ""
+        raise DataError(f"{path}: is a folder, not a CSV or text file{hint}")
+
+
+def csv_of(rows: Iterable[Tuple[str, str, int]], source: str) -> str:
+    """Write question, answer and rating of each puzzle as a CSV; ``source`` is the first column."""
+    lines = (f"{source},{question},{answer},{rating}\n" for question, answer, rating in rows)
+    return ",".join(COLUMNS) + "\n" + "".join(lines)
+
+
+def _blocks(path: Path, file: BinaryIO, header: bytes) -> Iterator[CsvBlock]:
+    """Yield the lines after the header, in blocks of whole lines."""
+    header = header.rstrip(b"\r\n")
+    if b"\r" in header:
+        raise DataError(f"{path}:1: lines end with carriage returns alone; end them with newlines")
+    names = [name.strip().lower() for name in _split(path, 1, header)]
+    if not {"question", "answer"} <= set(names):
+        given = ",".join(names) if any(names) else "nothing"
+        raise DataError(f"{path}:1: the columns must be {','.join(COLUMNS)}, not {given[:80]}")
+    line, rest = 2, b""
+    while True:
+        read = file.read(_BLOCK_BYTES)
+        block = rest + read
+        if read:
+            whole = block.rfind(b"\n") + 1
+            block, rest = block[:whole], block[whole:]
+        elif block and not block.endswith(b"\n"):
+            block += b"\n"
+        if block:
+            yield CsvBlock(path, block, names, line)
+            line += block.count(b"\n")
+        if not read:
+            return
+
+
+def _split(path: Path, number: int, line: bytes) -> List[str]:
+    """Split a line at its commas; without quotes, as most are, a field may be of any length."""
+    text = _decode(path, number, line)
+    if '"' not in text:
+        return text.split(",")
+    try:
+        fields = next(csv.reader([text], strict=True), [])
+    except csv.Error as error:
+        raise DataError(f"{path}:{number}: {error}") from error
+    return [field.replace(",", _INNER_COMMA) for field in fields]
+
+
+def _decode(path: Path, number: int, line: bytes) -> str:
+    """Turn a line into text."""
+    try:
+        return line.decode("utf-8-sig" if number == 1 else "utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}:{number}: is not UTF-8 text") from error
