@@ -36,6 +36,7 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
     """Ask pytest-xdist for a worker a core, before it reads the options."""
     option = config.option
     # Not in pyproject.toml: pytest would not start where the plugin is missing or switched off.
+    # Workers come here too, and have no workers of their own.
     if WORKER is not None or not hasattr(option, "numprocesses"):
         return
     asked = option.numprocesses is not None or option.dist != "no" or option.tx
