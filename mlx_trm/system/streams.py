@@ -48,10 +48,6 @@ def read_stream_setting() -> Optional[int]:
     return int(asked) if asked else None
 
 
-# The name by which mlx_trm.training imports it.
-asked_streams = read_stream_setting
-
-
 def stream_count(rows: int, numbers: int) -> int:
     """Give the number of streams that a step is shared among.
 

@@ -33,7 +33,7 @@ from mlx_trm.runs.transfer import (
 )
 from mlx_trm.system.memory import set_limits
 from mlx_trm.system.processes import Processes
-from mlx_trm.system.streams import asked_streams
+from mlx_trm.system.streams import read_stream_setting
 from mlx_trm.tasks import PuzzleDataset, Task, build_task
 
 LOG = logging.getLogger(__name__)
@@ -152,7 +152,7 @@ def prepare(config: ExperimentConfig, initialise: bool = True) -> Run:
     """
     validate_config(config)
     check_reporters(config.train.report_to)
-    asked_streams()
+    read_stream_setting()
     processes = Processes.start()
     check_processes(config, processes)
     # Before the data, which may take long to be built.
