@@ -18,10 +18,11 @@ if WORKER is not None:
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 os.environ.setdefault("MLX_ENABLE_TF32", "0")
 
-import mlx_trm  # isort: skip  # before MLX, so that it can load a fast BLAS on Linux
-import mlx.core as mx
-import pytest
-from hypothesis import settings
+# Before MLX, so that it can load a fast BLAS on Linux.
+import mlx_trm  # isort: skip # noqa: E402
+import mlx.core as mx  # noqa: E402
+import pytest  # noqa: E402
+from hypothesis import settings  # noqa: E402
 
 DEVICES = {"cpu": mx.cpu, "gpu": mx.gpu}
 

@@ -2,12 +2,12 @@
 
 import dataclasses
 import json
-import time
 from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
 import pytest
+from child_processes import wait_until
 from marks import batches, experiment, flat
 from mlx.utils import tree_flatten
 
@@ -312,9 +312,7 @@ def test_batches_are_made_one_ahead():
     made.clear()
     items = make_one_ahead(source(3))
     assert next(items) == 0
-    deadline = time.monotonic() + 10
-    while made != [0, 1] and time.monotonic() < deadline:
-        time.sleep(0.01)
+    wait_until(lambda: len(made) >= 2)
     assert made == [0, 1], "the second is made while the first is in use, and no third one"
     items.close()
     taken = []
