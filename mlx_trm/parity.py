@@ -10,10 +10,11 @@ from typing import List
 from mlx_trm.cli import tables as display
 from mlx_trm.cli.arguments import add_json, save_json
 from mlx_trm.cli.running import make_main
+from mlx_trm.upstream.comparison import Comparison
 from mlx_trm.upstream.recording import read_recordings
-from mlx_trm.upstream.replay import Comparison, compare
+from mlx_trm.upstream.replay import compare
 
-HEADER = ("case", "quantity", "largest error", "tolerance", "")
+HEADER = ("case", "quantity", "largest error", "tolerance", "typical", "")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -52,7 +53,9 @@ def row(entry: Comparison) -> List[str]:
     """Lay out one comparison for the table."""
     error = "-" if entry.error is None else f"{entry.error:.3g}"
     tolerance = "-" if entry.tolerance is None else f"{entry.tolerance:.3g}"
-    return [entry.case, entry.quantity, error, tolerance, "pass" if entry.passed else "MISS"]
+    typical = "" if entry.typical is None else f"{entry.typical:.2f}"
+    verdict = "pass" if entry.passed else "MISS"
+    return [entry.case, entry.quantity, error, tolerance, typical, verdict]
 
 
 main = make_main("parity", add_arguments, run)

@@ -6,15 +6,19 @@ that entered each step. tests/reference/README.md describes the format; ``replay
 
 import json
 import re
+import zlib
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Dict, List, Mapping, Sequence
 
 import mlx.core as mx
+import numpy as np
 
 from mlx_trm.errors import DataError
+from mlx_trm.models import RecursiveModel, named_arrays
 from mlx_trm.models.carry import Batch
 from mlx_trm.runs.weights import read_safetensors
+from mlx_trm.upstream.names import from_upstream_names
 
 Arrays = Dict[str, mx.array]
 
@@ -128,6 +132,21 @@ class Recording:
             raise DataError(f"{self.path}: the recording has no array {kind}.step{missing}.*")
         return numbers
 
+    def weights(self, prefix: str, model: RecursiveModel) -> Arrays:
+        """Give all weights at a time, float32 by our names.
+
+        Args:
+            prefix: ``init``, or ``train.stepS.param`` for those after a step. The latter are
+                recorded without the buffers, which stay as they were.
+            model: says names and shapes where a recording stores no weights.
+        """
+        state = {**self.group("init."), **self.group(prefix + ".")}
+        return from_upstream_names(state) if state else formula_weights(model)
+
+    def latent_names(self, model: RecursiveModel) -> List[str]:
+        """Give the names that the latents of a model have in keys: z_H, z_L, ..."""
+        return ["z_" + name.replace("_init", "") for name in model.initial_names]
+
     def tolerance(self, quantity: str) -> float:
         """Give the largest error allowed for a quantity."""
         if quantity not in _BOUNDS:
@@ -135,6 +154,21 @@ class Recording:
         key, kind = _BOUNDS[quantity]
         own = SELF_DEVIATION_FACTOR * float(self.self_deviation.get(key, 0.0))
         return max(own, FLOORS[self.dtype][kind])
+
+
+def formula_weights(model: RecursiveModel) -> Arrays:
+    """Make the weights that full-size recordings define by a formula instead of storing."""
+    weights = {}
+    for name, array in named_arrays(model.parameters()):
+        draws = np.random.RandomState(zlib.crc32(f"inner.{name}".encode("utf-8")))
+        values = draws.standard_normal(array.shape)
+        if array.ndim == 2:
+            values = values / np.sqrt(array.shape[-1])
+        value = mx.array(values.astype(np.float32))
+        if name in model.initial_names:
+            value = value.astype(model.dtype).astype(mx.float32)
+        weights[name] = value
+    return weights
 
 
 def read_recordings(folder: Path, only: Sequence[str] = ()) -> List[Recording]:

@@ -6,8 +6,6 @@ rounding, the reference's own included, so two free runs would drift apart and p
 
 import logging
 import math
-import zlib
-from dataclasses import dataclass
 from typing import Any, Callable, Dict, List, Optional, Tuple
 
 import mlx.core as mx
@@ -21,30 +19,29 @@ from mlx_trm.models.carry import Carry, Outputs, exploration_minimum
 from mlx_trm.models.losses import act_loss
 from mlx_trm.runs.weights import load_weights
 from mlx_trm.training.optim import EMA, AdamATan2, scheduled_lr, sign_sgd_rows
+from mlx_trm.upstream.comparison import (
+    Comparison,
+    count_differences,
+    host,
+    largest,
+    relative,
+    same_shape,
+    share,
+)
 from mlx_trm.upstream.names import from_upstream_names, upstream_model_config
+from mlx_trm.upstream.plain_models import PLAIN_MODELS
 from mlx_trm.upstream.recording import Arrays, Recording
+from mlx_trm.upstream.rounding import TYPICAL, Numbers, Rounding
 
 LOGGER = logging.getLogger(__name__)
 
 # Training steps whose gradients, weights and average are recorded.
 FULL_STEPS = 3
 CONTINUE_LOSS = "metric.q_continue_loss"
+WEIGHTS = "eval.weights"
+# Quantities that follow from a step's weights, so that rounding reaches them through the recursion.
+FROM_OUR_WEIGHTS = ("logits", "q_halt_logits", "q_continue_logits", "carry", "loss", "grad")
 _COUNTS = ("count", "exact_accuracy", "q_halt_accuracy", "steps")
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """One quantity of one recording: the largest error over its steps, and what is allowed.
-
-    ``error`` and ``tolerance`` are None where there is nothing to compare (a model not supported)
-    or the error is not finite; both are misses.
-    """
-
-    case: str
-    quantity: str
-    error: Optional[float]
-    tolerance: Optional[float]
-    passed: bool
 
 
 def compare(recording: Recording) -> List[Comparison]:
@@ -60,7 +57,7 @@ def compare(recording: Recording) -> List[Comparison]:
     Raises:
         DataError: if the recording lacks arrays that its kind has.
     """
-    unsupported = [Comparison(recording.case, "not supported", None, None, False)]
+    unsupported = [Comparison(recording.case, "not supported", None, None, None, False)]
     if recording.model not in MODELS.names():
         return unsupported
     try:
@@ -69,57 +66,12 @@ def compare(recording: Recording) -> List[Comparison]:
         if problems:
             LOGGER.warning("%s: not supported here: %s", recording.path, "; ".join(problems))
             return unsupported
-        errors = _Replay(recording, build_model(config, spec)).run()
+        return _Replay(recording, build_model(config, spec)).run()
     except DataError:
         raise
     except (TRMError, ValueError, KeyError, TypeError, RuntimeError) as problem:
         reason = " ".join(repr(problem).split())
         raise DataError(f"{recording.path}: does not hold what it should ({reason})") from problem
-    comparisons = []
-    for quantity, error in errors.items():
-        tolerance = recording.tolerance(quantity)
-        finite = math.isfinite(error)
-        comparisons.append(
-            Comparison(
-                recording.case,
-                quantity,
-                error if finite else None,
-                tolerance,
-                finite and error <= tolerance,
-            )
-        )
-    return comparisons
-
-
-def _host(array: mx.array) -> np.ndarray:
-    return np.array(array.astype(mx.float32), dtype=np.float64)
-
-
-def _largest(ours: mx.array, theirs: mx.array) -> float:
-    """Largest absolute difference; infinite where shapes differ."""
-    if tuple(ours.shape) != tuple(theirs.shape):
-        return math.inf
-    return float(np.max(np.abs(_host(ours) - _host(theirs)), initial=0.0))
-
-
-def _relative(ours: mx.array, theirs: mx.array) -> float:
-    """Norm of the difference over the norm of ``theirs``, or alone where that is 0."""
-    if tuple(ours.shape) != tuple(theirs.shape):
-        return math.inf
-    norm = float(np.linalg.norm(_host(theirs)))
-    difference = float(np.linalg.norm(_host(ours) - _host(theirs)))
-    return difference / norm if norm else difference
-
-
-def _share(ours: mx.array, theirs: mx.array, whole: mx.array) -> float:
-    """Difference of a part of the loss relative to the whole; the part may be next to nothing."""
-    difference = _largest(ours, theirs)
-    size = float(np.linalg.norm(_host(whole)))
-    return difference / size if size else difference
-
-
-def _differences(ours: mx.array, theirs: mx.array) -> float:
-    return float(np.sum(np.array(ours) != np.array(theirs)))
 
 
 class _Replay:
@@ -128,64 +80,90 @@ class _Replay:
     def __init__(self, recording: Recording, model: RecursiveModel) -> None:
         self.recording = recording
         self.model = model
-        self.latent_names = ["z_" + name.replace("_init", "") for name in self.model.initial_names]
+        self.latent_names = recording.latent_names(model)
         self.errors: Dict[str, float] = {}
+        # None for a model of somebody else's, which plain_models does not know.
+        self.rounding = Rounding(recording, model) if recording.model in PLAIN_MODELS else None
+        # Ours minus theirs, of what rounding reaches through the recursion.
+        self.differences: Numbers = {}
 
-    def run(self) -> Dict[str, float]:
-        """Replay everything that the recording holds; give the errors by quantity."""
+    def run(self) -> List[Comparison]:
+        """Replay everything that the recording holds and compare it."""
         self._load("init")
         self._evaluation()
         if self.recording.hyperparameters:
             self._training()
             self._optimisation()
-        return self.errors
+        tolerances = {quantity: self._tolerance(quantity) for quantity in self.errors}
+        typical: Dict[str, float] = {}
+        if self.rounding is not None:
+            typical = self.rounding.typical(self.differences)
+            if self.recording.dtype != "float32":
+                scale, allowed = self.rounding.weight_scale(self.differences)
+                self._note(WEIGHTS, scale)
+                tolerances[WEIGHTS] = allowed
+        return [
+            self._judge(quantity, error, tolerances[quantity], typical.get(quantity))
+            for quantity, error in self.errors.items()
+        ]
+
+    def _judge(
+        self, quantity: str, error: float, tolerance: float, typical: Optional[float]
+    ) -> Comparison:
+        passed = math.isfinite(error) and error <= tolerance
+        if typical is not None:
+            passed = passed and typical <= TYPICAL  # which NaN is not
+        return Comparison(
+            self.recording.case,
+            quantity,
+            error if math.isfinite(error) else None,
+            tolerance,
+            typical if typical is not None and math.isfinite(typical) else None,
+            passed,
+        )
 
     def _note(self, quantity: str, error: float) -> None:
         # NaN compares false with everything; as infinity it stays the largest.
         error = error if math.isfinite(error) else math.inf
         self.errors[quantity] = max(error, self.errors.get(quantity, 0.0))
 
-    def _load(self, prefix: str) -> None:
-        # Parameters after a step are recorded without the buffers, which stay as they were.
-        state = {**self.recording.group("init."), **self.recording.group(prefix + ".")}
-        state = state or self._formula_state()
-        load_weights(self.model, from_upstream_names(state), f"arrays {prefix}.*")
+    def _keep(self, quantity: str, step: int, name: str, ours: mx.array, theirs: mx.array) -> None:
+        """Keep a difference for what is typical of a quantity."""
+        if same_shape(ours, theirs):
+            self.differences[quantity, step, name] = host(ours) - host(theirs)
 
-    def _formula_state(self) -> Arrays:
-        """Make the weights that full-size recordings define by a formula instead of storing."""
-        state = {}
-        for name, array in named_arrays(self.model.parameters()):
-            draws = np.random.RandomState(zlib.crc32(f"inner.{name}".encode("utf-8")))
-            values = draws.standard_normal(array.shape)
-            if array.ndim == 2:
-                values = values / np.sqrt(array.shape[-1])
-            value = mx.array(values.astype(np.float32))
-            is_latent = name in self.model.initial_names
-            state[name] = value.astype(self.model.dtype) if is_latent else value
-        return state
+    def _tolerance(self, quantity: str) -> float:
+        if self.rounding is not None and quantity.split(".")[-1] in FROM_OUR_WEIGHTS:
+            return self.rounding.tolerance(quantity)
+        return self.recording.tolerance(quantity)
+
+    def _load(self, prefix: str) -> None:
+        weights = self.recording.weights(prefix, self.model)
+        load_weights(self.model, weights, f"arrays {prefix}.*")
 
     def _latents(self, prefix: str) -> Tuple[mx.array, ...]:
         return tuple(
             self.recording[prefix + name].astype(self.model.dtype) for name in self.latent_names
         )
 
-    def _compare_outputs(self, kind: str, prefix: str, carry: Carry, outputs: Outputs) -> None:
+    def _compare_outputs(self, kind: str, step: int, carry: Carry, outputs: Outputs) -> None:
         """Compare logits, q values, loss and counts of a step replayed with our weights."""
-        rec = self.recording
+        rec, prefix = self.recording, f"{kind}.step{step}."
         pairs = {
             "logits": outputs.logits,
             "q_halt_logits": outputs.q_halt,
             "q_continue_logits": outputs.q_continue,
         }
         for name, ours in pairs.items():
-            self._note(f"{kind}.{name}", _largest(ours, rec[prefix + name]))
+            self._note(f"{kind}.{name}", largest(ours, rec[prefix + name]))
+            self._keep(f"{kind}.{name}", step, "", ours, rec[prefix + name])
         loss, metrics = self._loss(carry, outputs)
-        self._note(f"{kind}.loss", _relative(loss, rec[prefix + "loss"]))
+        self._note(f"{kind}.loss", relative(loss, rec[prefix + "loss"]))
         theirs = rec.arrays.get(prefix + CONTINUE_LOSS)
         if theirs is not None:
             ours = metrics.get("q_continue_loss", mx.array(math.nan))
-            self._note(f"{kind}.loss", _share(ours, theirs, rec[prefix + "loss"]))
-        if rec.dtype == "float32":
+            self._note(f"{kind}.loss", share(ours, theirs, rec[prefix + "loss"]))
+        if rec.dtype == "float32" and self._decided(kind, prefix):
             # In half precision a near-tie of two logits may fall either way; there the counts are
             # compared from recorded logits only.
             self._compare_metrics(kind, prefix, metrics)
@@ -201,14 +179,14 @@ class _Replay:
             # which is not recorded. Our own pass is compared in _compare_outputs.
             metrics["q_continue_loss"] = rec[prefix + CONTINUE_LOSS]
             loss = loss + 0.5 * metrics["q_continue_loss"]
-        self._note(f"{kind}.loss_of_recorded", _relative(loss, whole))
+        self._note(f"{kind}.loss_of_recorded", relative(loss, whole))
         for name, theirs in rec.group(prefix + "metric.").items():
             if name.endswith("_loss"):
                 ours = metrics.get(name, mx.array(math.nan))
-                self._note(f"{kind}.loss_of_recorded", _share(ours, theirs, whole))
+                self._note(f"{kind}.loss_of_recorded", share(ours, theirs, whole))
         if prefix + "preds" in rec:
             # Of equal logits, either may be the answer.
-            logits, answers = _host(outputs.logits), np.array(rec[prefix + "preds"])
+            logits, answers = host(outputs.logits), np.array(rec[prefix + "preds"])
             best = logits == np.max(logits, axis=-1, keepdims=True)
             right = np.any(best & (answers[..., None] == np.arange(logits.shape[-1])), axis=-1)
             self._note(f"{kind}.preds", float(np.sum(~right)))
@@ -231,9 +209,9 @@ class _Replay:
         for name, theirs in self.recording.group(prefix + "metric.").items():
             ours = metrics.get(name, mx.array(math.nan))
             if name in _COUNTS:
-                self._note(f"{kind}.counts", _largest(ours, theirs))
+                self._note(f"{kind}.counts", largest(ours, theirs))
             elif name == "accuracy":
-                self._note(f"{kind}.accuracy", _largest(ours, theirs))
+                self._note(f"{kind}.accuracy", largest(ours, theirs))
 
     def _evaluation(self) -> None:
         rec, model = self.recording, self.model
@@ -247,12 +225,15 @@ class _Replay:
             # Full-size recordings leave out the last carry, which enters no further step.
             if rec.group(prefix + "carry.z_") or f"eval.step{step + 1}.logits" in rec:
                 carry = left._replace(latents=self._latents(prefix + "carry."))
-                for ours, theirs in zip(left.latents, carry.latents):
-                    self._note("eval.carry", _largest(ours, theirs))
+                for name, ours, theirs in zip(self.latent_names, left.latents, carry.latents):
+                    self._note("eval.carry", largest(ours, theirs))
+                    self._keep("eval.carry", step, name, ours, theirs)
             if prefix + "carry.steps" in rec:
-                self._note("eval.steps", _differences(left.steps, rec[prefix + "carry.steps"]))
-                self._note("eval.halted", _differences(left.halted, rec[prefix + "carry.halted"]))
-            self._compare_outputs("eval", prefix, left, outputs)
+                self._note("eval.steps", count_differences(left.steps, rec[prefix + "carry.steps"]))
+                self._note(
+                    "eval.halted", count_differences(left.halted, rec[prefix + "carry.halted"])
+                )
+            self._compare_outputs("eval", step, left, outputs)
             self._compare_recorded("eval", prefix, left)
 
     def _training(self) -> None:
@@ -271,7 +252,7 @@ class _Replay:
                 rec.batch(prefix + "carry.current_data."),
             )
             for ours, theirs in zip(begun.current, recorded.current):
-                self._note("train.refill", _differences(ours, theirs))
+                self._note("train.refill", count_differences(ours, theirs))
             least = exploration_minimum(
                 rec[prefix + "explore.uniform"],
                 rec[prefix + "explore.randint"],
@@ -286,9 +267,36 @@ class _Replay:
                 self._replay_step(step, begun, least, recorded)
             carry = recorded
 
-    def _compare_halting(self, ours: Carry, recorded: Carry) -> None:
-        self._note("train.steps", _differences(ours.steps, recorded.steps))
-        self._note("train.halted", _differences(ours.halted, recorded.halted))
+    def _compare_halting(
+        self, ours: Carry, recorded: Carry, tied: Optional[np.ndarray] = None
+    ) -> None:
+        """Compare which rows halt; ``tied`` rows, (B,) bool, may as well not."""
+        self._note("train.steps", count_differences(ours.steps, recorded.steps))
+        halted = (
+            ours.halted if tied is None else mx.where(mx.array(tied), recorded.halted, ours.halted)
+        )
+        self._note("train.halted", count_differences(halted, recorded.halted))
+
+    def _tied(self, kind: str, prefix: str) -> np.ndarray:
+        """Tell, (B,) bool, where rounding may decide whether a row halts."""
+        halt, go_on = (
+            host(self.recording[prefix + name]) for name in ("q_halt_logits", "q_continue_logits")
+        )
+        allowed = self._tolerance(f"{kind}.q_halt_logits")
+        if self.model.compares_continue:
+            halt = halt - go_on
+            allowed += self._tolerance(f"{kind}.q_continue_logits")
+        return np.abs(halt) <= allowed
+
+    def _decided(self, kind: str, prefix: str) -> bool:
+        """Whether no count of a step can depend on rounding."""
+        best = np.sort(host(self.recording[prefix + "logits"]), axis=-1)
+        halt = np.abs(host(self.recording[prefix + "q_halt_logits"]))
+        return bool(
+            np.all(best[..., -1] - best[..., -2] > 2 * self._tolerance(f"{kind}.logits"))
+            and np.all(halt > self._tolerance(f"{kind}.q_halt_logits"))
+            and not np.any(self._tied(kind, prefix))
+        )
 
     def _replay_step(self, step: int, begun: Carry, least: mx.array, recorded: Carry) -> None:
         """Replay a training step whose weights are recorded, gradients included."""
@@ -308,12 +316,14 @@ class _Replay:
         if rows is None:
             gradients = (gradients,)
         left = Carry.unpack(packed)
-        self._compare_halting(left, recorded)
-        self._compare_outputs("train", prefix, left, Outputs(*outputs))
+        self._compare_halting(left, recorded, self._tied("train", prefix))
+        self._compare_outputs("train", step, left, Outputs(*outputs))
         entering_next = f"train.step{step + 1}.entering."
         if rec.group(entering_next):
-            for ours, theirs in zip(left.latents, self._latents(entering_next)):
-                self._note("train.carry", _largest(ours, theirs))
+            entered = self._latents(entering_next)
+            for name, ours, theirs in zip(self.latent_names, left.latents, entered):
+                self._note("train.carry", largest(ours, theirs))
+                self._keep("train.carry", step, name, ours, theirs)
         theirs_by_name = from_upstream_names(rec.group(prefix + "grad."))
         if not theirs_by_name:
             return
@@ -323,7 +333,9 @@ class _Replay:
         for name in set(ours_by_name) | set(theirs_by_name):
             error = math.inf  # for a gradient that only one side has
             if name in ours_by_name and name in theirs_by_name:
-                error = _relative(ours_by_name[name], theirs_by_name[name])
+                ours, theirs = ours_by_name[name], theirs_by_name[name]
+                error = relative(ours, theirs)
+                self._keep("train.grad", step, name, ours, theirs)
             self._note("train.grad", error)
 
     def _optimisation(self) -> None:
@@ -355,7 +367,7 @@ class _Replay:
             gradients = tree_unflatten(list(recorded_grads.items()))
             updated = dict(named_arrays(adam.apply_gradients(gradients, model.trained_weights())))
             for name, ours in updated.items():
-                self._note("optimizer.param", _largest(ours, recorded_after[name]))
+                self._note("optimizer.param", largest(ours, recorded_after[name]))
             if row_grads is not None:
                 ids = rec[prefix + "carry.current_data.puzzle_identifiers"]
                 table = model.puzzle_emb.weights
@@ -363,14 +375,14 @@ class _Replay:
                 rows = sign_sgd_rows(table[ids], row_grads, ids, mx.array(puzzle_lr), puzzle_decay)
                 table[ids] = rows
                 theirs = recorded_after["puzzle_emb.weights"]
-                self._note("optimizer.puzzle_emb", _largest(table, theirs))
+                self._note("optimizer.puzzle_emb", largest(table, theirs))
             average.update(tree_unflatten([(n, recorded_after[n]) for n in updated]))
             averaged = dict(named_arrays(average.weights))
             recorded_average = self._required(prefix + "ema.")
             for name in set(averaged) | set(recorded_average):
                 error = math.inf  # for a weight that only one side averages
                 if name in averaged and name in recorded_average:
-                    error = _largest(averaged[name], recorded_average[name])
+                    error = largest(averaged[name], recorded_average[name])
                 self._note("ema", error)
 
     def _required(self, prefix: str) -> Arrays:
