@@ -1,8 +1,8 @@
 """How far two honest machines may be from each other in each quantity of a recording.
 
 The rule: every recorded step is replayed on six machines that round differently
-(:mod:`mlx_trm.upstream.arithmetic`), each from the recorded state that enters it. How far they are from each
-other is what rounding does to that very quantity of that very recording, and decides
+(:mod:`~mlx_trm.upstream.arithmetic`), each from the recorded state that enters it. How far they are
+from each other is what rounding does to that very quantity of that very recording, and decides
 
 * the largest error: at most ``FACTOR`` times the largest distance between two machines;
 * the typical error: row by row, the distance from the recording over the machines' distance in that

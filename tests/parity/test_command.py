@@ -21,7 +21,8 @@ def test_a_pass_is_exit_code_0_and_the_json_has_every_row(tmp_path, capsys):
     printed = capsys.readouterr().out
     rows = json.loads(output.read_text())
     assert {row["case"] for row in rows} == {"trm_nopuzzle_f32", "trm_mlp_bf16"}
-    assert all(set(row) == {"case", "quantity", "error", "tolerance", "passed"} for row in rows)
+    keys = {"case", "quantity", "error", "tolerance", "typical", "passed"}
+    assert all(set(row) == keys for row in rows)
     assert all(row["passed"] and row["error"] <= row["tolerance"] for row in rows)
     assert f"2 cases, {len(rows)} quantities, 0 missed" in printed
     assert "train.grad" in printed and "MISS" not in printed
