@@ -44,6 +44,7 @@ from mlx_trm.models import (
 from mlx_trm.models.carry import Batch, Carry, Outputs, random_batch
 from mlx_trm.models.losses import act_loss, softmax_cross_entropy, stablemax_cross_entropy
 from mlx_trm.runs.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from mlx_trm.runs.reporters import Reporter, register_reporter
 from mlx_trm.runs.transfer import TransferReport, read_weights, transfer_weights
 from mlx_trm.system.report import device_report
 from mlx_trm.tasks import (
@@ -87,6 +88,7 @@ __all__ = [
     "PuzzleDataset",
     "Quantized",
     "RecursiveModel",
+    "Reporter",
     "Solver",
     "SolverStep",
     "Sudoku",
@@ -120,6 +122,7 @@ __all__ = [
     "random_batch",
     "read_weights",
     "register_model",
+    "register_reporter",
     "register_task",
     "save_checkpoint",
     "save_config",

@@ -70,10 +70,9 @@ class TrainConfig(Section):
     """Stop after so many hours, as Ctrl-C would: the step is finished and saved."""
     on_nonfinite: str = field(default="stop", metadata={"choices": ("stop", "skip")})
     """A loss or gradient that is not finite stops the run, or its step is skipped."""
-    report_to: List[str] = field(
-        default_factory=list, metadata={"choices": ("tensorboard", "wandb")}
-    )
-    """Services that get the lines of metrics.jsonl too; each is an extra of the same name."""
+    report_to: List[str] = field(default_factory=list)
+    """Services that get the lines of metrics.jsonl too: tensorboard, wandb (extras of these names),
+    or one that a plugin registers."""
 
     def problems(self) -> List[str]:
         """Find settings that do not fit together."""

@@ -20,9 +20,22 @@ import time
 from contextlib import contextmanager, suppress
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
+from typing import (
+    Any,
+    Callable,
+    Dict,
+    Iterator,
+    List,
+    Mapping,
+    NamedTuple,
+    Optional,
+    Sequence,
+    Tuple,
+    Type,
+    TypeVar,
+)
 
-from mlx_trm.errors import ConfigError, shown
+from mlx_trm.errors import ConfigError, did_you_mean, shown
 from mlx_trm.system.files import write_text
 
 LOGGER = logging.getLogger(__name__)
@@ -36,6 +49,14 @@ START_SECONDS, FINISH_SECONDS = 30.0, 60.0
 class Reporter:
     """Gets every line of a run's log; this one does nothing with it."""
 
+    def __init__(self, run: Path, config: Mapping[str, Any]) -> None:
+        """Start; what is raised here stops the run before its first step.
+
+        Args:
+            run: the run folder, which is there.
+            config: the resolved configuration as nested dicts.
+        """
+
     def report(self, line: Mapping[str, Any]) -> None:
         """Take a line.
 
@@ -48,11 +69,38 @@ class Reporter:
         """Finish; no line comes after this."""
 
 
+class _Kind(NamedTuple):
+    """A kind of reporter, and what it needs: a module, and a name that this has to have."""
+
+    make: Callable[[Path, Mapping[str, Any]], Reporter]
+    needs: Optional[Tuple[str, str]]
+
+
+REPORTERS: Dict[str, _Kind] = {}
+R = TypeVar("R", bound=Type[Reporter])
+
+
+def register_reporter(name: str, needs: Optional[Tuple[str, str]] = None) -> Callable[[R], R]:
+    """Register a reporter's class under a name of ``train.report_to``; use as a decorator.
+
+    Args:
+        name: what a configuration says.
+        needs: a module that has to be importable, and a name that it has to have. The package's
+            own reporters have an extra of the same name that installs it.
+    """
+
+    def keep(cls: R) -> R:
+        REPORTERS[name] = _Kind(cls, needs)
+        return cls
+
+    return keep
+
+
 def make_reporters(names: Sequence[str], run: Path, config: Mapping[str, Any]) -> List[Reporter]:
     """Start the reporters of a run.
 
     Args:
-        names: keys of ``REPORTERS``.
+        names: under which they are registered.
         run: the run folder, which is there.
         config: the resolved configuration as nested dicts; the services show it as hyperparameters.
 
@@ -66,7 +114,7 @@ def make_reporters(names: Sequence[str], run: Path, config: Mapping[str, Any]) -
     started: List[Reporter] = []
     for name in dict.fromkeys(names):
         try:
-            started.append(_Guarded(name, REPORTERS[name](run, config)))
+            started.append(_Guarded(name, REPORTERS[name].make(run, config)))
         except Exception as error:  # pylint: disable=broad-exception-caught
             for reporter in started:
                 reporter.close()
@@ -77,13 +125,22 @@ def make_reporters(names: Sequence[str], run: Path, config: Mapping[str, Any]) -
 
 
 def check_reporters(names: Sequence[str]) -> None:
-    """See that the packages are there, before anything is written.
+    """See that the reporters and their packages are there, before anything is written.
 
     Raises:
-        ConfigError: if a package is missing or broken; it says what to install.
+        ConfigError: for an unknown name, or a package that is missing or broken.
     """
     for name in names:
-        module, needed = MODULES[name]
+        if name not in REPORTERS:
+            known = ", ".join(sorted(REPORTERS))
+            raise ConfigError(
+                f"{FIELD}: unknown reporter {name!r}{did_you_mean(name, REPORTERS)} "
+                f"(known: {known})"
+            )
+        needs = REPORTERS[name].needs
+        if needs is None:
+            continue
+        module, needed = needs
         try:  # an empty folder of that name in the working folder can be imported, too
             getattr(import_module(module), needed)
         except Exception as error:  # pylint: disable=broad-exception-caught
@@ -110,7 +167,7 @@ def scalars(line: Mapping[str, Any]) -> Dict[str, float]:
 class _Guarded(Reporter):
     """A reporter that is given up, with one warning, when it fails."""
 
-    def __init__(self, name: str, inner: Reporter) -> None:
+    def __init__(self, name: str, inner: Reporter) -> None:  # pylint: disable=super-init-not-called
         self._name = name
         self._inner: Optional[Reporter] = inner
 
@@ -142,6 +199,7 @@ def _reason(error: BaseException) -> str:
     return shown(" ".join(str(error).split()) or type(error).__name__, 200)
 
 
+@register_reporter("tensorboard", ("tensorboardX.event_file_writer", "EventsWriter"))
 class TensorBoard(Reporter):
     """Writes event files to ``RUN/tensorboard``; the step is the supervision step.
 
@@ -152,6 +210,7 @@ class TensorBoard(Reporter):
 
     def __init__(self, run: Path, config: Mapping[str, Any]) -> None:
         """Open a file of this process; those of earlier ones stay."""
+        super().__init__(run, config)
         self._proto = import_module("tensorboardX.proto.event_pb2")
         self._summary = import_module("tensorboardX.proto.summary_pb2").Summary
         folder = run / "tensorboard"
@@ -200,6 +259,7 @@ def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[Tuple[str, An
             yield prefix + name, value if plain else json.dumps(value, default=str)
 
 
+@register_reporter("wandb", ("wandb", "init"))
 class WandB(Reporter):
     """Logs to Weights & Biases, or to ``RUN/wandb`` where it cannot be reached.
 
@@ -209,6 +269,7 @@ class WandB(Reporter):
 
     def __init__(self, run: Path, config: Mapping[str, Any]) -> None:
         """Start online if that works without a question, and offline otherwise."""
+        super().__init__(run, config)
         wandb = import_module("wandb")
         settings = {"init_timeout": START_SECONDS, "silent": True, "console": "off"}
         if "finish_timeout" in wandb.Settings.__annotations__:  # older ones always wait
@@ -268,14 +329,3 @@ def _identity(path: Path) -> str:
     if not re.fullmatch(r"[\w-]{1,64}", text, flags=re.ASCII):
         raise ConfigError(f"{path}: holds no identity of a run; remove it to start a new one")
     return text
-
-
-REPORTERS: Dict[str, Callable[[Path, Mapping[str, Any]], Reporter]] = {
-    "tensorboard": TensorBoard,
-    "wandb": WandB,
-}
-# What has to be importable for each, and a name that it has to have.
-MODULES = {
-    "tensorboard": ("tensorboardX.event_file_writer", "EventsWriter"),
-    "wandb": ("wandb", "init"),
-}

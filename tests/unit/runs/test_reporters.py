@@ -17,9 +17,10 @@ from marks import experiment
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.plugin_hparams_pb2 import HParamsPluginData
 
+from mlx_trm.config import load_config
 from mlx_trm.errors import ConfigError
 from mlx_trm.runs import reporters as reporting
-from mlx_trm.runs.reporters import Reporter, make_reporters, scalars
+from mlx_trm.runs.reporters import Reporter, make_reporters, register_reporter, scalars
 from mlx_trm.training.trainer import Trainer
 
 CONFIG = {"task": {"name": "sudoku", "symmetries": ["digits"]}, "train": {"lr": 1e-3, "ema": True}}
@@ -51,6 +52,7 @@ class Recorder(Reporter):
     made: List["Recorder"] = []
 
     def __init__(self, run: Path, config: Mapping[str, Any]) -> None:
+        super().__init__(run, config)
         self.run, self.config = run, config
         self.lines: List[Mapping[str, Any]] = []
         self.closed = 0
@@ -71,8 +73,8 @@ class Recorder(Reporter):
 @pytest.fixture(name="recorder")
 def make_recorder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """A reporter under the name tensorboard, guarded, and what is inside."""
-    monkeypatch.setitem(reporting.REPORTERS, "tensorboard", Recorder)
-    monkeypatch.setitem(reporting.MODULES, "tensorboard", ("json", "dumps"))
+    monkeypatch.setattr(reporting, "REPORTERS", {})
+    register_reporter("tensorboard", ("json", "dumps"))(Recorder)
     Recorder.made.clear()
     (guarded,) = make_reporters(["tensorboard", "tensorboard"], tmp_path, CONFIG)
     (inner,) = Recorder.made
@@ -151,18 +153,51 @@ def test_missing_packages(
     assert "\n" not in message and not list(run.iterdir())
 
 
+def test_a_reporter_of_a_plugin_gets_the_lines_of_a_run(tmp_path: Path) -> None:
+    """As docs/extending.md says: a file that registers it, and two settings."""
+    plugin = tmp_path / "printing_plugin.py"
+    plugin.write_text(
+        "import mlx_trm\n\n"
+        "@mlx_trm.register_reporter('printer')\n"
+        "class Printer(mlx_trm.Reporter):\n"
+        "    def __init__(self, run, config):\n"
+        "        self.file = open(run / 'printed.txt', 'w')\n"
+        "    def report(self, line):\n"
+        "        print(line['kind'], line['step'], file=self.file, flush=True)\n"
+    )
+    settings = [f"plugins=[{plugin}]", "train.report_to=[printer]", "train.max_steps=3"]
+    Trainer(load_config("sudoku_tiny.yaml", [f"run_dir={tmp_path}/run", *settings])).fit()
+    del reporting.REPORTERS["printer"]
+    printed = (tmp_path / "run" / "printed.txt").read_text().splitlines()
+    logged = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert printed == [f"{line['kind']} {line['step']}" for line in map(json.loads, logged)]
+
+
+def test_an_unknown_reporter_is_one_line(tmp_path: Path) -> None:
+    """With the closest name, before anything is written."""
+    with pytest.raises(ConfigError) as caught:
+        make_reporters(["tensorbord"], tmp_path, CONFIG)
+    message = str(caught.value)
+    assert "tensorbord" in message and "did you mean 'tensorboard'?" in message
+    assert not list(tmp_path.iterdir())
+
+
 def test_what_cannot_be_started_is_an_error_before_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One line; reporters that have been started are closed."""
 
-    def broken(run: Path, config: Mapping[str, Any]) -> Reporter:
-        raise OSError(20, "Not a directory", str(run / "wandb"))
+    monkeypatch.setattr(reporting, "REPORTERS", {})
+    register_reporter("tensorboard")(Recorder)
 
-    monkeypatch.setitem(reporting.REPORTERS, "tensorboard", Recorder)
-    monkeypatch.setitem(reporting.REPORTERS, "wandb", broken)
-    for name in ("tensorboard", "wandb"):
-        monkeypatch.setitem(reporting.MODULES, name, ("json", "dumps"))
+    @register_reporter("wandb")
+    class Broken(Reporter):  # pylint: disable=unused-variable
+        """Cannot be started."""
+
+        def __init__(self, run: Path, config: Mapping[str, Any]) -> None:
+            super().__init__(run, config)
+            raise OSError(20, "Not a directory", str(run / "wandb"))
+
     Recorder.made.clear()
     with pytest.raises(ConfigError, match="train.report_to: wandb cannot be started .*directory"):
         make_reporters(["tensorboard", "wandb"], tmp_path, CONFIG)
