@@ -292,8 +292,9 @@ class _Replay:
         """Whether no count of a step can depend on rounding."""
         best = np.sort(host(self.recording[prefix + "logits"]), axis=-1)
         halt = np.abs(host(self.recording[prefix + "q_halt_logits"]))
+        near = 2 * self._tolerance(f"{kind}.logits")
         return bool(
-            np.all(best[..., -1] - best[..., -2] > 2 * self._tolerance(f"{kind}.logits"))
+            np.all(best[..., -1] > best[..., -2] + near)
             and np.all(halt > self._tolerance(f"{kind}.q_halt_logits"))
             and not np.any(self._tied(kind, prefix))
         )

@@ -83,6 +83,8 @@ class Rounding:
         self._spreads: Numbers = {}
         # What the machines have in the first evaluation step.
         self._machines_have: Numbers = {}
+        # Weights before the first step: drawing those of a full-size recording takes long.
+        self._initial: Dict[str, np.ndarray] = {}
 
     def tolerance(self, quantity: str) -> float:
         """Give the largest error allowed, in the measure of ``replay.py``.
@@ -136,7 +138,7 @@ class Rounding:
         keys = [key for key in differences if key in self._machines_have]
         plain = self._numbers_scaled(None)
         worst = (0.0, 1.0)
-        for name in self._recording.weights("init", self._model):
+        for name in self._weights("init"):
             changed = self._numbers_scaled(name)
             along = whole = variance = 0.0
             for key in keys:
@@ -217,9 +219,9 @@ class Rounding:
             if state != "init" and not recording.group(state + "."):
                 continue
             if trains or not weights:
-                weights = _hosts(recording.weights(state, model))
+                weights = self._weights(state)
                 if scaled is not None:
-                    weights[scaled] = weights[scaled] * np.float32(1 + SCALED)
+                    weights = {**weights, scaled: weights[scaled] * np.float32(1 + SCALED)}
                 values = as_values(weights, np.float32)
             batch = recording.batch(prefix + "carry.current_data." if trains else "eval.batch.")
             inputs, labels, ids = (np.array(part) for part in batch)
@@ -239,6 +241,15 @@ class Rounding:
                 last,
                 batch_size,
             )
+
+    def _weights(self, state: str) -> Dict[str, np.ndarray]:
+        """Give the recorded weights of a state, by our names; nothing may be changed in place."""
+        if state == "init" and self._initial:
+            return self._initial
+        weights = _hosts(self._recording.weights(state, self._model))
+        if state == "init":
+            self._initial = weights
+        return weights
 
     def _latents(
         self, kind: str, number: int, weights: Dict[str, np.ndarray], rows: int

@@ -24,6 +24,7 @@ def test_a_pass_is_exit_code_0_and_the_json_has_every_row(tmp_path, capsys):
     keys = {"case", "quantity", "error", "tolerance", "typical", "passed"}
     assert all(set(row) == keys for row in rows)
     assert all(row["passed"] and row["error"] <= row["tolerance"] for row in rows)
+    assert all(row["typical"] is None or row["typical"] < 2 for row in rows)
     assert f"2 cases, {len(rows)} quantities, 0 missed" in printed
     assert "train.grad" in printed and "MISS" not in printed
 

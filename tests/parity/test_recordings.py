@@ -7,16 +7,14 @@ equal, or within a few roundings. ``python -m mlx_trm.parity DIR`` prints the ta
 import json
 import math
 from pathlib import Path
-from typing import Optional
 
 import mlx.core as mx
-import numpy as np
 import pytest
 from paths import REFERENCE
 
 from mlx_trm.errors import DataError
 from mlx_trm.upstream.recording import FLOORS, Recording, read_recordings
-from mlx_trm.upstream.replay import compare
+from mlx_trm.upstream.replay import FROM_OUR_WEIGHTS, compare
 
 FOLDER = REFERENCE / "cuda"
 MANIFEST = json.loads((FOLDER / "manifest.json").read_text(encoding="utf-8"))
@@ -73,32 +71,30 @@ def test_every_recording_of_the_manifest_is_here_and_unchanged():
 
 @pytest.mark.parametrize("case", sorted(MANIFEST))
 def test_case(case):
+    """Every quantity passes, and by far: on another machine it may be a few times as far."""
     recording = Recording(FOLDER / f"{case}.safetensors")
     comparisons = {entry.quantity: entry for entry in compare(recording)}
     misses = [entry for entry in comparisons.values() if not entry.passed]
     assert not misses
-    expected = OUTPUTS if case.startswith("full_") else STEPPED
-    if "nopuzzle" not in case and not case.startswith("full_"):
+    half, full = case.endswith("_bf16"), case.startswith("full_")
+    expected = OUTPUTS if full else STEPPED
+    if "nopuzzle" not in case and not full:
         expected = expected | {"optimizer.puzzle_emb"}
-    if case.endswith("bf16"):
-        expected = expected | {"eval.weights"}
-    assert set(comparisons) == expected
-    for entry in comparisons.values():
-        bound = exact_limit(entry.quantity)
-        if bound is not None:
-            assert entry.tolerance == bound, entry
-        assert entry.error <= entry.tolerance, entry
+    assert set(comparisons) == (expected | {"eval.weights"} if half else expected)
+    for quantity, entry in comparisons.items():
+        own = quantity.split(".")[-1] in FROM_OUR_WEIGHTS
+        if own or quantity == "eval.weights":
+            assert entry.error < entry.tolerance / 2, entry
+        else:
+            assert entry.tolerance == exact_limit(quantity), entry
+        assert (entry.typical is not None) == (own and not quantity.endswith(".loss")), entry
+        assert entry.typical is None or entry.typical < 1.2, entry
 
 
-def exact_limit(quantity: str) -> Optional[float]:
-    """The promise where rounding is not amplified, written down a second time; else None."""
-    if quantity.endswith((".steps", ".halted", ".counts", ".refill", ".preds")):
-        return 0.0
-    if quantity.endswith(("_of_recorded", ".accuracy")) or not quantity.startswith(
-        ("eval.", "train.")
-    ):
-        return 1e-6
-    return None
+def exact_limit(quantity: str) -> float:
+    """The promise of what follows from recorded numbers alone, written down a second time."""
+    equal = quantity.endswith((".steps", ".halted", ".counts", ".refill", ".preds"))
+    return 0.0 if equal else 1e-6
 
 
 def altered(tmp_path: Path, case: str, change) -> Recording:
@@ -108,18 +104,6 @@ def altered(tmp_path: Path, case: str, change) -> Recording:
     path = tmp_path / f"{case}.safetensors"
     mx.save_safetensors(str(path), arrays, metadata)
     return Recording(path)
-
-
-def test_a_row_of_a_weight_scaled_by_one_percent_is_noticed(tmp_path):
-    def scale_row(arrays, _):
-        name = "init.inner.L_level.layers.0.mlp.down_proj.weight"
-        weight = np.array(arrays[name])
-        weight[3] *= 1.01
-        arrays[name] = mx.array(weight)
-
-    recording = altered(tmp_path, "trm_mlp_f32", scale_row)
-    missed = {entry.quantity for entry in compare(recording) if not entry.passed}
-    assert {"eval.logits", "eval.carry", "train.logits", "train.grad"} <= missed
 
 
 @pytest.mark.parametrize(
