@@ -5,7 +5,6 @@ import inspect
 import json
 import logging
 import sys
-import warnings
 from dataclasses import asdict
 from pathlib import Path
 from typing import (
@@ -43,9 +42,6 @@ from mlx_trm.system.files import cache_folder, hash_file, write_json
 from mlx_trm.tasks.text import TextForm
 
 LOG = logging.getLogger(__name__)
-
-# Methods that tasks of users may still define by their old names.
-RENAMED_METHODS = {"meant": "expand_puzzle", "remark": "describe_answer"}
 
 C = TypeVar("C")
 T = TypeVar("T", bound="Type[Task]")
@@ -106,16 +102,6 @@ class Task(TextForm):
     """
 
     version = 1
-
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        """Let a task that was written for an older version override methods by their old names."""
-        super().__init_subclass__(**kwargs)
-        for old, new in RENAMED_METHODS.items():
-            if old in vars(cls) and new not in vars(cls):
-                warnings.warn(
-                    f"{cls.__name__}.{old}: is called {new} now", DeprecationWarning, stacklevel=2
-                )
-                setattr(cls, new, vars(cls)[old])
 
     def __init__(self, config: Any, seed: int = 0) -> None:
         """Keep the settings; nothing is read yet.
