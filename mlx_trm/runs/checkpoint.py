@@ -173,7 +173,7 @@ def load_checkpoint(path: Union[str, Path], weights: str = "ema") -> Checkpoint:
         config = load_config(str(folder / CONFIG))
     except ConfigError as error:
         raise CheckpointError(f"{folder}: its configuration cannot be used: {error}") from error
-    spec = TaskSpec(**state["spec"])
+    spec = TaskSpec.read(state["spec"])
     model = build_model(config.model, spec, seed=config.seed)
     load_weights(model, read_arrays(folder / MODEL), str(folder / MODEL))
     averaged = weights == "ema" and AVERAGE in state["sha256"]
@@ -264,13 +264,7 @@ def _read_state(folder: Path) -> Dict[str, Any]:
         needed = [MODEL, CONFIG, *(name for name in optional if (folder / name).exists())]
         if not isinstance(files, dict) or not files.keys() >= set(needed):
             raise TypeError(f"sha256 must name {', '.join(needed)}")
-        spec = asdict(TaskSpec(**state["spec"]))
-        for name, value in spec.items():
-            least = 0 if name.endswith("_id") else 1
-            if value is None and name == "ignore_label_id":
-                continue
-            if not isinstance(value, int) or isinstance(value, bool) or value < least:
-                raise TypeError(f"spec.{name} must be a whole number from {least} up")
+        TaskSpec.read(dict(state["spec"]))
         return dict(state)
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(
