@@ -43,6 +43,9 @@ from mlx_trm.tasks.text import TextForm
 
 LOG = logging.getLogger(__name__)
 
+# Of (n, S) inputs and (n, S) predictions: (n,) bool by the name of each metric.
+Judge = Callable[[np.ndarray, np.ndarray], Dict[str, np.ndarray]]
+
 C = TypeVar("C")
 T = TypeVar("T", bound="Type[Task]")
 
@@ -89,6 +92,40 @@ class Scorer:
     def files(self) -> Dict[str, str]:
         """Return texts worth keeping, by file name: a submission, say. By default none."""
         return {}
+
+
+class ShareScorer(Scorer):
+    """The shares of predictions that the rules of a task call good, by one or more measures."""
+
+    def __init__(self, metrics: Sequence[str], judge: Judge) -> None:
+        """Begin with counts of zero.
+
+        Args:
+            metrics: their names.
+            judge: says which predictions count for each of them.
+        """
+        self.judge = judge
+        self.counts = dict.fromkeys(["count", *metrics], 0)
+
+    def update(self, rows: ScoredRows) -> None:
+        """Count predictions."""
+        self.merge({"count": np.array(len(rows.inputs))})
+        good = self.judge(rows.inputs, rows.predictions)
+        self.merge({name: flags.sum() for name, flags in good.items()})
+
+    def state(self) -> Dict[str, np.ndarray]:
+        """Return the counts."""
+        return {name: np.array(number) for name, number in self.counts.items()}
+
+    def merge(self, state: Dict[str, np.ndarray]) -> None:
+        """Add another scorer's counts."""
+        for name, number in state.items():
+            self.counts[name] += int(number)
+
+    def result(self) -> Dict[str, float]:
+        """Return the shares, 0 where there were no puzzles."""
+        count = max(1, self.counts["count"])
+        return {name: good / count for name, good in self.counts.items() if name != "count"}
 
 
 class Task(TextForm):
@@ -163,6 +200,12 @@ class Task(TextForm):
         """
         del source
         return None
+
+    def raw_file(self, split: str) -> Optional[Path]:
+        """Return the file that the settings name for a split; None: they name none."""
+        check_split(split)
+        chosen = self.config.train_file if split == "train" else self.config.test_file
+        return Path(chosen).expanduser() if chosen else None
 
     def content(self, split: str) -> Dict[str, Any]:
         """Return everything that decides the puzzles of a split, as JSON; the cache's key.

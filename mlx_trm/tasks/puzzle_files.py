@@ -24,6 +24,7 @@ from typing import (
 import numpy as np
 
 from mlx_trm.errors import DataError
+from mlx_trm.system.files import hash_file
 
 COLUMNS = ("source", "question", "answer", "rating")
 
@@ -167,6 +168,16 @@ def check_no_folder(path: Path) -> None:
     if path.is_dir():
         hint = "; for a built dataset use data_dir" if (path / "train").is_dir() else ""
         raise DataError(f"{path}: is a folder, not a CSV or text file{hint}")
+
+
+def hash_puzzle_file(path: Path) -> str:
+    """Return the SHA-256 of a file of puzzles.
+
+    Raises:
+        DataError: if it is a folder, or cannot be read.
+    """
+    check_no_folder(path)
+    return hash_file(path)
 
 
 def csv_of(rows: Iterable[Tuple[str, str, int]], source: str) -> str:

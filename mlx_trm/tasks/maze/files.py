@@ -17,8 +17,9 @@ import numpy as np
 from mlx_trm.datasets.writing import write_whole_text
 from mlx_trm.errors import DataError
 from mlx_trm.tasks.maze.generator import MazeSet
-from mlx_trm.tasks.maze.paths import GOAL, PATH, START, UNREACHED, judge, place_name, solve_mazes
+from mlx_trm.tasks.maze.paths import GOAL, PATH, START, UNREACHED, judge, solve_mazes
 from mlx_trm.tasks.puzzle_files import CsvBlock, csv_of, read_puzzle_file
+from mlx_trm.tasks.text import place_name
 
 # Token t is SYMBOLS[t]; 0, padding, is no cell of a maze. In one line a point stands for a space.
 SYMBOLS = "?# SGo"
