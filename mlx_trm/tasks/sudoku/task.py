@@ -17,7 +17,6 @@ from mlx_trm.datasets.dataset import SetSource
 from mlx_trm.datasets.sources import SAMPLES
 from mlx_trm.datasets.writing import PuzzleBlock
 from mlx_trm.errors import DataError
-from mlx_trm.system.files import hash_file
 from mlx_trm.tasks.base import Scorer, ShareScorer, Task, register_task
 from mlx_trm.tasks.puzzle_files import hash_puzzle_file
 from mlx_trm.tasks.sudoku.files import parse_puzzle, read_puzzles, solution_problem
@@ -161,14 +160,11 @@ class Sudoku(Task):
         counts["test"] = config.test_puzzles or counts["test"]
         shared = {"digits", *config.active_symmetries}
         exclude = None
-        other = self.source("train")
-        if split == "test" and other is not None:
-            exclude = np.concatenate(
-                [
-                    puzzle_keys(rows.puzzles, config.size, shared)
-                    for rows in read_puzzles(other, config.size)
-                ]
-            )
+        other = self._other_file(split)
+        if other is not None:
+            parts = read_puzzles(other, config.size)
+            keys = [puzzle_keys(rows.puzzles, config.size, shared) for rows in parts]
+            exclude = np.concatenate(keys)
         sets = generate_sets(
             [counts["train"], counts["test"]],
             config.size,
@@ -178,6 +174,10 @@ class Sudoku(Task):
             exclude,
         )
         return sets[("train", "test").index(split)]
+
+    def _other_file(self, split: str) -> Optional[Path]:
+        """Return the file of the other split, whose puzzles are not generated for this one."""
+        return self.raw_file("test" if split == "train" else "train")
 
     def groups(self, split: str, rng: np.random.Generator) -> Iterator[PuzzleBlock]:
         """Yield the puzzles of a split, training puzzles with ``num_aug`` augmented copies each."""
@@ -209,14 +209,14 @@ class Sudoku(Task):
         if path is not None:
             about.update(file=hash_puzzle_file(path), min_difficulty=config.min_difficulty)
         else:
-            train = config.train_file
+            other = self._other_file(split)
             about.update(
                 random,
                 generator=GENERATOR_VERSION,
                 counts=[config.train_puzzles, config.test_puzzles],
                 givens=config.givens,
                 symmetries=config.active_symmetries,
-                exclude=hash_file(train) if train and split == "test" else None,
+                exclude=None if other is None else hash_puzzle_file(other),
             )
         if split == "train" and path is not None and config.subsample_size is not None:
             about.update(random, subsample_size=config.subsample_size)
