@@ -11,7 +11,6 @@ from typing import Iterator, List, Optional, Tuple, Union
 
 import numpy as np
 
-from mlx_trm.datasets.writing import write_whole_text
 from mlx_trm.errors import DataError
 from mlx_trm.tasks.puzzle_files import CsvBlock, csv_of, read_puzzle_file
 from mlx_trm.tasks.sudoku.solver import (
@@ -48,20 +47,6 @@ def read_puzzles(path: Union[str, Path], size: int) -> Iterator[PuzzleSet]:
         yield part
     if not found:
         raise DataError(f"{Path(path).expanduser()}: holds no puzzles")
-
-
-def write_csv(path: Union[str, Path], rows: PuzzleSet, source: str) -> None:
-    """Write puzzles in the CSV's columns; the file is there whole or not at all.
-
-    Args:
-        path: of the file; replaced if it is there.
-        rows: the puzzles.
-        source: the first column.
-
-    Raises:
-        DataError: if it cannot be written.
-    """
-    write_whole_text(path, csv_text(rows, source))
 
 
 def csv_text(rows: PuzzleSet, source: str) -> str:

@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 from paths import ROOT, SHARED_DATA
 
 from mlx_trm.config.sections import TaskSpec
+from mlx_trm.datasets.writing import write_whole_text
 from mlx_trm.errors import DataError
 from mlx_trm.system.files import hash_file
 from mlx_trm.tasks import PuzzleDataset, ScoredRows, Sudoku, SudokuConfig, puzzle_files
-from mlx_trm.tasks.sudoku.files import puzzle_text, read_puzzles, write_csv
+from mlx_trm.tasks.sudoku.files import csv_text, puzzle_text, read_puzzles
 from mlx_trm.tasks.sudoku.generator import random_grids
 from mlx_trm.tasks.sudoku.keys import puzzle_keys
 from mlx_trm.tasks.sudoku.solver import PuzzleSet, solve_puzzles, valid_grids
@@ -343,7 +344,9 @@ def test_generated_puzzles_stay_clear_of_a_file(tmp_path: Path, split: str, othe
     made = sudoku(size=4, train_puzzles=3000, test_puzzles=10, symmetries=["digits"])
     rows = stored(made.dataset("train")) - 1
     solved = solve_puzzles(rows, 4)
-    write_csv(tmp_path / "p.csv", PuzzleSet(rows, solved.solutions[:, 0], solved.guesses), "x")
+    write_whole_text(
+        tmp_path / "p.csv", csv_text(PuzzleSet(rows, solved.solutions[:, 0], solved.guesses), "x")
+    )
     config = {"size": 4, "symmetries": ["digits"], f"{split}_puzzles": 1500}
     task = sudoku(9, **config, **{f"{other}_file": str(tmp_path / "p.csv")})
     clear = stored(task.dataset(split)) - 1
