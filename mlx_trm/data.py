@@ -13,7 +13,7 @@ from mlx_trm.cli import tables as display
 from mlx_trm.cli.arguments import add_config, positive, read_config, whole
 from mlx_trm.cli.fetching import add_fetch
 from mlx_trm.cli.generating import add_generate
-from mlx_trm.cli.pictures import Panel, add_png, check_png, save_png
+from mlx_trm.cli.pictures import Panel, add_png, check_matplotlib, save_png
 from mlx_trm.cli.running import make_main
 from mlx_trm.config.registry import TASKS
 from mlx_trm.datasets.catalogue import DataEntry, built_datasets, bundled_samples, fetched_sets
@@ -120,7 +120,7 @@ def run_build(args: argparse.Namespace) -> None:
 def run_show(args: argparse.Namespace) -> None:
     """Draw puzzles beside their answers."""
     if args.png is not None:
-        check_png()
+        check_matplotlib("--png")
     config = read_config(args)
     task = build_task(config.task, config.task_seed)
     dataset = task.dataset(args.split)
