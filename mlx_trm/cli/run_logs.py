@@ -10,6 +10,7 @@ import numpy as np
 
 from mlx_trm.errors import DataError
 from mlx_trm.runs.layout import METRICS
+from mlx_trm.system.files import distinct_names
 
 TRAIN = "train"
 # Means over the puzzles that halted: meaningless in a line where none did.
@@ -187,14 +188,9 @@ class _Part:
 
 
 def _names(paths: Sequence[Path]) -> List[str]:
-    """Name runs by their folders, with as much of the way to them as tells them apart."""
-    parts = [path.absolute().parent.parts for path in paths]
-    if len(set(parts)) < len(paths):  # two files of one folder
-        parts = [path.absolute().parts for path in paths]
-    for length in range(1, max(map(len, parts)) + 1):
-        names = ["/".join(part[-length:]) for part in parts]
-        if len(set(names)) == len(names):
-            break
+    """Name runs by their folders, or logs by their files where one folder holds two."""
+    folders = [path.absolute().parent for path in paths]
+    names = distinct_names(folders if len(set(folders)) == len(paths) else paths)
     return ["".join(char if char.isprintable() else "?" for char in name) for name in names]
 
 
