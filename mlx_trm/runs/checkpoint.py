@@ -42,7 +42,7 @@ from mlx_trm.runs.layout import (
     list_checkpoints,
 )
 from mlx_trm.runs.weights import load_weights, read_safetensors
-from mlx_trm.system.files import flush, hash_file, point_link
+from mlx_trm.system.files import flush, hash_file, point_link, write_json
 
 
 class TrainingState(NamedTuple):
@@ -129,7 +129,7 @@ def save_checkpoint(
             "progress": None if training is None else training.progress,
             "sha256": {path.name: hash_file(path) for path in sorted(temporary.iterdir())},
         }
-        (temporary / STATE).write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
+        write_json(temporary / STATE, state)
         for path in temporary.iterdir():
             flush(path)
         flush(temporary)

@@ -10,6 +10,7 @@ from typing import Any, Dict, List, Optional, Sequence, Union
 from mlx_trm.config.loading import (
     config_from_dict,
     config_to_dict,
+    flat_settings,
     load_config,
     save_config,
     validate_config,
@@ -18,7 +19,7 @@ from mlx_trm.config.sections import ExperimentConfig
 from mlx_trm.errors import CheckpointError, ConfigError
 from mlx_trm.runs.checkpoint import newest_whole, verify_checkpoint
 from mlx_trm.runs.history import point_best, point_latest, remove_leftovers
-from mlx_trm.runs.layout import BEST, CONFIG, METRICS, find_checkpoint, list_checkpoints
+from mlx_trm.runs.layout import BEST, CONFIG, METRICS, STATE, find_checkpoint, list_checkpoints
 from mlx_trm.runs.metrics import rewind_metrics
 from mlx_trm.runs.progress import RunProgress
 
@@ -69,7 +70,7 @@ def resumable_checkpoint(path: Union[str, Path], fall_back: bool = False) -> Pat
         run = Path(path)
         if run.is_dir() and not list_checkpoints(run) and list_checkpoints(run.parent):
             run = run.parent  # a checkpoint folder whose state.json is gone
-        elif run.is_dir() and (run / "state.json").is_file():
+        elif run.is_dir() and (run / STATE).is_file():
             run = run.parent
         whole = newest_whole(run) if run.is_dir() else None
         if whole is None:
@@ -94,10 +95,10 @@ def resumed_config(
         ConfigError: naming each setting that a resumed run has to keep.
     """
     own = load_config(folder / CONFIG)
-    before = _flat(config_to_dict(own))
+    before = flat_settings(config_to_dict(own))
     if config is None:
         config = config_from_dict(config_to_dict(own), str(folder.parent), overrides)
-    wanted = _flat(config_to_dict(config))
+    wanted = flat_settings(config_to_dict(config))
     own_folder = folder.parent.resolve()
     if config.run_dir is not None and Path(config.run_dir).resolve() != own_folder:
         moved = before["run_dir"] == config.run_dir  # the run was moved or copied since
@@ -175,14 +176,3 @@ def _after(run: Path, checkpoint: Path) -> List[Path]:
         if number.isdigit() and int(number) > step:
             found.append(path)
     return sorted(found)
-
-
-def _flat(values: Dict[str, Any], before: str = "") -> Dict[str, Any]:
-    """Give settings by dotted name."""
-    flat: Dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, dict):
-            flat.update(_flat(value, f"{before}{key}."))
-        else:
-            flat[before + key] = value
-    return flat
