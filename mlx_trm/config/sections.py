@@ -217,6 +217,16 @@ class CheckpointConfig(Section):
             return []
         return [f"every: {show(every)} is neither a number of steps nor minutes such as 10min"]
 
+    @property
+    def every_steps(self) -> Optional[int]:
+        """Steps between checkpoints, where ``every`` is a number of them."""
+        return self.every if isinstance(self.every, int) else None
+
+    @property
+    def every_seconds(self) -> Optional[float]:
+        """Seconds between checkpoints, where ``every`` is in minutes."""
+        return 60.0 * float(self.every[: -len("min")]) if isinstance(self.every, str) else None
+
 
 @dataclass
 class ExperimentConfig(Section):
