@@ -165,10 +165,7 @@ def load_checkpoint(path: Union[str, Path], weights: str = "ema") -> Checkpoint:
         CheckpointError: if there is none, a file is damaged, or weights do not fit the model.
         ValueError: if ``weights`` is neither ``ema`` nor ``raw``.
     """
-    if weights not in ("ema", "raw"):
-        raise ValueError(f"weights must be 'ema' or 'raw', got {weights!r}")
-    folder = find_checkpoint(path)
-    state = verify_checkpoint(folder)
+    folder, state, averaged = open_checkpoint(path, weights)
     try:
         config = load_config(str(folder / CONFIG))
     except ConfigError as error:
@@ -176,11 +173,23 @@ def load_checkpoint(path: Union[str, Path], weights: str = "ema") -> Checkpoint:
     spec = TaskSpec.read(state["spec"])
     model = build_model(config.model, spec, seed=config.seed)
     load_weights(model, read_arrays(folder / MODEL), str(folder / MODEL))
-    averaged = weights == "ema" and AVERAGE in state["sha256"]
     if averaged:
         load_weights(model, read_arrays(folder / AVERAGE), str(folder / AVERAGE), partial=True)
     model.eval()
     return Checkpoint(model, config, spec, state["step"], folder, "ema" if averaged else "raw")
+
+
+def open_checkpoint(path: Union[str, Path], weights: str) -> Tuple[Path, Dict[str, Any], bool]:
+    """Find a checkpoint and check its files. Arguments and errors are those of load_checkpoint.
+
+    Returns:
+        Its folder, what ``state.json`` says, and whether averaged weights are to be taken.
+    """
+    if weights not in ("ema", "raw"):
+        raise ValueError(f"weights must be 'ema' or 'raw', got {weights!r}")
+    folder = find_checkpoint(path)
+    state = verify_checkpoint(folder)
+    return folder, state, weights == "ema" and AVERAGE in state["sha256"]
 
 
 def verify_checkpoint(folder: Path) -> Dict[str, Any]:
