@@ -309,6 +309,9 @@ class _Loop:
 
 
 def best_value(metrics: Dict[str, Metrics], name: str) -> float:
-    """Give the first set's value of ``eval.best_metric``, negative where less is better."""
-    value = next(iter(metrics.values()))[name]
+    """Give the first set's value of ``eval.best_metric``, negative where less is better.
+
+    It is NaN where the set has no puzzle with a label, and so no such metric.
+    """
+    value = next(iter(metrics.values())).get(name, math.nan)
     return -value if name.endswith("loss") else value
