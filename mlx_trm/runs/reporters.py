@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Sequence
 
 from mlx_trm.config.loading import flat_settings
-from mlx_trm.errors import ConfigError, shown
+from mlx_trm.errors import ConfigError, describe_error, shown
 from mlx_trm.system.files import write_text
 
 LOGGER = logging.getLogger(__name__)
@@ -140,7 +140,7 @@ class _Guarded(Reporter):
 
 def _reason(error: BaseException) -> str:
     """Say in a line what went wrong."""
-    return shown(" ".join(str(error).split()) or type(error).__name__, 200)
+    return shown(describe_error(error), 200)
 
 
 class TensorBoard(Reporter):

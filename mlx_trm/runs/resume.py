@@ -13,7 +13,6 @@ from mlx_trm.config.loading import (
     flat_settings,
     load_config,
     save_config,
-    validate_config,
 )
 from mlx_trm.config.sections import ExperimentConfig
 from mlx_trm.errors import CheckpointError, ConfigError
@@ -122,9 +121,7 @@ def resumed_config(
         raise ConfigError.from_problems(str(folder.parent), kept)
     values: Dict[str, Any] = config_to_dict(config)
     values["run_dir"] = str(folder.parent)
-    resumed = replace(config_from_dict(values, str(folder.parent)), origin=own.stem)
-    validate_config(resumed)
-    return resumed
+    return replace(config_from_dict(values, str(folder.parent)), origin=own.stem)
 
 
 def checkpoint_names(run: Path) -> List[str]:
