@@ -8,7 +8,7 @@ from typing import Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 
-from mlx_trm.errors import DataError
+from mlx_trm.errors import DataError, listed
 from mlx_trm.tasks import Task
 from mlx_trm.tasks.puzzle_files import split_fields
 
@@ -127,7 +127,5 @@ def describe_problems(name: str, problems: Sequence[Tuple[int, str]]) -> str:
     lines = [f"{name}:{number}: {text}" if number else text for number, text in problems]
     if len(lines) == 1:
         return lines[0]
-    shown = lines[:LISTED_PROBLEMS]
-    if len(lines) > len(shown):
-        shown.append(f"and {len(lines) - len(shown)} more")
-    return "\n  ".join([f"{name} has {len(lines)} problems:", *shown])
+    first = listed(lines, LISTED_PROBLEMS, "\n  ")
+    return f"{name} has {len(lines)} problems:\n  {first}"

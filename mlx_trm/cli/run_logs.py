@@ -10,12 +10,12 @@ import numpy as np
 
 from mlx_trm.errors import DataError
 from mlx_trm.runs.layout import METRICS
+from mlx_trm.runs.reporters import ABOUT
 from mlx_trm.system.files import distinct_names
 
 TRAIN = "train"
 # Means over the puzzles that halted: meaningless in a line where none did.
 PER_PUZZLE = ("accuracy", "exact_accuracy", "q_halt_accuracy", "steps")
-NOT_METRICS = ("kind", "step", "set", "total")
 LARGEST = 1e100  # what lies beyond cannot be drawn
 
 
@@ -172,7 +172,7 @@ class _Part:
         nobody = line.get("count") == 0
         for name, value in line.items():
             number = _number(value)
-            if name in NOT_METRICS or math.isnan(number) or (nobody and name in PER_PUZZLE):
+            if name in ABOUT or math.isnan(number) or (nobody and name in PER_PUZZLE):
                 continue
             steps, values = self._columns.setdefault(name, (array("d"), array("d")))
             steps.append(step)

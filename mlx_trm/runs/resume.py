@@ -5,7 +5,7 @@ import os
 import re
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Sequence, Union
+from typing import Any, Dict, Optional, Sequence, Union
 
 from mlx_trm.config.loading import (
     config_from_dict,
@@ -17,10 +17,20 @@ from mlx_trm.config.loading import (
 from mlx_trm.config.sections import ExperimentConfig
 from mlx_trm.errors import CheckpointError, ConfigError
 from mlx_trm.runs.checkpoint import newest_whole, verify_checkpoint
-from mlx_trm.runs.history import point_best, point_latest, remove_leftovers
-from mlx_trm.runs.layout import BEST, CONFIG, METRICS, STATE, find_checkpoint, list_checkpoints
+from mlx_trm.runs.history import point_best, remove_leftovers
+from mlx_trm.runs.layout import (
+    BEST,
+    CONFIG,
+    LATEST,
+    METRICS,
+    STATE,
+    find_checkpoint,
+    list_checkpoints,
+    step_folders,
+)
 from mlx_trm.runs.metrics import rewind_metrics
 from mlx_trm.runs.progress import RunProgress
+from mlx_trm.system.files import point_link
 
 LOG = logging.getLogger(__name__)
 
@@ -124,11 +134,6 @@ def resumed_config(
     return replace(config_from_dict(values, str(folder.parent)), origin=own.stem)
 
 
-def checkpoint_names(run: Path) -> List[str]:
-    """Give the names of a run's checkpoints."""
-    return [path.name for path in list_checkpoints(run)]
-
-
 def prepare_resumed_run(
     run: Path, checkpoint: Path, config: ExperimentConfig, progress: RunProgress
 ) -> None:
@@ -143,7 +148,8 @@ def prepare_resumed_run(
     rewind_metrics(run / METRICS, progress.log["lines"] if progress.log else 0)
     try:
         remove_leftovers(run)
-        for folder in _after(run, checkpoint):
+        last = int(checkpoint.name[len("step_") :])
+        for folder in (path for step, path in step_folders(run) if step > last):
             aside = run / f"aside_{folder.name}"
             number = 2
             while aside.exists():
@@ -151,7 +157,7 @@ def prepare_resumed_run(
                 number += 1
             LOG.warning("%s: newer than the checkpoint that is resumed, renamed %s", folder, aside)
             os.replace(folder, aside)
-        point_latest(checkpoint)
+        point_link(run / LATEST, checkpoint.name)
         best = run / BEST
         if best.is_symlink() and not best.exists():
             best.unlink()
@@ -162,14 +168,3 @@ def prepare_resumed_run(
         raise CheckpointError(
             f"{run}: cannot be written ({error.strerror or error}); the run cannot go on there"
         ) from error
-
-
-def _after(run: Path, checkpoint: Path) -> List[Path]:
-    """List the checkpoint folders of later steps, whole or not."""
-    step = int(checkpoint.name.split("_")[1])
-    found = []
-    for path in run.glob("step_*"):
-        number = path.name[len("step_") :]
-        if number.isdigit() and int(number) > step:
-            found.append(path)
-    return sorted(found)
