@@ -181,9 +181,9 @@ def make_mazes(args: argparse.Namespace) -> Tuple[str, str]:
         for key in maze_generator.maze_keys(maze_files.read_mazes(path, args.size).inputs)
     ]
     rng = np.random.default_rng(args.seed)
-    (made,) = maze_generator.generate_sets(
+    made = maze_generator.generate_sets(
         [args.count], args.size, rng, style, args.min_path, args.unique, exclude
-    )
+    )[0]
     source = f"generated_maze_{args.size}x{args.size}_{style}"
     return maze_files.csv_text(made, source), describe_mazes(made)
 
