@@ -5,7 +5,7 @@ import logging
 import sys
 from pathlib import Path
 
-from mlx_trm.cli.arguments import add_config, add_weights, read_config, writable
+from mlx_trm.cli.arguments import add_config, add_weights, read_config, whole, writable
 from mlx_trm.cli.running import make_main
 from mlx_trm.errors import ConfigError
 from mlx_trm.models import named_arrays
@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--output", type=Path, metavar="RUN", help="the run folder to make")
     parser.add_argument(
-        "--step", type=int, metavar="N", help="of the checkpoint (default: what FILE says)"
+        "--step", type=whole, metavar="N", help="of the checkpoint (default: what FILE says)"
     )
     add_config(parser)
     add_weights(parser)
@@ -70,8 +70,6 @@ def run(args: argparse.Namespace) -> int:
             f"{', '.join(unused)}: for --to-upstream only; a checkpoint of the original has one "
             "set of weights, which is taken as it is; leave the option out"
         )
-    if args.step is not None and args.step < 0:
-        raise ConfigError(f"--step: {args.step} is less than 0")
     config = read_config(args)
     folder, source = convert_upstream(args.source, config, args.output, args.step)
     for key, value in source.taken.items():

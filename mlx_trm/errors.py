@@ -55,10 +55,10 @@ class NonFiniteError(TRMError):
         self.parts = list(parts)
 
 
-def describe_error(error: BaseException, most: int = 200) -> str:
-    """Say in one line, of at most so many characters, what an error says."""
+def describe_error(error: BaseException) -> str:
+    """Say in one line, of at most 200 characters, what an error says."""
     text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= most else text[: most - 3] + "..."
+    return text if len(text) <= 200 else text[:197] + "..."
 
 
 def shown(text: object, most: int = 80) -> str:

@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from mlx_trm.cli import tables as display
 from mlx_trm.cli.arguments import add_json, positive, save_json
-from mlx_trm.cli.checkpoints import add_model, add_run, open_run
+from mlx_trm.cli.checkpoints import add_model, add_run, load_run
 from mlx_trm.cli.running import make_main
 from mlx_trm.config.loading import config_from_dict, config_to_dict
 from mlx_trm.config.sections import NEW_ROWS
@@ -51,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, overrides: List[str]) -> int:
     """Evaluate and print a table; the overrides change the run's configuration."""
-    checkpoint = open_run(args)
+    checkpoint, _ = load_run(args)
     config = checkpoint.config
     if overrides:
         config = config_from_dict(config_to_dict(config), args.run, overrides)

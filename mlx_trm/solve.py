@@ -8,8 +8,8 @@ from typing import Any, Dict, Iterator, List, Sequence
 import numpy as np
 
 from mlx_trm.cli.arguments import add_json, positive, save_json
-from mlx_trm.cli.checkpoints import add_model, add_run, open_run
-from mlx_trm.cli.pictures import Panel, add_png, check_png, save_png
+from mlx_trm.cli.checkpoints import add_model, add_run, load_run
+from mlx_trm.cli.pictures import Panel, add_png, check_matplotlib, save_png
 from mlx_trm.cli.puzzles import Given, read_given
 from mlx_trm.cli.running import make_main
 from mlx_trm.cli.tables import ANSI, side_by_side, use_color
@@ -58,8 +58,8 @@ def run(args: argparse.Namespace) -> int:
         0, whether the answers are right or not: the command did what it was asked for.
     """
     if args.png is not None:
-        check_png()
-    checkpoint = open_run(args)
+        check_matplotlib("--png")
+    checkpoint, _ = load_run(args)
     names = read_row_names(checkpoint.path)
     solver = Solver(checkpoint.model, checkpoint.config, row_names=names)
     given = read_given(args.puzzle, solver.task)

@@ -29,13 +29,8 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def open_run(args: argparse.Namespace) -> Checkpoint:
-    """Load what :func:`add_run` and :func:`add_model` took; see :func:`load_run`."""
-    return load_run(args)[0]
-
-
 def load_run(args: argparse.Namespace) -> Tuple[Checkpoint, Optional[Quantized]]:
-    """Load a run's model, quantised if so wished, and give what was quantised.
+    """Load the model that :func:`add_run` and :func:`add_model` took, and say what was quantised.
 
     Raises:
         CheckpointError: if there is no checkpoint, or it cannot be used.

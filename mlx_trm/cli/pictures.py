@@ -45,20 +45,11 @@ def add_png(parser: argparse.ArgumentParser, text: str) -> None:
     parser.add_argument("--png", type=writable, metavar="FILE", help=text)
 
 
-def check_png() -> None:
-    """Refuse to draw where matplotlib is missing; before the work, not after it.
-
-    Raises:
-        ConfigError: saying what to install.
-    """
-    check_matplotlib("--png")
-
-
 def check_matplotlib(who: str) -> None:
-    """Refuse where matplotlib is missing.
+    """Refuse where matplotlib is missing; before the work, not after it.
 
     Args:
-        who: needs it.
+        who: needs it, ``plot`` or ``--png``.
 
     Raises:
         ConfigError: saying what to install.
@@ -79,7 +70,7 @@ def save_png(path: Path, rows: Sequence[Sequence[Panel]]) -> None:
     Raises:
         ConfigError: if there are too many panels, or the file cannot be written.
     """
-    check_png()
+    check_matplotlib("--png")
     from matplotlib.figure import Figure
 
     columns = max(len(row) for row in rows)

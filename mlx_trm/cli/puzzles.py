@@ -1,6 +1,5 @@
 """Reads the puzzles that a command is given, and refuses those that cannot be solved."""
 
-import csv
 import os
 import re
 import sys
@@ -9,8 +8,9 @@ from typing import Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 
-from mlx_trm.errors import DataError
+from mlx_trm.errors import DataError, listed
 from mlx_trm.tasks import Task
+from mlx_trm.tasks.puzzle_files import split_fields
 
 LISTED_PROBLEMS = 10
 # A text with a larger share of the task's symbols and spaces is a puzzle, not a file's name.
@@ -116,10 +116,7 @@ def _questions(name: str, lines: Sequence[str], column: int) -> Iterator[Tuple[i
     for number, line in enumerate(lines, start=2):
         if not line.strip():
             continue
-        try:
-            fields = list(csv.reader([line], strict=True))[0] if '"' in line else line.split(",")
-        except csv.Error as error:
-            raise DataError(f"{name}:{number}: {error}") from error
+        fields = split_fields(f"{name}:{number}", line)
         if len(fields) <= column:
             raise DataError(f"{name}:{number}: has no column {column + 1}, the question")
         yield number, fields[column]
@@ -130,7 +127,5 @@ def describe_problems(name: str, problems: Sequence[Tuple[int, str]]) -> str:
     lines = [f"{name}:{number}: {text}" if number else text for number, text in problems]
     if len(lines) == 1:
         return lines[0]
-    shown = lines[:LISTED_PROBLEMS]
-    if len(lines) > len(shown):
-        shown.append(f"and {len(lines) - len(shown)} more")
-    return "\n  ".join([f"{name} has {len(lines)} problems:", *shown])
+    first = listed(lines, LISTED_PROBLEMS, "\n  ")
+    return f"{name} has {len(lines)} problems:\n  {first}"

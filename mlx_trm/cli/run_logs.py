@@ -10,11 +10,12 @@ import numpy as np
 
 from mlx_trm.errors import DataError
 from mlx_trm.runs.layout import METRICS
+from mlx_trm.runs.reporters import ABOUT
+from mlx_trm.system.files import distinct_names
 
 TRAIN = "train"
 # Means over the puzzles that halted: meaningless in a line where none did.
 PER_PUZZLE = ("accuracy", "exact_accuracy", "q_halt_accuracy", "steps")
-NOT_METRICS = ("kind", "step", "set", "total")
 LARGEST = 1e100  # what lies beyond cannot be drawn
 
 
@@ -171,7 +172,7 @@ class _Part:
         nobody = line.get("count") == 0
         for name, value in line.items():
             number = _number(value)
-            if name in NOT_METRICS or math.isnan(number) or (nobody and name in PER_PUZZLE):
+            if name in ABOUT or math.isnan(number) or (nobody and name in PER_PUZZLE):
                 continue
             steps, values = self._columns.setdefault(name, (array("d"), array("d")))
             steps.append(step)
@@ -187,14 +188,9 @@ class _Part:
 
 
 def _names(paths: Sequence[Path]) -> List[str]:
-    """Name runs by their folders, with as much of the way to them as tells them apart."""
-    parts = [path.absolute().parent.parts for path in paths]
-    if len(set(parts)) < len(paths):  # two files of one folder
-        parts = [path.absolute().parts for path in paths]
-    for length in range(1, max(map(len, parts)) + 1):
-        names = ["/".join(part[-length:]) for part in parts]
-        if len(set(names)) == len(names):
-            break
+    """Name runs by their folders, or logs by their files where one folder holds two."""
+    folders = [path.absolute().parent for path in paths]
+    names = distinct_names(folders if len(set(folders)) == len(paths) else paths)
     return ["".join(char if char.isprintable() else "?" for char in name) for name in names]
 
 

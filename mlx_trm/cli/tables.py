@@ -5,7 +5,8 @@ import re
 import sys
 from typing import Dict, List, Optional, Sequence, Tuple
 
-GIB = 1 << 30
+from mlx_trm.system.memory import GIB
+
 ANSI = re.compile(r"(\033\[[0-9;]*m)")
 
 

@@ -125,6 +125,22 @@ def config_to_dict(config: ExperimentConfig) -> Dict[str, Any]:
     return {name: _plain(getattr(config, name)) for name in section_fields(type(config))}
 
 
+def flat_settings(values: Mapping[str, Any], before: str = "") -> Dict[str, Any]:
+    """Turn nested dicts of settings into one, by dotted names.
+
+    Args:
+        values: of :func:`config_to_dict`.
+        before: put before each name.
+    """
+    flat: Dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            flat.update(flat_settings(value, f"{before}{name}."))
+        else:
+            flat[before + name] = value
+    return flat
+
+
 def dump_config(config: ExperimentConfig) -> str:
     """Write a configuration as YAML; loading it gives an equal configuration."""
     from mlx_trm.config.strict_yaml import dump_yaml

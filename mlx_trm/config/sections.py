@@ -4,8 +4,8 @@ Reference: ``PretrainConfig`` in pretrain.py.
 """
 
 import re
-from dataclasses import dataclass, field
-from typing import FrozenSet, List, Optional, Union
+from dataclasses import dataclass, field, fields
+from typing import Any, Dict, FrozenSet, List, Mapping, Optional, Union
 
 from mlx_trm.config.checks import NO_SETTING, Section, show
 
@@ -118,6 +118,28 @@ class TaskSpec:
     ignore_label_id: Optional[int] = 0
     """Label on disk that means "not scored"; null where every label counts."""
 
+    @classmethod
+    def read(cls, values: Mapping[str, Any]) -> "TaskSpec":
+        """Make one of what a JSON file says; what else it says is not looked at.
+
+        Raises:
+            ValueError: naming what is missing, no whole number, or out of range.
+        """
+        found: Dict[str, Any] = {part.name: values.get(part.name) for part in fields(cls)}
+        for name, value in found.items():
+            least = 0 if name.endswith("_id") else 1
+            if name == "ignore_label_id" and name in values and value is None:
+                continue
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+                raise ValueError(f"{name} must be a whole number from {least} up, not {value!r}")
+        for name, limit in (
+            ("pad_id", "vocab_size"),
+            ("blank_identifier_id", "num_puzzle_identifiers"),
+        ):
+            if found[name] >= found[limit]:
+                raise ValueError(f"{name} is {found[name]}, {limit} is only {found[limit]}")
+        return cls(**found)
+
 
 @dataclass
 class TaskConfig(Section):
@@ -193,6 +215,16 @@ class CheckpointConfig(Section):
         elif every is None or every > 0:
             return []
         return [f"every: {show(every)} is neither a number of steps nor minutes such as 10min"]
+
+    @property
+    def every_steps(self) -> Optional[int]:
+        """Steps between checkpoints, where ``every`` is a number of them."""
+        return self.every if isinstance(self.every, int) else None
+
+    @property
+    def every_seconds(self) -> Optional[float]:
+        """Seconds between checkpoints, where ``every`` is in minutes."""
+        return 60.0 * float(self.every[: -len("min")]) if isinstance(self.every, str) else None
 
 
 @dataclass

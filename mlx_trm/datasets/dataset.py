@@ -19,6 +19,7 @@ from mlx_trm.datasets.reading import (
 )
 from mlx_trm.datasets.writing import SET_NAME, SPLITS
 from mlx_trm.errors import DataError
+from mlx_trm.system.files import distinct_names
 
 # The label of cells that no loss counts; mlx_trm.models.carry has the same number on the MLX side.
 IGNORE_LABEL_ID = -100
@@ -123,7 +124,7 @@ class PuzzleDataset:
     def _joined(cls, parts: List["PuzzleDataset"]) -> "PuzzleDataset":
         """Put the splits of several folders together."""
         first = parts[0]
-        labels = _different_names([part.path.parent for part in parts])
+        labels = distinct_names([part.path.parent for part in parts])
         sets: Dict[str, SetArrays] = {}
         sources: Dict[str, SetSource] = {}
         total = 1
@@ -336,16 +337,6 @@ class _Pool:
             inputs[mine] = data.inputs[rows[mine] - self.starts[number]]
             labels[mine] = data.labels[rows[mine] - self.starts[number]]
         return inputs, labels
-
-
-def _different_names(folders: List[Path]) -> List[str]:
-    """Return short names of folders: their last parts, as many as tell them apart."""
-    resolved = [folder.absolute() for folder in folders]
-    for parts in range(1, max(len(folder.parts) for folder in resolved) + 1):
-        names = ["/".join(folder.parts[-parts:]) for folder in resolved]
-        if len(set(names)) == len(names):
-            break
-    return names
 
 
 def _check_alike(first: PuzzleDataset, other: PuzzleDataset) -> None:

@@ -155,12 +155,6 @@ def _fetch_locked(job: _Job, force: bool) -> Fetched:
     record = read_record(place)
     entry = (None if force else record.get(source.name)) or Entry({}, None, {})
     recorded: Dict[str, Optional[str]] = {name: facts[1] for name, facts in entry.files.items()}
-    if entry.from_archive:
-        # Runs that began with these files go on with them; 6 tasks of arc2 are others today.
-        found = _check_present(place, recorded)
-        if len(found) == len(recorded):
-            LOG.info("%s: an earlier version fetched it; --force brings newer files", source.name)
-            return Fetched(source, place, False, found)
     digests = {file.target: file.sha256 or recorded.get(file.target) for file in source.files}
     for path in (place / target for target in digests):
         if path.is_dir():
@@ -344,6 +338,4 @@ def _reason(error: BaseException) -> str:
 def _write_record(place: Path, entries: Dict[str, Entry]) -> None:
     """Write the record of a place, whole or not at all."""
     sets = {name: entries[name].about for name in sorted(entries)}
-    new = place / f".{RECORD}.new"
-    write_json(new, {"format": RECORD_FORMAT, "sets": sets})
-    os.replace(new, place / RECORD)
+    write_json(place / RECORD, {"format": RECORD_FORMAT, "sets": sets})

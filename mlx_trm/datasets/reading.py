@@ -39,34 +39,19 @@ class SetArrays(NamedTuple):
 def read_metadata(path: Path) -> Tuple[Dict[str, Any], TaskSpec]:
     """Read and check ``dataset.json``."""
     about: Dict[str, Any] = read_json(path, dict, "; build the dataset again")
-    least = dict.fromkeys(("pad_id", "ignore_label_id", "blank_identifier_id"), 0)
-    least.update(vocab_size=1, seq_len=1, num_puzzle_identifiers=1, total_groups=1)
-    for key, low in least.items():
-        value = about.get(key)
-        if key == "ignore_label_id" and key in about and value is None:
-            continue
-        if not isinstance(value, int) or isinstance(value, bool) or value < low:
-            raise DataError(f"{path}: {key} must be a whole number from {low} up, not {value!r}")
-    for key, limit in (
-        ("pad_id", "vocab_size"),
-        ("blank_identifier_id", "num_puzzle_identifiers"),
-    ):
-        if about[key] >= about[limit]:
-            raise DataError(f"{path}: {key} is {about[key]}, {limit} is only {about[limit]}")
+    try:
+        spec = TaskSpec.read(about)
+    except ValueError as error:
+        raise DataError(f"{path}: {error}") from error
+    groups = about.get("total_groups")
+    if not isinstance(groups, int) or isinstance(groups, bool) or groups < 1:
+        raise DataError(f"{path}: total_groups must be a whole number from 1 up, not {groups!r}")
     sets = about.get("sets")
     plain = isinstance(sets, list) and all(
         isinstance(name, str) and name and not set(name) & set("/\\\0") for name in sets
     )
     if not plain or not sets or len(set(sets)) != len(sets):
         raise DataError(f"{path}: sets must be a list of different names, not {sets!r}")
-    spec = TaskSpec(
-        vocab_size=about["vocab_size"],
-        seq_len=about["seq_len"],
-        num_puzzle_identifiers=about["num_puzzle_identifiers"],
-        pad_id=about["pad_id"],
-        blank_identifier_id=about["blank_identifier_id"],
-        ignore_label_id=about["ignore_label_id"],
-    )
     return about, spec
 
 

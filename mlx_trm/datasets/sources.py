@@ -195,10 +195,9 @@ def is_fetched(name: str) -> bool:
     """
     source, place = find_source(name), fetched_folder(name)
     try:
-        entry = read_record(place)[name]
-        whole = entry.from_archive or all(file.target in entry.files for file in source.files)
-        return whole and all(
-            (place / file).stat().st_size == size for file, (size, _) in entry.files.items()
+        files = read_record(place)[name].files
+        return all(
+            (place / file.target).stat().st_size == files[file.target][0] for file in source.files
         )
     except (DataError, KeyError, OSError):
         return False
@@ -216,11 +215,6 @@ class Entry(NamedTuple):
     files: Files
     commit: Optional[str]
     about: Dict[str, Any]
-
-    @property
-    def from_archive(self) -> bool:
-        """Whether an earlier version wrote it: ARC came in archives then, as folders of tasks."""
-        return any("/" in name for name in self.files)
 
 
 def read_record(place: Path) -> Dict[str, Entry]:

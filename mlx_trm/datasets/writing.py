@@ -12,7 +12,7 @@ import shutil
 import tempfile
 import time
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import (
     Any,
@@ -258,7 +258,7 @@ def write_dataset(
     for name, array in arrays.items():
         np.save(folder / f"{SET_NAME}__{name}.npy", array)
     puzzles = len(arrays["puzzle_identifiers"])
-    about = describe_spec(replace(spec, num_puzzle_identifiers=len(names) + 1))
+    about = asdict(replace(spec, num_puzzle_identifiers=len(names) + 1))
     # Differs from reference: its Sudoku builder gives the number of groups as total_puzzles; here
     # augmented puzzles are counted too, as its ARC builder does.
     about.update(
@@ -320,18 +320,6 @@ def _numbers(
 def _boundaries(sizes: List[np.ndarray]) -> np.ndarray:
     """Turn sizes into (n + 1,) int32 boundaries that begin with 0."""
     return np.concatenate([[0], np.cumsum(np.concatenate(sizes))]).astype(np.int32)
-
-
-def describe_spec(spec: TaskSpec) -> Dict[str, Any]:
-    """Return the spec in the words of ``dataset.json``."""
-    return {
-        "pad_id": spec.pad_id,
-        "ignore_label_id": spec.ignore_label_id,
-        "blank_identifier_id": spec.blank_identifier_id,
-        "vocab_size": spec.vocab_size,
-        "seq_len": spec.seq_len,
-        "num_puzzle_identifiers": spec.num_puzzle_identifiers,
-    }
 
 
 def write_identifiers(folder: Path, identifiers: Dict[str, int]) -> None:

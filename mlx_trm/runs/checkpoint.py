@@ -42,7 +42,7 @@ from mlx_trm.runs.layout import (
     list_checkpoints,
 )
 from mlx_trm.runs.weights import load_weights, read_safetensors
-from mlx_trm.system.files import flush, hash_file, point_link
+from mlx_trm.system.files import flush, hash_file, point_link, write_json
 
 
 class TrainingState(NamedTuple):
@@ -129,7 +129,7 @@ def save_checkpoint(
             "progress": None if training is None else training.progress,
             "sha256": {path.name: hash_file(path) for path in sorted(temporary.iterdir())},
         }
-        (temporary / STATE).write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
+        write_json(temporary / STATE, state)
         for path in temporary.iterdir():
             flush(path)
         flush(temporary)
@@ -165,22 +165,31 @@ def load_checkpoint(path: Union[str, Path], weights: str = "ema") -> Checkpoint:
         CheckpointError: if there is none, a file is damaged, or weights do not fit the model.
         ValueError: if ``weights`` is neither ``ema`` nor ``raw``.
     """
-    if weights not in ("ema", "raw"):
-        raise ValueError(f"weights must be 'ema' or 'raw', got {weights!r}")
-    folder = find_checkpoint(path)
-    state = verify_checkpoint(folder)
+    folder, state, averaged = open_checkpoint(path, weights)
     try:
         config = load_config(str(folder / CONFIG))
     except ConfigError as error:
         raise CheckpointError(f"{folder}: its configuration cannot be used: {error}") from error
-    spec = TaskSpec(**state["spec"])
+    spec = TaskSpec.read(state["spec"])
     model = build_model(config.model, spec, seed=config.seed)
     load_weights(model, read_arrays(folder / MODEL), str(folder / MODEL))
-    averaged = weights == "ema" and AVERAGE in state["sha256"]
     if averaged:
         load_weights(model, read_arrays(folder / AVERAGE), str(folder / AVERAGE), partial=True)
     model.eval()
     return Checkpoint(model, config, spec, state["step"], folder, "ema" if averaged else "raw")
+
+
+def open_checkpoint(path: Union[str, Path], weights: str) -> Tuple[Path, Dict[str, Any], bool]:
+    """Find a checkpoint and check its files. Arguments and errors are those of load_checkpoint.
+
+    Returns:
+        Its folder, what ``state.json`` says, and whether averaged weights are to be taken.
+    """
+    if weights not in ("ema", "raw"):
+        raise ValueError(f"weights must be 'ema' or 'raw', got {weights!r}")
+    folder = find_checkpoint(path)
+    state = verify_checkpoint(folder)
+    return folder, state, weights == "ema" and AVERAGE in state["sha256"]
 
 
 def verify_checkpoint(folder: Path) -> Dict[str, Any]:
@@ -264,13 +273,7 @@ def _read_state(folder: Path) -> Dict[str, Any]:
         needed = [MODEL, CONFIG, *(name for name in optional if (folder / name).exists())]
         if not isinstance(files, dict) or not files.keys() >= set(needed):
             raise TypeError(f"sha256 must name {', '.join(needed)}")
-        spec = asdict(TaskSpec(**state["spec"]))
-        for name, value in spec.items():
-            least = 0 if name.endswith("_id") else 1
-            if value is None and name == "ignore_label_id":
-                continue
-            if not isinstance(value, int) or isinstance(value, bool) or value < least:
-                raise TypeError(f"spec.{name} must be a whole number from {least} up")
+        TaskSpec.read(dict(state["spec"]))
         return dict(state)
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(

@@ -2,7 +2,6 @@
 
 import logging
 import os
-import re
 from pathlib import Path
 from typing import IO, List, Mapping, Optional, Tuple, Union
 
@@ -185,19 +184,3 @@ def save_evaluation_files(folder: Path, files: Mapping[str, Mapping[str, str]]) 
                 ) from error
             written.append(place / file)
     return written
-
-
-def save_interval(every: Optional[Union[int, str]]) -> Tuple[Optional[int], Optional[float]]:
-    """Split ``checkpoint.every`` into steps and seconds; at most one is set.
-
-    Args:
-        every: a number of steps, or minutes such as ``10min``, or None.
-    """
-    if every is None:
-        return None, None
-    if isinstance(every, int):
-        return every, None
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)min", every)
-    if match is None:
-        raise ConfigError(f"checkpoint.every: {every!r} is neither a number of steps nor '10min'")
-    return None, 60.0 * float(match.group(1))

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Union
 
 from mlx_trm.errors import CheckpointError, describe_error
-from mlx_trm.runs.layout import BEST, LATEST, list_checkpoints
+from mlx_trm.runs.layout import BEST, list_checkpoints
 from mlx_trm.system.files import point_link
 
 
@@ -31,15 +31,6 @@ def point_best(checkpoint: Path) -> None:
         raise CheckpointError(
             f"{checkpoint.parent / BEST}: cannot be written ({describe_error(error)})"
         ) from error
-
-
-def point_latest(checkpoint: Path) -> None:
-    """Point the run's link ``latest`` at one of its checkpoints.
-
-    Raises:
-        OSError: if the link cannot be made.
-    """
-    point_link(checkpoint.parent / LATEST, checkpoint.name)
 
 
 def remove_leftovers(run_dir: Union[str, Path]) -> None:

@@ -2,7 +2,7 @@
 
 import re
 from pathlib import Path
-from typing import List, Union
+from typing import List, Tuple, Union
 
 from mlx_trm.errors import CheckpointError
 
@@ -48,11 +48,16 @@ def find_checkpoint(path: Union[str, Path]) -> Path:
     return whole[-1]
 
 
-def list_checkpoints(run_dir: Union[str, Path]) -> List[Path]:
-    """Give a run's whole checkpoints, oldest step first."""
+def step_folders(run_dir: Union[str, Path]) -> List[Tuple[int, Path]]:
+    """Give a run's checkpoint folders, whole or not, with their steps and in their order."""
     found = []
     for path in Path(run_dir).glob("step_*"):
         match = re.fullmatch(r"step_(\d+)", path.name)
-        if match and (path / STATE).is_file():
+        if match:
             found.append((int(match.group(1)), path))
-    return [path for _, path in sorted(found)]
+    return sorted(found)
+
+
+def list_checkpoints(run_dir: Union[str, Path]) -> List[Path]:
+    """Give a run's whole checkpoints, oldest step first."""
+    return [path for _, path in step_folders(run_dir) if (path / STATE).is_file()]

@@ -1,7 +1,6 @@
 """The log of a run's metrics: averages, lines, and going back to a checkpoint's line."""
 
 import json
-import os
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ import mlx.core as mx
 from mlx_trm.errors import CheckpointError
 from mlx_trm.models.losses import Metrics, metric_values
 from mlx_trm.runs.reporters import Reporter
-from mlx_trm.system.files import write_bytes
+from mlx_trm.system.files import flush, write_bytes
 
 
 @dataclass
@@ -162,8 +161,7 @@ class MetricsLog:
         if self.path is None or not self.path.exists():
             return
         try:
-            with self.path.open("rb") as file:
-                os.fsync(file.fileno())
+            flush(self.path)
         except OSError as error:
             raise CheckpointError(f"{self.path}: cannot be written ({error.strerror})") from error
 

@@ -35,7 +35,8 @@ from typing import (
     TypeVar,
 )
 
-from mlx_trm.errors import ConfigError, did_you_mean, shown
+from mlx_trm.config.loading import flat_settings
+from mlx_trm.errors import ConfigError, describe_error, did_you_mean, shown
 from mlx_trm.system.files import write_text
 
 LOGGER = logging.getLogger(__name__)
@@ -196,7 +197,7 @@ class _Guarded(Reporter):
 
 def _reason(error: BaseException) -> str:
     """Say in a line what went wrong."""
-    return shown(" ".join(str(error).split()) or type(error).__name__, 200)
+    return shown(describe_error(error), 200)
 
 
 @register_reporter("tensorboard", ("tensorboardX.event_file_writer", "EventsWriter"))
@@ -220,10 +221,16 @@ class TensorBoard(Reporter):
             str(folder / "events"), f".{time.time_ns()}"
         )
         self._begun = False
-        parameters = import_module("tensorboardX.summary").hparams(dict(_flat(config)), {})
-        self._write(
-            summary=parameters[1]
-        )  # the session; with the experiment TensorBoard draws less
+        settings = {
+            name: (
+                value
+                if isinstance(value, (bool, int, float, str))
+                else json.dumps(value, default=str)
+            )
+            for name, value in flat_settings(config).items()
+        }
+        _, session, _ = import_module("tensorboardX.summary").hparams(settings, {})
+        self._write(summary=session)  # alone: with the experiment TensorBoard draws less
 
     def report(self, line: Mapping[str, Any]) -> None:
         """Write a line's numbers and flush them."""
@@ -247,16 +254,6 @@ class TensorBoard(Reporter):
     def _write(self, **content: Any) -> None:
         self._file.write_event(self._proto.Event(wall_time=time.time(), **content))
         self._file.flush()
-
-
-def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[Tuple[str, Any]]:
-    """Yield a configuration's values under dotted names, as numbers, bools and texts."""
-    for name, value in config.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            plain = isinstance(value, (bool, int, float, str))
-            yield prefix + name, value if plain else json.dumps(value, default=str)
 
 
 @register_reporter("wandb", ("wandb", "init"))

@@ -5,22 +5,32 @@ import os
 import re
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Sequence, Union
+from typing import Any, Dict, Optional, Sequence, Union
 
 from mlx_trm.config.loading import (
     config_from_dict,
     config_to_dict,
+    flat_settings,
     load_config,
     save_config,
-    validate_config,
 )
 from mlx_trm.config.sections import ExperimentConfig
 from mlx_trm.errors import CheckpointError, ConfigError
 from mlx_trm.runs.checkpoint import newest_whole, verify_checkpoint
-from mlx_trm.runs.history import point_best, point_latest, remove_leftovers
-from mlx_trm.runs.layout import BEST, CONFIG, METRICS, find_checkpoint, list_checkpoints
+from mlx_trm.runs.history import point_best, remove_leftovers
+from mlx_trm.runs.layout import (
+    BEST,
+    CONFIG,
+    LATEST,
+    METRICS,
+    STATE,
+    find_checkpoint,
+    list_checkpoints,
+    step_folders,
+)
 from mlx_trm.runs.metrics import rewind_metrics
 from mlx_trm.runs.progress import RunProgress
+from mlx_trm.system.files import point_link
 
 LOG = logging.getLogger(__name__)
 
@@ -69,7 +79,7 @@ def resumable_checkpoint(path: Union[str, Path], fall_back: bool = False) -> Pat
         run = Path(path)
         if run.is_dir() and not list_checkpoints(run) and list_checkpoints(run.parent):
             run = run.parent  # a checkpoint folder whose state.json is gone
-        elif run.is_dir() and (run / "state.json").is_file():
+        elif run.is_dir() and (run / STATE).is_file():
             run = run.parent
         whole = newest_whole(run) if run.is_dir() else None
         if whole is None:
@@ -94,10 +104,10 @@ def resumed_config(
         ConfigError: naming each setting that a resumed run has to keep.
     """
     own = load_config(folder / CONFIG)
-    before = _flat(config_to_dict(own))
+    before = flat_settings(config_to_dict(own))
     if config is None:
         config = config_from_dict(config_to_dict(own), str(folder.parent), overrides)
-    wanted = _flat(config_to_dict(config))
+    wanted = flat_settings(config_to_dict(config))
     own_folder = folder.parent.resolve()
     if config.run_dir is not None and Path(config.run_dir).resolve() != own_folder:
         moved = before["run_dir"] == config.run_dir  # the run was moved or copied since
@@ -121,14 +131,7 @@ def resumed_config(
         raise ConfigError.from_problems(str(folder.parent), kept)
     values: Dict[str, Any] = config_to_dict(config)
     values["run_dir"] = str(folder.parent)
-    resumed = replace(config_from_dict(values, str(folder.parent)), origin=own.stem)
-    validate_config(resumed)
-    return resumed
-
-
-def checkpoint_names(run: Path) -> List[str]:
-    """Give the names of a run's checkpoints."""
-    return [path.name for path in list_checkpoints(run)]
+    return replace(config_from_dict(values, str(folder.parent)), origin=own.stem)
 
 
 def prepare_resumed_run(
@@ -145,7 +148,8 @@ def prepare_resumed_run(
     rewind_metrics(run / METRICS, progress.log["lines"] if progress.log else 0)
     try:
         remove_leftovers(run)
-        for folder in _after(run, checkpoint):
+        last = int(checkpoint.name[len("step_") :])
+        for folder in (path for step, path in step_folders(run) if step > last):
             aside = run / f"aside_{folder.name}"
             number = 2
             while aside.exists():
@@ -153,7 +157,7 @@ def prepare_resumed_run(
                 number += 1
             LOG.warning("%s: newer than the checkpoint that is resumed, renamed %s", folder, aside)
             os.replace(folder, aside)
-        point_latest(checkpoint)
+        point_link(run / LATEST, checkpoint.name)
         best = run / BEST
         if best.is_symlink() and not best.exists():
             best.unlink()
@@ -164,25 +168,3 @@ def prepare_resumed_run(
         raise CheckpointError(
             f"{run}: cannot be written ({error.strerror or error}); the run cannot go on there"
         ) from error
-
-
-def _after(run: Path, checkpoint: Path) -> List[Path]:
-    """List the checkpoint folders of later steps, whole or not."""
-    step = int(checkpoint.name.split("_")[1])
-    found = []
-    for path in run.glob("step_*"):
-        number = path.name[len("step_") :]
-        if number.isdigit() and int(number) > step:
-            found.append(path)
-    return sorted(found)
-
-
-def _flat(values: Dict[str, Any], before: str = "") -> Dict[str, Any]:
-    """Give settings by dotted name."""
-    flat: Dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, dict):
-            flat.update(_flat(value, f"{before}{key}."))
-        else:
-            flat[before + key] = value
-    return flat

@@ -19,8 +19,8 @@ from mlx.utils import tree_unflatten
 
 from mlx_trm.errors import CheckpointError, ConfigError, shown
 from mlx_trm.models import RecursiveModel, named_arrays
-from mlx_trm.runs.checkpoint import read_arrays, verify_checkpoint
-from mlx_trm.runs.layout import AVERAGE, MODEL, ROW_NAMES, find_checkpoint
+from mlx_trm.runs.checkpoint import open_checkpoint, read_arrays
+from mlx_trm.runs.layout import AVERAGE, MODEL, ROW_NAMES
 from mlx_trm.runs.puzzle_rows import (
     TABLE,
     check_count,
@@ -104,12 +104,9 @@ def read_weights(path: Union[str, Path], weights: str = "ema") -> Weights:
         CheckpointError: if there is none, or a file is damaged or does not fit the others.
         ValueError: if ``weights`` is neither ``ema`` nor ``raw``.
     """
-    if weights not in ("ema", "raw"):
-        raise ValueError(f"weights must be 'ema' or 'raw', got {weights!r}")
-    folder = find_checkpoint(path)
-    files = verify_checkpoint(folder)["sha256"]
+    folder, _, averaged = open_checkpoint(path, weights)
     arrays = read_arrays(folder / MODEL)
-    if weights == "ema" and AVERAGE in files:
+    if averaged:
         arrays.update(read_arrays(folder / AVERAGE))
     names, table = read_row_names(folder), arrays.get(TABLE)
     if table is None:

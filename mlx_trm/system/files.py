@@ -6,7 +6,7 @@ import os
 import sys
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Iterator, Union
+from typing import Any, Iterator, List, Sequence, Union
 
 from mlx_trm.errors import DataError
 
@@ -101,6 +101,16 @@ def read_json(path: AnyPath, kind: type = dict, advice: str = "") -> Any:
     if not isinstance(content, kind):
         raise DataError(f"{path}: is not a JSON {'object' if kind is dict else 'list'}{advice}")
     return content
+
+
+def distinct_names(paths: Sequence[Path]) -> List[str]:
+    """Name files or folders by the last parts of their paths, as many as tell them apart."""
+    parts = [path.absolute().parts for path in paths]
+    for length in range(1, max(map(len, parts)) + 1):
+        names = ["/".join(part[-length:]) for part in parts]
+        if len(set(names)) == len(names):
+            break
+    return names
 
 
 def hash_file(path: AnyPath) -> str:

@@ -3,11 +3,11 @@
 import os
 from contextlib import contextmanager
 from threading import Lock
-from typing import Any, Iterator, Optional
+from typing import Iterator, Optional
 
 import mlx.core as mx
 
-from mlx_trm.system.device import on_gpu
+from mlx_trm.system.device import on_gpu, read_device_info
 
 GIB = 1 << 30
 
@@ -18,8 +18,7 @@ def device_memory() -> Optional[int]:
     On a Mac the GPU shares the machine's memory and may use most of it; MLX says how much.
     """
     if on_gpu():
-        read: Any = getattr(mx, "device_info", None) or mx.metal.device_info
-        info = read()
+        info = read_device_info(mx.gpu)
         for key in ("max_recommended_working_set_size", "total_memory", "memory_size"):
             if key in info:
                 return int(info[key])

@@ -14,6 +14,7 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_trm.system.backend import backends
+from mlx_trm.system.device import read_device_info
 
 # Largest difference from float64, over the largest exact value, that rounding explains at a sum of
 # 256 products. Float32 products that a GPU rounds to TF32 (10 bits of mantissa) are still right.
@@ -91,22 +92,16 @@ def gpu_available() -> bool:
 
 
 def device_info(device: Any) -> Dict[str, Any]:
-    """Give what MLX tells about a device; empty where it tells nothing.
+    """Give what MLX tells about a device, as plain values.
 
     Args:
         device: ``mx.cpu`` or ``mx.gpu``.
     """
-    try:
-        if hasattr(mx, "device_info"):
-            found = mx.device_info(device)
-        elif device == mx.gpu and mx.metal.is_available():  # MLX before 0.31
-            found = mx.metal.device_info()
-        else:
-            found = {}
-    except (RuntimeError, ValueError, TypeError):
-        found = {}
     plain = (str, int, float, bool)
-    return {str(k): v if isinstance(v, plain) else str(v) for k, v in dict(found).items()}
+    return {
+        str(name): value if isinstance(value, plain) else str(value)
+        for name, value in read_device_info(device).items()
+    }
 
 
 def processor_name() -> str:

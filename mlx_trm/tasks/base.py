@@ -5,7 +5,6 @@ import inspect
 import json
 import logging
 import sys
-import warnings
 from dataclasses import asdict
 from pathlib import Path
 from typing import (
@@ -44,8 +43,8 @@ from mlx_trm.tasks.text import TextForm
 
 LOG = logging.getLogger(__name__)
 
-# Methods that tasks of users may still define by their old names.
-RENAMED_METHODS = {"meant": "expand_puzzle", "remark": "describe_answer"}
+# Of (n, S) inputs and (n, S) predictions: (n,) bool by the name of each metric.
+Judge = Callable[[np.ndarray, np.ndarray], Dict[str, np.ndarray]]
 
 C = TypeVar("C")
 T = TypeVar("T", bound="Type[Task]")
@@ -95,6 +94,40 @@ class Scorer:
         return {}
 
 
+class ShareScorer(Scorer):
+    """The shares of predictions that the rules of a task call good, by one or more measures."""
+
+    def __init__(self, metrics: Sequence[str], judge: Judge) -> None:
+        """Begin with counts of zero.
+
+        Args:
+            metrics: their names.
+            judge: says which predictions count for each of them.
+        """
+        self.judge = judge
+        self.counts = dict.fromkeys(["count", *metrics], 0)
+
+    def update(self, rows: ScoredRows) -> None:
+        """Count predictions."""
+        self.merge({"count": np.array(len(rows.inputs))})
+        good = self.judge(rows.inputs, rows.predictions)
+        self.merge({name: flags.sum() for name, flags in good.items()})
+
+    def state(self) -> Dict[str, np.ndarray]:
+        """Return the counts."""
+        return {name: np.array(number) for name, number in self.counts.items()}
+
+    def merge(self, state: Dict[str, np.ndarray]) -> None:
+        """Add another scorer's counts."""
+        for name, number in state.items():
+            self.counts[name] += int(number)
+
+    def result(self) -> Dict[str, float]:
+        """Return the shares, 0 where there were no puzzles."""
+        count = max(1, self.counts["count"])
+        return {name: good / count for name, good in self.counts.items() if name != "count"}
+
+
 class Task(TextForm):
     """Base of all tasks. A subclass writes ``spec`` and ``groups``; the rest has defaults.
 
@@ -106,16 +139,6 @@ class Task(TextForm):
     """
 
     version = 1
-
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        """Let a task that was written for an older version override methods by their old names."""
-        super().__init_subclass__(**kwargs)
-        for old, new in RENAMED_METHODS.items():
-            if old in vars(cls) and new not in vars(cls):
-                warnings.warn(
-                    f"{cls.__name__}.{old}: is called {new} now", DeprecationWarning, stacklevel=2
-                )
-                setattr(cls, new, vars(cls)[old])
 
     def __init__(self, config: Any, seed: int = 0) -> None:
         """Keep the settings; nothing is read yet.
@@ -177,6 +200,12 @@ class Task(TextForm):
         """
         del source
         return None
+
+    def raw_file(self, split: str) -> Optional[Path]:
+        """Return the file that the settings name for a split; None: they name none."""
+        check_split(split)
+        chosen = self.config.train_file if split == "train" else self.config.test_file
+        return Path(chosen).expanduser() if chosen else None
 
     def content(self, split: str) -> Dict[str, Any]:
         """Return everything that decides the puzzles of a split, as JSON; the cache's key.

@@ -24,6 +24,7 @@ from typing import (
 import numpy as np
 
 from mlx_trm.errors import DataError
+from mlx_trm.system.files import hash_file
 
 COLUMNS = ("source", "question", "answer", "rating")
 
@@ -169,6 +170,16 @@ def check_no_folder(path: Path) -> None:
         raise DataError(f"{path}: is a folder, not a CSV or text file{hint}")
 
 
+def hash_puzzle_file(path: Path) -> str:
+    """Return the SHA-256 of a file of puzzles.
+
+    Raises:
+        DataError: if it is a folder, or cannot be read.
+    """
+    check_no_folder(path)
+    return hash_file(path)
+
+
 def csv_of(rows: Iterable[Tuple[str, str, int]], source: str) -> str:
     """Write question, answer and rating of each puzzle as a CSV; ``source`` is the first column."""
     lines = (f"{source},{question},{answer},{rating}\n" for question, answer, rating in rows)
@@ -201,15 +212,27 @@ def _blocks(path: Path, file: BinaryIO, header: bytes) -> Iterator[CsvBlock]:
 
 
 def _split(path: Path, number: int, line: bytes) -> List[str]:
-    """Split a line at its commas; without quotes, as most are, a field may be of any length."""
-    text = _decode(path, number, line)
-    if '"' not in text:
-        return text.split(",")
-    try:
-        fields = next(csv.reader([text], strict=True), [])
-    except csv.Error as error:
-        raise DataError(f"{path}:{number}: {error}") from error
+    """Split a line at its commas; those within quotes become others."""
+    fields = split_fields(f"{path}:{number}", _decode(path, number, line))
     return [field.replace(",", _INNER_COMMA) for field in fields]
+
+
+def split_fields(where: str, line: str) -> List[str]:
+    """Split a line of a CSV at its commas.
+
+    Args:
+        where: put before the problem.
+        line: without quotes, as most are, a field may be of any length.
+
+    Raises:
+        DataError: if quotes are not closed, say.
+    """
+    if '"' not in line:
+        return line.split(",")
+    try:
+        return next(csv.reader([line], strict=True), [])
+    except csv.Error as error:
+        raise DataError(f"{where}: {error}") from error
 
 
 def _decode(path: Path, number: int, line: bytes) -> str:

@@ -6,6 +6,14 @@ import numpy as np
 
 from mlx_trm.errors import DataError
 
+# How a terminal is told to write, and to stop it.
+BOLD, RED, GREEN, PLAIN = "\033[1m", "\033[31m", "\033[32m", "\033[0m"
+
+
+def place_name(cell: int, size: int) -> str:
+    """Say where a cell of a square grid is."""
+    return f"row {cell // size + 1} column {cell % size + 1}"
+
 
 class TextForm:
     """Puzzles as people write and see them, for ``solve`` and ``data show``: a base of tasks.

@@ -17,7 +17,7 @@ from mlx_trm.errors import NonFiniteError
 from mlx_trm.inference.evaluator import Metrics
 from mlx_trm.models.carry import Batch
 from mlx_trm.runs.checkpoint import TrainingState, save_checkpoint
-from mlx_trm.runs.folder import save_evaluation_files, save_interval
+from mlx_trm.runs.folder import save_evaluation_files
 from mlx_trm.runs.history import point_best, prune_checkpoints
 from mlx_trm.runs.layout import METRICS
 from mlx_trm.runs.metrics import MetricsLog, StepReport
@@ -159,7 +159,6 @@ class _Loop:
         self.report = TrainReport(folder, resumed_from or folder, total=run.plan.planned_steps)
         self.started = self.saved_at = time.monotonic()
         self.saved_step = train_step.step if resumed_from is not None else -1
-        self.every_steps, self.every_seconds = save_interval(config.checkpoint.every)
 
     def train(self) -> TrainReport:
         """Take what is left to do, evaluate and save at the end, and report."""
@@ -238,10 +237,11 @@ class _Loop:
 
     def _save_is_due(self) -> bool:
         """Whether ``checkpoint.every`` asks for a checkpoint now."""
-        if self.every_seconds is not None:
-            due = time.monotonic() - self.saved_at >= self.every_seconds
-            return self.run.processes.any(due)[0]
-        return self.every_steps is not None and self.train_step.step % self.every_steps == 0
+        settings = self.run.config.checkpoint
+        steps, seconds = settings.every_steps, settings.every_seconds
+        if seconds is not None:
+            return self.run.processes.any(time.monotonic() - self.saved_at >= seconds)[0]
+        return steps is not None and self.train_step.step % steps == 0
 
     def _evaluate(self) -> None:
         """Evaluate the average, log it, and see whether it is the best so far."""
@@ -309,6 +309,9 @@ class _Loop:
 
 
 def best_value(metrics: Dict[str, Metrics], name: str) -> float:
-    """Give the first set's value of ``eval.best_metric``, negative where less is better."""
-    value = next(iter(metrics.values()))[name]
+    """Give the first set's value of ``eval.best_metric``, negative where less is better.
+
+    It is NaN where the set has no puzzle with a label, and so no such metric.
+    """
+    value = next(iter(metrics.values())).get(name, math.nan)
     return -value if name.endswith("loss") else value

@@ -15,14 +15,10 @@ from mlx_trm.errors import CheckpointError, ConfigError
 from mlx_trm.models import RecursiveModel
 from mlx_trm.runs.checkpoint import load_training_state
 from mlx_trm.runs.folder import RunLock, prepare_run_dir
+from mlx_trm.runs.layout import list_checkpoints
 from mlx_trm.runs.metrics import StepReport
 from mlx_trm.runs.progress import RunProgress
-from mlx_trm.runs.resume import (
-    checkpoint_names,
-    prepare_resumed_run,
-    resumable_checkpoint,
-    resumed_config,
-)
+from mlx_trm.runs.resume import prepare_resumed_run, resumable_checkpoint, resumed_config
 from mlx_trm.training.loop import Callbacks, Evaluation, TrainReport, fit
 from mlx_trm.training.prepare import prepare
 from mlx_trm.training.step import TrainStep
@@ -67,7 +63,7 @@ class Trainer:
         self.progress = RunProgress(data=self.run.data)
         self.resumed_from: Optional[Path] = None
         self._restart = restart
-        self._names_at_resume: List[str] = []
+        self._found_at_resume: List[Path] = []
         self._stop = False
 
     @property
@@ -124,7 +120,7 @@ class Trainer:
             progress.ended = ""
         trainer.progress = progress
         trainer.resumed_from = folder
-        trainer._names_at_resume = checkpoint_names(folder.parent)
+        trainer._found_at_resume = list_checkpoints(folder.parent)
         return trainer
 
     def finished(self) -> bool:
@@ -185,7 +181,7 @@ class Trainer:
             return prepare_run_dir(self.config, self._restart)
         lock = RunLock(folder)
         try:
-            if checkpoint_names(folder) != self._names_at_resume:
+            if list_checkpoints(folder) != self._found_at_resume:
                 raise ConfigError(f"{folder}: another process has gone on with it; resume it again")
             prepare_resumed_run(folder, self.resumed_from, self.config, self.progress)
         except BaseException:  # Ctrl-C, say

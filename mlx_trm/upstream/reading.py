@@ -173,9 +173,6 @@ def convert_upstream(
     return written, source
 
 
-# Reading -----------------------------------------------------------------------------------------
-
-
 def _check_floats(path: Path, arrays: Mapping[str, mx.array]) -> None:
     problems = [
         f"{shown(name)} is {str(array.dtype).rpartition('.')[2] if array.size else 'empty'}"
@@ -211,6 +208,3 @@ def _remove_rests(run: Path, lock: Optional[RunLock], made: bool) -> None:
     finally:
         if lock is not None:
             lock.release()
-
-
-# Writing -----------------------------------------------------------------------------------------

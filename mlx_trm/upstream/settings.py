@@ -22,6 +22,7 @@ from mlx_trm.config.sections import ExperimentConfig, TaskSpec
 from mlx_trm.errors import CheckpointError, listed, shown
 from mlx_trm.models.network import NetworkConfig
 from mlx_trm.nn.layers import SwiGLU
+from mlx_trm.runs.puzzle_rows import TABLE
 from mlx_trm.tasks import build_task
 
 LOG = logging.getLogger(__name__)
@@ -31,7 +32,7 @@ UPSTREAM_MODELS = ("hrm", "transformers_baseline", "trm", "trm_hier6", "trm_sing
 # Models whose weights have the same names, but for the initial states.
 _TOLD_BY_STATES = {"trm", "trm_hier6", "trm_singlez"}
 SIDE_FILE = "all_config.yaml"
-TABLE, TOKENS = "puzzle_emb.weights", "embed_tokens.embedding_weight"
+TOKENS = "embed_tokens.embedding_weight"
 # Settings that no shape shows.
 _DECLARED = (
     *("num_heads", "pos_encodings", "H_cycles", "L_cycles", "puzzle_emb_len"),

@@ -3,6 +3,7 @@
 import io
 import os
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 from typing import Callable, Dict, Optional
 
@@ -13,6 +14,7 @@ from child_processes import run_python
 from paths import ROOT
 
 from mlx_trm.__main__ import main
+from mlx_trm.config.sections import TaskSpec
 from mlx_trm.system.report import gpu_available
 
 RECORDING = ROOT / "tests" / "reference" / "cuda" / "trm_att_rope_bf16.safetensors"
@@ -297,11 +299,19 @@ CASES: Dict[str, Case] = {
     ),
     "run/state-format": evaluated("format 99", edit_json(STEP + "state.json", format=99)),
     "run/state-spec": evaluated(
-        "spec.vocab_size",
+        "vocab_size must be a whole number from 1 up, not '6'",
         edit_json(STEP + "state.json", spec={"vocab_size": "6", "seq_len": 16}),
     ),
     "run/state-other-spec": evaluated(
-        "do not fit the model", edit_json(STEP + "state.json", spec={"vocab_size": 9, "seq_len": 4})
+        "do not fit the model",
+        edit_json(STEP + "state.json", spec=asdict(TaskSpec(vocab_size=9, seq_len=4))),
+    ),
+    "run/state-half-a-spec": evaluated(
+        "num_puzzle_identifiers must be a whole number from 1 up, not None",
+        edit_json(STEP + "state.json", spec={"vocab_size": 6, "seq_len": 16}),
+    ),
+    "run/state-no-spec": evaluated(
+        "state.json: damaged or not a checkpoint's", edit_json(STEP + "state.json", spec=[6, 16])
     ),
     "run/model-missing": evaluated(
         "model.safetensors: missing", remove(STEP + "model.safetensors")

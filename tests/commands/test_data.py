@@ -9,10 +9,11 @@ from typing import Any, List, Tuple
 import numpy as np
 import pytest
 
-from mlx_trm import data
+from mlx_trm.cli import generating
 from mlx_trm.data import main
 from mlx_trm.tasks import PuzzleDataset
 from mlx_trm.tasks.sudoku.files import read_puzzles
+from mlx_trm.tasks.sudoku.generator import generate_sets
 from mlx_trm.tasks.sudoku.keys import puzzle_keys
 from mlx_trm.tasks.sudoku.solver import solve_puzzles
 
@@ -157,9 +158,9 @@ def test_generate_hard_uses_the_search(capsys: Any, monkeypatch: Any) -> None:
 
     def search(count: int, rng: Any, effort: float, exclude: Any) -> Any:
         seen.append((count, rng.integers(1000), effort, exclude))
-        return data.generate_sets([count], 9, rng)[0]
+        return generate_sets([count], 9, rng)[0]
 
-    monkeypatch.setattr(data, "generate_hard", search)
+    monkeypatch.setattr(generating, "generate_hard", search)
     code, out, _ = run(capsys, "generate", "--hard", "--count", "2", "--seed", "5")
     assert code == 0 and out.count("\ngenerated_hard,") == 2
     run(capsys, "generate", "--hard", "--count", "2", "--seed", "5", "--effort", "0.5")

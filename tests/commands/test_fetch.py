@@ -323,37 +323,6 @@ def test_a_damaged_record(web: Server) -> None:
     assert not fetch("conceptarc").downloaded and is_fetched("conceptarc") and not web.asked
 
 
-def test_a_set_that_an_earlier_version_fetched(web: Server, capsys: Any) -> None:
-    """ARC as folders of tasks stays in use until --force; other files are the same as today."""
-    place = fetched_folder("arc1")
-    (place / "training").mkdir(parents=True)
-    (place / "evaluation").mkdir()
-    files = {}
-    for name in ("training/b", "evaluation/a"):
-        pair = {"input": [[0]], "output": [[1]]}
-        text = json.dumps({"train": [pair], "test": [pair]}).encode()
-        (place / f"{name}.json").write_bytes(text)
-        digest = hashlib.sha256(text).hexdigest()
-        files[f"{name}.json"] = {"size": len(text), "sha256": digest}
-    about = {"revision": "3" * 40, "commit": None, "licence": "Apache-2.0", "files": files}
-    (place / RECORD).write_text(json.dumps({"format": 1, "sets": {"arc1": about}}))
-    config = ARCConfig("arc", subsets=["training", "evaluation"])
-
-    def names() -> List[str]:
-        return [task.name for subset in ARC(config).subsets() for task in read_subset(subset)]
-
-    assert is_fetched("arc1") and names() == ["b", "a"]
-    assert not fetch("arc1").downloaded and not web.asked
-    assert main(["list"]) == 0 and "\narc1 " in capsys.readouterr().out
-    fetch("conceptarc")
-    assert record(place)["arc1"] == about and is_fetched("arc1")
-    (place / "training" / "b.json").write_bytes(b"mine")
-    refused("training/b.json: is not the file that was fetched", "arc1")
-    assert fetch("arc1", force=True).downloaded
-    assert names() == ["task-training", "task-evaluation"] and is_fetched("arc1")
-    assert (place / "training" / "b.json").read_bytes() == b"mine"
-
-
 def test_a_folder_in_the_way(web: Server) -> None:
     """Is refused, with --force too, and not removed."""
     (fetched_folder("conceptarc") / "concept_solutions.json").mkdir(parents=True)

@@ -272,7 +272,7 @@ GENERATE: List[Tuple[List[str], str]] = [
     (["--size", "x"], "'x' is not a whole number of at least 1"),
     (["--size", "5", "--min-path", "19"], "min_path: a 5x5 maze has no shortest path of 19 steps"),
     (["--size", "5", "--min-path", "18", "--count", "2"], "of at least 18 steps: only 0 different"),
-    (["--size", "5", "--min-path", "0"], "min_path: must be at least 1, not 0"),
+    (["--size", "5", "--min-path", "0"], "--min-path: '0' is not a whole number of at least 1"),
     (["--size", "3", "--count", "5000"], "different ones found, 2500 wanted; ask for fewer"),
     (["--style", "round"], "invalid choice: 'round'"),
     (["--hard"], "--hard: goes with --task sudoku, not with maze"),

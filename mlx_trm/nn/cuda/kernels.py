@@ -16,6 +16,7 @@ from typing import List, Optional, Sequence, Tuple
 import mlx.core as mx
 
 from mlx_trm.nn.cuda.nvrtc import NvrtcError, binary, library
+from mlx_trm.system.device import read_device_info
 
 LOG = logging.getLogger(__name__)
 _THREADS = 256
@@ -34,7 +35,7 @@ def architecture() -> Optional[str]:
         return None
     if not hasattr(mx.fast, "precompiled_cuda_kernel") or not mx.cuda.is_available():
         return None
-    name = str(mx.device_info(mx.gpu).get("architecture", "")).rstrip("af")
+    name = str(read_device_info(mx.gpu).get("architecture", "")).rstrip("af")
     number = name[len("sm_") :]
     if not name.startswith("sm_") or not number.isdigit() or int(number) < 80:
         return None

@@ -153,12 +153,6 @@ def looks_like_name(text: str) -> bool:
     return bool(text) and not text.startswith("[") and not set(text) & set("/\n")
 
 
-def shorten(text: str, length: int = 60) -> str:
-    """Write a text on one line, cut where it is long."""
-    line = "/".join(text.split("\n"))
-    return line if len(line) <= length else line[: length - 3] + "..."
-
-
 def split_grids(
     lines: Sequence[str], known: Optional[KnownTasks] = None
 ) -> Iterator[Tuple[int, str]]:

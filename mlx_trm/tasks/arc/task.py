@@ -19,7 +19,7 @@ from mlx_trm.datasets.dataset import SetSource
 from mlx_trm.datasets.names import load_names
 from mlx_trm.datasets.sources import SAMPLES, fetched_folder
 from mlx_trm.datasets.writing import SPLITS, TEST_PUZZLES, PuzzleBlock, write_splits
-from mlx_trm.errors import DataError, did_you_mean
+from mlx_trm.errors import DataError, did_you_mean, shown
 from mlx_trm.system.files import hash_file
 from mlx_trm.tasks.arc import grids as arc_grids
 from mlx_trm.tasks.arc.builder import Plan, Writer, draw_plans, number_plans
@@ -31,7 +31,6 @@ from mlx_trm.tasks.arc.lookup import (
     looks_like_name,
     read_built,
     read_raw,
-    shorten,
     split_grids,
 )
 from mlx_trm.tasks.arc.voting import ArcScorer, load_scorer
@@ -337,7 +336,7 @@ class ARC(Task):
             problem = self.known_tasks().problem
             LOG.warning(
                 "%s: is no test input of the data set%s, so the model knows no rule for it",
-                shorten(text),
+                shown(text.replace("\n", "/"), 60),
                 f" ({problem})" if problem else "",
             )
         return number

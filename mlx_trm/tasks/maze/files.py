@@ -14,11 +14,11 @@ from typing import Iterable, Iterator, List, Optional, Tuple, Union
 
 import numpy as np
 
-from mlx_trm.datasets.writing import write_whole_text
 from mlx_trm.errors import DataError
 from mlx_trm.tasks.maze.generator import MazeSet
-from mlx_trm.tasks.maze.paths import GOAL, PATH, START, UNREACHED, judge, place_name, solve_mazes
+from mlx_trm.tasks.maze.paths import GOAL, PATH, START, UNREACHED, judge, solve_mazes
 from mlx_trm.tasks.puzzle_files import CsvBlock, csv_of, read_puzzle_file
+from mlx_trm.tasks.text import place_name
 
 # Token t is SYMBOLS[t]; 0, padding, is no cell of a maze. In one line a point stands for a space.
 SYMBOLS = "?# SGo"
@@ -199,17 +199,3 @@ def csv_text(mazes: MazeSet, source: str) -> str:
     """Write mazes as a CSV; ``source`` goes into the first column, the steps into the last."""
     texts = (["".join(SYMBOLS[token] for token in row) for row in cells] for cells in mazes[:2])
     return csv_of(zip(*texts, mazes.lengths), source)
-
-
-def write_csv(path: Union[str, Path], mazes: MazeSet, source: str) -> None:
-    """Write mazes in the CSV's columns; the file is there whole or not at all.
-
-    Args:
-        path: of the file; replaced if it is there.
-        mazes: what is written.
-        source: the first column.
-
-    Raises:
-        DataError: if it cannot be written.
-    """
-    write_whole_text(path, csv_text(mazes, source))

@@ -8,6 +8,8 @@ from typing import Dict, NamedTuple, Tuple
 
 import numpy as np
 
+from mlx_trm.tasks.text import place_name
+
 WALL, OPEN, START, GOAL, PATH = 1, 2, 3, 4, 5
 UNREACHED = -1
 
@@ -194,11 +196,6 @@ def solve_mazes(inputs: np.ndarray) -> Tuple[np.ndarray, Dict[int, str]]:
         start, goal = (place_name(int(np.argmax(labels[row] == t)), size) for t in (START, GOAL))
         problems[int(row)] = f"no way leads from S in {start} to G in {goal}"
     return labels, problems
-
-
-def place_name(cell: int, size: int) -> str:
-    """Say where a cell is."""
-    return f"row {cell // size + 1} column {cell % size + 1}"
 
 
 def _token_problem(maze: np.ndarray, size: int) -> str:

@@ -8,7 +8,6 @@ Reference: dataset/build_maze_dataset.py.
 """
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Dict, Iterable, Iterator, List, Optional, Tuple
 
 import numpy as np
@@ -16,8 +15,7 @@ import numpy as np
 from mlx_trm.config.sections import TaskConfig, TaskSpec
 from mlx_trm.datasets.dataset import SetSource
 from mlx_trm.datasets.writing import SPLITS, PuzzleBlock
-from mlx_trm.system.files import hash_file
-from mlx_trm.tasks.base import ScoredRows, Scorer, Task, check_split, register_task
+from mlx_trm.tasks.base import Scorer, ShareScorer, Task, register_task
 from mlx_trm.tasks.maze.files import SYMBOLS, parse_maze, read_mazes, split_mazes
 from mlx_trm.tasks.maze.generator import (
     GENERATOR_VERSION,
@@ -29,11 +27,11 @@ from mlx_trm.tasks.maze.generator import (
     maze_keys,
 )
 from mlx_trm.tasks.maze.paths import GOAL, PATH, START, WALL, Judged, judge, solve_mazes
-from mlx_trm.tasks.puzzle_files import check_no_folder
+from mlx_trm.tasks.puzzle_files import hash_puzzle_file
 from mlx_trm.tasks.symmetries import dihedral_transform
+from mlx_trm.tasks.text import BOLD, GREEN, PLAIN, RED
 
 _CHUNK = 1024
-_BOLD, _RED, _GREEN, _PLAIN = "\033[1m", "\033[31m", "\033[32m", "\033[0m"
 # How the tokens are drawn, and the colours of a picture.
 _DRAWN = "?█ SG•"
 _COLORS = np.array(
@@ -102,19 +100,13 @@ class Maze(Task):
         """Dimensions and special tokens."""
         return TaskSpec(vocab_size=len(SYMBOLS), seq_len=self.config.size**2)
 
-    def source(self, split: str) -> Optional[Path]:
-        """Return the file that a split comes from; None: it is generated."""
-        check_split(split)
-        chosen = self.config.train_file if split == "train" else self.config.test_file
-        return Path(chosen).expanduser() if chosen else None
-
     def mazes(self, split: str, rng: np.random.Generator) -> MazeSet:
         """Return the mazes of a split, subsampled, not augmented.
 
         Raises:
             DataError: if the file cannot be used, or so many mazes cannot be generated.
         """
-        path = self.source(split)
+        path = self.raw_file(split)
         if path is None:
             return self._generated(split)
         found = read_mazes(path, self.config.size)
@@ -130,8 +122,8 @@ class Maze(Task):
         """Generate what has no file, so that the splits share nothing, and return one."""
         if split not in self._made:
             config = self.config
-            files = [path for path in map(self.source, SPLITS) if path is not None]
-            splits = [each for each in SPLITS if self.source(each) is None]
+            files = [path for path in map(self.raw_file, SPLITS) if path is not None]
+            splits = [each for each in SPLITS if self.raw_file(each) is None]
             counts = {"train": config.train_puzzles, "test": config.test_puzzles}
             exclude = [
                 key for path in files for key in maze_keys(read_mazes(path, config.size).inputs)
@@ -168,10 +160,10 @@ class Maze(Task):
 
     def content(self, split: str) -> Dict[str, Any]:
         """Return what decides the built files of a split."""
-        config, path = self.config, self.source(split)
+        config, path = self.config, self.raw_file(split)
         about: Dict[str, Any] = {"task": config.name, "split": split, "size": config.size}
         if path is not None:
-            about.update(file=_hash(path))
+            about.update(file=hash_puzzle_file(path))
             if split == "train" and config.subsample_size is not None:
                 about.update(seed=self.seed, subsample_size=config.subsample_size)
         else:
@@ -182,7 +174,9 @@ class Maze(Task):
                 style=config.style,
                 min_path=config.min_path or default_min_path(config.size),
                 unique_path=config.unique_path,
-                exclude=[_hash(file) if file else None for file in map(self.source, SPLITS)],
+                exclude=[
+                    hash_puzzle_file(file) if file else None for file in map(self.raw_file, SPLITS)
+                ],
             )
         if split == "train" and config.aug:
             about.update(aug=True)
@@ -251,13 +245,13 @@ class Maze(Task):
             wrong = np.asarray(tokens != labels)
             if inputs is not None and (tokens == inputs).all():
                 wrong[:] = False  # the maze itself is no answer yet
-        styles = {START: _BOLD, GOAL: _BOLD, PATH: _GREEN}
+        styles = {START: BOLD, GOAL: BOLD, PATH: GREEN}
         cells = []
         for token, marked in zip(tokens, wrong):
             symbol = self._symbol(int(token), _DRAWN)
             text = symbol + ("!" if marked else symbol if token == WALL else " ")
-            style = _RED if marked else styles.get(int(token), "")
-            cells.append(style + text + _PLAIN if color and style else text)
+            style = RED if marked else styles.get(int(token), "")
+            cells.append(style + text + PLAIN if color and style else text)
         rows = ["".join(cells[at : at + size]) for at in range(0, len(cells), size)]
         line = "─" * (2 * size)
         return "\n".join([f"┌{line}┐", *(f"│{row}│" for row in rows), f"└{line}┘"])
@@ -286,46 +280,17 @@ class Maze(Task):
         known = np.where(np.asarray(tokens) < len(SYMBOLS), tokens, 0)
         return np.asarray(_COLORS[self._grids(known)[0]])
 
-    def scorer(self, source: Optional[SetSource] = None) -> "MazeScorer":
-        """Return a scorer that counts paths."""
+    def scorer(self, source: Optional[SetSource] = None) -> Scorer:
+        """Return a scorer of predictions that keep the maze and mark exactly a path from S to G.
+
+        ``valid_path`` counts all of them, ``optimal_path`` those that no path is shorter than.
+        Where a maze has several shortest paths, exact accuracy, which knows the label only, is
+        lower.
+        """
         del source
-        return MazeScorer(self)
 
+        def paths(inputs: np.ndarray, predictions: np.ndarray) -> Dict[str, np.ndarray]:
+            judged = self.judge(inputs, predictions)
+            return {"valid_path": judged.valid, "optimal_path": judged.optimal}
 
-def _hash(path: Path) -> str:
-    check_no_folder(path)
-    return hash_file(path)
-
-
-class MazeScorer(Scorer):
-    """Shares of predictions that keep the maze and mark exactly a path from S to G.
-
-    ``valid_path`` counts all of them, ``optimal_path`` those that no path is shorter than. Where a
-    maze has several shortest paths, exact accuracy, which knows the label only, is lower.
-    """
-
-    def __init__(self, task: Maze) -> None:
-        """Begin with counts of zero."""
-        self.task = task
-        self.count = self.valid = self.optimal = 0
-
-    def update(self, rows: ScoredRows) -> None:
-        """Count predictions."""
-        judged = self.task.judge(rows.inputs, rows.predictions)
-        self.count += len(rows.inputs)
-        self.valid += int(judged.valid.sum())
-        self.optimal += int(judged.optimal.sum())
-
-    def state(self) -> Dict[str, np.ndarray]:
-        """Return the counts."""
-        return {name: np.array(getattr(self, name)) for name in ("count", "valid", "optimal")}
-
-    def merge(self, state: Dict[str, np.ndarray]) -> None:
-        """Add another scorer's counts."""
-        for name, value in state.items():
-            setattr(self, name, getattr(self, name) + int(value))
-
-    def result(self) -> Dict[str, float]:
-        """Return the shares, 0 where there were no mazes."""
-        count = max(1, self.count)
-        return {"valid_path": self.valid / count, "optimal_path": self.optimal / count}
+        return ShareScorer(("valid_path", "optimal_path"), paths)

@@ -11,16 +11,17 @@ from typing import Iterator, List, Optional, Tuple, Union
 
 import numpy as np
 
-from mlx_trm.datasets.writing import write_whole_text
 from mlx_trm.errors import DataError
 from mlx_trm.tasks.puzzle_files import CsvBlock, csv_of, read_puzzle_file
 from mlx_trm.tasks.sudoku.solver import (
     PuzzleSet,
+    SolveResult,
     conflicts,
     solve_puzzles,
     unit_cells,
     valid_grids,
 )
+from mlx_trm.tasks.text import place_name
 
 _TEXT_ROWS = 4096
 _BAD = 255
@@ -46,20 +47,6 @@ def read_puzzles(path: Union[str, Path], size: int) -> Iterator[PuzzleSet]:
         yield part
     if not found:
         raise DataError(f"{Path(path).expanduser()}: holds no puzzles")
-
-
-def write_csv(path: Union[str, Path], rows: PuzzleSet, source: str) -> None:
-    """Write puzzles in the CSV's columns; the file is there whole or not at all.
-
-    Args:
-        path: of the file; replaced if it is there.
-        rows: the puzzles.
-        source: the first column.
-
-    Raises:
-        DataError: if it cannot be written.
-    """
-    write_whole_text(path, csv_text(rows, source))
 
 
 def csv_text(rows: PuzzleSet, source: str) -> str:
@@ -90,11 +77,16 @@ def parse_puzzle(text: str, size: int) -> np.ndarray:
     text = "".join(text.split())
     problem = _cells_problem(text, size, "the puzzle")
     if problem is None:
-        cells = np.array([0 if char == "." else int(char) for char in text], dtype=np.uint8)
+        cells = _digits(text)
         problem = _givens_problem(cells, size)
     if problem is not None:
         raise DataError(problem)
     return cells
+
+
+def _digits(text: str) -> np.ndarray:
+    """Turn cells that are known to be good into (S,) uint8 digits, 0 for a blank."""
+    return np.array([0 if char == "." else int(char) for char in text], dtype=np.uint8)
 
 
 def _cells_problem(text: str, size: int, what: str) -> Optional[str]:
@@ -103,7 +95,9 @@ def _cells_problem(text: str, size: int, what: str) -> Optional[str]:
         return f"{what} has {len(text)} cells, {size}x{size} needs {size * size}"
     for place, char in enumerate(text):
         if char not in ".0123456789"[: size + 2]:
-            return f"{what} has {char!r} in {_place(place, size)}; allowed are 1-{size}, . and 0"
+            return (
+                f"{what} has {char!r} in {place_name(place, size)}; allowed are 1-{size}, . and 0"
+            )
     return None
 
 
@@ -120,8 +114,14 @@ def _givens_problem(cells: np.ndarray, size: int) -> Optional[str]:
     return None
 
 
-def _place(cell: int, size: int) -> str:
-    return f"row {cell // size + 1} column {cell % size + 1}"
+def solution_problem(found: SolveResult, row: int, size: int) -> str:
+    """Say why one of the puzzles that were solved has not exactly one solution."""
+    if found.counts[row] == 0:
+        return "the puzzle has no solution"
+    first, second = found.solutions[row]
+    cell = int(np.argmax(first != second))
+    low, high = sorted((first[cell], second[cell]))
+    return f"the puzzle has more than one solution: {place_name(cell, size)} can be {low} or {high}"
 
 
 def _row_problem(question: str, answer: Optional[str], size: int) -> Optional[str]:
@@ -129,21 +129,21 @@ def _row_problem(question: str, answer: Optional[str], size: int) -> Optional[st
     problem = _cells_problem(question, size, "the question")
     if problem is not None:
         return problem
-    cells = np.array([0 if char == "." else int(char) for char in question], dtype=np.uint8)
+    cells = _digits(question)
     problem = _givens_problem(cells, size)
     if problem is not None or answer is None:
         return problem
     problem = _cells_problem(answer, size, "the answer")
     if problem is not None:
         return problem
-    solved = np.array([0 if char == "." else int(char) for char in answer], dtype=np.uint8)
+    solved = _digits(answer)
     for cell in np.flatnonzero((cells != 0) & (cells != solved)):
         given, other = int(cells[cell]), puzzle_text(solved[cell : cell + 1])
-        return f"the answer has {other} in {_place(int(cell), size)}, where {given} is given"
+        return f"the answer has {other} in {place_name(int(cell), size)}, where {given} is given"
     if not valid_grids(solved[None], size)[0]:
         twice = _givens_problem(solved, size)
         if twice is None:
-            return f"the answer has a blank in {_place(int(np.argmin(solved)), size)}"
+            return f"the answer has a blank in {place_name(int(np.argmin(solved)), size)}"
         return f"the answer is wrong: {twice.split(': ')[1]}"
     return None
 
@@ -171,20 +171,10 @@ def _read_text(path: Path, lines: Iterator[Tuple[int, str]], size: int) -> Itera
 
 
 def _solved(path: Path, rows: List[Tuple[int, str, Optional[str]]], size: int) -> PuzzleSet:
-    puzzles = np.array(
-        [[0 if char == "." else int(char) for char in row[1]] for row in rows], dtype=np.uint8
-    )
+    puzzles = np.stack([_digits(text) for _, text, _ in rows])
     found = solve_puzzles(puzzles, size)
-    for at in np.flatnonzero(found.counts != 1):
-        where = f"{path}:{rows[at][0]}"
-        if found.counts[at] == 0:
-            raise DataError(f"{where}: the puzzle has no solution")
-        first, second = found.solutions[at]
-        cell = int(np.argmax(first != second))
-        raise DataError(
-            f"{where}: the puzzle has more than one solution: {_place(cell, size)} can be "
-            f"{min(first[cell], second[cell])} or {max(first[cell], second[cell])}"
-        )
+    for at in np.flatnonzero(found.counts != 1)[:1].tolist():
+        raise DataError(f"{path}:{rows[at][0]}: {solution_problem(found, at, size)}")
     return PuzzleSet(puzzles, found.solutions[:, 0], found.guesses)
 
 

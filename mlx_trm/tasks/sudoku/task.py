@@ -17,14 +17,14 @@ from mlx_trm.datasets.dataset import SetSource
 from mlx_trm.datasets.sources import SAMPLES
 from mlx_trm.datasets.writing import PuzzleBlock
 from mlx_trm.errors import DataError
-from mlx_trm.system.files import hash_file
-from mlx_trm.tasks.base import ScoredRows, Scorer, Task, check_split, register_task
-from mlx_trm.tasks.puzzle_files import check_no_folder
-from mlx_trm.tasks.sudoku.files import parse_puzzle, read_puzzles
+from mlx_trm.tasks.base import Scorer, ShareScorer, Task, register_task
+from mlx_trm.tasks.puzzle_files import hash_puzzle_file
+from mlx_trm.tasks.sudoku.files import parse_puzzle, read_puzzles, solution_problem
 from mlx_trm.tasks.sudoku.generator import DEFAULT_GIVENS, GENERATOR_VERSION, generate_sets
 from mlx_trm.tasks.sudoku.keys import puzzle_keys
 from mlx_trm.tasks.sudoku.solver import PuzzleSet, box_shape, solve_puzzles, valid_grids
 from mlx_trm.tasks.sudoku.transforms import SYMMETRIES, default_symmetries, random_transforms
+from mlx_trm.tasks.text import BOLD, PLAIN, RED
 
 SAMPLE_FILES = {"train": "sudoku_hard_train.csv", "test": "sudoku_hard_test.csv"}
 DEFAULT_COUNTS = {"train": 4000, "test": 1000}
@@ -33,7 +33,6 @@ DEFAULT_COUNTS = {"train": 4000, "test": 1000}
 FEWEST_GIVENS = {4: 4, 6: 8, 9: 17}
 
 _CHUNK = 8192
-_BOLD, _RED, _PLAIN = "\033[1m", "\033[31m", "\033[0m"
 
 
 @dataclass
@@ -111,11 +110,9 @@ class Sudoku(Task):
 
     def source(self, split: str) -> Optional[Path]:
         """Return the file that a split comes from; None: it is generated."""
-        check_split(split)
-        config = self.config
-        chosen = config.train_file if split == "train" else config.test_file
-        if chosen:
-            return Path(chosen).expanduser()
+        config, named = self.config, self.raw_file(split)
+        if named is not None:
+            return named
         generated = (
             config.train_puzzles,
             config.test_puzzles,
@@ -163,14 +160,11 @@ class Sudoku(Task):
         counts["test"] = config.test_puzzles or counts["test"]
         shared = {"digits", *config.active_symmetries}
         exclude = None
-        other = self.source("train")
-        if split == "test" and other is not None:
-            exclude = np.concatenate(
-                [
-                    puzzle_keys(rows.puzzles, config.size, shared)
-                    for rows in read_puzzles(other, config.size)
-                ]
-            )
+        other = self._other_file(split)
+        if other is not None:
+            parts = read_puzzles(other, config.size)
+            keys = [puzzle_keys(rows.puzzles, config.size, shared) for rows in parts]
+            exclude = np.concatenate(keys)
         sets = generate_sets(
             [counts["train"], counts["test"]],
             config.size,
@@ -180,6 +174,10 @@ class Sudoku(Task):
             exclude,
         )
         return sets[("train", "test").index(split)]
+
+    def _other_file(self, split: str) -> Optional[Path]:
+        """Return the file of the other split, whose puzzles are not generated for this one."""
+        return self.raw_file("test" if split == "train" else "train")
 
     def groups(self, split: str, rng: np.random.Generator) -> Iterator[PuzzleBlock]:
         """Yield the puzzles of a split, training puzzles with ``num_aug`` augmented copies each."""
@@ -209,17 +207,16 @@ class Sudoku(Task):
         about: Dict[str, Any] = {"task": config.name, "split": split, "size": config.size}
         random = {"seed": self.seed}
         if path is not None:
-            check_no_folder(path)
-            about.update(file=hash_file(path), min_difficulty=config.min_difficulty)
+            about.update(file=hash_puzzle_file(path), min_difficulty=config.min_difficulty)
         else:
-            train = config.train_file
+            other = self._other_file(split)
             about.update(
                 random,
                 generator=GENERATOR_VERSION,
                 counts=[config.train_puzzles, config.test_puzzles],
                 givens=config.givens,
                 symmetries=config.active_symmetries,
-                exclude=hash_file(train) if train and split == "test" else None,
+                exclude=None if other is None else hash_puzzle_file(other),
             )
         if split == "train" and path is not None and config.subsample_size is not None:
             about.update(random, subsample_size=config.subsample_size)
@@ -248,15 +245,7 @@ class Sudoku(Task):
         found = solve_puzzles(np.asarray(inputs, np.int64) - 1, size)
         problems = {}
         for row in np.flatnonzero(found.counts != 1):
-            first, second = found.solutions[row]
-            cell = int(np.argmax(first != second))
-            problems[int(row)] = (
-                f"the puzzle has more than one solution: row {cell // size + 1} column "
-                f"{cell % size + 1} can be {min(first[cell], second[cell])} or "
-                f"{max(first[cell], second[cell])}"
-                if found.counts[row]
-                else "the puzzle has no solution"
-            )
+            problems[int(row)] = solution_problem(found, int(row), size)
         return np.asarray(found.solutions[:, 0] + 1, dtype=np.uint8), problems
 
     def format(self, tokens: np.ndarray) -> str:
@@ -294,10 +283,10 @@ class Sudoku(Task):
         for place, token in enumerate(tokens):
             symbol = self._symbol(int(token))
             wrong = labels is not None and token != 1 and token != labels[place]
-            style = _BOLD if inputs is not None and inputs[place] > 1 else ""
-            style += _RED if wrong else ""
+            style = BOLD if inputs is not None and inputs[place] > 1 else ""
+            style += RED if wrong else ""
             mark = "!" if wrong else " "
-            cells.append(mark + (style + symbol + _PLAIN if color and style else symbol))
+            cells.append(mark + (style + symbol + PLAIN if color and style else symbol))
         line = "─" * (2 * box_cols + 1)
         rules = [left + middle.join([line] * (size // box_cols)) + right for left, middle, right in
                  ("┌┬┐", "├┼┤", "└┴┘")]  # fmt: skip
@@ -330,38 +319,13 @@ class Sudoku(Task):
         kept = ((inputs <= 1) | (inputs == tokens)).all(axis=1)
         return np.asarray(kept & valid_grids(tokens - 1, self.config.size))
 
-    def scorer(self, source: Optional[SetSource] = None) -> "SudokuScorer":
-        """Return a scorer that counts valid grids."""
+    def scorer(self, source: Optional[SetSource] = None) -> Scorer:
+        """Return a scorer of ``valid_grids``: complete ones that keep the rules and the givens."""
         del source
-        return SudokuScorer(self)
-
-
-class SudokuScorer(Scorer):
-    """``valid_grids``: the share of predictions that are complete, valid and keep the givens."""
-
-    def __init__(self, task: Sudoku) -> None:
-        """Begin with counts of zero."""
-        self.task = task
-        self.count = 0
-        self.valid = 0
-
-    def update(self, rows: ScoredRows) -> None:
-        """Count predictions."""
-        self.count += len(rows.inputs)
-        self.valid += int(self.task.check_many(rows.inputs, rows.predictions).sum())
-
-    def state(self) -> Dict[str, np.ndarray]:
-        """Return both counts."""
-        return {"count": np.array(self.count), "valid": np.array(self.valid)}
-
-    def merge(self, state: Dict[str, np.ndarray]) -> None:
-        """Add another scorer's counts."""
-        self.count += int(state["count"])
-        self.valid += int(state["valid"])
-
-    def result(self) -> Dict[str, float]:
-        """Return the share, 0 where there were no puzzles."""
-        return {"valid_grids": self.valid / max(1, self.count)}
+        return ShareScorer(
+            ("valid_grids",),
+            lambda inputs, tokens: {"valid_grids": self.check_many(inputs, tokens)},
+        )
 
 
 def _subsample(rows: Iterator[PuzzleSet], count: int, rng: np.random.Generator) -> PuzzleSet:

@@ -39,12 +39,6 @@ class SudokuTransforms(NamedTuple):
         moved = grids.ravel().take(self.cells + rows * grids.shape[1])
         return self.tokens.ravel().take(moved + rows * self.tokens.shape[1])
 
-    def inverse(self) -> "SudokuTransforms":
-        """Return the symmetries that undo these, row by row."""
-        return SudokuTransforms(
-            np.argsort(self.cells, axis=1), np.argsort(self.tokens, axis=1).astype(np.uint8)
-        )
-
 
 def default_symmetries(size: int) -> Tuple[str, ...]:
     """Return all symmetries of a Sudoku; boxes of 2x3 cannot be transposed."""

@@ -139,6 +139,15 @@ def test_a_limit_set_while_another_thread_evaluates_holds_afterwards(limits):
         assert limits[-1] == 64 << 30
 
 
+def test_an_mlx_that_tells_nothing_about_an_nvidia_gpu(monkeypatch):
+    """MLX before 0.31, which Python 3.9 has: its memory is unknown, and no kernel of ours runs."""
+    monkeypatch.delattr(mx, "device_info", raising=False)
+    monkeypatch.setattr(limits_of_mlx, "on_gpu", lambda: True)
+    monkeypatch.setattr(mx.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(mx.metal, "is_available", lambda: False)
+    assert device_memory() is None and memory.cuda.architecture.__wrapped__() is None
+
+
 def test_device_memory_is_that_of_this_machine():
     found = device_memory()
     assert found is None or 1 << 28 < found < 1 << 44

@@ -7,8 +7,9 @@ from typing import Any, Dict, List
 import mlx.core as mx
 import pytest
 
-from mlx_trm.errors import CheckpointError, ConfigError
-from mlx_trm.runs.folder import free_run_dir, save_interval
+from mlx_trm.config.sections import CheckpointConfig
+from mlx_trm.errors import CheckpointError
+from mlx_trm.runs.folder import free_run_dir
 from mlx_trm.runs.metrics import MetricsLog, StepReport
 
 
@@ -93,10 +94,5 @@ def test_free_run_dir_counts_up(tmp_path: Path) -> None:
 )
 def test_save_interval(every: Any, expected: Any) -> None:
     """Steps or seconds."""
-    assert save_interval(every) == expected
-
-
-def test_save_interval_of_something_else() -> None:
-    """One line says what is allowed."""
-    with pytest.raises(ConfigError, match="checkpoint.every: '5 hours'"):
-        save_interval("5 hours")
+    config = CheckpointConfig(every=every)
+    assert (config.every_steps, config.every_seconds) == expected and not config.problems()

@@ -470,7 +470,7 @@ def test_killed_at_any_file(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_killed_at_random_moments(tmp_path: Path) -> None:
-    """Up to twenty times SIGKILL, half of them while a checkpoint is being written; then to the end.
+    """Up to twenty times SIGKILL, half of them while a checkpoint is written; then to the end.
 
     How often it is killed before it ends depends on how busy the machine is.
     """

@@ -9,6 +9,7 @@ from counting import count_calls
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mlx_trm.datasets.writing import write_whole_text
 from mlx_trm.errors import DataError
 from mlx_trm.tasks import puzzle_files
 from mlx_trm.tasks.maze.files import (
@@ -16,7 +17,6 @@ from mlx_trm.tasks.maze.files import (
     parse_maze,
     read_mazes,
     split_mazes,
-    write_csv,
 )
 from mlx_trm.tasks.maze.generator import MazeSet, generate_sets
 
@@ -215,7 +215,7 @@ def test_what_is_written_is_read(tmp_path_factory: Any, size: int, seed: int) ->
     """As a CSV, and as blocks of text."""
     mazes = made(6, size, seed)
     path = tmp_path_factory.mktemp("files") / "m.csv"
-    write_csv(path, mazes, "x")
+    write_whole_text(path, csv_text(mazes, "x"))
     again = read_mazes(path, size)
     assert all((a == b).all() for a, b in zip(mazes, again))
     assert path.read_text() == csv_text(mazes, "x")
@@ -233,7 +233,7 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: Any)
     """A full disk leaves the old file and nothing else; a new file has the usual rights."""
     mazes = made(2, 5)
     path = tmp_path / "new" / "m.csv"
-    write_csv(path, mazes, "x")
+    write_whole_text(path, csv_text(mazes, "x"))
     plain = tmp_path / "new" / "plain"
     plain.write_text("")
     assert path.stat().st_mode == plain.stat().st_mode
@@ -245,7 +245,7 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: Any)
 
     monkeypatch.setattr("os.replace", full)
     with pytest.raises(DataError, match="m.csv: cannot be written: No space left on device"):
-        write_csv(path, made(2, 5, 1), "y")
+        write_whole_text(path, csv_text(made(2, 5, 1), "y"))
     assert path.read_bytes() == before and list(path.parent.iterdir()) == [path]
 
 
@@ -254,7 +254,7 @@ def test_cells_of_a_maze_are_read_together(tmp_path: Path) -> None:
     mazes = generate_sets([200], 30, np.random.default_rng(0), "loops")[0]
 
     def calls(count: int) -> int:
-        write_csv(tmp_path / "m.csv", mazes.take(np.arange(count)), "x")
+        write_whole_text(tmp_path / "m.csv", csv_text(mazes.take(np.arange(count)), "x"))
         assert (read_mazes(tmp_path / "m.csv", 30).labels == mazes.labels[:count]).all()
         return count_calls(lambda: read_mazes(tmp_path / "m.csv", 30))
 

@@ -10,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlx_trm.config.sections import TaskSpec
+from mlx_trm.datasets.writing import write_whole_text
 from mlx_trm.errors import DataError
 from mlx_trm.tasks import Maze, MazeConfig, PuzzleDataset, ScoredRows
-from mlx_trm.tasks.maze.files import csv_text, read_mazes, write_csv
+from mlx_trm.tasks.maze.files import csv_text, read_mazes
 from mlx_trm.tasks.maze.generator import MazeSet, generate_sets, maze_keys
 
 # Two shortest paths of 4 steps.
@@ -209,7 +210,7 @@ def test_a_build_is_the_references(tmp_path: Path) -> None:
 def test_subsample(tmp_path: Path) -> None:
     """Of training only; order and seed are kept; more than there are is all of them."""
     mazes = made(40, 5)
-    write_csv(tmp_path / "m.csv", mazes, "x")
+    write_whole_text(tmp_path / "m.csv", csv_text(mazes, "x"))
     file = str(tmp_path / "m.csv")
     train = stored(maze(size=5, train_file=file, subsample_size=15).dataset("train"))
     places = [int(np.flatnonzero((mazes.inputs == row).all(axis=1))[0]) for row in train]
@@ -244,7 +245,7 @@ def test_generated_mazes_stay_clear_of_a_file(tmp_path: Path, split: str, other:
     task = maze(7, **config)
     labels, problems = task.answers(turned)
     assert not problems
-    write_csv(tmp_path / "m.csv", MazeSet(turned, labels, np.ones(400)), "x")
+    write_whole_text(tmp_path / "m.csv", csv_text(MazeSet(turned, labels, np.ones(400)), "x"))
     clear = stored(maze(7, **config, **{f"{other}_file": str(tmp_path / "m.csv")}).dataset(split))
     assert len(clear) == 400 and not set(maze_keys(clear)) & set(maze_keys(plain))
 
@@ -285,7 +286,7 @@ def test_a_batch_is_augmented_at_once() -> None:
 def test_what_decides_the_cached_files(tmp_path: Path) -> None:
     """Settings that change nothing on disk rebuild nothing, the others do."""
     file = str(tmp_path / "m.csv")
-    write_csv(file, made(3, 30, style="loops"), "x")
+    write_whole_text(file, csv_text(made(3, 30, style="loops"), "x"))
 
     def key(split: str = "train", seed: int = 0, **changes: Any) -> str:
         return maze(seed, **changes).cache_key([split])

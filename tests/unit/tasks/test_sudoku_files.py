@@ -10,9 +10,10 @@ from counting import count_calls
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mlx_trm.datasets.writing import write_whole_text
 from mlx_trm.errors import DataError
 from mlx_trm.tasks import Sudoku, SudokuConfig, puzzle_files
-from mlx_trm.tasks.sudoku.files import csv_text, parse_puzzle, puzzle_text, read_puzzles, write_csv
+from mlx_trm.tasks.sudoku.files import csv_text, parse_puzzle, puzzle_text, read_puzzles
 from mlx_trm.tasks.sudoku.generator import random_grids
 from mlx_trm.tasks.sudoku.solver import PuzzleSet
 from mlx_trm.tasks.sudoku.task import SAMPLES
@@ -91,7 +92,7 @@ def test_columns_in_another_order(tmp_path: Path) -> None:
 def test_blocks_end_anywhere(tmp_path: Path, monkeypatch: Any) -> None:
     """A file is the same whatever the size of the blocks it is read in."""
     rows = read_all(SAMPLES / "sudoku_hard_train.csv").take(np.arange(30))
-    write_csv(tmp_path / "p.csv", rows, "x")
+    write_whole_text(tmp_path / "p.csv", csv_text(rows, "x"))
     for size in (200, 341, 1000):
         monkeypatch.setattr(puzzle_files, "_BLOCK_BYTES", size)
         again = read_all(tmp_path / "p.csv")
@@ -223,13 +224,13 @@ def test_files_that_are_none(tmp_path: Path) -> None:
 @settings(deadline=None, max_examples=15)
 @given(SIZES, st.integers(0, 1000))
 def test_a_csv_written_is_read(tmp_path_factory: Any, size: int, seed: int) -> None:
-    """write_csv, then read_puzzles: equal."""
+    """Written as a CSV, puzzles are read back as they were."""
     rng = np.random.default_rng(seed)
     grids = random_grids(5, size, rng)
     rows = PuzzleSet(np.where(rng.random(grids.shape) < 0.5, grids, 0).astype(np.uint8), grids,
                      rng.integers(0, 10**6, 5))  # fmt: skip
     path = tmp_path_factory.mktemp("csv") / "p.csv"
-    write_csv(path, rows, "x")
+    write_whole_text(path, csv_text(rows, "x"))
     again = read_all(path, size)
     assert all((a == b).all() for a, b in zip(rows, again))
     with open(path, encoding="utf-8", newline="") as file:
@@ -243,10 +244,10 @@ def test_a_csv_that_cannot_be_written(tmp_path: Path) -> None:
     rows = PuzzleSet(digits(QUESTION), digits(ANSWER), np.array([1]))
     (tmp_path / "file").write_text("x")
     with pytest.raises(DataError, match="cannot be written"):
-        write_csv(tmp_path / "file" / "p.csv", rows, "x")
+        write_whole_text(tmp_path / "file" / "p.csv", csv_text(rows, "x"))
     (tmp_path / "folder").mkdir()
     with pytest.raises(DataError, match="folder: cannot be written"):
-        write_csv(tmp_path / "folder", rows, "x")
+        write_whole_text(tmp_path / "folder", csv_text(rows, "x"))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]
 
 

@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 from paths import ROOT, SHARED_DATA
 
 from mlx_trm.config.sections import TaskSpec
+from mlx_trm.datasets.writing import write_whole_text
 from mlx_trm.errors import DataError
 from mlx_trm.system.files import hash_file
 from mlx_trm.tasks import PuzzleDataset, ScoredRows, Sudoku, SudokuConfig, puzzle_files
-from mlx_trm.tasks.sudoku.files import puzzle_text, read_puzzles, write_csv
+from mlx_trm.tasks.sudoku.files import csv_text, puzzle_text, read_puzzles
 from mlx_trm.tasks.sudoku.generator import random_grids
 from mlx_trm.tasks.sudoku.keys import puzzle_keys
 from mlx_trm.tasks.sudoku.solver import PuzzleSet, solve_puzzles, valid_grids
@@ -337,20 +338,23 @@ def test_generated_splits_share_nothing() -> None:
     assert not np.isin(*[puzzle_keys(p, 4, SYMMETRIES) for p in (train, test)]).any()
 
 
-def test_generated_puzzles_stay_clear_of_a_training_file(tmp_path: Path) -> None:
-    """Only a training file: generated test puzzles are no relabellings of its puzzles."""
+@pytest.mark.parametrize("split, other", [("train", "test"), ("test", "train")])
+def test_generated_puzzles_stay_clear_of_a_file(tmp_path: Path, split: str, other: str) -> None:
+    """That of the other split: they are no relabellings of its puzzles."""
     made = sudoku(size=4, train_puzzles=3000, test_puzzles=10, symmetries=["digits"])
     rows = stored(made.dataset("train")) - 1
     solved = solve_puzzles(rows, 4)
-    write_csv(tmp_path / "p.csv", PuzzleSet(rows, solved.solutions[:, 0], solved.guesses), "x")
-    task = sudoku(9, size=4, train_file=str(tmp_path / "p.csv"), test_puzzles=1500,
-                  symmetries=["digits"])  # fmt: skip
-    test = stored(task.dataset("test")) - 1
-    assert len(test) == 1500
+    write_whole_text(
+        tmp_path / "p.csv", csv_text(PuzzleSet(rows, solved.solutions[:, 0], solved.guesses), "x")
+    )
+    config = {"size": 4, "symmetries": ["digits"], f"{split}_puzzles": 1500}
+    task = sudoku(9, **config, **{f"{other}_file": str(tmp_path / "p.csv")})
+    clear = stored(task.dataset(split)) - 1
+    assert len(clear) == 1500
     keys = puzzle_keys(rows, 4, ["digits"])
-    assert not np.isin(puzzle_keys(test, 4, ["digits"]), keys).any()
-    plain = sudoku(9, size=4, test_puzzles=1500, symmetries=["digits"])
-    assert np.isin(puzzle_keys(stored(plain.dataset("test")) - 1, 4, ["digits"]), keys).any()
+    assert not np.isin(puzzle_keys(clear, 4, ["digits"]), keys).any()
+    plain = sudoku(9, **config)
+    assert np.isin(puzzle_keys(stored(plain.dataset(split)) - 1, 4, ["digits"]), keys).any()
 
 
 def test_what_decides_the_cached_files() -> None:

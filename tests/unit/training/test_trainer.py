@@ -320,3 +320,16 @@ def test_batches_are_made_one_ahead():
         for item in make_one_ahead(source(2, fails=True)):
             taken.append(item)
     assert taken == [0, 1]
+
+
+def test_a_test_set_without_answers(tmp_path: Path) -> None:
+    """Such as a contest's: it has no accuracy, so none is the best, and training goes on."""
+    trm.build_task(experiment().task).build(tmp_path / "data")
+    labels = tmp_path / "data" / "test" / "all__labels.npy"
+    np.save(labels, np.zeros_like(np.load(labels)))
+    config = experiment(run_dir=str(tmp_path / "run"), task__data_dir=str(tmp_path / "data"))
+    config = dataclasses.replace(config, train=dataclasses.replace(config.train, max_steps=2))
+    trainer = Trainer(config)
+    report = trainer.fit()
+    assert report.steps == 2 and report.evaluations[0][1]["all"] == {"count": 0}
+    assert trainer.progress.best is None and trainer.progress.without_better == 1
