@@ -23,6 +23,7 @@ import mlx_trm  # isort: skip # noqa: E402
 import mlx.core as mx  # noqa: E402
 import pytest  # noqa: E402
 from hypothesis import settings  # noqa: E402
+from kernels import prepare_kernel_header  # noqa: E402
 
 DEVICES = {"cpu": mx.cpu, "gpu": mx.gpu}
 
@@ -30,6 +31,11 @@ DEVICES = {"cpu": mx.cpu, "gpu": mx.gpu}
 settings.register_profile("ci", derandomize=True)
 if os.environ.get("CI"):
     settings.load_profile("ci")
+
+
+def whole_folders(config: pytest.Config) -> bool:
+    """Whether more is asked for than a few files."""
+    return all(Path(argument).is_dir() for argument in config.args)
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -42,7 +48,7 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
         return
     asked = option.numprocesses is not None or option.dist != "no" or option.tx
     # One file is done before workers have started.
-    if not asked and all(Path(argument).is_dir() for argument in config.args):
+    if not asked and whole_folders(config):
         option.numprocesses = "auto"
         # Each begins with a share of its own, so that the tests of a file keep their fixtures, and
         # takes from the others when it is done.
@@ -51,11 +57,13 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Choose the device and the folder of kernels before anything is computed."""
+    cache = getattr(config, "cache", None)
+    if WORKER is None and cache is not None and whole_folders(config):
+        prepare_kernel_header(cache.mkdir("kernels"))  # for the workers too
     if WORKER is not None:
         # MLX compiles kernels for the CPU into $TMPDIR/mlx and loads whatever lies there, also
         # what another worker is writing at that moment. The option is that worker's own folder.
         own = Path(config.option.basetemp) / "tmp"
-        cache = getattr(config, "cache", None)
         if cache is not None:
             own = cache.mkdir(f"tmp-{WORKER}")  # kept, so that the next run has them
         own.mkdir(parents=True, exist_ok=True)
