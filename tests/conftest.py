@@ -44,6 +44,8 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
     option = config.option
     # Not in pyproject.toml: pytest would not start where the plugin is missing or switched off.
     # Workers come here too, and have no workers of their own.
+    if WORKER is not None:
+        option.cacheclear = False  # done before they started; the others' folders are there now
     if WORKER is not None or not hasattr(option, "numprocesses"):
         return
     asked = option.numprocesses is not None or option.dist != "no" or option.tx
