@@ -11,7 +11,7 @@ import mlx_trm as trm
 def main() -> None:
     """Run four steps on random puzzles with random weights."""
     spec = trm.TaskSpec(vocab_size=11, seq_len=81)  # a 9x9 Sudoku
-    config = trm.TRMConfig(hidden_size=128, num_heads=4, H_cycles=2, L_cycles=2, halt_max_steps=8)
+    config = trm.TRMConfig(hidden_size=64, num_heads=4, H_cycles=2, L_cycles=2, halt_max_steps=8)
     model = trm.TRM(config, spec, seed=0).eval()
 
     batch = trm.random_batch(spec, size=4, seed=0)

@@ -23,6 +23,7 @@ import mlx_trm  # isort: skip # noqa: E402
 import mlx.core as mx  # noqa: E402
 import pytest  # noqa: E402
 from hypothesis import settings  # noqa: E402
+from kernels import prepare_kernel_header  # noqa: E402
 
 DEVICES = {"cpu": mx.cpu, "gpu": mx.gpu}
 
@@ -32,17 +33,24 @@ if os.environ.get("CI"):
     settings.load_profile("ci")
 
 
+def whole_folders(config: pytest.Config) -> bool:
+    """Whether more is asked for than a few files."""
+    return all(Path(argument).is_dir() for argument in config.args)
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_cmdline_main(config: pytest.Config) -> None:
     """Ask pytest-xdist for a worker a core, before it reads the options."""
     option = config.option
     # Not in pyproject.toml: pytest would not start where the plugin is missing or switched off.
     # Workers come here too, and have no workers of their own.
+    if WORKER is not None:
+        option.cacheclear = False  # done before they started; the others' folders are there now
     if WORKER is not None or not hasattr(option, "numprocesses"):
         return
     asked = option.numprocesses is not None or option.dist != "no" or option.tx
     # One file is done before workers have started.
-    if not asked and all(Path(argument).is_dir() for argument in config.args):
+    if not asked and whole_folders(config):
         option.numprocesses = "auto"
         # Each begins with a share of its own, so that the tests of a file keep their fixtures, and
         # takes from the others when it is done.
@@ -51,11 +59,13 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Choose the device and the folder of kernels before anything is computed."""
+    cache = getattr(config, "cache", None)
+    if WORKER is None and cache is not None and whole_folders(config):
+        prepare_kernel_header(cache.mkdir("kernels"))  # for the workers too
     if WORKER is not None:
         # MLX compiles kernels for the CPU into $TMPDIR/mlx and loads whatever lies there, also
         # what another worker is writing at that moment. The option is that worker's own folder.
         own = Path(config.option.basetemp) / "tmp"
-        cache = getattr(config, "cache", None)
         if cache is not None:
             own = cache.mkdir(f"tmp-{WORKER}")  # kept, so that the next run has them
         own.mkdir(parents=True, exist_ok=True)

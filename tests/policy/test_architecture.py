@@ -302,13 +302,15 @@ def test_library_code_manners() -> None:
     """No bare except, no assert; printing is for the commands."""
     for path in modules():
         prints = segments(path)[:1] and RANK[segments(path)[0]] >= RANK["cli"]
+        where = ident(path)
         for node in ast.walk(tree(path)):
-            where = f"{ident(path)}:{getattr(node, 'lineno', 0)}"
-            assert not isinstance(node, ast.Assert), f"{where}: raise an error of errors.py instead"
+            if isinstance(node, ast.Assert):
+                assert False, f"{where}:{node.lineno}: raise an error of errors.py instead"
             if isinstance(node, ast.ExceptHandler):
-                assert node.type is not None, f"{where}: bare except"
+                assert node.type is not None, f"{where}:{node.lineno}: bare except"
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
-                assert node.func.id != "print" or prints, f"{where}: print in a library"
+                says = f"{where}:{node.lineno}: print in a library"
+                assert node.func.id != "print" or prints, says
 
 
 def test_no_other_program_and_no_code_from_data() -> None:

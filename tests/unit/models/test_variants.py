@@ -229,9 +229,9 @@ def test_it_trains_and_its_checkpoint_evaluates_and_solves(name, tmp_path):
 @pytest.mark.parametrize(
     "length, rows, changes",
     [
-        (81, 16, {}),
-        (240, 8, {"num_heads": 8}),
-        (81, 16, {"mlp_t": True, "pos_encodings": "none"}),
+        (81, 4, {}),
+        (240, 2, {"num_heads": 8}),
+        (81, 4, {"mlp_t": True, "pos_encodings": "none"}),
     ],
 )
 def test_the_memory_estimate_is_within_a_factor_of_two_of_the_peak(name, length, rows, changes):
