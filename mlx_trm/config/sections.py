@@ -248,7 +248,7 @@ class ExperimentConfig(Section):
     run_dir: Optional[str] = None
     """Folder for the run's files; unset for runs/ and the configuration's name."""
     plugins: List[str] = field(default_factory=list)
-    """Modules or .py files that register tasks and models; imported before the rest is read."""
+    """Modules or .py files that register tasks, models or reporters; imported before the rest."""
     origin: str = field(default="", compare=False, repr=False, metadata=NO_SETTING)
     """Name of the file it was loaded from, without its ending; of a saved run the folder's."""
     given: Optional[FrozenSet[str]] = field(
