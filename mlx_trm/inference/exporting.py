@@ -194,9 +194,18 @@ def _write_functions(
         raise ValueError(f"batch_sizes must be numbers of at least 1, got {list(batch_sizes)}")
     mx.eval(model.parameters())  # what is not computed yet would be computed in every call
     step = step_function(model)
+    # MLX's exporter knows arrays by where they are in memory. The outputs keep those of a traced
+    # call there; freed, their places are taken by arrays of the next call, which are mistaken for
+    # them: with MLX 0.29.3 files of several batch sizes gave other numbers, or crashed.
+    traced: List[Any] = []
+
+    def step_kept(*inputs: mx.array) -> Any:
+        traced.append(step(*inputs))
+        return traced[-1]
+
     try:
         file.touch()  # says why, where it cannot be written; MLX does not
-        with mx.exporter(str(file), step) as exporter:
+        with mx.exporter(str(file), step_kept) as exporter:
             for size in dict.fromkeys(batch_sizes):
                 first = _first_inputs(model, size)
                 exporter(*first)
