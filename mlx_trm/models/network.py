@@ -11,14 +11,14 @@ trm_hier6.py and transformers_baseline.py.
 import dataclasses
 import math
 from dataclasses import dataclass, field
-from typing import List, Optional, TypeVar
+from typing import List, Optional, Set, TypeVar
 
 import mlx.core as mx
 from mlx import nn
 from mlx.nn.utils import checkpoint
 
 from mlx_trm.config.sections import ModelConfig, TaskSpec
-from mlx_trm.models.base import RecursiveModel, embed_inputs
+from mlx_trm.models.base import RecursiveModel, embed_inputs, named_arrays
 from mlx_trm.models.carry import Outputs
 from mlx_trm.nn import fused
 from mlx_trm.nn.functional import CosSin, rms_norm, rope_tables
@@ -213,6 +213,16 @@ class Network(RecursiveModel):  # pylint: disable=abstract-method
         for name in self.initial_names:
             setattr(self, name, trunc_normal((self.config.hidden_size,), 1.0, keys.next()))
         self.freeze(recurse=False, keys=list(self.initial_names))
+
+    def block_matrices(self) -> Set[str]:
+        """Name the matrices of all blocks. See the base class."""
+        return {
+            f"{level}.{name}"
+            for level, module in self.children().items()
+            if isinstance(module, ReasoningModule)
+            for name, array in named_arrays(module.trainable_parameters())
+            if array.ndim == 2
+        }
 
     def embed(self, inputs: mx.array, rows: Optional[mx.array]) -> mx.array:
         """Embed (B, S) tokens after their puzzle vectors; gives x, (B, T, D) in ``forward_dtype``.

@@ -97,12 +97,13 @@ class TRM(Network):
         """Run H_cycles cycles of the recursion, the last with a gradient. See the base class."""
         x = self.embed(carry.current.inputs, rows)
         z_H, z_L = carry.latents
-        for cycle in range(self.config.H_cycles):
-            last = cycle == self.config.H_cycles - 1
+        cycles, updates = self.cycles
+        for cycle in range(cycles):
+            last = cycle == cycles - 1
             if last:
                 z_H, z_L = mx.stop_gradient(z_H), mx.stop_gradient(z_L)
             with fused.expect_gradient(last):
-                for _ in range(self.config.L_cycles):
+                for _ in range(updates):
                     z_L = self.L_level(z_L, z_H + x, self._cos_sin)
                 z_H = self.L_level(z_H, z_L, self._cos_sin)
         return (mx.stop_gradient(z_H), mx.stop_gradient(z_L)), self.read_outputs(z_H)

@@ -49,8 +49,9 @@ class TRMHier6(TRM):
         """Run H_cycles cycles of the recursion, the last with a gradient. See the base class."""
         x = self.embed(carry.current.inputs, rows)
         z_H, *z_L = carry.latents
-        for cycle in range(self.config.H_cycles):
-            last = cycle == self.config.H_cycles - 1
+        cycles, _ = self.cycles
+        for cycle in range(cycles):
+            last = cycle == cycles - 1
             if last:
                 z_H, z_L = mx.stop_gradient(z_H), [mx.stop_gradient(z) for z in z_L]
             with fused.expect_gradient(last):
