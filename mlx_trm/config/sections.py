@@ -39,7 +39,7 @@ class Stage(NamedTuple):
 
 
 @dataclass
-class TrainConfig(Section):
+class TrainConfig(Section):  # pylint: disable=too-many-instance-attributes
     """The recipe: loss, optimisers, schedule."""
 
     batch_size: int = field(default=768, metadata={"min": 1})
