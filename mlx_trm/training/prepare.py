@@ -15,7 +15,7 @@ from typing import Iterator, List, Optional, Tuple, TypeVar
 import mlx.core as mx
 
 from mlx_trm.config.loading import config_to_dict, validate_config
-from mlx_trm.config.sections import ExperimentConfig, InitConfig
+from mlx_trm.config.sections import ExperimentConfig, InitConfig, TrainConfig
 from mlx_trm.datasets.names import pack_names, row_names
 from mlx_trm.errors import ConfigError
 from mlx_trm.inference.evaluator import Evaluator, check_dimensions
@@ -174,10 +174,7 @@ def prepare(config: ExperimentConfig, initialise: bool = True) -> Run:
         transfer = transfer_first_weights(model, source, config.init, names)
     processes.agree("initial weights", str(transfer and transfer.rows()))
     train = config.train
-    rate_factors(train, model)  # names what matches no weight
-    for stage in train.stages():
-        with model.with_cycles(stage.H_cycles, stage.L_cycles):
-            pass
+    check_recipe(train, model)
     set_limits(train.memory_limit_gb, train.cache_limit_gb)
     model.recompute(train.checkpoint_activations)
     rows = choose_micro_batch(
@@ -203,6 +200,21 @@ def prepare(config: ExperimentConfig, initialise: bool = True) -> Run:
         transfer=transfer,
         data=hashlib.sha256(summary.encode()).hexdigest(),
     )
+
+
+def check_recipe(train: TrainConfig, model: RecursiveModel) -> None:
+    """Check what of the recipe takes the model to see.
+
+    Raises:
+        ConfigError: if ``train.lr_scale`` names no weight, or the model cannot run a stage's cycles.
+    """
+    rate_factors(train, model)
+    for stage in train.stages():
+        try:
+            with model.with_cycles(stage.H_cycles, stage.L_cycles):
+                pass
+        except ConfigError as error:
+            raise ConfigError(f"train.curriculum: {error}") from error
 
 
 def plan_steps(config: ExperimentConfig, dataset: PuzzleDataset) -> Plan:
