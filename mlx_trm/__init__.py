@@ -38,6 +38,8 @@ from mlx_trm.models import (
     TRMHier6Config,
     TRMSingleZ,
     TRMSingleZConfig,
+    TRMSymbols,
+    TRMSymbolsConfig,
     build_model,
     register_model,
 )
@@ -102,6 +104,8 @@ __all__ = [
     "TRMHier6Config",
     "TRMSingleZ",
     "TRMSingleZConfig",
+    "TRMSymbols",
+    "TRMSymbolsConfig",
     "Task",
     "TaskConfig",
     "TaskSpec",

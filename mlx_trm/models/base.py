@@ -133,6 +133,14 @@ class RecursiveModel(nn.Module):
         with set_within(_CYCLES, (self, H, L)):
             yield
 
+    def row_bytes(self, training: bool) -> int:
+        """Estimate the bytes that a row of the batch takes in a step; 0: not known.
+
+        :mod:`mlx_trm.models.memory` knows it of the reference's models, and asks others.
+        """
+        del training
+        return 0
+
     def recompute(self, on: bool) -> None:
         """Choose whether blocks are computed again for the gradient instead of being kept."""
         for module in self.modules():
