@@ -206,7 +206,7 @@ def check_recipe(train: TrainConfig, model: RecursiveModel) -> None:
     """Check what of the recipe takes the model to see.
 
     Raises:
-        ConfigError: if ``train.lr_scale`` names no weight, or the model cannot run a stage's cycles.
+        ConfigError: if ``train.lr_scale`` names no weight, or the model cannot run a stage.
     """
     rate_factors(train, model)
     for stage in train.stages():
