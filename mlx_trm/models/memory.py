@@ -36,7 +36,7 @@ def estimate_row_bytes(model: RecursiveModel) -> int:
     # In units of T * D numbers: what a block keeps, and what its gradient needs besides.
     feature, scores = _expansion(config, width), config.num_heads * length / width
     passing, element = 0.0, float(model.dtype.size)
-    if fused.in_use() and not config.gate_norm:
+    if fused.in_use():
         kept, passing = 3.0 + 2.0 * feature, 4.0 * feature
         if not config.attends:
             kept, passing = kept + 2.0, max(passing, 6.0 * _expansion(config, length))

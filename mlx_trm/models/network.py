@@ -137,8 +137,6 @@ class Block(nn.Module):
 
     def _plain(self) -> bool:
         """Whether all layers are as they were made: not quantised, with no adapter or bias."""
-        if self.mlp.gate_norm_eps is not None:
-            return False
         mixer = self.mlp_t if "mlp_t" in self else self.self_attn
         layers = [layer for part in (mixer, self.mlp) for layer in part.children().values()]
         # pylint: disable-next=unidiomatic-typecheck
@@ -152,13 +150,13 @@ class Block(nn.Module):
         keep = self.training and fused.gradient_expected()
         if "mlp_t" in self:
             first, second = self.mlp_t.gate_up_proj.weight, self.mlp_t.down_proj.weight
-            x = fused.position_mlp(x, first, second, self.eps, keep)
+            x = fused.position_mlp(x, first, second, self.eps, keep, self.mlp_t.gate_norm_eps)
         else:
             layer = self.self_attn
             first, second = layer.qkv_proj.weight, layer.o_proj.weight
             x = fused.attention(x, first, second, layer.heads, cos_sin, self.eps, keep)
         first, second = self.mlp.gate_up_proj.weight, self.mlp.down_proj.weight
-        return fused.feature_mlp(x, first, second, self.eps, keep)
+        return fused.feature_mlp(x, first, second, self.eps, keep, self.mlp.gate_norm_eps)
 
 
 class ReasoningModule(nn.Module):

@@ -16,7 +16,7 @@ import mlx.core as mx
 from mlx import nn
 
 from mlx_trm.nn.functional import CosSin, apply_rope, attend, silu
-from mlx_trm.nn.gate_norm import gated_norm
+from mlx_trm.nn.gating import gated_norm
 from mlx_trm.nn.init import KeySequence, trunc_normal
 from mlx_trm.nn.quantized import QuantizedCastedLinear
 from mlx_trm.system.device import on_gpu

@@ -18,7 +18,7 @@ import mlx.core as mx
 from mlx_trm.nn.cuda.nvrtc import NvrtcError, binary, library
 
 LOG = logging.getLogger(__name__)
-_THREADS = 256
+THREADS = 256
 # mlp_t.cu: inner units a stage, and stages.
 _UNITS, _STAGES = 32, 3
 # KiB of shared memory that a block may have, by architecture; on others, as far as is known, 99.
@@ -63,18 +63,19 @@ def usable(dtype: mx.Dtype) -> bool:
     )
 
 
-def _launch(  # pylint: disable=too-many-arguments,too-many-positional-arguments
+def launch(  # pylint: disable=too-many-arguments,too-many-positional-arguments
     file: str,
     name: str,
     inputs: List[mx.array],
     shapes: Sequence[Tuple[int, ...]],
     scalars: List[int],
     blocks: Tuple[int, int],
-    threads: int = _THREADS,
+    threads: int = THREADS,
     defines: Optional[dict] = None,
     shared_memory: int = 0,
     dtypes: Sequence[mx.Dtype] = (),
 ) -> List[mx.array]:
+    """Run a kernel of a file of this folder; its outputs are bfloat16 unless ``dtypes`` says so."""
     outputs: List[mx.array] = mx.fast.precompiled_cuda_kernel(
         name=name,
         # One kernel alone, because MLX hashes its code at every launch: 0.7 microseconds a KiB.
@@ -92,7 +93,7 @@ def _launch(  # pylint: disable=too-many-arguments,too-many-positional-arguments
     return outputs
 
 
-def _bits(number: float) -> int:
+def float_bits(number: float) -> int:
     """Give a float32 as an integer: MLX 0.32 takes no floats as scalar arguments of a kernel."""
     bits: int = struct.unpack("<i", struct.pack("<f", number))[0]
     return bits
@@ -107,18 +108,18 @@ def swiglu_fits(shape: Tuple[int, ...], axis: int) -> bool:
 def swiglu(gate_up: mx.array, axis: int) -> mx.array:
     """silu(gate) * up, halves of ``axis`` (-1 or -2) of a bfloat16 array."""
     shape, block, count = _halved(gate_up.shape, axis)
-    blocks = -(-count // (8 * _THREADS))
+    blocks = -(-count // (8 * THREADS))
     scalars = [block, count]
-    return _launch("swiglu.cu", "swiglu_forward", [gate_up], [shape], scalars, (blocks, 1))[0]
+    return launch("swiglu.cu", "swiglu_forward", [gate_up], [shape], scalars, (blocks, 1))[0]
 
 
 def swiglu_gradient(gate_up: mx.array, d_h: mx.array, axis: int) -> List[mx.array]:
     """Give the gradient of gate_up, and h, computed again."""
     shape, block, count = _halved(gate_up.shape, axis)
-    blocks = -(-count // (8 * _THREADS))
+    blocks = -(-count // (8 * THREADS))
     shapes = [tuple(gate_up.shape), shape]
     arrays = [gate_up, d_h]
-    return _launch("swiglu.cu", "swiglu_backward", arrays, shapes, [block, count], (blocks, 1))
+    return launch("swiglu.cu", "swiglu_backward", arrays, shapes, [block, count], (blocks, 1))
 
 
 def _halved(shape: Tuple[int, ...], axis: int) -> Tuple[Tuple[int, ...], int, int]:
@@ -131,9 +132,14 @@ def _halved(shape: Tuple[int, ...], axis: int) -> Tuple[Tuple[int, ...], int, in
     return tuple(halved), block, count
 
 
-def norm_fits(size: int) -> bool:
-    """Whether :func:`add_norm` and :func:`norm_gradient` take rows of ``size`` numbers."""
-    return size % 256 == 0 and size <= 2048
+def norm_fits(size: int, whole_warps: bool) -> bool:
+    """Whether :func:`add_norm` and :func:`norm_gradient` take rows of ``size`` numbers.
+
+    Args:
+        size: D.
+        whole_warps: whether each lane of a warp shall have as many.
+    """
+    return size % (256 if whole_warps else 8) == 0 and size <= 2048
 
 
 def add_norm(x: mx.array, y: mx.array, eps: float, keep_total: bool) -> List[mx.array]:
@@ -153,8 +159,8 @@ def _over_rows(
 ) -> List[mx.array]:
     size = arrays[0].shape[-1]
     rows = arrays[0].size // size
-    blocks, scalars = -(-rows // (_THREADS // 32)), [rows, _bits(eps), *more]
-    return _launch("norm.cu", name, arrays, shapes, scalars, (blocks, 1), defines={"SIZE": size})
+    blocks, scalars = -(-rows // (THREADS // 32)), [rows, float_bits(eps), *more]
+    return launch("norm.cu", name, arrays, shapes, scalars, (blocks, 1), defines={"SIZE": size})
 
 
 def position_norm_fits(rows: int, positions: int, size: int) -> bool:
@@ -165,12 +171,12 @@ def position_norm_fits(rows: int, positions: int, size: int) -> bool:
 def position_norm_gradient(total: mx.array, d_out: mx.array, eps: float) -> mx.array:
     """The same as :func:`norm_gradient` over the positions of (B, T, D)."""
     count, positions, size = total.shape
-    return _launch(
+    return launch(
         "norm.cu",
         "norm_backward_positions",
         [total, d_out],
         [(count, positions, size)],
-        [size // 2, _bits(eps)],
+        [size // 2, float_bits(eps)],
         (size // 64, count),
         defines={"POSITIONS": positions},
     )[0]
@@ -230,12 +236,12 @@ def position_mlp(
     down = mx.pad(down, [(0, more), (0, 0)])
     warps = _warps(count, positions, size)
     unused = (count, positions, size) if keep_total else (1,)
-    return _launch(
+    return launch(
         "mlp_t.cu",
         "mlp_t_forward",
         [x, gate_up, down],
         [(count, positions, size), unused],
-        [_bits(eps), int(keep_total)],
+        [float_bits(eps), int(keep_total)],
         (size // (32 * warps), count),
         threads=32 * warps,
         defines={"T": positions, "D": size, "INNER": inner, "WARPS": warps},
@@ -264,8 +270,8 @@ def rope(qkv: mx.array, cos: mx.array, sin: mx.array, more: int) -> List[mx.arra
     pairs = count * (positions + more) * heads * (size // 16)
     scalars = [positions, positions + more, heads, size // 2, int(more > 0), pairs]
     shapes = [shape, shape, shape if more else (1,)]
-    blocks = (-(-pairs // _THREADS), 1)
-    query, key, value = _launch("rope.cu", "rope_forward", [qkv, cos, sin], shapes, scalars, blocks)
+    blocks = (-(-pairs // THREADS), 1)
+    query, key, value = launch("rope.cu", "rope_forward", [qkv, cos, sin], shapes, scalars, blocks)
     return [query, key, value if more else qkv[:, :, 2]]
 
 
@@ -276,13 +282,13 @@ def rope_gradient(
     count, padded, heads, size = d_query.shape
     positions = cos.shape[0]
     pairs = count * positions * heads * (size // 16)
-    return _launch(
+    return launch(
         "rope.cu",
         "rope_backward",
         [d_query, d_key, d_value, cos, sin],
         [(count, positions, 3, heads, size)],
         [positions, padded, heads, size // 2, pairs],
-        (-(-pairs // _THREADS), 1),
+        (-(-pairs // THREADS), 1),
     )[0]
 
 
@@ -320,7 +326,7 @@ def attention(
     count, positions, _, heads, size = qkv.shape
     sums = (count, heads, positions) if keep_sums else (1,)
     shapes, dtypes = [(count, positions, heads, size), sums], [mx.bfloat16, mx.float32]
-    scalars = [int(keep_sums), _bits(size**-0.5)]
+    scalars = [int(keep_sums), float_bits(size**-0.5)]
     return _attention("attention_forward", [qkv, cos, sin], shapes, scalars, rotated, dtypes)
 
 
@@ -334,7 +340,7 @@ def attention_gradient(
     d_out: mx.array,
 ) -> mx.array:
     """Give the gradient of qkv from both results of :func:`attention` and the first's gradient."""
-    arrays, scalars = [qkv, cos, sin, out, sums, d_out], [_bits(qkv.shape[-1] ** -0.5)]
+    arrays, scalars = [qkv, cos, sin, out, sums, d_out], [float_bits(qkv.shape[-1] ** -0.5)]
     shapes, dtypes = [tuple(qkv.shape)], [mx.bfloat16]
     return _attention("attention_backward", arrays, shapes, scalars, rotated, dtypes)[0]
 
@@ -350,7 +356,7 @@ def _attention(
     count, positions, _, heads, size = arrays[0].shape
     warps = -(-positions // 16)
     shared = attention_bytes(positions, size, name == "attention_backward")
-    return _launch(
+    return launch(
         "attention.cu",
         name,
         arrays,

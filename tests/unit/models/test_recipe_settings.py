@@ -13,7 +13,7 @@ from mlx_trm.models import named_arrays
 from mlx_trm.models.carry import draw_normal, random_batch, row_keys
 from mlx_trm.models.losses import act_loss
 from mlx_trm.nn.functional import sigmoid, without_custom_functions
-from mlx_trm.nn.gate_norm import gated_norm
+from mlx_trm.nn.gating import gated_norm
 from mlx_trm.nn.init import KeySequence
 from mlx_trm.nn.layers import SwiGLU
 
@@ -179,7 +179,7 @@ def test_new_settings_survive_a_file():
 @pytest.mark.parametrize("axis", [-1, -2])
 @pytest.mark.parametrize("dtype, tolerance", [(mx.float32, 2e-6), (mx.bfloat16, 0.02)])
 def test_the_gate_norms_gradient_is_that_of_its_formula(axis, keep, dtype, tolerance, monkeypatch):
-    monkeypatch.setattr("mlx_trm.nn.gate_norm.on_gpu", lambda: not keep)
+    monkeypatch.setattr("mlx_trm.nn.gating.on_gpu", lambda: not keep)
     gate, up, cotangent = (
         mx.random.normal((3, 24, 40), key=mx.random.key(seed)).astype(dtype) for seed in range(3)
     )

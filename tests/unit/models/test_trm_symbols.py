@@ -8,7 +8,7 @@ import pytest
 from mlx.utils import tree_flatten
 
 import mlx_trm as trm
-from mlx_trm.config.loading import config_from_dict, load_config
+from mlx_trm.config.loading import config_from_dict
 from mlx_trm.errors import ConfigError
 from mlx_trm.inference.exporting import export_step
 from mlx_trm.inference.step import compile_reason
@@ -16,6 +16,7 @@ from mlx_trm.models import TRMSymbols, TRMSymbolsConfig, build_model
 from mlx_trm.models.carry import Batch, random_batch, row_keys
 from mlx_trm.models.losses import act_loss
 from mlx_trm.models.memory import estimate_row_bytes
+from mlx_trm.nn import fused
 
 SPEC = trm.TaskSpec(vocab_size=6, seq_len=16)
 SMALL = TRMSymbolsConfig(
@@ -185,6 +186,27 @@ def test_cycles_recomputing_and_compiling_change_no_answer():
     assert mx.array_equal(fewer.reason(begun(fewer, batch), None)[1].logits, plain)
     compiled = compile_reason(fewer, True)(fewer.weights(), begun(fewer, batch), None)[1].logits
     assert mx.max(mx.abs(compiled - plain)).item() < 1e-3
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_the_gpus_way_gives_the_same_answer_and_gradient(training):
+    """One product for mean and mix, and norms with a gradient of their own."""
+    model = small().train(training)
+    carry = begun(model, random_batch(SPEC, 3))
+
+    def loss(weights):
+        with model.using(weights):
+            outputs = model.reason(carry, None)[1]
+        return mx.sum(outputs.logits * mx.arange(6)) + mx.sum(outputs.q_halt), outputs.logits
+
+    found = []
+    for choice in (False, True):
+        with fused.use(choice):
+            (_, logits), gradients = mx.value_and_grad(loss)(model.trained_weights())
+            found.append({"logits": logits, **dict(tree_flatten(gradients))})
+    for name, want in found[0].items():
+        error = mx.max(mx.abs(found[1][name] - want)).item()
+        assert error <= 1e-3 * mx.max(mx.abs(want)).item(), name
 
 
 def test_the_memory_estimate_is_within_a_factor_of_two():

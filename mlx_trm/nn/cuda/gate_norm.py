@@ -1,0 +1,55 @@
+"""The gate norm's CUDA kernels in bfloat16: see :mod:`mlx_trm.nn.gating`, which has plain ones."""
+
+from typing import List, Sequence, Tuple
+
+import mlx.core as mx
+
+from mlx_trm.nn.cuda.kernels import THREADS, float_bits, launch
+
+
+def gate_norm_fits(size: int) -> bool:
+    """Whether :func:`gate_norm` takes rows of ``size`` numbers."""
+    return size % 8 == 0 and size <= 2048
+
+
+def gate_norm(parts: List[mx.array], eps: float) -> mx.array:
+    """Give sigmoid(gate) * rms_norm(gate * up) over the last axis.
+
+    Args:
+        parts: gate and up, or one array of which they are halves.
+        eps: added to the mean square.
+    """
+    shape = _gate_shape(parts)
+    return _gate_rows("gate_norm_forward", parts, [shape], [], eps)[0]
+
+
+def gate_norm_gradient(
+    parts: List[mx.array], d_out: mx.array, eps: float, again: bool = False
+) -> List[mx.array]:
+    """Give the gradients of ``parts`` and, where it is wanted ``again``, the result.
+
+    Args and shapes are those of :func:`gate_norm`.
+    """
+    shape, count = _gate_shape(parts), len(parts)
+    shapes = [tuple(parts[0].shape), shape if count == 2 else (1,), shape if again else (1,)]
+    found = _gate_rows("gate_norm_backward", parts, shapes, [int(again)], eps, [d_out])
+    return found[:count] + (found[2:] if again else [])
+
+
+def _gate_shape(parts: List[mx.array]) -> Tuple[int, ...]:
+    return (*parts[0].shape[:-1], parts[0].shape[-1] * len(parts) // 2)
+
+
+def _gate_rows(
+    name: str,
+    parts: List[mx.array],
+    shapes: List[Tuple[int, ...]],
+    more: List[int],
+    eps: float,
+    others: Sequence[mx.array] = (),
+) -> List[mx.array]:
+    size = _gate_shape(parts)[-1]
+    rows = parts[0].size // parts[0].shape[-1]
+    blocks, scalars = -(-rows // (THREADS // 32)), [rows, float_bits(eps), *more]
+    arrays, defines = [parts[0], parts[-1], *others], {"SIZE": size, "HALVES": 2 - len(parts)}
+    return launch("gate_norm.cu", name, arrays, shapes, scalars, (blocks, 1), defines=defines)
