@@ -44,7 +44,12 @@ from mlx_trm.models import (
     register_model,
 )
 from mlx_trm.models.carry import Batch, Carry, Outputs, random_batch
-from mlx_trm.models.losses import act_loss, softmax_cross_entropy, stablemax_cross_entropy
+from mlx_trm.models.losses import (
+    act_loss,
+    register_loss,
+    softmax_cross_entropy,
+    stablemax_cross_entropy,
+)
 from mlx_trm.runs.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from mlx_trm.runs.transfer import TransferReport, read_weights, transfer_weights
 from mlx_trm.system.report import device_report
@@ -59,7 +64,7 @@ from mlx_trm.tasks import (
     build_task,
     register_task,
 )
-from mlx_trm.training.optim import EMA, AdamATan2
+from mlx_trm.training.optim import EMA, AdamATan2, register_optimizer
 from mlx_trm.training.trainer import Trainer, TrainReport
 from mlx_trm.upstream.reading import load_upstream_checkpoint
 from mlx_trm.version import __version__
@@ -123,7 +128,9 @@ __all__ = [
     "quantize_model",
     "random_batch",
     "read_weights",
+    "register_loss",
     "register_model",
+    "register_optimizer",
     "register_task",
     "save_checkpoint",
     "save_config",

@@ -47,7 +47,24 @@ def assert_same_run(one: Path, other: Path) -> None:
     ]
     for state in progress:
         state["log"].pop("seconds")
+        assert state.pop("seconds") > 0
     assert progress[0] == progress[1]
+
+
+# All that a recipe can have besides the paper's.
+RECIPE = {
+    "train__optimizer": "muon",
+    "train__loss": "softmax",
+    "train__label_smoothing": 0.1,
+    "train__halt_loss_weight": 0.05,
+    "train__grad_clip": 0.5,
+    "train__lr_schedule": "run",
+    "train__lr_min_ratio": 0.0,
+    "train__lr_scale": ["lm_head.*=0.5"],
+    "train__ema_start": 0.4,
+    "train__curriculum": ["0:1x1", "0.2:1x2", "0.6:2x1"],
+    "model__start": "random",
+}
 
 
 def short(run: str, **changes: Any) -> Any:
@@ -67,6 +84,8 @@ def stop_at(trainer: Trainer, step: int) -> Callable[[int], None]:
         {"train__log_interval": 7, "eval__raw": True},  # divides no iteration
         {"train__micro_batch_size": 4},
         {"train__ema": False},
+        RECIPE,
+        {**RECIPE, "train__micro_batch_size": 4, "train__compile": "always"},
     ],
 )
 def test_any_number_of_stops(changes: Dict[str, Any]) -> None:
