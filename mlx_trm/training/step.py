@@ -294,7 +294,7 @@ class TrainStep:
             seed, number, everyone, model.halt_exploration_prob, model.halt_max_steps
         )[share]
         keys: Rows = None
-        if getattr(model, "start", "fixed") == "random":
+        if self.model.needs_keys:
             keys = row_keys(seed, number, everyone)[share]
         return [
             Part(carry, piece, least[a:b], None if keys is None else keys[a:b])

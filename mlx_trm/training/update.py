@@ -18,7 +18,7 @@ from mlx_trm.config.sections import TrainConfig
 from mlx_trm.inference.step import should_compile
 from mlx_trm.models import RecursiveModel, named_arrays
 from mlx_trm.models.base import Tree
-from mlx_trm.models.carry import Batch, Carry
+from mlx_trm.models.carry import Batch, Carry, with_noise
 from mlx_trm.models.losses import Metrics, act_loss, loss_scale
 from mlx_trm.system.streams import added, joined, over_rows
 from mlx_trm.training.optim import EMA, clip_norm, rate_factors, sign_sgd_rows
@@ -86,12 +86,13 @@ def make_step_functions(
             carry = model.begin(Carry.unpack(packed), Batch(*batch), model.starts(keys))
         function: Any = mx.value_and_grad(loss_fn, 0 if rows is None else (0, 1))
 
-        def share(rows: Rows, packed: Tuple, min_steps: mx.array) -> Tuple:
-            (_, packed, metrics), found = function(weights, rows, packed, min_steps)
+        def share(rows: Rows, packed: Tuple, min_steps: mx.array, keys: Rows) -> Tuple:
+            with with_noise(keys):
+                (_, packed, metrics), found = function(weights, rows, packed, min_steps)
             gradients, of_rows = (found, None) if rows is None else found
             return (gradients, metrics), (of_rows, packed)
 
-        found = over_rows(share, carry.extent, rows, carry.pack(), min_steps)
+        found = over_rows(share, carry.extent, rows, carry.pack(), min_steps, keys)
         gradients, metrics = added([sums for sums, _ in found])
         row_gradients, packed = joined([by_row for _, by_row in found])
         if scale != 1.0:
