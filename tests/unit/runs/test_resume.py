@@ -64,6 +64,7 @@ RECIPE = {
     "train__ema_start": 0.4,
     "train__curriculum": ["0:1x1", "0.2:1x2", "0.6:2x1"],
     "model__start": "random",
+    "model__noise": 0.01,
 }
 
 
@@ -85,7 +86,7 @@ def stop_at(trainer: Trainer, step: int) -> Callable[[int], None]:
         {"train__micro_batch_size": 4},
         {"train__ema": False},
         RECIPE,
-        {**RECIPE, "train__micro_batch_size": 4, "train__compile": "always"},
+        {**RECIPE, "train__micro_batch_size": 4, "train__compile": "always", "train__chains": 2},
     ],
 )
 def test_any_number_of_stops(changes: Dict[str, Any]) -> None:
