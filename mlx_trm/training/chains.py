@@ -59,7 +59,7 @@ class Chains:
         model = self._model
         if self.count == 1 or keys is None:
             return model.begin(carry, batch, model.starts(keys))
-        # The first of a row's keys is the answer's, from which noise is drawn; the second is a start's.
+        # The first of a row's keys is the answer's: noise is drawn from it. The second is a start's.
         spare = split_keys(keys, 1 + self._own)[1]
         begun = [
             model.begin(self._chain(carry, number), batch, model.starts(own))
