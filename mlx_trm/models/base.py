@@ -9,7 +9,19 @@ Reference: models/recursive_reasoning/trm.py, the ACT wrapper and ``_input_embed
 import dataclasses
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any, Callable, Dict, Iterator, List, Optional, Set, Tuple, Type, Union
+from typing import (
+    Any,
+    Callable,
+    ContextManager,
+    Dict,
+    Iterator,
+    List,
+    Optional,
+    Set,
+    Tuple,
+    Type,
+    Union,
+)
 
 import mlx.core as mx
 from mlx import nn
@@ -18,7 +30,16 @@ from mlx.utils import tree_flatten
 from mlx_trm.config.registry import MODELS
 from mlx_trm.config.sections import ModelConfig, TaskSpec
 from mlx_trm.errors import ConfigError
-from mlx_trm.models.carry import Batch, Carry, Outputs, draw_normal, empty_carry, halt, refill
+from mlx_trm.models.carry import (
+    Batch,
+    Carry,
+    Outputs,
+    draw_normal,
+    empty_carry,
+    halt,
+    refill,
+    split_keys,
+)
 from mlx_trm.nn.functional import scaled, set_within
 from mlx_trm.nn.layers import PuzzleEmbedding
 from mlx_trm.system.device import on_gpu
@@ -153,6 +174,12 @@ class RecursiveModel(nn.Module):
         """Make the carry before the first step, every row halted and so about to be refilled."""
         shape = (self.positions + self.spec.seq_len, self.config.hidden_size)
         return empty_carry(batch, shape, len(self.initial_names), self.dtype)
+
+    @property
+    def needs_keys(self) -> bool:
+        """Whether training draws random numbers for its rows: their starts, or noise."""
+        config = self.config
+        return getattr(config, "start", "fixed") == "random" or getattr(config, "noise", 0) > 0
 
     def initial_state(self, name: str) -> mx.array:
         """Give the fixed state, (D,), that a latent of ``initial_names`` starts from."""
@@ -308,12 +335,6 @@ class RecursiveModel(nn.Module):
             yield self
         finally:
             self.update(own)
-
-
-def split_keys(keys: mx.array, count: int) -> List[mx.array]:
-    """Derive ``count`` independent arrays of row keys from one; all are (B, 2) uint32."""
-    derived = mx.vmap(lambda key: mx.random.split(key, count))(keys)
-    return [derived[:, number] for number in range(count)]
 
 
 def named_arrays(tree: Any) -> List[Tuple[str, mx.array]]:

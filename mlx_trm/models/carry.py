@@ -9,15 +9,20 @@ Shape letters: B batch, S sequence, P puzzle-embedding positions, T = P + S, D h
 Reference: models/recursive_reasoning/trm.py, the ACT wrapper.
 """
 
-from typing import Dict, NamedTuple, Optional, Sequence, Tuple
+from contextvars import ContextVar
+from typing import ContextManager, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 import mlx.core as mx
 import numpy as np
 
 from mlx_trm.config.sections import TaskSpec
+from mlx_trm.nn.functional import set_within
 from mlx_trm.nn.init import trunc_normal
 
 IGNORE_LABEL_ID = -100
+
+# The row keys of the step that is being computed; each thread has its own.
+_NOISE_KEYS: ContextVar[Optional[mx.array]] = ContextVar("noise keys", default=None)
 
 
 class Batch(NamedTuple):
@@ -225,6 +230,28 @@ def row_keys(seed: int, step: int, rows: int) -> mx.array:
     bits = np.random.Philox(key=[seed, step], counter=[0, 0, 0, 1])
     drawn = np.random.Generator(bits).integers(0, 2**32, (rows, 2), dtype=np.uint32)
     return mx.array(drawn)
+
+
+def with_noise(keys: Optional[mx.array]) -> ContextManager[None]:
+    """Let steps in a ``with`` block draw the noise of ``model.noise`` from keys of the rows.
+
+    It holds for the thread that is in the block.
+
+    Args:
+        keys: (B, 2) uint32 of :func:`row_keys`, those of the rows that are computed.
+    """
+    return set_within(_NOISE_KEYS, keys)
+
+
+def noise_keys() -> Optional[mx.array]:
+    """Give the keys of :func:`with_noise`; None outside."""
+    return _NOISE_KEYS.get()
+
+
+def split_keys(keys: mx.array, count: int) -> List[mx.array]:
+    """Derive ``count`` independent arrays of row keys from one; all are (B, 2) uint32."""
+    derived = mx.vmap(lambda key: mx.random.split(key, count))(keys)
+    return [derived[:, number] for number in range(count)]
 
 
 def draw_normal(keys: mx.array, shape: Tuple[int, ...], dtype: mx.Dtype) -> mx.array:

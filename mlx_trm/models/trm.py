@@ -7,26 +7,20 @@ L_cycles times from (z_L, z_H + x) and then z_H once from (z_H, z_L), all with t
 Reference: models/recursive_reasoning/trm.py.
 """
 
-from contextlib import contextmanager
-from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Callable, Iterator, List, Optional, Tuple
 
 import mlx.core as mx
 
 from mlx_trm.config.sections import TaskSpec
-from mlx_trm.models.base import register_model, split_keys
-from mlx_trm.models.carry import Carry, Outputs, draw_normal
+from mlx_trm.models.base import register_model
+from mlx_trm.models.carry import Carry, Outputs, draw_normal, noise_keys, split_keys
 from mlx_trm.models.network import Network, NetworkConfig
 from mlx_trm.nn import fused
-from mlx_trm.nn.functional import set_within
 from mlx_trm.nn.init import KeySequence
 
 # How a latent moves from its old value to what the network gives.
 Move = Callable[[mx.array, mx.array], mx.array]
-
-# The row keys of the step that is being computed; each thread has its own.
-_NOISE_KEYS: ContextVar[Optional[mx.array]] = ContextVar("noise keys", default=None)
 
 
 @dataclass
@@ -104,18 +98,6 @@ class TRM(Network):
         """The last H cycle: every update of z_L, and one of z_H."""
         return int(self.config.L_layers * (self.config.L_cycles + 1))
 
-    @contextmanager
-    def with_noise(self, keys: Optional[mx.array]) -> Iterator[None]:
-        """Let steps in a ``with`` block draw the noise of ``model.noise`` from keys of the rows.
-
-        It holds for the thread that is in the block.
-
-        Args:
-            keys: (B, 2) uint32 of ``row_keys`` in carry.py, those of the rows that are computed.
-        """
-        with set_within(_NOISE_KEYS, keys):
-            yield
-
     def move(self) -> Move:
         """Give the function by which each update of a step moves a latent, in order.
 
@@ -127,7 +109,7 @@ class TRM(Network):
             return lambda old, new: new
         draws: Iterator[mx.array] = iter(())
         if noise:
-            keys = _NOISE_KEYS.get()
+            keys = noise_keys()
             if keys is None:
                 raise ValueError("model.noise: a training step needs keys; see with_noise")
             cycles, updates = self.cycles

@@ -14,8 +14,7 @@ import mlx.core as mx
 
 from mlx_trm.config.sections import TrainConfig
 from mlx_trm.models import RecursiveModel
-from mlx_trm.models.base import split_keys
-from mlx_trm.models.carry import Batch, Carry
+from mlx_trm.models.carry import Batch, Carry, split_keys
 from mlx_trm.models.losses import answer_losses
 
 

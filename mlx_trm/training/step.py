@@ -23,7 +23,7 @@ from mlx_trm.system.streams import added, give_back_cores, share_cores
 from mlx_trm.training.chains import Chains
 from mlx_trm.training.optim import EMA, make_optimizer
 from mlx_trm.training.schedule import Schedule
-from mlx_trm.training.update import Rows, State, StepFunctions, draws_at_random, make_step_functions
+from mlx_trm.training.update import Rows, State, StepFunctions, make_step_functions
 
 
 class Part(NamedTuple):
@@ -296,7 +296,7 @@ class TrainStep:
             seed, number, everyone, model.halt_exploration_prob, model.halt_max_steps
         )[share]
         keys: Rows = None
-        if draws_at_random(self.model):
+        if self.model.needs_keys:
             keys = row_keys(seed, number, everyone)[share]
         return [
             Part(carry, piece, least[a:b], None if keys is None else keys[a:b])

@@ -18,7 +18,7 @@ from mlx_trm.config.sections import TrainConfig
 from mlx_trm.inference.step import should_compile
 from mlx_trm.models import RecursiveModel, named_arrays
 from mlx_trm.models.base import Tree
-from mlx_trm.models.carry import Batch, Carry
+from mlx_trm.models.carry import Batch, Carry, with_noise
 from mlx_trm.models.losses import Metrics, act_loss, loss_scale
 from mlx_trm.system.streams import added, joined, over_rows
 from mlx_trm.training.chains import Chains
@@ -94,10 +94,9 @@ def make_differentiate(
         """Compute with these weights, in the stage's cycles, with noise where there is any."""
         with ExitStack() as stack:
             stack.enter_context(model.using(weights))
+            stack.enter_context(with_noise(keys))
             if cycles is not None:
                 stack.enter_context(model.with_cycles(*cycles))
-            if is_noisy(model):
-                stack.enter_context(model.with_noise(keys))
             yield
 
     def loss_fn(weights: Tree, rows: Rows, packed: Tuple, min_steps: mx.array, keys: Rows) -> Tuple:
@@ -182,16 +181,6 @@ def make_update(
         return new, rows, finite, more
 
     return update
-
-
-def is_noisy(model: RecursiveModel) -> bool:
-    """Say whether training adds noise to the model's latents."""
-    return getattr(model.config, "noise", 0.0) > 0
-
-
-def draws_at_random(model: RecursiveModel) -> bool:
-    """Say whether a step of training needs keys of the rows, for random starts or for noise."""
-    return getattr(model.config, "start", "fixed") == "random" or is_noisy(model)
 
 
 def scale_moves(old: Tree, new: Tree, factors: Dict[str, float]) -> Tree:

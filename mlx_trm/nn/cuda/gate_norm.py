@@ -4,12 +4,12 @@ from typing import List, Sequence, Tuple
 
 import mlx.core as mx
 
-from mlx_trm.nn.cuda.kernels import THREADS, float_bits, launch
+from mlx_trm.nn.cuda.kernels import float_bits, launch
 
 
 def gate_norm_fits(size: int) -> bool:
     """Whether :func:`gate_norm` takes rows of ``size`` numbers."""
-    return size % 8 == 0 and size <= 2048
+    return size % 8 == 0 and size <= 4096
 
 
 def gate_norm(parts: List[mx.array], eps: float) -> mx.array:
@@ -49,7 +49,14 @@ def _gate_rows(
     others: Sequence[mx.array] = (),
 ) -> List[mx.array]:
     size = _gate_shape(parts)[-1]
-    rows = parts[0].size // parts[0].shape[-1]
-    blocks, scalars = -(-rows // (THREADS // 32)), [rows, float_bits(eps), *more]
-    arrays, defines = [parts[0], parts[-1], *others], {"SIZE": size, "HALVES": 2 - len(parts)}
-    return launch("gate_norm.cu", name, arrays, shapes, scalars, (blocks, 1), defines=defines)
+    rows, threads = parts[0].size // parts[0].shape[-1], 32 * -(-size // (8 * 32))
+    return launch(
+        "gate_norm.cu",
+        name,
+        [parts[0], parts[-1], *others],
+        shapes,
+        [float_bits(eps), *more],
+        (rows, 1),
+        threads=threads,
+        defines={"SIZE": size, "HALVES": 2 - len(parts)},
+    )

@@ -18,7 +18,7 @@ import mlx.core as mx
 from mlx_trm.nn.cuda.nvrtc import NvrtcError, binary, library
 
 LOG = logging.getLogger(__name__)
-THREADS = 256
+_THREADS = 256
 # mlp_t.cu: inner units a stage, and stages.
 _UNITS, _STAGES = 32, 3
 # KiB of shared memory that a block may have, by architecture; on others, as far as is known, 99.
@@ -70,7 +70,7 @@ def launch(  # pylint: disable=too-many-arguments,too-many-positional-arguments
     shapes: Sequence[Tuple[int, ...]],
     scalars: List[int],
     blocks: Tuple[int, int],
-    threads: int = THREADS,
+    threads: int = _THREADS,
     defines: Optional[dict] = None,
     shared_memory: int = 0,
     dtypes: Sequence[mx.Dtype] = (),
@@ -108,7 +108,7 @@ def swiglu_fits(shape: Tuple[int, ...], axis: int) -> bool:
 def swiglu(gate_up: mx.array, axis: int) -> mx.array:
     """silu(gate) * up, halves of ``axis`` (-1 or -2) of a bfloat16 array."""
     shape, block, count = _halved(gate_up.shape, axis)
-    blocks = -(-count // (8 * THREADS))
+    blocks = -(-count // (8 * _THREADS))
     scalars = [block, count]
     return launch("swiglu.cu", "swiglu_forward", [gate_up], [shape], scalars, (blocks, 1))[0]
 
@@ -116,7 +116,7 @@ def swiglu(gate_up: mx.array, axis: int) -> mx.array:
 def swiglu_gradient(gate_up: mx.array, d_h: mx.array, axis: int) -> List[mx.array]:
     """Give the gradient of gate_up, and h, computed again."""
     shape, block, count = _halved(gate_up.shape, axis)
-    blocks = -(-count // (8 * THREADS))
+    blocks = -(-count // (8 * _THREADS))
     shapes = [tuple(gate_up.shape), shape]
     arrays = [gate_up, d_h]
     return launch("swiglu.cu", "swiglu_backward", arrays, shapes, [block, count], (blocks, 1))
@@ -159,7 +159,7 @@ def _over_rows(
 ) -> List[mx.array]:
     size = arrays[0].shape[-1]
     rows = arrays[0].size // size
-    blocks, scalars = -(-rows // (THREADS // 32)), [rows, float_bits(eps), *more]
+    blocks, scalars = -(-rows // (_THREADS // 32)), [rows, float_bits(eps), *more]
     return launch("norm.cu", name, arrays, shapes, scalars, (blocks, 1), defines={"SIZE": size})
 
 
@@ -270,7 +270,7 @@ def rope(qkv: mx.array, cos: mx.array, sin: mx.array, more: int) -> List[mx.arra
     pairs = count * (positions + more) * heads * (size // 16)
     scalars = [positions, positions + more, heads, size // 2, int(more > 0), pairs]
     shapes = [shape, shape, shape if more else (1,)]
-    blocks = (-(-pairs // THREADS), 1)
+    blocks = (-(-pairs // _THREADS), 1)
     query, key, value = launch("rope.cu", "rope_forward", [qkv, cos, sin], shapes, scalars, blocks)
     return [query, key, value if more else qkv[:, :, 2]]
 
@@ -288,7 +288,7 @@ def rope_gradient(
         [d_query, d_key, d_value, cos, sin],
         [(count, positions, 3, heads, size)],
         [positions, padded, heads, size // 2, pairs],
-        (-(-pairs // THREADS), 1),
+        (-(-pairs // _THREADS), 1),
     )[0]
 
 

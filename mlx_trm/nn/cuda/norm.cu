@@ -2,8 +2,8 @@
 // and over positions (a thread a column pair of one sequence, 8 threads sharing the positions).
 
 #ifdef SIZE
-constexpr int VECTORS = SIZE / 8;             // of 8 numbers in a row
-constexpr int PER_LANE = (VECTORS + 31) / 32; // that each of 32 lanes holds; the last may not exist
+// A row has so many vectors of 8, a lane at most PER_LANE of them.
+enum { VECTORS = SIZE / 8, PER_LANE = (VECTORS + 31) / 32 };
 
 __device__ __forceinline__ bool exists(int v, int lane) {
   return VECTORS % 32 == 0 || v * 32 + lane < VECTORS;

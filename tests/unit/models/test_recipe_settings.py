@@ -3,19 +3,20 @@
 import mlx.core as mx
 import numpy as np
 import pytest
-from marks import experiment
+from marks import batches, experiment, flat
 from mlx.utils import tree_flatten
 from plain import SMALL, SPEC, begun, small
 
 from mlx_trm.config.loading import config_from_dict, config_to_dict
 from mlx_trm.errors import ConfigError
 from mlx_trm.models import named_arrays
-from mlx_trm.models.carry import draw_normal, random_batch, row_keys
+from mlx_trm.models.carry import draw_normal, random_batch, row_keys, with_noise
 from mlx_trm.models.losses import act_loss
 from mlx_trm.nn.functional import sigmoid, without_custom_functions
 from mlx_trm.nn.gating import gated_norm
 from mlx_trm.nn.init import KeySequence
 from mlx_trm.nn.layers import SwiGLU
+from mlx_trm.training.trainer import Trainer
 
 NO_PUZZLE = {"puzzle_emb_ndim": 0, "puzzle_emb_len": 0}
 NEW = {"gate_norm": True, "head_bias": True, "register_tokens": 3, **NO_PUZZLE}
@@ -120,7 +121,7 @@ def test_noise_follows_from_the_rows_keys_and_is_for_training_alone(name):
     def state(model, keys, part=slice(None)):
         latents = tuple(latent[part] for latent in carry.latents)
         current = carry.current.__class__(*(each[part] for each in carry.current))
-        with model.with_noise(keys):
+        with with_noise(keys):
             return model.reason(carry._replace(latents=latents, current=current), rows[part])[0][0]
 
     model.train()
@@ -136,9 +137,37 @@ def test_noise_follows_from_the_rows_keys_and_is_for_training_alone(name):
     assert mx.array_equal(model.reason(carry, rows)[0][0], quiet.reason(carry, rows)[0][0])
 
 
+@pytest.mark.parametrize("how", ["never", "always"])
+def test_training_gives_each_row_its_own_noise(how):
+    """The same in micro-batches, and other noise than none."""
+    settings = {"model__noise": 1.0, "model__damping": 0.5, "train__compile": how}
+    settings.update(train__lr=1e-4, train__lr_warmup_steps=0)
+    runs = [
+        Trainer(experiment(**settings)),
+        Trainer(experiment(**settings, train__micro_batch_size=4)),
+        Trainer(experiment(**{**settings, "model__noise": 0.0})),
+    ]
+    for batch in batches(runs[0], 2):
+        whole, parts, quiet = (run.train_step(batch) for run in runs)
+        assert parts["lm_loss"].item() == pytest.approx(whole["lm_loss"].item(), rel=1e-3)
+        assert quiet["lm_loss"].item() != pytest.approx(whole["lm_loss"].item(), rel=1e-3)
+
+
+def test_a_run_with_noise_and_random_starts_goes_on_to_the_bit(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    settings = {"model__noise": 0.1, "model__start": "random", "train__max_steps": 8}
+    whole, parts = (Trainer(experiment(run_dir=name, **settings)) for name in ("whole", "parts"))
+    whole.fit()
+    parts.fit(on_tick=lambda step: parts.stop() if step == 3 else None)
+    resumed = Trainer.resume("parts")
+    assert resumed.fit().steps == 8
+    ours, theirs = flat(resumed), flat(whole)
+    assert all(np.array_equal(ours[key], value) for key, value in theirs.items())
+
+
 def test_noise_has_the_deviation_asked_for_and_differs_between_updates():
     model = small("trm", noise=0.5)
-    with model.with_noise(row_keys(0, 1, 4)):
+    with with_noise(row_keys(0, 1, 4)):
         move = model.move()
     zero = mx.zeros((4, 200, 50))
     draws = [np.array(move(zero, zero)) for _ in range(6)]

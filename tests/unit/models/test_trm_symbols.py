@@ -1,14 +1,18 @@
-"""The symbol-equivariant model: its symmetry, its formulas, and that it works wherever models do."""
+"""The symbol-equivariant model: its symmetry, its formulas, and that it works as models do."""
 
 import dataclasses
+import json
+from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
 import pytest
+from marks import flat
 from mlx.utils import tree_flatten
 
 import mlx_trm as trm
 from mlx_trm.config.loading import config_from_dict
+from mlx_trm.convert import main as convert
 from mlx_trm.errors import ConfigError
 from mlx_trm.inference.exporting import export_step
 from mlx_trm.inference.step import compile_reason
@@ -267,8 +271,56 @@ def test_more_symbols_than_tokens_are_refused_in_one_line(symbols):
     assert len(str(caught.value).splitlines()) == 1
 
 
-TINY = [
-    *("model.name=trm_symbols", "model.symbol_size=8", "model.token_inner=16", "model.inner=16"),
-    *("model.register_tokens=1", "task.train_puzzles=40", "task.test_puzzles=10"),
-    *("train.batch_size=8", "train.epochs=8", "train.max_steps=4", "eval.batch_size=10"),
-]
+@pytest.fixture(name="config")
+def fixture_config(tmp_path, monkeypatch):
+    """A run on 4x4 Sudoku of a few seconds."""
+    monkeypatch.chdir(tmp_path)
+    return config_from_dict(
+        {
+            "task": {"name": "sudoku", "size": 4, "train_puzzles": 64, "test_puzzles": 32},
+            "model": {
+                "name": "trm_symbols",
+                **{"symbol_size": 8, "token_inner": 16, "inner": 16, "register_tokens": 1},
+                **{"H_cycles": 2, "L_cycles": 2, "halt_max_steps": 3, "start": "random"},
+            },
+            "train": {"batch_size": 32, "epochs": 15, "lr": 3e-3, "lr_warmup_steps": 3},
+            "run_dir": "run",
+        },
+        overrides=["train.weight_decay=0.1", "train.ema_rate=0.9", "train.log_interval=5"],
+    )
+
+
+def test_it_trains_goes_on_evaluates_solves_and_is_not_the_references(config, tmp_path, capsys):
+    whole = trm.Trainer(config)
+    report = whole.fit()
+    assert report.steps == 30
+    lines = [json.loads(line) for line in Path("run/metrics.jsonl").open()]
+    losses = [line["lm_loss"] for line in lines if line["kind"] == "train"]
+    assert losses[-1] < 0.9 * losses[0]
+    config.run_dir = "parts"
+    parts = trm.Trainer(config)
+    parts.fit(on_tick=lambda step: parts.stop() if step == 7 else None)
+    resumed = trm.Trainer.resume("parts")
+    assert resumed.fit().steps == 30
+    assert all(np.array_equal(flat(resumed)[key], value) for key, value in flat(whole).items())
+    loaded = trm.load_checkpoint("run")
+    assert type(loaded.model) is TRMSymbols and loaded.config.model.symbols is None
+    again = trm.Evaluator(loaded.model, loaded.config).run("test")["all"]
+    assert again == pytest.approx(report.evaluations[-1][1]["all"])
+    solver = trm.Solver.from_checkpoint("run")
+    steps = list(solver.steps("1.....2..3.....4"))
+    assert [step.step for step in steps] == [1, 2, 3] and len(steps[-1].answer) == 16
+    assert convert(["run", "--to-upstream", str(tmp_path / "x.safetensors")]) == 2
+    message = capsys.readouterr().err
+    assert "no model 'trm_symbols'" in message and len(message.splitlines()) == 1
+
+
+@pytest.mark.parametrize("task", [{"name": "maze", "size": 8}, {"name": "sudoku", "size": 6}])
+def test_other_tasks_build_and_step(task):
+    config = config_from_dict({"task": task, "model": {"name": "trm_symbols", "symbols": 1}})
+    spec = trm.build_task(config.task, 0).spec
+    model = build_model(dataclasses.replace(SMALL, symbols=1), spec).eval()
+    batch = random_batch(spec, 2)
+    assert model.reason(begun(model, batch), None)[1].logits.shape == batch.inputs.shape + (
+        spec.vocab_size,
+    )
