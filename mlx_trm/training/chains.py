@@ -58,7 +58,7 @@ class Chains:
         model = self._model
         if self.count == 1 or keys is None:
             return model.begin(carry, batch, model.starts(keys))
-        # The first of a row's keys is the answer's: noise is drawn from it. The second is a start's.
+        # A row's first key is the answer's: noise is drawn from it. The second is that of a start.
         spare = split_keys(keys, 1 + self._own)[1]
         begun = [
             model.begin(self._chain(carry, number), batch, model.starts(own))
