@@ -96,6 +96,8 @@ class TrainConfig(Section):  # pylint: disable=too-many-instance-attributes
     """Weight of the loss of the Q values beside that of the answer."""
     curriculum: List[str] = field(default_factory=list)
     """From which share of the run to train with how many H x L cycles, as [0:1x2, 0.3:3x6]."""
+    chains: int = field(default=1, metadata={"min": 1})
+    """Chains of latents a row, from random starts, of which in each step the best alone learns."""
     ema: bool = True
     """Keep an average of the weights, and evaluate with it."""
     ema_rate: float = field(default=0.999, metadata={"min": 0, "below": 1})
@@ -328,6 +330,8 @@ class ExperimentConfig(Section):
             )
         if self.train.curriculum and not hasattr(self.model, "H_cycles"):
             found.append(f"train.curriculum: model {self.model.name} has no cycles to change")
+        if self.train.chains > 1 and getattr(self.model, "start", "fixed") != "random":
+            found.append("train.chains: several need model.start random, or all of them are one")
         if self.train.freeze == "weights" and getattr(self.model, "puzzle_emb_ndim", None) == 0:
             found.append("train.freeze: nothing is left to train, model.puzzle_emb_ndim is 0")
         if self.eval.raw and getattr(self.task, "aggregated_voting", False):

@@ -131,6 +131,26 @@ def binary_cross_entropy(logits: mx.array, targets: mx.array) -> mx.array:
     return targets * mx.logaddexp(-logits, zero) + (1.0 - targets) * mx.logaddexp(logits, zero)
 
 
+def answer_losses(
+    logits: mx.array, labels: mx.array, loss: str = "stablemax", label_smoothing: float = 0.0
+) -> mx.array:
+    """Give each row's mean loss over its labelled positions.
+
+    Args:
+        logits: (B, S, V), any float dtype.
+        labels: (B, S) int32; IGNORE_LABEL_ID marks positions to skip.
+        loss: a name of :func:`register_loss`.
+        label_smoothing: for a loss that takes it.
+
+    Returns:
+        (B,) float32, zero for a row without labels.
+    """
+    smoothing = {"label_smoothing": label_smoothing} if label_smoothing else {}
+    of_cells: mx.array = LOSSES.get(loss)(logits, labels, **smoothing)
+    counts = mx.sum(labels != IGNORE_LABEL_ID, axis=-1)
+    return mx.sum(of_cells, axis=-1) / mx.maximum(counts, 1).astype(mx.float32)
+
+
 def act_loss(
     outputs: Outputs,
     labels: mx.array,
@@ -182,9 +202,7 @@ def act_loss(
         # not depend on the batch size.
         return mx.sum(mx.where(counts > 0, values, 0.0) if skip_unlabelled else values)
 
-    smoothing = {"label_smoothing": label_smoothing} if label_smoothing else {}
-    of_cells: mx.array = LOSSES.get(loss)(outputs.logits, labels, **smoothing)
-    lm_loss = mx.sum(mx.sum(of_cells, axis=-1) / divisor)
+    lm_loss = mx.sum(answer_losses(outputs.logits, labels, loss, label_smoothing))
     q_halt_loss = over_rows(binary_cross_entropy(outputs.q_halt, exact.astype(mx.float32)))
     q_loss = q_halt_loss
     metrics = {

@@ -20,6 +20,7 @@ from mlx_trm.models.losses import Metrics
 from mlx_trm.models.memory import limit_run_ahead
 from mlx_trm.system.processes import Processes
 from mlx_trm.system.streams import added, give_back_cores, share_cores
+from mlx_trm.training.chains import Chains
 from mlx_trm.training.optim import EMA, make_optimizer
 from mlx_trm.training.schedule import Schedule
 from mlx_trm.training.update import Rows, State, StepFunctions, make_step_functions
@@ -32,7 +33,7 @@ class Part(NamedTuple):
         carry: the carry that enters.
         batch: the incoming puzzles.
         min_steps: (rows,) int32 exploration.
-        keys: (rows, 2) uint32 of random starts; None where starts are fixed.
+        keys: (rows, 2) uint32, from which starts and noise are drawn; None where nothing is.
     """
 
     carry: Carry
@@ -84,6 +85,7 @@ class TrainStep:
         self.average = EMA(model.trained_weights(), train.ema_rate) if train.ema else None
         self.step = 0
         self.carries: Optional[List[Carry]] = None
+        self._chains = Chains(train, model)
         self._stage = self.schedule.cycles(1)
         self._functions = self._make_functions()
 
@@ -207,7 +209,7 @@ class TrainStep:
             rows = self.config.train.batch_size
             share = self.processes.share(rows)
             size = self.micro_batch_size
-            latents = len(self.model.initial_names)
+            latents = self._chains.latents
             wanted = {"steps", "halted", *Batch._fields, *(f"latents.{i}" for i in range(latents))}
             shape = (rows, self.model.positions + self.model.spec.seq_len)
             if set(carry) != wanted or any(
@@ -287,7 +289,7 @@ class TrainStep:
         if len(bounds) == 1:
             pieces = [batch]
         if self.carries is None:
-            self.carries = [self.model.initial_carry(piece) for piece in pieces]
+            self.carries = [self._chains.initial_carry(piece) for piece in pieces]
         model, seed, everyone = self.model.config, self.config.seed, count * self.processes.size
         share = self.processes.share(everyone)
         least = draw_exploration(

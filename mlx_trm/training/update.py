@@ -7,8 +7,8 @@ by one.
 Reference: ``train_batch`` in pretrain.py.
 """
 
-from contextlib import nullcontext
-from typing import Any, Callable, ContextManager, Dict, NamedTuple, Optional, Tuple
+from contextlib import ExitStack, contextmanager
+from typing import Any, Callable, Dict, Iterator, NamedTuple, Optional, Tuple
 
 import mlx.core as mx
 from mlx.optimizers import Optimizer
@@ -21,11 +21,12 @@ from mlx_trm.models.base import Tree
 from mlx_trm.models.carry import Batch, Carry, with_noise
 from mlx_trm.models.losses import Metrics, act_loss, loss_scale
 from mlx_trm.system.streams import added, joined, over_rows
+from mlx_trm.training.chains import Chains
 from mlx_trm.training.optim import EMA, clip_norm, rate_factors, sign_sgd_rows
 
 # What a step updates: trees called weights, optimizer and, where the average runs, average.
 State = Dict[str, Tree]
-# What a batch has for each of its rows, where the model has a puzzle table, or random starts.
+# What a batch has for each of its rows, where the model has a puzzle table, or draws at random.
 Rows = Optional[mx.array]
 
 
@@ -58,14 +59,48 @@ def make_step_functions(
         optimizer: its rule is used, its state is an argument.
         cycles: H_cycles and L_cycles of a curriculum's stage; None: the model's own.
     """
+    differentiate = make_differentiate(train, model, cycles)
+    update = make_update(train, optimizer, rate_factors(train, model))
+
+    def whole(
+        state: State, initial: Tree, packed: Tuple, batch: Tuple, rows: Rows,
+        min_steps: mx.array, keys: Rows, puzzle_lr: mx.array,
+    ) -> Tuple:  # fmt: skip
+        gradients, row_gradients, packed, metrics = differentiate(
+            state["weights"], initial, packed, batch, rows, min_steps, keys
+        )
+        identifiers = packed[3][2]
+        loss = metrics["lm_loss"] + metrics["q_halt_loss"]
+        new, rows, finite, more = update(
+            state, gradients, rows, row_gradients, identifiers, puzzle_lr, loss
+        )
+        return new, packed, rows, {**metrics, **more}, finite
+
+    functions = (whole, differentiate, update)
+    if should_compile(train.compile, model):
+        functions = tuple(mx.compile(function) for function in functions)  # type: ignore
+    return StepFunctions(*functions)
+
+
+def make_differentiate(
+    train: TrainConfig, model: RecursiveModel, cycles: Optional[Tuple[int, int]]
+) -> Callable[..., Tuple]:
+    """Make what gives the gradients of some rows; see :class:`StepFunctions`."""
     scale = loss_scale(model.dtype, train.batch_size)
-    factors = rate_factors(train, model)
+    chains = Chains(train, model)
 
-    def in_stage() -> ContextManager:
-        return nullcontext() if cycles is None else model.with_cycles(*cycles)
+    @contextmanager
+    def setting(weights: Tree, keys: Rows) -> Iterator[None]:
+        """Compute with these weights, in the stage's cycles, with noise where there is any."""
+        with ExitStack() as stack:
+            stack.enter_context(model.using(weights))
+            stack.enter_context(with_noise(keys))
+            if cycles is not None:
+                stack.enter_context(model.with_cycles(*cycles))
+            yield
 
-    def loss_fn(weights: Tree, rows: Rows, packed: Tuple, min_steps: mx.array) -> Tuple:
-        with model.using(weights), in_stage():
+    def loss_fn(weights: Tree, rows: Rows, packed: Tuple, min_steps: mx.array, keys: Rows) -> Tuple:
+        with setting(weights, keys):
             carry, outputs = model.step(Carry.unpack(packed), rows, min_steps)
         loss, metrics = act_loss(
             outputs,
@@ -83,12 +118,17 @@ def make_step_functions(
         min_steps: mx.array, keys: Rows,
     ) -> Tuple:  # fmt: skip
         with model.using(initial):
-            carry = model.begin(Carry.unpack(packed), Batch(*batch), model.starts(keys))
+            carry = chains.begin(Carry.unpack(packed), Batch(*batch), keys)
         function: Any = mx.value_and_grad(loss_fn, 0 if rows is None else (0, 1))
 
         def share(rows: Rows, packed: Tuple, min_steps: mx.array, keys: Rows) -> Tuple:
-            with with_noise(keys):
-                (_, packed, metrics), found = function(weights, rows, packed, min_steps)
+            if chains.count > 1:
+                of_all = None if keys is None else chains.repeat(keys)
+                winner, others = chains.race(Carry.unpack(packed), rows, setting(weights, of_all))
+                packed = winner.pack()
+            (_, packed, metrics), found = function(weights, rows, packed, min_steps, keys)
+            if chains.count > 1:
+                packed = chains.join(Carry.unpack(packed), others).pack()
             gradients, of_rows = (found, None) if rows is None else found
             return (gradients, metrics), (of_rows, packed)
 
@@ -101,6 +141,14 @@ def make_step_functions(
                 (gradients, row_gradients),
             )
         return gradients, row_gradients, packed, metrics
+
+    return differentiate
+
+
+def make_update(
+    train: TrainConfig, optimizer: Optimizer, factors: Dict[str, float]
+) -> Callable[..., Tuple]:
+    """Make what moves everything that is trained; see :class:`StepFunctions`."""
 
     def update(
         state: State, gradients: Tree, rows: Rows, row_gradients: Rows, identifiers: Rows,
@@ -132,24 +180,7 @@ def make_step_functions(
             )
         return new, rows, finite, more
 
-    def whole(
-        state: State, initial: Tree, packed: Tuple, batch: Tuple, rows: Rows,
-        min_steps: mx.array, keys: Rows, puzzle_lr: mx.array,
-    ) -> Tuple:  # fmt: skip
-        gradients, row_gradients, packed, metrics = differentiate(
-            state["weights"], initial, packed, batch, rows, min_steps, keys
-        )
-        identifiers = packed[3][2]
-        loss = metrics["lm_loss"] + metrics["q_halt_loss"]
-        new, rows, finite, more = update(
-            state, gradients, rows, row_gradients, identifiers, puzzle_lr, loss
-        )
-        return new, packed, rows, {**metrics, **more}, finite
-
-    functions = (whole, differentiate, update)
-    if should_compile(train.compile, model):
-        functions = tuple(mx.compile(function) for function in functions)  # type: ignore
-    return StepFunctions(*functions)
+    return update
 
 
 def scale_moves(old: Tree, new: Tree, factors: Dict[str, float]) -> Tree:
