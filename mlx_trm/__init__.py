@@ -38,11 +38,18 @@ from mlx_trm.models import (
     TRMHier6Config,
     TRMSingleZ,
     TRMSingleZConfig,
+    TRMSymbols,
+    TRMSymbolsConfig,
     build_model,
     register_model,
 )
 from mlx_trm.models.carry import Batch, Carry, Outputs, random_batch
-from mlx_trm.models.losses import act_loss, softmax_cross_entropy, stablemax_cross_entropy
+from mlx_trm.models.losses import (
+    act_loss,
+    register_loss,
+    softmax_cross_entropy,
+    stablemax_cross_entropy,
+)
 from mlx_trm.runs.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from mlx_trm.runs.reporters import Reporter, register_reporter
 from mlx_trm.runs.transfer import TransferReport, read_weights, transfer_weights
@@ -58,7 +65,7 @@ from mlx_trm.tasks import (
     build_task,
     register_task,
 )
-from mlx_trm.training.optim import EMA, AdamATan2
+from mlx_trm.training.optim import EMA, AdamATan2, register_optimizer
 from mlx_trm.training.trainer import Trainer, TrainReport
 from mlx_trm.upstream.reading import load_upstream_checkpoint
 from mlx_trm.version import __version__
@@ -99,6 +106,8 @@ __all__ = [
     "TRMHier6Config",
     "TRMSingleZ",
     "TRMSingleZConfig",
+    "TRMSymbols",
+    "TRMSymbolsConfig",
     "Task",
     "TaskConfig",
     "TaskSpec",
@@ -121,7 +130,9 @@ __all__ = [
     "quantize_model",
     "random_batch",
     "read_weights",
+    "register_loss",
     "register_model",
+    "register_optimizer",
     "register_reporter",
     "register_task",
     "save_checkpoint",

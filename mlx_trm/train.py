@@ -155,6 +155,8 @@ def describe(trainer: Trainer) -> List[Tuple[str, str]]:
     averaged = 4 * count if config.train.ema else 0
     dtype = next(name for name, value in DTYPES.items() if value == model.dtype)
     done = f", {trainer.step:,} of them done" if trainer.step else ""
+    by_time = trainer.run.plan.planned_seconds is not None
+    limit = f" in at most {config.train.max_hours:g} hours" if by_time else ""
     compiled = (
         "compiled (the first steps take longer)"
         if should_compile(config.train.compile, model)
@@ -173,7 +175,7 @@ def describe(trainer: Trainer) -> List[Tuple[str, str]]:
             if trainer.run.processes.size > 1
             else []
         ),
-        ("steps", f"{trainer.run.plan.planned_steps:,} supervision steps{done}"),
+        ("steps", f"{trainer.run.plan.planned_steps:,} supervision steps{limit}{done}"),
         ("device", f"{device_name()}, {dtype}, {compiled}"),
         ("checkpoint", f"{display.size(stored + averaged)} each"),
     ]

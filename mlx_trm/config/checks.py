@@ -1,16 +1,16 @@
 """Strict checks of a dataclass's fields: types from the annotations, ranges from the metadata.
 
 A field's metadata may hold ``min``, ``max`` (inclusive), ``above``, ``below`` (exclusive) and
-``choices``; for a list they hold for each item. :data:`NO_SETTING` marks a field that says where a
-configuration came from: it is neither read, checked nor saved. Supported types: bool, int, float,
-str, Literal, and Optional, Union and List of them.
+``choices``, a tuple or a registry; for a list they hold for each item. :data:`NO_SETTING` marks a
+field that says where a configuration came from: it is neither read, checked nor saved. Supported
+types: bool, int, float, str, Literal, and Optional, Union and List of them.
 """
 
 import dataclasses
 import math
 import typing
 from types import MappingProxyType
-from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple, Type
+from typing import Any, Dict, Iterable, List, Mapping, NamedTuple, Optional, Sequence, Tuple, Type
 
 from mlx_trm.errors import did_you_mean
 
@@ -261,7 +261,7 @@ def _range_problem(value: Any, metadata: Mapping[str, Any]) -> Optional[str]:
     return None
 
 
-def _choice_problem(value: Any, choices: Tuple[Any, ...]) -> str:
+def _choice_problem(value: Any, choices: Iterable[Any]) -> str:
     """Say that a value is none of those allowed."""
     text = f"{show(value)} is not one of {', '.join(repr(choice) for choice in choices)}"
     if isinstance(value, str):

@@ -1,11 +1,13 @@
-"""Names of tasks and models, and the classes behind them: ``task.name`` and ``model.name``."""
+"""What a configuration calls by a name: tasks, models, losses, optimisers."""
 
 import dataclasses
-from typing import Any, Callable, Dict, List, NamedTuple, Type, TypeVar
+import inspect
+from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Type, TypeVar
 
 from mlx_trm.errors import ConfigError, did_you_mean
 
 C = TypeVar("C", bound=type)
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 class Entry(NamedTuple):
@@ -73,10 +75,76 @@ class Registry:
         return sorted(self._entries)
 
 
-def _identity(cls: type) -> List[str]:
-    """Where a class was defined; the same for a class that was defined again."""
-    return [cls.__module__, cls.__qualname__]
+class FunctionRegistry:
+    """A mapping from names in a configuration to functions; iterating gives the names.
+
+    Attributes:
+        kind: what is registered, in the words of messages: ``loss`` or ``optimizer``.
+    """
+
+    def __init__(self, kind: str) -> None:
+        """Create an empty registry."""
+        self.kind = kind
+        self._functions: Dict[str, Callable[..., Any]] = {}
+
+    def register(self, name: str) -> Callable[[F], F]:
+        """Register the decorated function under a name.
+
+        Args:
+            name: what a configuration says.
+
+        Returns:
+            A decorator that gives the function back unchanged.
+
+        Raises:
+            ValueError: if the name belongs to another function. One defined again, as a notebook
+                cell does that is run twice, replaces itself.
+        """
+
+        def decorate(function: F) -> F:
+            known = self._functions.get(name)
+            if known is not None and _identity(known) != _identity(function):
+                raise ValueError(
+                    f"{self.kind} {name!r} is {'.'.join(_identity(known))} already; "
+                    f"register {'.'.join(_identity(function))} under another name"
+                )
+            self._functions[name] = function
+            return function
+
+        return decorate
+
+    def get(self, name: str) -> Callable[..., Any]:
+        """Look up a name.
+
+        Raises:
+            ConfigError: if nothing has that name; it suggests the closest and lists all.
+        """
+        if name in self._functions:
+            return self._functions[name]
+        suggestion = did_you_mean(str(name), list(self))
+        raise ConfigError(f"unknown {self.kind} {name!r}{suggestion} (known: {', '.join(self)})")
+
+    def takes(self, name: str, argument: str) -> bool:
+        """Whether a registered function has an argument of that name."""
+        return argument in inspect.signature(self.get(name)).parameters
+
+    def __iter__(self) -> Iterator[str]:
+        """Give the names in the order in which they were registered."""
+        return iter(self._functions)
+
+    def __contains__(self, name: object) -> bool:
+        """Whether something has that name."""
+        return name in self._functions
+
+
+def _identity(thing: Any) -> List[str]:
+    """Where a class or function was defined; the same for one that was defined again."""
+    return [thing.__module__, thing.__qualname__]
 
 
 TASKS = Registry("task")
 MODELS = Registry("model")
+# A loss takes logits and labels, an optimiser is made from the train section and the model; see
+# register_loss in models/losses.py and register_optimizer in training/optim.py.
+LOSSES = FunctionRegistry("loss")
+OPTIMIZERS = FunctionRegistry("optimizer")

@@ -3,16 +3,21 @@
 Reference: ``PretrainConfig`` in pretrain.py.
 """
 
+import math
 import re
 from dataclasses import dataclass, field, fields
-from typing import Any, Dict, FrozenSet, List, Mapping, Optional, Union
+from typing import Any, Dict, FrozenSet, List, Mapping, NamedTuple, Optional, Tuple, Union
 
 from mlx_trm.config.checks import NO_SETTING, Section, show
+from mlx_trm.config.registry import LOSSES, OPTIMIZERS
 
 MAX_SEED = 2**32 - 1
 
 MINUTES = re.compile(r"\d+(\.\d+)?min")
 
+
+# An item of train.curriculum: the share of the run at which so many H x L cycles begin.
+STAGE = re.compile(r"(\d+(?:\.\d+)?|\.\d+)\s*:\s*(\d+)\s*x\s*(\d+)")
 
 # How the rows of a puzzle table are found in a checkpoint's.
 INIT_ROWS = ("auto", "names", "numbers", "mean", "fresh")
@@ -20,8 +25,21 @@ INIT_ROWS = ("auto", "names", "numbers", "mean", "fresh")
 NEW_ROWS = ("mean", "zero")
 
 
+class Stage(NamedTuple):
+    """A part of a curriculum.
+
+    Attributes:
+        start: the share of the run at which it begins.
+        H_cycles, L_cycles: that training runs from there on.
+    """
+
+    start: float
+    H_cycles: int
+    L_cycles: int
+
+
 @dataclass
-class TrainConfig(Section):
+class TrainConfig(Section):  # pylint: disable=too-many-instance-attributes
     """The recipe: loss, optimisers, schedule."""
 
     batch_size: int = field(default=768, metadata={"min": 1})
@@ -38,8 +56,14 @@ class TrainConfig(Section):
     """Passes over the training puzzles; with batch_size it decides the steps and the schedule."""
     max_steps: Optional[int] = field(default=None, metadata={"min": 1})
     """Stop after so many steps; the schedule stays, the last evaluation may be of a sample."""
+    optimizer: str = field(default="adam_atan2", metadata={"choices": OPTIMIZERS})
+    """What moves the weights; muon takes the blocks' matrices, and adamw the rest."""
     lr: float = field(default=1e-4, metadata={"min": 0})
-    """Learning rate of the weights, after warm-up."""
+    """Learning rate after warm-up; with muon that of weights which are no block's matrix."""
+    lr_scale: List[str] = field(default_factory=list)
+    """Factors of the rate by patterns of weights' names, as embed*=0.1; the last match counts."""
+    lr_schedule: str = field(default="recipe", metadata={"choices": ("recipe", "run")})
+    """Where the cosine ends: after all epochs, or with this run (max_steps, or max_hours)."""
     lr_min_ratio: float = field(default=1.0, metadata={"min": 0, "max": 1})
     """Share of the rate that the cosine ends with; 1 keeps it constant."""
     lr_warmup_steps: int = field(default=2000, metadata={"min": 0})
@@ -47,19 +71,39 @@ class TrainConfig(Section):
     weight_decay: float = field(default=1.0, metadata={"min": 0})
     """Decoupled decay of the weights, times the learning rate."""
     beta1: float = field(default=0.9, metadata={"min": 0, "below": 1})
-    """AdamATan2's decay of the mean gradient."""
+    """Decay of the mean gradient (adam_atan2, adamw)."""
     beta2: float = field(default=0.95, metadata={"min": 0, "below": 1})
-    """AdamATan2's decay of the mean squared gradient."""
+    """Decay of the mean squared gradient (adam_atan2, adamw)."""
+    muon_lr: float = field(default=0.02, metadata={"min": 0})
+    """Learning rate of the blocks' matrices with muon, after warm-up."""
+    muon_weight_decay: float = field(default=0.05, metadata={"min": 0})
+    """Decoupled decay of the blocks' matrices with muon, times muon_lr."""
+    muon_momentum: float = field(default=0.6, metadata={"min": 0, "below": 1})
+    """Decay of muon's mean gradient."""
+    muon_steps: int = field(default=3, metadata={"min": 1})
+    """Newton-Schulz steps that make muon's update nearly orthogonal."""
+    grad_clip: Optional[float] = field(default=None, metadata={"above": 0})
+    """Scale the weights' gradients down to this norm where it is larger; unset: never."""
     puzzle_emb_lr: float = field(default=1e-4, metadata={"min": 0})
     """SignSGD's learning rate of the puzzle table, after warm-up."""
     puzzle_emb_weight_decay: float = field(default=1.0, metadata={"min": 0})
     """Decoupled decay of the puzzle rows in a batch, times their learning rate."""
-    loss: str = field(default="stablemax", metadata={"choices": ("stablemax", "softmax")})
+    loss: str = field(default="stablemax", metadata={"choices": LOSSES})
     """Cross-entropy over which probabilities (reference: arch.loss.loss_type)."""
+    label_smoothing: float = field(default=0.0, metadata={"min": 0, "below": 1})
+    """Share of each target that is spread over all tokens, with softmax; evaluation has none."""
+    halt_loss_weight: float = field(default=0.5, metadata={"min": 0})
+    """Weight of the loss of the Q values beside that of the answer."""
+    curriculum: List[str] = field(default_factory=list)
+    """From which share of the run to train with how many H x L cycles, as [0:1x2, 0.3:3x6]."""
+    chains: int = field(default=1, metadata={"min": 1})
+    """Chains of latents a row, from random starts, of which in each step the best alone learns."""
     ema: bool = True
     """Keep an average of the weights, and evaluate with it."""
     ema_rate: float = field(default=0.999, metadata={"min": 0, "below": 1})
     """Share of the average that stays at each supervision step."""
+    ema_start: float = field(default=0.0, metadata={"min": 0, "below": 1})
+    """Share of the run at which averaging begins; before, the average is the weights."""
     freeze: str = field(default="none", metadata={"choices": ("none", "weights", "puzzle_emb")})
     """What stays untrained: none, all weights, the puzzle table (reference: freeze_weights)."""
     compile: str = field(default="auto", metadata={"choices": ("auto", "always", "never")})
@@ -67,7 +111,7 @@ class TrainConfig(Section):
     log_interval: int = field(default=10, metadata={"min": 1})
     """Supervision steps averaged in one line of metrics.jsonl."""
     max_hours: Optional[float] = field(default=None, metadata={"above": 0})
-    """Stop after so many hours, as Ctrl-C would: the step is finished and saved."""
+    """Stop after so many hours as Ctrl-C would; with lr_schedule run the run ends with them."""
     on_nonfinite: str = field(default="stop", metadata={"choices": ("stop", "skip")})
     """A loss or gradient that is not finite stops the run, or its step is skipped."""
     report_to: List[str] = field(default_factory=list)
@@ -76,10 +120,61 @@ class TrainConfig(Section):
 
     def problems(self) -> List[str]:
         """Find settings that do not fit together."""
+        found = []
         size = self.micro_batch_size
         if isinstance(size, str) and size != "auto":
-            return [f"micro_batch_size: {size!r} is neither a number of rows nor auto"]
-        return []
+            found.append(f"micro_batch_size: {size!r} is neither a number of rows nor auto")
+        if self.label_smoothing and not LOSSES.takes(self.loss, "label_smoothing"):
+            able = " or ".join(name for name in LOSSES if LOSSES.takes(name, "label_smoothing"))
+            found.append(f"label_smoothing: train.loss {self.loss} has none; use {able}, or 0")
+        for read in (self.rate_factors, self.stages):
+            try:
+                read()
+            except ValueError as error:
+                found.append(str(error))
+        return found
+
+    def rate_factors(self) -> List[Tuple[str, float]]:
+        """Give ``lr_scale`` as patterns and factors.
+
+        Raises:
+            ValueError: naming the item that makes no sense.
+        """
+        found = []
+        for item in self.lr_scale:
+            pattern, _, text = (part.strip() for part in item.rpartition("="))
+            try:
+                factor = float(text)
+            except ValueError:
+                factor = math.nan
+            if not pattern or not 0 <= factor < math.inf:
+                raise ValueError(
+                    f"lr_scale: {item!r} is not a pattern of names, '=' and a factor of at least 0"
+                )
+            found.append((pattern, factor))
+        return found
+
+    def stages(self) -> List[Stage]:
+        """Give the ``curriculum`` as stages in order; empty: the model's own cycles all the time.
+
+        Raises:
+            ValueError: naming the item that makes no sense.
+        """
+        found: List[Stage] = []
+        for item in self.curriculum:
+            match = STAGE.fullmatch(item.strip())
+            if match is None or not int(match[2]) or not int(match[3]):
+                raise ValueError(
+                    f"curriculum: {item!r} is not a share of the run, ':' and cycles such as 2x4"
+                )
+            found.append(Stage(float(match[1]), int(match[2]), int(match[3])))
+        starts = [stage.start for stage in found]
+        if found and (starts[0] != 0 or starts[-1] >= 1 or sorted(set(starts)) != starts):
+            raise ValueError(
+                "curriculum: the first share must be 0, each larger than the one before, "
+                f"the last below 1, not {', '.join(f'{start:g}' for start in starts)}"
+            )
+        return found
 
 
 @dataclass
@@ -264,6 +359,10 @@ class ExperimentConfig(Section):
             found.append(
                 f"eval.interval: {interval} does not divide train.epochs {self.train.epochs}"
             )
+        if self.train.curriculum and not hasattr(self.model, "H_cycles"):
+            found.append(f"train.curriculum: model {self.model.name} has no cycles to change")
+        if self.train.chains > 1 and getattr(self.model, "start", "fixed") != "random":
+            found.append("train.chains: several need model.start random, or all of them are one")
         if self.train.freeze == "weights" and getattr(self.model, "puzzle_emb_ndim", None) == 0:
             found.append("train.freeze: nothing is left to train, model.puzzle_emb_ndim is 0")
         if self.eval.raw and getattr(self.task, "aggregated_voting", False):

@@ -6,6 +6,7 @@ from mlx_trm.models.transformers_baseline import TransformersBaseline, Transform
 from mlx_trm.models.trm import TRM, TRMConfig
 from mlx_trm.models.trm_hier6 import TRMHier6, TRMHier6Config
 from mlx_trm.models.trm_singlez import TRMSingleZ, TRMSingleZConfig
+from mlx_trm.models.trm_symbols import TRMSymbols, TRMSymbolsConfig
 
 __all__ = [
     "HRM",
@@ -17,6 +18,8 @@ __all__ = [
     "TRMHier6Config",
     "TRMSingleZ",
     "TRMSingleZConfig",
+    "TRMSymbols",
+    "TRMSymbolsConfig",
     "TransformersBaseline",
     "TransformersBaselineConfig",
     "build_model",

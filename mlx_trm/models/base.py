@@ -6,8 +6,10 @@ that the trainer and the evaluator can compile it.
 Reference: models/recursive_reasoning/trm.py, the ACT wrapper and ``_input_embeddings``.
 """
 
+import dataclasses
 from contextlib import contextmanager
-from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple, Type, Union
+from contextvars import ContextVar
+from typing import Any, Callable, Dict, Iterator, List, Optional, Set, Tuple, Type, Union
 
 import mlx.core as mx
 from mlx import nn
@@ -15,13 +17,29 @@ from mlx.utils import tree_flatten
 
 from mlx_trm.config.registry import MODELS
 from mlx_trm.config.sections import ModelConfig, TaskSpec
-from mlx_trm.models.carry import Batch, Carry, Outputs, empty_carry, halt, refill
-from mlx_trm.nn.functional import scaled
+from mlx_trm.errors import ConfigError
+from mlx_trm.models.carry import (
+    Batch,
+    Carry,
+    Outputs,
+    draw_normal,
+    empty_carry,
+    halt,
+    refill,
+    split_keys,
+)
+from mlx_trm.nn.functional import scaled, set_within
 from mlx_trm.nn.layers import PuzzleEmbedding
 from mlx_trm.system.device import on_gpu
 
 # A tree of arrays by name, as MLX has parameters: their averages, gradients and moments, too.
 Tree = Dict[str, Union[mx.array, "Tree", List["Tree"]]]
+
+# The cycles that a model shall run instead of its configuration's, and which model: one that is
+# evaluated meanwhile, or by another thread, runs its own.
+_CYCLES: ContextVar[Optional[Tuple["RecursiveModel", int, int]]] = ContextVar(
+    "cycles of a curriculum", default=None
+)
 
 DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16, "float16": mx.float16}
 
@@ -38,7 +56,7 @@ def resolve_dtype(name: str) -> mx.Dtype:
     return DTYPES[name]
 
 
-class RecursiveModel(nn.Module):
+class RecursiveModel(nn.Module):  # pylint: disable=too-many-public-methods
     """Base of every model that refines its answer over supervision steps.
 
     A subclass sets ``initial_names``, builds its layers in ``__init__`` and implements
@@ -95,6 +113,43 @@ class RecursiveModel(nn.Module):
         """Blocks that a train step differentiates, for the memory estimate; 0: not known."""
         return 0
 
+    @property
+    def cycles(self) -> Tuple[int, int]:
+        """H_cycles and L_cycles of a step: the configuration's, or those of :meth:`with_cycles`."""
+        other = _CYCLES.get()
+        if other is not None and other[0] is self:
+            return other[1:]
+        return self.config.H_cycles, self.config.L_cycles
+
+    @contextmanager
+    def with_cycles(self, H: int, L: int) -> Iterator[None]:
+        """Run other numbers of cycles in a ``with`` block: fewer at the start of a curriculum.
+
+        It holds for the thread that is in the block. A compiled function keeps those it was traced
+        with, so each pair wants one of its own.
+
+        Raises:
+            ConfigError: if the model has no such cycles, or cannot run so many.
+        """
+        if not (hasattr(self.config, "H_cycles") and hasattr(self.config, "L_cycles")):
+            raise ConfigError(f"model {self.config.name}: has no H_cycles and L_cycles to change")
+        changed = dataclasses.replace(self.config, H_cycles=H, L_cycles=L)
+        problems = changed.problems() if min(H, L) > 0 else ["must be at least 1 each"]
+        if problems:
+            raise ConfigError(
+                f"model {self.config.name}: {H} H_cycles and {L} L_cycles: {problems[0]}"
+            )
+        with set_within(_CYCLES, (self, H, L)):
+            yield
+
+    def row_bytes(self, training: bool) -> int:
+        """Estimate the bytes that a row of the batch takes in a step; 0: not known.
+
+        :mod:`mlx_trm.models.memory` knows it of the reference's models, and asks others.
+        """
+        del training
+        return 0
+
     def recompute(self, on: bool) -> None:
         """Choose whether blocks are computed again for the gradient instead of being kept."""
         for module in self.modules():
@@ -108,9 +163,50 @@ class RecursiveModel(nn.Module):
         shape = (self.positions + self.spec.seq_len, self.config.hidden_size)
         return empty_carry(batch, shape, len(self.initial_names), self.dtype)
 
-    def begin(self, carry: Carry, batch: Batch) -> Carry:
-        """Refill the halted rows from ``batch``."""
-        return refill(carry, batch, [self[name] for name in self.initial_names])
+    @property
+    def needs_keys(self) -> bool:
+        """Whether training draws random numbers for its rows: their starts, or noise."""
+        config = self.config
+        return getattr(config, "start", "fixed") == "random" or getattr(config, "noise", 0) > 0
+
+    def initial_state(self, name: str) -> mx.array:
+        """Give the fixed state, (D,), that a latent of ``initial_names`` starts from."""
+        state: mx.array = self[name]
+        return state
+
+    def starts(self, keys: Optional[mx.array] = None, random: Optional[bool] = None) -> Tree:
+        """Give what each latent starts from, by name.
+
+        Args:
+            keys: (B, 2) uint32 of ``row_keys`` in carry.py.
+            random: draw every latent but the answer's, which is the first; default: where
+                ``model.start`` is random and there are keys.
+
+        Returns:
+            Arrays (D,), the model's own; those drawn are (B, T, D) in the latents' dtype, each row
+            decided by its key alone.
+
+        Raises:
+            ValueError: if they shall be random and there are no keys.
+        """
+        if random is None:
+            random = keys is not None and getattr(self.config, "start", "fixed") == "random"
+        found: Tree = {name: self.initial_state(name) for name in self.initial_names}
+        if not random:
+            return found
+        if keys is None:
+            raise ValueError("random starts need keys, (B, 2) uint32")
+        shape = (self.positions + self.spec.seq_len, self.config.hidden_size)
+        of_latents = split_keys(keys, len(self.initial_names))
+        for name, own in list(zip(self.initial_names, of_latents))[1:]:
+            found[name] = draw_normal(own, shape, self.dtype)
+        return found
+
+    def begin(self, carry: Carry, batch: Batch, starts: Optional[Tree] = None) -> Carry:
+        """Refill the halted rows from ``batch``, their latents from :meth:`starts`."""
+        starts = self.starts() if starts is None else starts
+        found = dict(named_arrays(starts))
+        return refill(carry, batch, [found[name] for name in self.initial_names])
 
     def puzzle_rows(self, carry: Carry) -> Optional[mx.array]:
         """Look up the rows' puzzle vectors, (B, puzzle_emb_ndim) float32; None without a table.
@@ -205,6 +301,14 @@ class RecursiveModel(nn.Module):
         tree = dict(self.trainable_parameters())
         tree.pop("puzzle_emb", None)
         return tree
+
+    def block_matrices(self) -> Set[str]:
+        """Name the trained matrices of the blocks, dotted as in :meth:`trained_weights`.
+
+        An optimiser for matrices (Muon) takes these, and another takes the rest: embeddings, heads,
+        biases. A model that names none is trained by the other alone.
+        """
+        return set()
 
     @contextmanager
     def using(self, *trees: Tree) -> Iterator["RecursiveModel"]:

@@ -9,14 +9,20 @@ Shape letters: B batch, S sequence, P puzzle-embedding positions, T = P + S, D h
 Reference: models/recursive_reasoning/trm.py, the ACT wrapper.
 """
 
-from typing import Dict, NamedTuple, Optional, Sequence, Tuple
+from contextvars import ContextVar
+from typing import ContextManager, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 import mlx.core as mx
 import numpy as np
 
 from mlx_trm.config.sections import TaskSpec
+from mlx_trm.nn.functional import set_within
+from mlx_trm.nn.init import trunc_normal
 
 IGNORE_LABEL_ID = -100
+
+# The row keys of the step that is being computed; each thread has its own.
+_NOISE_KEYS: ContextVar[Optional[mx.array]] = ContextVar("noise keys", default=None)
 
 
 class Batch(NamedTuple):
@@ -149,7 +155,7 @@ def refill(carry: Carry, batch: Batch, initial: Sequence[mx.array]) -> Carry:
     Args:
         carry: the carry that entered the step.
         batch: incoming puzzles; rows whose carry has not halted are not used.
-        initial: the latents' initial states, each (D,).
+        initial: the latents' initial states, each (D,), or (B, T, D) where rows have their own.
     """
     halted = carry.halted
     return Carry(
@@ -204,6 +210,63 @@ def draw_exploration(
         mx.array(rng.integers(2, halt_max_steps + 1, rows).astype(np.int32)),
         probability,
     )
+
+
+def row_keys(seed: int, step: int, rows: int) -> mx.array:
+    """Draw a random key for each row of a batch, for what is random in a step of that row.
+
+    The seed, the step and the row's place in the whole batch alone decide a key: however many
+    processes and micro-batches share a batch, the keys of a part are a slice of these.
+
+    Args:
+        seed: of the run.
+        step: supervision step, from 1.
+        rows: B of the whole batch.
+
+    Returns:
+        (B, 2) uint32, an MLX key each.
+    """
+    # The counter of four numbers keeps these draws apart from those of draw_exploration.
+    bits = np.random.Philox(key=[seed, step], counter=[0, 0, 0, 1])
+    drawn = np.random.Generator(bits).integers(0, 2**32, (rows, 2), dtype=np.uint32)
+    return mx.array(drawn)
+
+
+def with_noise(keys: Optional[mx.array]) -> ContextManager[None]:
+    """Let steps in a ``with`` block draw the noise of ``model.noise`` from keys of the rows.
+
+    It holds for the thread that is in the block.
+
+    Args:
+        keys: (B, 2) uint32 of :func:`row_keys`, those of the rows that are computed.
+    """
+    return set_within(_NOISE_KEYS, keys)
+
+
+def noise_keys() -> Optional[mx.array]:
+    """Give the keys of :func:`with_noise`; None outside."""
+    return _NOISE_KEYS.get()
+
+
+def split_keys(keys: mx.array, count: int) -> List[mx.array]:
+    """Derive ``count`` independent arrays of row keys from one; all are (B, 2) uint32."""
+    derived = mx.vmap(lambda key: mx.random.split(key, count))(keys)
+    return [derived[:, number] for number in range(count)]
+
+
+def draw_normal(keys: mx.array, shape: Tuple[int, ...], dtype: mx.Dtype) -> mx.array:
+    """Draw numbers of deviation 1 from a normal cut off at two deviations, row by row.
+
+    Args:
+        keys: (B, 2) uint32; a row's key alone decides its numbers.
+        shape: of a row.
+        dtype: of the result.
+
+    Returns:
+        (B, *shape).
+    """
+    rows: mx.array = mx.vmap(lambda key: trunc_normal(shape, 1.0, key))(keys)
+    return rows.astype(dtype)
 
 
 def halt(

@@ -79,7 +79,7 @@ class HRM(Network):
         """Run all cycles, the last update of each state with a gradient. See the base class."""
         x = self.embed(carry.current.inputs, rows)
         z_H, z_L = carry.latents
-        cycles, updates = self.config.H_cycles, self.config.L_cycles
+        cycles, updates = self.cycles
         for cycle in range(cycles):
             for update in range(updates):
                 last = cycle == cycles - 1 and update == updates - 1

@@ -3,13 +3,32 @@
 Reference: models/losses.py.
 """
 
-from typing import Dict, Tuple, cast
+from typing import Callable, Dict, Tuple, TypeVar, cast
 
 import mlx.core as mx
 
+from mlx_trm.config.registry import LOSSES
 from mlx_trm.models.carry import IGNORE_LABEL_ID, Outputs
 
 Metrics = Dict[str, mx.array]
+L = TypeVar("L", bound=Callable[..., mx.array])
+
+
+def register_loss(name: str) -> Callable[[L], L]:
+    """Register a loss under a name of ``train.loss``; use as a decorator.
+
+    Args:
+        name: what a configuration says.
+
+    Returns:
+        A decorator of a pure function of logits, (B, S, V) in any float dtype, and labels, (B, S)
+        int32, that gives (B, S) float32, zero where the label is IGNORE_LABEL_ID. Where it has an
+        argument ``label_smoothing``, training hands it ``train.label_smoothing``.
+
+    Raises:
+        ValueError: if the name belongs to another function.
+    """
+    return LOSSES.register(name)
 
 
 def metric_values(metrics: Metrics) -> Dict[str, float]:
@@ -40,6 +59,7 @@ def _of_label(values: mx.array, labels: mx.array) -> mx.array:
     return mx.sum(mx.where(chosen, values, 0.0), axis=-1)
 
 
+@register_loss("stablemax")
 def stablemax_cross_entropy(logits: mx.array, labels: mx.array) -> mx.array:
     """Cross-entropy over stablemax probabilities, one value per position.
 
@@ -65,12 +85,17 @@ def stablemax_cross_entropy(logits: mx.array, labels: mx.array) -> mx.array:
     return mx.where(valid, -log_probability, 0.0)
 
 
-def softmax_cross_entropy(logits: mx.array, labels: mx.array) -> mx.array:
+@register_loss("softmax")
+def softmax_cross_entropy(
+    logits: mx.array, labels: mx.array, label_smoothing: float = 0.0
+) -> mx.array:
     """Cross-entropy over softmax probabilities, one value per position.
 
     Args:
         logits: (B, S, V), any float dtype.
         labels: (B, S) int32; IGNORE_LABEL_ID marks positions to skip.
+        label_smoothing: share s of each target that is spread evenly over all V tokens: the loss is
+            ``-(1 - s) * log p[label] - s * mean(log p)``.
 
     Returns:
         (B, S) float32, zero where ignored.
@@ -84,11 +109,11 @@ def softmax_cross_entropy(logits: mx.array, labels: mx.array) -> mx.array:
     # Differs from reference: usable as train.loss; there the loss head calls it with an argument it
     # does not take, and it views logits that are not contiguous, so it crashes either way.
     wide = logits.astype(mx.float32)
-    log_probability = _of_label(wide, labels) - mx.logsumexp(wide, axis=-1)
+    wanted = _of_label(wide, labels)
+    if label_smoothing:
+        wanted = (1.0 - label_smoothing) * wanted + label_smoothing * mx.mean(wide, axis=-1)
+    log_probability = wanted - mx.logsumexp(wide, axis=-1)
     return mx.where(labels != IGNORE_LABEL_ID, -log_probability, 0.0)
-
-
-LOSSES = {"stablemax": stablemax_cross_entropy, "softmax": softmax_cross_entropy}
 
 
 def binary_cross_entropy(logits: mx.array, targets: mx.array) -> mx.array:
@@ -106,6 +131,26 @@ def binary_cross_entropy(logits: mx.array, targets: mx.array) -> mx.array:
     return targets * mx.logaddexp(-logits, zero) + (1.0 - targets) * mx.logaddexp(logits, zero)
 
 
+def answer_losses(
+    logits: mx.array, labels: mx.array, loss: str = "stablemax", label_smoothing: float = 0.0
+) -> mx.array:
+    """Give each row's mean loss over its labelled positions.
+
+    Args:
+        logits: (B, S, V), any float dtype.
+        labels: (B, S) int32; IGNORE_LABEL_ID marks positions to skip.
+        loss: a name of :func:`register_loss`.
+        label_smoothing: for a loss that takes it.
+
+    Returns:
+        (B,) float32, zero for a row without labels.
+    """
+    smoothing = {"label_smoothing": label_smoothing} if label_smoothing else {}
+    of_cells: mx.array = LOSSES.get(loss)(logits, labels, **smoothing)
+    counts = mx.sum(labels != IGNORE_LABEL_ID, axis=-1)
+    return mx.sum(of_cells, axis=-1) / mx.maximum(counts, 1).astype(mx.float32)
+
+
 def act_loss(
     outputs: Outputs,
     labels: mx.array,
@@ -113,20 +158,25 @@ def act_loss(
     steps: mx.array,
     loss: str = "stablemax",
     skip_unlabelled: bool = False,
+    label_smoothing: float = 0.0,
+    halt_weight: float = 0.5,
 ) -> Tuple[mx.array, Metrics]:
     """The loss of one supervision step, and metric sums over the rows that halted in it.
 
-    loss = lm + 0.5 * (q_halt + q_continue), each summed over rows; the language-model term is each
-    row's mean over its labelled positions. Divide by the global batch size before differentiating.
+    loss = lm + halt_weight * (q_halt + q_continue), each summed over rows; the language-model term
+    is each row's mean over its labelled positions. Divide by the global batch size before
+    differentiating.
 
     Args:
         outputs: of the step; logits (B, S, V), q_halt (B,).
         labels: (B, S) int32 of the puzzles the rows worked on.
         halted: (B,) bool, after the step.
         steps: (B,) int32, after the step.
-        loss: ``stablemax`` or ``softmax``.
+        loss: ``stablemax``, ``softmax``, or another name of :func:`register_loss`.
         skip_unlabelled: leave rows without any label (padding) out of the losses. The reference
             counts such a row as answered right in the Q loss, and so does training here.
+        label_smoothing: for a loss that takes it, see :func:`softmax_cross_entropy`.
+        halt_weight: of the Q losses; 0.5 in the reference.
 
     Returns:
         The loss, a float32 scalar, and float32 scalars by name: ``count`` (rows that halted and
@@ -152,7 +202,7 @@ def act_loss(
         # not depend on the batch size.
         return mx.sum(mx.where(counts > 0, values, 0.0) if skip_unlabelled else values)
 
-    lm_loss = mx.sum(mx.sum(LOSSES[loss](outputs.logits, labels), axis=-1) / divisor)
+    lm_loss = mx.sum(answer_losses(outputs.logits, labels, loss, label_smoothing))
     q_halt_loss = over_rows(binary_cross_entropy(outputs.q_halt, exact.astype(mx.float32)))
     q_loss = q_halt_loss
     metrics = {
@@ -169,7 +219,7 @@ def act_loss(
             binary_cross_entropy(outputs.q_continue, outputs.target_q_continue)
         )
         q_loss = q_loss + metrics["q_continue_loss"]
-    return lm_loss + 0.5 * q_loss, metrics
+    return lm_loss + halt_weight * q_loss, metrics
 
 
 def loss_scale(dtype: mx.Dtype, batch_size: int) -> float:

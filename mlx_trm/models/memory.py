@@ -27,10 +27,11 @@ def estimate_row_bytes(model: RecursiveModel) -> int:
     attention model); test_memory.py and test_variants.py repeat the comparison on small models.
     Where :mod:`mlx_trm.nn.fused` does, its arrays are counted.
     """
-    blocks = model.differentiated_blocks
+    blocks, config = model.differentiated_blocks, model.config
+    if not isinstance(config, NetworkConfig):
+        return model.row_bytes(training=True)
     if blocks == 0:
         return 0
-    config = model.config
     width, length = config.hidden_size, model.positions + model.spec.seq_len
     # In units of T * D numbers: what a block keeps, and what its gradient needs besides.
     feature, scores = _expansion(config, width), config.num_heads * length / width
@@ -126,10 +127,11 @@ def limit_evaluation_memory(model: RecursiveModel, rows: int) -> Iterator[None]:
         model: to be evaluated.
         rows: computed at once.
     """
-    if not (on_cuda() and isinstance(model.config, NetworkConfig)):
+    row = _evaluation_row_bytes(model)
+    if not (on_cuda() and row):
         yield
         return
-    needed = mx.get_active_memory() + rows * _evaluation_row_bytes(model)
+    needed = mx.get_active_memory() + rows * row
     # As in training, it would allocate for operations long before they run. A step of 768 Sudoku
     # took 2.4 GiB with the limit and 15 without, and as long.
     with PROCESS_LIMIT.lower_in_block(max(3 * GIB // 2, needed)):
@@ -139,6 +141,8 @@ def limit_evaluation_memory(model: RecursiveModel, rows: int) -> Iterator[None]:
 def _evaluation_row_bytes(model: RecursiveModel) -> int:
     """Estimate the bytes of a row's arrays that are there at once in an evaluation step."""
     config = model.config
+    if not isinstance(config, NetworkConfig):
+        return model.row_bytes(training=False)
     width, length = config.hidden_size, model.positions + model.spec.seq_len
     # In units of T * D numbers: states and what is added to them, and a SwiGLU's inner arrays.
     inner = max(_expansion(config, width), 0.0 if config.attends else _expansion(config, length))

@@ -11,14 +11,14 @@ trm_hier6.py and transformers_baseline.py.
 import dataclasses
 import math
 from dataclasses import dataclass, field
-from typing import List, Optional, TypeVar
+from typing import List, Optional, Sequence, Set, TypeVar
 
 import mlx.core as mx
 from mlx import nn
 from mlx.nn.utils import checkpoint
 
 from mlx_trm.config.sections import ModelConfig, TaskSpec
-from mlx_trm.models.base import RecursiveModel, embed_inputs
+from mlx_trm.models.base import RecursiveModel, embed_inputs, named_arrays
 from mlx_trm.models.carry import Outputs
 from mlx_trm.nn import fused
 from mlx_trm.nn.functional import CosSin, rms_norm, rope_tables
@@ -56,19 +56,35 @@ class NetworkConfig(ModelConfig):
     """Added to the mean square in every RMS norm."""
     rope_theta: float = field(default=10000.0, metadata={"above": 0})
     """Base of the rotary frequencies."""
+    start: str = field(default="fixed", metadata={"choices": ("fixed", "random")})
+    """What training starts latents from: fixed, or random each time, but for the answer's."""
+    gate_norm: bool = False
+    """SwiGLU as sigmoid(gate) * rms_norm(gate * up): stable at large rates, as Muon's."""
+    register_tokens: int = field(default=0, metadata={"min": 0})
+    """Learned positions before the cells, in place of a puzzle vector (puzzle_emb_ndim 0)."""
+    head_bias: bool = False
+    """Give the head that reads the answer a bias."""
 
     def problems(self) -> List[str]:
         """Find settings that do not fit together."""
+        found = []
+        if self.register_tokens and self.puzzle_ndim:
+            found.append(
+                "register_tokens: are in the place of the puzzle vector; set puzzle_emb_ndim to 0, "
+                f"not {self.puzzle_ndim}"
+            )
         if not self.attends:
-            return []
+            return found
         if self.hidden_size % self.num_heads:
-            return [f"num_heads: {self.num_heads} does not divide hidden_size {self.hidden_size}"]
-        if self.pos_encodings == "rope" and self.head_dim % 2:
-            return [
+            found.append(
+                f"num_heads: {self.num_heads} does not divide hidden_size {self.hidden_size}"
+            )
+        elif self.pos_encodings == "rope" and self.head_dim % 2:
+            found.append(
                 f"pos_encodings: rope needs an even head size, and hidden_size {self.hidden_size} "
                 f"/ num_heads {self.num_heads} is {self.head_dim}"
-            ]
-        return []
+            )
+        return found
 
     @property
     def attends(self) -> bool:
@@ -82,8 +98,8 @@ class NetworkConfig(ModelConfig):
 
     @property
     def positions(self) -> int:
-        """P, positions before the sequence: as many as the puzzle vector fills."""
-        return -(-self.puzzle_ndim // self.hidden_size)
+        """P, positions before the sequence: registers, or as many as the puzzle vector fills."""
+        return self.register_tokens or -(-self.puzzle_ndim // self.hidden_size)
 
     @property
     def head_dim(self) -> int:
@@ -101,7 +117,7 @@ class Block(nn.Module):
 
         def swiglu(size: int) -> SwiGLU:
             inner = SwiGLU.inner_size(size, config.expansion, config.swiglu_multiple)
-            return SwiGLU(size, inner, keys)
+            return SwiGLU(size, inner, keys, self.eps if config.gate_norm else None)
 
         if config.attends:
             self.self_attn = Attention(config.hidden_size, config.num_heads, keys)
@@ -134,22 +150,22 @@ class Block(nn.Module):
         keep = self.training and fused.gradient_expected()
         if "mlp_t" in self:
             first, second = self.mlp_t.gate_up_proj.weight, self.mlp_t.down_proj.weight
-            x = fused.position_mlp(x, first, second, self.eps, keep)
+            x = fused.position_mlp(x, first, second, self.eps, keep, self.mlp_t.gate_norm_eps)
         else:
             layer = self.self_attn
             first, second = layer.qkv_proj.weight, layer.o_proj.weight
             x = fused.attention(x, first, second, layer.heads, cos_sin, self.eps, keep)
         first, second = self.mlp.gate_up_proj.weight, self.mlp.down_proj.weight
-        return fused.feature_mlp(x, first, second, self.eps, keep)
+        return fused.feature_mlp(x, first, second, self.eps, keep, self.mlp.gate_norm_eps)
 
 
 class ReasoningModule(nn.Module):
     """Add the injection to the state, where there is one, then run the blocks."""
 
-    def __init__(self, blocks: List[Block]) -> None:
+    def __init__(self, blocks: Sequence[nn.Module]) -> None:
         """Keep the blocks under the reference's name."""
         super().__init__()
-        self.layers = blocks
+        self.layers = list(blocks)
         self.recomputed = False
 
     def __call__(
@@ -161,7 +177,7 @@ class ReasoningModule(nn.Module):
         for layer in self.layers:
             if self.recomputed:  # keep what enters a block only, for the gradient
 
-                def run(x: mx.array, layer: Block = layer) -> mx.array:
+                def run(x: mx.array, layer: nn.Module = layer) -> mx.array:
                     return layer(x, cos_sin)
 
                 state = checkpoint(layer, run)(state)
@@ -192,7 +208,7 @@ class Network(RecursiveModel):  # pylint: disable=abstract-method
         size, length = config.hidden_size, self.positions + spec.seq_len
         std = 1.0 / math.sqrt(size)
         self.embed_tokens = CastedEmbedding(spec.vocab_size, size, std, keys)
-        self.lm_head = CastedLinear(size, spec.vocab_size, bias=False, keys=keys)
+        self.lm_head = CastedLinear(size, spec.vocab_size, bias=config.head_bias, keys=keys)
         # The Q head starts by saying "not finished" everywhere: weight 0, bias -5.
         self.q_head = CastedLinear(size, 2, bias=True, keys=keys)
         self.q_head.weight = mx.zeros_like(self.q_head.weight)
@@ -202,6 +218,8 @@ class Network(RecursiveModel):  # pylint: disable=abstract-method
             self._cos_sin = rope_tables(config.head_dim, length, config.rope_theta)
         elif config.pos_encodings == "learned":
             self.embed_pos = CastedEmbedding(length, size, std, keys)
+        if config.register_tokens:
+            self.registers = trunc_normal((config.register_tokens, size), std, keys.next())
 
     def level(self, layers: int, keys: KeySequence) -> ReasoningModule:
         """Make a module of so many blocks."""
@@ -214,17 +232,34 @@ class Network(RecursiveModel):  # pylint: disable=abstract-method
             setattr(self, name, trunc_normal((self.config.hidden_size,), 1.0, keys.next()))
         self.freeze(recurse=False, keys=list(self.initial_names))
 
+    def block_matrices(self) -> Set[str]:
+        """Name the matrices of all blocks. See the base class."""
+        return {
+            f"{level}.{name}"
+            for level, module in self.children().items()
+            if isinstance(module, ReasoningModule)
+            for name, array in named_arrays(module.trainable_parameters())
+            if array.ndim == 2
+        }
+
     def embed(self, inputs: mx.array, rows: Optional[mx.array]) -> mx.array:
-        """Embed (B, S) tokens after their puzzle vectors; gives x, (B, T, D) in ``forward_dtype``.
+        """Embed (B, S) tokens after their puzzle vectors, or after registers.
 
         Args:
             inputs: (B, S) int32.
             rows: (B, puzzle_emb_ndim) float32, or None.
+
+        Returns:
+            x, (B, T, D) in ``forward_dtype``.
         """
         table = None
         if self.config.pos_encodings == "learned":
             table = self.embed_pos.embedding_weight.astype(self.dtype)
         tokens = self.embed_tokens(inputs, self.dtype)
+        if "registers" in self:
+            registers = self.registers.astype(self.dtype)
+            registers = mx.broadcast_to(registers, (inputs.shape[0], *registers.shape))
+            tokens = mx.concatenate([registers, tokens], axis=1)
         return embed_inputs(tokens, rows, self.positions, table)
 
     def read_outputs(self, state: mx.array) -> Outputs:
@@ -232,6 +267,13 @@ class Network(RecursiveModel):  # pylint: disable=abstract-method
         logits = self.lm_head(state[:, self.positions :])
         q = self.q_head(state[:, 0]).astype(mx.float32)
         return Outputs(logits, q[:, 0], q[:, 1])
+
+
+def no_random_start(config: NetworkConfig) -> List[str]:
+    """Find a random start of a model whose only latent is the answer."""
+    if config.start == "random":
+        return ["start: must be fixed; random is for latents beside the answer, and it has none"]
+    return []
 
 
 def fill_puzzle_ndim(config: C) -> C:

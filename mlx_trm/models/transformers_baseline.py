@@ -7,14 +7,14 @@ Reference: models/recursive_reasoning/transformers_baseline.py.
 """
 
 from dataclasses import dataclass, field
-from typing import Optional, Tuple
+from typing import List, Optional, Tuple
 
 import mlx.core as mx
 
 from mlx_trm.config.sections import TaskSpec
 from mlx_trm.models.base import register_model
 from mlx_trm.models.carry import Carry, Outputs
-from mlx_trm.models.network import Network, NetworkConfig
+from mlx_trm.models.network import Network, NetworkConfig, no_random_start
 from mlx_trm.nn.init import KeySequence
 
 
@@ -37,6 +37,10 @@ class TransformersBaselineConfig(NetworkConfig):
     """Let rows halt early in evaluation too; what a row said when it halted is its answer."""
     compute_target_q: bool = False
     """Train q_continue as HRM does (one more forward pass a step); false leaves it untrained."""
+
+    def problems(self) -> List[str]:
+        """Find settings that do not fit together."""
+        return super().problems() + no_random_start(self)
 
 
 @register_model("transformers_baseline", TransformersBaselineConfig)

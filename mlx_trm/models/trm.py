@@ -8,16 +8,19 @@ Reference: models/recursive_reasoning/trm.py.
 """
 
 from dataclasses import dataclass, field
-from typing import List, Optional, Tuple
+from typing import Callable, Iterator, List, Optional, Tuple
 
 import mlx.core as mx
 
 from mlx_trm.config.sections import TaskSpec
 from mlx_trm.models.base import register_model
-from mlx_trm.models.carry import Carry, Outputs
+from mlx_trm.models.carry import Carry, Outputs, draw_normal, noise_keys, split_keys
 from mlx_trm.models.network import Network, NetworkConfig
 from mlx_trm.nn import fused
 from mlx_trm.nn.init import KeySequence
+
+# How a latent moves from its old value to what the network gives.
+Move = Callable[[mx.array, mx.array], mx.array]
 
 
 @dataclass
@@ -37,6 +40,10 @@ class TRMConfig(NetworkConfig):
     """P, positions given to the puzzle vector; 0 for as many as it fills."""
     no_ACT_continue: bool = True
     """Halt on q_halt > 0 alone; false trains q_continue too (one more forward pass a step)."""
+    damping: float = field(default=0.0, metadata={"min": 0, "below": 1})
+    """Share of a latent that an update leaves as it was (EqR)."""
+    noise: float = field(default=0.0, metadata={"min": 0})
+    """Deviation of the noise that training adds to each update of a latent (EqR)."""
 
     def problems(self) -> List[str]:
         """Find settings that do not fit together."""
@@ -91,18 +98,47 @@ class TRM(Network):
         """The last H cycle: every update of z_L, and one of z_H."""
         return int(self.config.L_layers * (self.config.L_cycles + 1))
 
+    def move(self) -> Move:
+        """Give the function by which each update of a step moves a latent, in order.
+
+        Raises:
+            ValueError: if there shall be noise and nobody has given keys.
+        """
+        damping, noise = self.config.damping, self.config.noise if self.training else 0.0
+        if not (damping or noise):
+            return lambda old, new: new
+        draws: Iterator[mx.array] = iter(())
+        if noise:
+            keys = noise_keys()
+            if keys is None:
+                raise ValueError("model.noise: a training step needs keys; see with_noise")
+            cycles, updates = self.cycles
+            # Of the keys that a row has for its latents' starts, the answer's, which draws nothing.
+            spare = split_keys(keys, len(self.initial_names))[0]
+            draws = iter(split_keys(spare, cycles * (updates + 1)))
+
+        def move(old: mx.array, new: mx.array) -> mx.array:
+            wide = damping * old.astype(mx.float32) + (1.0 - damping) * new.astype(mx.float32)
+            if noise:
+                wide = wide + noise * draw_normal(next(draws), new.shape[1:], mx.float32)
+            return wide.astype(new.dtype)
+
+        return move
+
     def reason(
         self, carry: Carry, rows: Optional[mx.array]
     ) -> Tuple[Tuple[mx.array, ...], Outputs]:
         """Run H_cycles cycles of the recursion, the last with a gradient. See the base class."""
         x = self.embed(carry.current.inputs, rows)
         z_H, z_L = carry.latents
-        for cycle in range(self.config.H_cycles):
-            last = cycle == self.config.H_cycles - 1
+        cycles, updates = self.cycles
+        move = self.move()
+        for cycle in range(cycles):
+            last = cycle == cycles - 1
             if last:
                 z_H, z_L = mx.stop_gradient(z_H), mx.stop_gradient(z_L)
             with fused.expect_gradient(last):
-                for _ in range(self.config.L_cycles):
-                    z_L = self.L_level(z_L, z_H + x, self._cos_sin)
-                z_H = self.L_level(z_H, z_L, self._cos_sin)
+                for _ in range(updates):
+                    z_L = move(z_L, self.L_level(z_L, z_H + x, self._cos_sin))
+                z_H = move(z_H, self.L_level(z_H, z_L, self._cos_sin))
         return (mx.stop_gradient(z_H), mx.stop_gradient(z_L)), self.read_outputs(z_H)

@@ -49,14 +49,17 @@ class TRMHier6(TRM):
         """Run H_cycles cycles of the recursion, the last with a gradient. See the base class."""
         x = self.embed(carry.current.inputs, rows)
         z_H, *z_L = carry.latents
-        for cycle in range(self.config.H_cycles):
-            last = cycle == self.config.H_cycles - 1
+        cycles, _ = self.cycles
+        move = self.move()
+        for cycle in range(cycles):
+            last = cycle == cycles - 1
             if last:
                 z_H, z_L = mx.stop_gradient(z_H), [mx.stop_gradient(z) for z in z_L]
             with fused.expect_gradient(last):
                 for i in range(LATENTS):
-                    z_L[i] = self.L_level(add_in_order(z_L), z_H + x, self._cos_sin)
-                z_H = self.L_level(z_H, add_in_order(z_L), self._cos_sin)
+                    new = self.L_level(add_in_order(z_L), z_H + x, self._cos_sin)
+                    z_L[i] = move(z_L[i], new)
+                z_H = move(z_H, self.L_level(z_H, add_in_order(z_L), self._cos_sin))
         return tuple(mx.stop_gradient(z) for z in (z_H, *z_L)), self.read_outputs(z_H)
 
 

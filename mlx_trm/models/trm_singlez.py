@@ -7,12 +7,13 @@ Reference: models/recursive_reasoning/trm_singlez.py.
 """
 
 from dataclasses import dataclass, field
-from typing import Optional, Tuple
+from typing import List, Optional, Tuple
 
 import mlx.core as mx
 
 from mlx_trm.models.base import register_model
 from mlx_trm.models.carry import Carry, Outputs
+from mlx_trm.models.network import no_random_start
 from mlx_trm.models.trm import TRM, TRMConfig
 from mlx_trm.nn import fused
 
@@ -27,6 +28,10 @@ class TRMSingleZConfig(TRMConfig):
     L_cycles: int = field(default=6, metadata={"min": 1})
     """Updates of the state with the input before each of them."""
 
+    def problems(self) -> List[str]:
+        """Find settings that do not fit together."""
+        return super().problems() + no_random_start(self)
+
 
 @register_model("trm_singlez", TRMSingleZConfig)
 class TRMSingleZ(TRM):
@@ -40,12 +45,14 @@ class TRMSingleZ(TRM):
         """Run H_cycles cycles of the recursion, the last with a gradient. See the base class."""
         x = self.embed(carry.current.inputs, rows)
         (z_L,) = carry.latents
-        for cycle in range(self.config.H_cycles):
-            last = cycle == self.config.H_cycles - 1
+        cycles, updates = self.cycles
+        move = self.move()
+        for cycle in range(cycles):
+            last = cycle == cycles - 1
             if last:
                 z_L = mx.stop_gradient(z_L)
             with fused.expect_gradient(last):
-                for _ in range(self.config.L_cycles):
-                    z_L = self.L_level(z_L, x, self._cos_sin)
-                z_L = self.L_level(z_L, None, self._cos_sin)
+                for _ in range(updates):
+                    z_L = move(z_L, self.L_level(z_L, x, self._cos_sin))
+                z_L = move(z_L, self.L_level(z_L, None, self._cos_sin))
         return (mx.stop_gradient(z_L),), self.read_outputs(z_L)

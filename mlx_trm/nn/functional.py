@@ -104,6 +104,26 @@ def _silu_gradient(x: mx.array, cotangents: Any, outputs: Any) -> mx.array:
     return cotangents[0] * silu_slope(x, outputs[1])
 
 
+def sigmoid(x: mx.array) -> mx.array:
+    """1 / (1 + exp(-x)), computed in float32 and rounded once."""
+    function = _sigmoid if _PLAIN_ONLY.get() else _differentiable_sigmoid
+    result: mx.array = function(x.astype(mx.float32)).astype(x.dtype)
+    return result
+
+
+def _sigmoid(x: mx.array) -> mx.array:
+    return 1.0 / (1.0 + exp_of_negative(x))
+
+
+_differentiable_sigmoid: Any = mx.custom_function(_sigmoid)
+
+
+@_differentiable_sigmoid.vjp
+def _sigmoid_gradient(x: mx.array, cotangent: mx.array, output: mx.array) -> mx.array:
+    del x
+    return cotangent * output * (1.0 - output)
+
+
 @contextmanager
 def set_within(variable: "ContextVar[T]", value: T) -> Iterator[None]:
     """Give a variable a value inside a ``with`` block, for the thread that is in it."""
@@ -120,6 +140,11 @@ def without_custom_functions() -> ContextManager[None]:
     It is used in a ``with`` block and holds for the thread that is in it.
     """
     return set_within(_PLAIN_ONLY, True)
+
+
+def computes_plainly() -> bool:
+    """Whether plain operations alone are wanted: see :func:`without_custom_functions`."""
+    return _PLAIN_ONLY.get()
 
 
 def exp_of_negative(x: mx.array) -> mx.array:

@@ -25,12 +25,10 @@ from mlx_trm.nn.functional import (
     CosSin,
     apply_rope,
     attend,
-    rms_norm,
     set_within,
-    silu,
-    silu_and_divisor,
-    silu_slope,
 )
+from mlx_trm.nn.gating import gate_halves, gate_halves_gradient
+from mlx_trm.nn.residual import add_norm, norm_gradient
 from mlx_trm.system.device import on_gpu
 
 # Each thread has its own, so that one that solves or exports does not change how another traces.
@@ -68,7 +66,14 @@ def gradient_expected() -> bool:
     return _GRADIENT.get()
 
 
-def feature_mlp(x: mx.array, gate_up: mx.array, down: mx.array, eps: float, keep: bool) -> mx.array:
+def feature_mlp(  # pylint: disable=too-many-arguments,too-many-positional-arguments
+    x: mx.array,
+    gate_up: mx.array,
+    down: mx.array,
+    eps: float,
+    keep: bool,
+    norm_eps: Optional[float] = None,
+) -> mx.array:
     """rms_norm(x + down(silu(gate) * up)) over the last axis.
 
     Args:
@@ -77,22 +82,28 @@ def feature_mlp(x: mx.array, gate_up: mx.array, down: mx.array, eps: float, keep
         down: (D, I) float32.
         eps: added to the mean square.
         keep: whether a gradient may be asked for.
+        norm_eps: of a gate norm in place of silu(gate) * up; None without one.
 
     Returns:
         (B, T, D) in the dtype of ``x``.
     """
-    result: mx.array = _feature_mlp(eps)(_rows(x), gate_up, down, keep=keep)[0]
+    result: mx.array = _feature_mlp(eps, norm_eps)(_rows(x), gate_up, down, keep=keep)[0]
     return result.reshape(x.shape)
 
 
-def position_mlp(
-    x: mx.array, gate_up: mx.array, down: mx.array, eps: float, keep: bool
+def position_mlp(  # pylint: disable=too-many-arguments,too-many-positional-arguments
+    x: mx.array,
+    gate_up: mx.array,
+    down: mx.array,
+    eps: float,
+    keep: bool,
+    norm_eps: Optional[float] = None,
 ) -> mx.array:
     """rms_norm(x + down(silu(gate) * up)) over the positions.
 
     Arguments and result are those of :func:`feature_mlp`, the weights (2 * I, T) and (T, I).
     """
-    result: mx.array = _position_mlp(eps)(x, gate_up, down, keep=keep)[0]
+    result: mx.array = _position_mlp(eps, norm_eps)(x, gate_up, down, keep=keep)[0]
     return result
 
 
@@ -167,57 +178,6 @@ def _split(qkv: mx.array, more: int) -> List[mx.array]:
 # Parts, by kernel or by plain operations ----------------------------------------------------------
 
 
-def _swiglu(gate_up: mx.array, axis: int) -> mx.array:
-    if _swiglu_kernel(gate_up, axis):
-        return cuda.swiglu(gate_up, axis)
-    gate, up = mx.split(gate_up, 2, axis=axis)
-    return silu(gate) * up
-
-
-def _swiglu_gradient(gate_up: mx.array, d_h: mx.array, axis: int) -> List[mx.array]:
-    """Give the gradient of gate_up, and h = silu(gate) * up."""
-    if _swiglu_kernel(gate_up, axis):
-        return cuda.swiglu_gradient(gate_up, d_h, axis)
-    # Without the dependency mx.compile would find the same operations in the forward pass, and keep
-    # their results until here instead of computing them again.
-    gate_up = mx.depends([gate_up], [d_h])[0]
-    gate, up = mx.split(gate_up, 2, axis=axis)
-    wide = gate.astype(mx.float32)
-    gated, divisor = silu_and_divisor(wide)
-    gated = gated.astype(gate.dtype)
-    d_gated = (d_h * up).astype(mx.float32)
-    d_gate = (d_gated * silu_slope(wide, divisor)).astype(gate.dtype)
-    return [mx.concatenate([d_gate, d_h * gated], axis=axis), gated * up]
-
-
-def _swiglu_kernel(gate_up: mx.array, axis: int) -> bool:
-    return cuda.usable(gate_up.dtype) and cuda.swiglu_fits(gate_up.shape, axis)
-
-
-def _add_norm(x: mx.array, y: mx.array, eps: float, keep: bool, axis: int = -1) -> List[mx.array]:
-    """Give rms_norm(x + y) and, where it is kept, x + y."""
-    if axis == -1 and cuda.usable(x.dtype) and cuda.norm_fits(x.shape[-1]):
-        return cuda.add_norm(x, y, eps, keep)
-    total = x + y
-    return [rms_norm(total, eps, axis), total]
-
-
-def _norm_gradient(total: mx.array, d_out: mx.array, eps: float, axis: int = -1) -> mx.array:
-    if axis == -1:
-        if cuda.usable(total.dtype) and cuda.norm_fits(total.shape[-1]):
-            return cuda.norm_gradient(total, d_out, eps)
-        return mx.vjp(lambda s: mx.fast.rms_norm(s, None, eps), [total], [d_out])[1][0]
-    if cuda.usable(total.dtype) and cuda.position_norm_fits(
-        total.shape[0], total.shape[1], total.shape[2]
-    ):
-        return cuda.position_norm_gradient(total, d_out, eps)
-    total = mx.depends([total], [d_out])[0]
-    wide, d_wide = total.astype(mx.float32), d_out.astype(mx.float32)
-    scale = mx.rsqrt(mx.mean(mx.square(wide), axis=axis, keepdims=True) + eps)
-    pull = mx.mean(wide * d_wide, axis=axis, keepdims=True) * mx.square(scale)
-    return (scale * (d_wide - wide * pull)).astype(total.dtype)
-
-
 def _weight_gradient(d_out: mx.array, x: mx.array) -> mx.array:
     """Give the gradient, (out, in), of a weight that maps (rows, in) to (rows, out)."""
     return d_out.T @ x
@@ -264,19 +224,20 @@ class _Function:
 
 
 @lru_cache(maxsize=None)
-def _feature_mlp(eps: float) -> _Function:
+def _feature_mlp(eps: float, norm_eps: Optional[float]) -> _Function:
     def forward(
         x: mx.array, gate_up: mx.array, down: mx.array, keep: bool = False
     ) -> Tuple[mx.array, ...]:
         inner = x @ gate_up.astype(x.dtype).T
-        y = _swiglu(inner, -1) @ down.astype(x.dtype).T
-        return (*_add_norm(x, y, eps, keep), inner)
+        y = gate_halves(inner, -1, norm_eps) @ down.astype(x.dtype).T
+        return (*add_norm(x, y, eps, keep), inner)
 
     def backward(primals: Any, cotangents: Any, outputs: Any) -> Tuple[mx.array, ...]:
         x, gate_up, down = primals
         _, total, inner = outputs
-        d_total = _norm_gradient(total, cotangents[0], eps)
-        d_inner, h = _swiglu_gradient(inner, d_total @ down.astype(x.dtype), -1)
+        d_total = norm_gradient(total, cotangents[0], eps)
+        d_h = d_total @ down.astype(x.dtype)
+        d_inner, h = gate_halves_gradient(inner, d_h, -1, norm_eps)
         d_down, d_gate_up = _weight_gradient(d_total, h), _weight_gradient(d_inner, x)
         d_x = mx.addmm(d_total, d_inner, gate_up.astype(x.dtype))
         return _in_order([d_down, d_gate_up], d_x), _wide(d_gate_up), _wide(d_down)
@@ -293,25 +254,27 @@ def _position_inner(x: mx.array, gate_up: mx.array) -> mx.array:
 
 
 @lru_cache(maxsize=None)
-def _position_mlp(eps: float) -> _Function:
+def _position_mlp(eps: float, norm_eps: Optional[float]) -> _Function:
     def forward(
         x: mx.array, gate_up: mx.array, down: mx.array, keep: bool = False
     ) -> Tuple[mx.array, ...]:
         first, second = gate_up.astype(x.dtype), down.astype(x.dtype)
-        if cuda.usable(x.dtype) and cuda.position_mlp_fits(
+        fits = cuda.usable(x.dtype) and cuda.position_mlp_fits(
             x.shape[0], x.shape[1], x.shape[2], second.shape[1]
-        ):
+        )
+        if fits and norm_eps is None:
             return tuple(cuda.position_mlp(x, first, second, eps, keep))
-        y = second @ _swiglu(_position_inner(x, first), -2)
-        return tuple(_add_norm(x, y, eps, keep, -2))
+        y = second @ gate_halves(_position_inner(x, first), -2, norm_eps)
+        return tuple(add_norm(x, y, eps, keep, -2))
 
     def backward(primals: Any, cotangents: Any, outputs: Any) -> Tuple[mx.array, ...]:
         x, gate_up, down = primals
         first, second = gate_up.astype(x.dtype), down.astype(x.dtype)
-        d_total = _norm_gradient(outputs[1], cotangents[0], eps, -2)
+        d_total = norm_gradient(outputs[1], cotangents[0], eps, -2)
         # gate_up @ x is computed again: it is 10 times as large as x.
         again = mx.depends([x], [d_total])[0]
-        d_inner, h = _swiglu_gradient(_position_inner(again, first), second.T @ d_total, -2)
+        inner, d_h = _position_inner(again, first), second.T @ d_total
+        d_inner, h = gate_halves_gradient(inner, d_h, -2, norm_eps)
         d_down, d_gate_up = _left_gradient(d_total, h), _left_gradient(x, d_inner)
         d_x = mx.addmm(d_total, mx.contiguous(first.T), d_inner)
         return _in_order([d_down, d_gate_up], d_x), _wide(d_gate_up).T, _wide(d_down)
@@ -388,11 +351,11 @@ def _join(eps: float) -> _Function:
     def forward(
         x: mx.array, mixed: mx.array, weight: mx.array, keep: bool = False
     ) -> Tuple[mx.array, ...]:
-        return tuple(_add_norm(x, mixed @ weight.astype(x.dtype).T, eps, keep))
+        return tuple(add_norm(x, mixed @ weight.astype(x.dtype).T, eps, keep))
 
     def backward(primals: Any, cotangents: Any, outputs: Any) -> Tuple[mx.array, ...]:
         _, mixed, weight = primals
-        d_total = _norm_gradient(outputs[1], cotangents[0], eps)
+        d_total = norm_gradient(outputs[1], cotangents[0], eps)
         d_weight = _weight_gradient(d_total, mixed)
         d_mixed = d_total @ weight.astype(mixed.dtype)
         return d_total, _in_order([d_weight], d_mixed), _wide(d_weight)

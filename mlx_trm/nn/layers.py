@@ -16,6 +16,7 @@ import mlx.core as mx
 from mlx import nn
 
 from mlx_trm.nn.functional import CosSin, apply_rope, attend, silu
+from mlx_trm.nn.gating import gated_norm
 from mlx_trm.nn.init import KeySequence, trunc_normal
 from mlx_trm.nn.quantized import QuantizedCastedLinear
 from mlx_trm.system.device import on_gpu
@@ -99,11 +100,24 @@ class PuzzleEmbedding(nn.Module):
 
 
 class SwiGLU(nn.Module):
-    """down(silu(gate) * up) with one projection for gate and up, gate first."""
+    """down(silu(gate) * up) with one projection for gate and up, gate first.
 
-    def __init__(self, size: int, inner: int, keys: KeySequence) -> None:
-        """Create the layer: ``size`` -> 2 * ``inner`` -> ``size``."""
+    With a gate norm it is down(sigmoid(gate) * rms_norm(gate * up)).
+    """
+
+    def __init__(
+        self, size: int, inner: int, keys: KeySequence, gate_norm_eps: Optional[float] = None
+    ) -> None:
+        """Create the layer: ``size`` -> 2 * ``inner`` -> ``size``.
+
+        Args:
+            size: of the axis it acts on.
+            inner: I, numbers in between.
+            keys: decide the weights.
+            gate_norm_eps: added to the mean square of the gate norm; None for no such norm.
+        """
         super().__init__()
+        self.gate_norm_eps = gate_norm_eps
         self.gate_up_proj = CastedLinear(size, 2 * inner, bias=False, keys=keys)
         self.down_proj = CastedLinear(inner, size, bias=False, keys=keys)
 
@@ -115,7 +129,7 @@ class SwiGLU(nn.Module):
     def __call__(self, x: mx.array) -> mx.array:
         """Map (B, T, D) to (B, T, D), acting on the last axis."""
         gate, up = self._gate_and_up(x, -1)
-        return self.down_proj(silu(gate) * up)
+        return self.down_proj(self._gated(gate, up, -1))
 
     def left(self, x: mx.array) -> mx.array:
         """Map (B, T, D) to (B, T, D), acting on the *position* axis (``mlp_t``).
@@ -124,7 +138,12 @@ class SwiGLU(nn.Module):
         from the left is the same product without the transposes.
         """
         gate, up = self._gate_and_up(x, -2)
-        return self.down_proj.left(silu(gate) * up)
+        return self.down_proj.left(self._gated(gate, up, -2))
+
+    def _gated(self, gate: mx.array, up: mx.array, axis: int) -> mx.array:
+        if self.gate_norm_eps is None:
+            return silu(gate) * up
+        return gated_norm(gate, up, self.gate_norm_eps, axis)
 
     def _gate_and_up(self, x: mx.array, axis: int) -> List[mx.array]:
         layer = self.gate_up_proj

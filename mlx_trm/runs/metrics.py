@@ -22,7 +22,8 @@ class StepReport:
         step: supervision steps done.
         total: supervision steps of the run.
         metrics: ``lm_loss``, ``q_halt_loss`` per row; ``accuracy``, ``exact_accuracy``,
-            ``q_halt_accuracy`` and ``steps`` per puzzle that halted; ``count`` of those.
+            ``q_halt_accuracy`` and ``steps`` per puzzle that halted; ``count`` of those;
+            ``grad_norm`` per step, before it was clipped, with ``train.grad_clip``.
         lr: learning rate of the last step.
         steps_per_second: over the same steps.
         peak_memory: bytes, since the process started.
@@ -142,6 +143,8 @@ class MetricsLog:
             for name, value in self._sums.items()
             if name != "count"
         }
+        if "grad_norm" in self._sums:  # one a step
+            means["grad_norm"] = self._sums["grad_norm"] / self._steps
         report = StepReport(
             step=self._step,
             total=self._total,

@@ -20,6 +20,7 @@ class RunProgress:
         evaluated: step of the last evaluation.
         ended: why the run has ended before its last step; empty: it has not.
         data: describes the data sets, so that no others are taken.
+        seconds: that it has taken so far, evaluations included, in all its stretches.
     """
 
     iteration: int = 1
@@ -31,6 +32,7 @@ class RunProgress:
     evaluated: int = -1
     ended: str = ""
     data: str = ""
+    seconds: float = 0.0
 
     @classmethod
     def read(cls, values: Any) -> "RunProgress":
@@ -45,7 +47,7 @@ class RunProgress:
             counts = [progress.iteration - 1, progress.batches, progress.without_better]
             counts += [] if log is None else [log["steps"], log["lines"], log["step"]]
             good = all(isinstance(count, int) and count >= 0 for count in counts)
-            good = good and isinstance(progress.evaluated, int)
+            good = good and isinstance(progress.evaluated, int) and progress.seconds >= 0
             if log is not None:
                 good = good and all(isinstance(v, float) for v in log["sums"].values())
             if best is not None:

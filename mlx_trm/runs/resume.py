@@ -40,6 +40,7 @@ CHANGEABLE = (
     "task.data_dir",
     "train.max_steps",
     "train.max_hours",
+    "train.lr_schedule",
     "train.micro_batch_size",
     "train.checkpoint_activations",
     "train.memory_limit_gb",

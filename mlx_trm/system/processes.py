@@ -97,6 +97,13 @@ class Processes:
         total = self.sum({"flags": mx.array([float(flag) for flag in flags])})["flags"]
         return [value > 0 for value in total.tolist()]  # type: ignore[union-attr, operator]
 
+    def first(self, number: float) -> float:
+        """Give the number that process 0 has; float32 where there are several processes."""
+        if self.size == 1:
+            return number
+        mine = mx.array(number if self.leads else 0.0)
+        return float(self.sum({"number": mine})["number"].item())  # type: ignore[arg-type]
+
     def gather_arrays(self, arrays: Dict[str, np.ndarray]) -> List[Dict[str, np.ndarray]]:
         """Give every process's named NumPy arrays, by rank; shapes may differ."""
         if self.size == 1:

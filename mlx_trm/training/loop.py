@@ -159,6 +159,7 @@ class _Loop:
         self.report = TrainReport(folder, resumed_from or folder, total=run.plan.planned_steps)
         self.started = self.saved_at = time.monotonic()
         self.saved_step = train_step.step if resumed_from is not None else -1
+        self.seconds_before = progress.seconds
 
     def train(self) -> TrainReport:
         """Take what is left to do, evaluate and save at the end, and report."""
@@ -167,7 +168,8 @@ class _Loop:
         if self.progress.evaluate_first:
             self._evaluate()
             self._save()
-        if train_step.step < self.run.plan.planned_steps and not report.reason:
+        self._note_time()
+        if not self._finished() and not report.reason:
             self._take_steps()
         if not report.reason:
             self.log.report()
@@ -193,7 +195,8 @@ class _Loop:
                 progress.iteration, progress.batches = progress.iteration + 1, 0
             if on_tick is not None:
                 on_tick(self.train_step.step)
-            finished = self.train_step.step >= self.run.plan.planned_steps
+            self._note_time()
+            finished = self._finished()
             save_is_due = False
             if not finished:
                 self.report.reason = self._reason_to_stop()
@@ -208,6 +211,22 @@ class _Loop:
                 self._save()
             if finished or self.report.reason:
                 return
+
+    def _note_time(self) -> None:
+        """Note how long the run has trained, in all its stretches; all processes note the same."""
+        spent = self.seconds_before + time.monotonic() - self.started
+        planned = self.run.plan.planned_seconds
+        if planned is not None:
+            spent = self.run.processes.first(spent)
+            self.train_step.schedule.time_share = min(1.0, spent / planned)
+        self.progress.seconds = spent
+
+    def _finished(self) -> bool:
+        """Whether the last step has been taken, by number or by time."""
+        plan = self.run.plan
+        if self.train_step.step >= plan.planned_steps:
+            return True
+        return plan.planned_seconds is not None and self.progress.seconds >= plan.planned_seconds
 
     def _take_step(self, batch: Batch) -> None:
         """Take a step; what is not finite is saved for replay, and stops the run or is skipped."""
@@ -229,6 +248,8 @@ class _Loop:
     def _reason_to_stop(self) -> str:
         """Say why to stop now; empty: go on. All processes say the same."""
         hours = self.run.config.train.max_hours
+        if self.run.plan.planned_seconds is not None:
+            hours = None  # they end the run, and do not stop it: see _finished
         late = hours is not None and time.monotonic() - self.started >= 3600 * hours
         stopped, late = self.run.processes.any(self.callbacks.stop_requested(), late)
         if stopped:
@@ -285,6 +306,7 @@ class _Loop:
     def _save(self) -> None:
         """Write a checkpoint, point the links at it, and remove those that are not kept."""
         run, train_step = self.run, self.train_step
+        self._note_time()  # an evaluation before it took its time, too
         self.log.flush()
         self.progress.log = self.log.state()
         optimizer, carry = train_step.state()  # together: the carry is gathered

@@ -34,6 +34,8 @@ def save_replay(folder: Path, error: NonFiniteError, rank: int = 0) -> Path:
             "batch": part.batch._asdict(),
             "min_steps": part.min_steps,
         }
+        if part.keys is not None:
+            tree["keys"] = part.keys
         arrays.update({f"part{number}.{name}": array for name, array in named_arrays(tree)})
     try:
         with replace_file(path) as temporary:

@@ -1,17 +1,25 @@
-"""AdamATan2, the learning-rate schedule, SignSGD for the puzzle table, and the EMA of the weights.
+"""The optimisers by name, AdamATan2, the schedule, SignSGD for the puzzle table, and the EMA.
 
 Reference: the adam_atan2 package, models/sparse_embedding.py, models/ema.py, and
 ``cosine_schedule_with_warmup_lr_lambda`` in pretrain.py.
 """
 
 import math
-from typing import Callable, Dict, Sequence, Union
+from fnmatch import fnmatchcase
+from typing import Callable, Dict, Sequence, Tuple, Union
 
 import mlx.core as mx
-from mlx.optimizers import Optimizer
+from mlx.optimizers import AdamW, Optimizer
 from mlx.utils import tree_map
 
+from mlx_trm.config.registry import OPTIMIZERS
+from mlx_trm.config.sections import TrainConfig
+from mlx_trm.errors import ConfigError
+from mlx_trm.models import RecursiveModel, named_arrays
 from mlx_trm.models.base import Tree
+from mlx_trm.training.muon import Muon
+
+MakeOptimizer = Callable[[TrainConfig, RecursiveModel], Optimizer]
 
 
 class AdamATan2(Optimizer):
@@ -72,8 +80,97 @@ class AdamATan2(Optimizer):
         return decayed - lr / (1.0 - mx.power(b1, count)) * mx.arctan2(m, root)
 
 
+def register_optimizer(name: str) -> Callable[[MakeOptimizer], MakeOptimizer]:
+    """Register what makes an optimiser under a name of ``train.optimizer``; use as a decorator.
+
+    Args:
+        name: what a configuration says.
+
+    Returns:
+        A decorator of a function of the ``train`` section and the model that gives an
+        ``mlx.optimizers.Optimizer``, pure in ``apply_single``. Before each step its
+        ``learning_rate`` is set to the scheduled ``train.lr``, and each entry of its state that a
+        dict ``other_rates`` names, where it has one, to the rate given there times the schedule.
+
+    Raises:
+        ValueError: if the name belongs to another function.
+    """
+    return OPTIMIZERS.register(name)
+
+
+@register_optimizer("adam_atan2")
+def make_adam_atan2(train: TrainConfig, model: RecursiveModel) -> Optimizer:
+    """Make AdamATan2 for all weights, as in the reference."""
+    del model
+    return AdamATan2(0.0, (train.beta1, train.beta2), train.weight_decay)
+
+
+@register_optimizer("adamw")
+def make_adamw(train: TrainConfig, model: RecursiveModel) -> Optimizer:
+    """Make AdamW with bias correction for all weights."""
+    del model
+    betas = [train.beta1, train.beta2]
+    return AdamW(0.0, betas, weight_decay=train.weight_decay, bias_correction=True)
+
+
+@register_optimizer("muon")
+def make_muon(train: TrainConfig, model: RecursiveModel) -> Optimizer:
+    """Make Muon for the blocks' matrices, AdamW for embeddings, heads and biases.
+
+    Raises:
+        ConfigError: if the model names no such matrices.
+    """
+    matrices = model.block_matrices()
+    if not matrices:
+        name = model.config.name
+        raise ConfigError(f"train.optimizer: model {name} names no matrices for muon; use adamw")
+    return Muon(
+        matrices,
+        train.muon_lr,
+        train.muon_momentum,
+        train.muon_steps,
+        train.muon_weight_decay,
+        (train.beta1, train.beta2),
+        train.weight_decay,
+    )
+
+
+def make_optimizer(train: TrainConfig, model: RecursiveModel) -> Optimizer:
+    """Make the optimiser that a configuration names, its moments at zero.
+
+    Raises:
+        ConfigError: if none has that name.
+    """
+    optimizer: Optimizer = OPTIMIZERS.get(train.optimizer)(train, model)
+    optimizer.init(model.trained_weights())
+    return optimizer
+
+
+def rate_factors(train: TrainConfig, model: RecursiveModel) -> Dict[str, float]:
+    """Give the factors of ``train.lr_scale`` by names of weights; those left out have factor 1.
+
+    Raises:
+        ConfigError: if a pattern matches no weight.
+    """
+    names = [name for name, _ in named_arrays(model.trained_weights())]
+    found: Dict[str, float] = {}
+    for pattern, factor in train.rate_factors():
+        matching = [name for name in names if fnmatchcase(name, pattern)]
+        if not matching:
+            raise ConfigError(
+                f"train.lr_scale: {pattern!r} matches no weight (there are {', '.join(names)})"
+            )
+        found.update(dict.fromkeys(matching, factor))
+    return found
+
+
 def scheduled_lr(
-    base: float, step: int, warmup_steps: int, total_steps: int, min_ratio: float = 1.0
+    base: float,
+    step: int,
+    warmup_steps: int,
+    total_steps: int,
+    min_ratio: float = 1.0,
+    share: float = 0.0,
 ) -> float:
     """Linear warm-up, then a cosine to ``base * min_ratio`` at ``total_steps``.
 
@@ -83,6 +180,7 @@ def scheduled_lr(
         warmup_steps: steps of warm-up; step ``s`` of them has ``base * s / warmup_steps``.
         total_steps: steps of the whole run.
         min_ratio: 1.0 keeps the rate constant.
+        share: how far the cosine is at least, from 0 to 1: the share of the run's time.
 
     Returns:
         The learning rate of this step.
@@ -90,8 +188,20 @@ def scheduled_lr(
     if step < warmup_steps:
         return base * step / max(1, warmup_steps)
     progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)
-    cosine = 0.5 * (1.0 + math.cos(math.pi * progress))
+    cosine = 0.5 * (1.0 + math.cos(math.pi * max(progress, share)))
     return base * (min_ratio + max(0.0, (1.0 - min_ratio) * cosine))
+
+
+def clip_norm(gradients: Tree, most: float) -> Tuple[Tree, mx.array]:
+    """Scale gradients so that their norm, over all of them together, is at most a number.
+
+    Returns:
+        The gradients, and the norm that they had, a float32 scalar.
+    """
+    squares = [mx.sum(mx.square(gradient)) for _, gradient in named_arrays(gradients)]
+    norm = mx.sqrt(sum(squares[1:], squares[0]))
+    factor = mx.minimum(1.0, most / mx.maximum(norm, 1e-30))
+    return tree_map(lambda gradient: gradient * factor, gradients), norm
 
 
 def sign_sgd_rows(

@@ -15,7 +15,7 @@ from typing import Iterator, List, Optional, Tuple, TypeVar
 import mlx.core as mx
 
 from mlx_trm.config.loading import config_to_dict, validate_config
-from mlx_trm.config.sections import ExperimentConfig, InitConfig
+from mlx_trm.config.sections import ExperimentConfig, InitConfig, TrainConfig
 from mlx_trm.datasets.names import pack_names, row_names
 from mlx_trm.errors import ConfigError
 from mlx_trm.inference.evaluator import Evaluator, check_dimensions
@@ -35,6 +35,7 @@ from mlx_trm.system.memory import set_limits
 from mlx_trm.system.processes import Processes
 from mlx_trm.system.streams import read_stream_setting
 from mlx_trm.tasks import PuzzleDataset, Task, build_task
+from mlx_trm.training.optim import rate_factors
 
 LOG = logging.getLogger(__name__)
 Item = TypeVar("Item")
@@ -45,16 +46,20 @@ class Plan:
     """How many steps a run takes, and when it evaluates.
 
     Attributes:
-        recipe_steps: of the whole recipe; the learning rate's schedule runs over them.
+        schedule_steps: over which the learning rate's schedule runs: those of the whole recipe, or
+            with ``train.lr_schedule: run`` the planned ones.
         planned_steps: what this run will do, ``train.max_steps`` and dropped batches considered;
             an upper bound where puzzles have several examples.
+        planned_seconds: with ``train.lr_schedule: run`` and ``train.max_hours``, after which the
+            run ends if it has not before.
         cut_short: whether ``train.max_steps`` ends the run before its recipe does.
         epochs_per_iter: epochs between two evaluations, one iteration of the data.
         iterations: of the data in all.
     """
 
-    recipe_steps: int
+    schedule_steps: int
     planned_steps: int
+    planned_seconds: Optional[float]
     cut_short: bool
     epochs_per_iter: int
     iterations: int
@@ -169,6 +174,7 @@ def prepare(config: ExperimentConfig, initialise: bool = True) -> Run:
         transfer = transfer_first_weights(model, source, config.init, names)
     processes.agree("initial weights", str(transfer and transfer.rows()))
     train = config.train
+    check_recipe(train, model)
     set_limits(train.memory_limit_gb, train.cache_limit_gb)
     model.recompute(train.checkpoint_activations)
     rows = choose_micro_batch(
@@ -196,6 +202,21 @@ def prepare(config: ExperimentConfig, initialise: bool = True) -> Run:
     )
 
 
+def check_recipe(train: TrainConfig, model: RecursiveModel) -> None:
+    """Check what of the recipe takes the model to see.
+
+    Raises:
+        ConfigError: if ``train.lr_scale`` names no weight, or the model cannot run a stage.
+    """
+    rate_factors(train, model)
+    for stage in train.stages():
+        try:
+            with model.with_cycles(stage.H_cycles, stage.L_cycles):
+                pass
+        except ConfigError as error:
+            raise ConfigError(f"train.curriculum: {error}") from error
+
+
 def plan_steps(config: ExperimentConfig, dataset: PuzzleDataset) -> Plan:
     """Count the steps of a run.
 
@@ -219,9 +240,13 @@ def plan_steps(config: ExperimentConfig, dataset: PuzzleDataset) -> Plan:
     iterations = train.epochs // epochs_per_iter
     whole = per_iteration * iterations
     most = train.max_steps
+    planned = whole if most is None else min(whole, most)
+    to_the_end = train.lr_schedule == "run"
+    hours = train.max_hours if to_the_end else None
     return Plan(
-        recipe_steps=total,
-        planned_steps=whole if most is None else min(whole, most),
+        schedule_steps=planned if to_the_end else total,
+        planned_steps=planned,
+        planned_seconds=None if hours is None else 3600 * hours,
         cut_short=most is not None and most < whole,
         epochs_per_iter=epochs_per_iter,
         iterations=iterations,

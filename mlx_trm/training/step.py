@@ -1,33 +1,29 @@
-"""One supervision step of training: refill, recursion, loss, gradients, every update.
+"""One supervision step of training: what enters it, and where what it has computed goes.
 
-One pure function differentiates the rows it is given, another applies what was summed over all
-rows. A whole batch goes through both in one compiled function, micro-batches through the first one
-by one. Touched puzzle rows go in and come out; a scatter updates the table outside, in place.
+The arithmetic is in :mod:`mlx_trm.training.update`. Touched puzzle rows go in and come out; a
+scatter updates the table outside, in place.
 
 Reference: ``train_batch`` in pretrain.py.
 """
 
-from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple
+from typing import Any, Dict, List, NamedTuple, Optional, Tuple
 
 import mlx.core as mx
-from mlx.utils import tree_map, tree_unflatten
+from mlx.utils import tree_unflatten
 
 from mlx_trm.config.sections import ExperimentConfig
 from mlx_trm.errors import CheckpointError, NonFiniteError
-from mlx_trm.inference.step import should_compile
 from mlx_trm.models import RecursiveModel, named_arrays
 from mlx_trm.models.base import Tree
-from mlx_trm.models.carry import Batch, Carry, draw_exploration
-from mlx_trm.models.losses import Metrics, act_loss, loss_scale
+from mlx_trm.models.carry import Batch, Carry, draw_exploration, row_keys
+from mlx_trm.models.losses import Metrics
 from mlx_trm.models.memory import limit_run_ahead
 from mlx_trm.system.processes import Processes
-from mlx_trm.system.streams import added, give_back_cores, joined, over_rows, share_cores
-from mlx_trm.training.optim import EMA, AdamATan2, scheduled_lr, sign_sgd_rows
-
-# What a step updates: trees called weights, optimizer and, with EMA on, average.
-State = Dict[str, Tree]
-# What a batch has for each of its rows, where the model has a puzzle table.
-Rows = Optional[mx.array]
+from mlx_trm.system.streams import added, give_back_cores, share_cores
+from mlx_trm.training.chains import Chains
+from mlx_trm.training.optim import EMA, make_optimizer
+from mlx_trm.training.schedule import Schedule
+from mlx_trm.training.update import Rows, State, StepFunctions, make_step_functions
 
 
 class Part(NamedTuple):
@@ -37,11 +33,13 @@ class Part(NamedTuple):
         carry: the carry that enters.
         batch: the incoming puzzles.
         min_steps: (rows,) int32 exploration.
+        keys: (rows, 2) uint32, from which starts and noise are drawn; None where nothing is.
     """
 
     carry: Carry
     batch: Batch
     min_steps: mx.array
+    keys: Rows = None
 
 
 class TrainStep:
@@ -53,7 +51,7 @@ class TrainStep:
         micro_batch_size: rows computed at once.
         processes: that train together; each takes its share of every batch.
         step: supervision steps done.
-        total_steps: of the whole recipe; the schedule runs over them.
+        schedule: says what holds in a step: rates, cycles, whether the average runs.
         carries: the carry between steps, in micro-batches; None before the first step.
     """
 
@@ -70,7 +68,7 @@ class TrainStep:
         Args:
             config: validated.
             model: is trained in place.
-            total_steps: of the whole recipe.
+            total_steps: over which the schedule runs.
             processes: that train together; default this one alone.
             micro_batch_size: rows computed at once; default this process's share of the batch.
         """
@@ -82,98 +80,17 @@ class TrainStep:
             limit_run_ahead(model, self.micro_batch_size)
         self.config = config
         self.model = model
-        self.total_steps = total_steps
-        self.optimizer = AdamATan2(0.0, (train.beta1, train.beta2), train.weight_decay)
-        self.optimizer.init(model.trained_weights())
+        self.schedule = Schedule(train, total_steps)
+        self.optimizer = make_optimizer(train, model)
         self.average = EMA(model.trained_weights(), train.ema_rate) if train.ema else None
         self.step = 0
         self.carries: Optional[List[Carry]] = None
-        self._whole, self._gradients, self._update = self._compile()
+        self._chains = Chains(train, model)
+        self._stage = self.schedule.cycles(1)
+        self._functions = self._make_functions()
 
-    def _compile(self) -> Tuple[Callable, Callable, Callable]:
-        """Make the functions of a step; this is the only place where they are compiled."""
-        model, optimizer, config = self.model, self.optimizer, self.config.train
-        scale = loss_scale(model.dtype, config.batch_size)
-
-        def loss_fn(weights: Tree, rows: Rows, packed: Tuple, min_steps: mx.array) -> Tuple:
-            with model.using(weights):
-                carry, outputs = model.step(Carry.unpack(packed), rows, min_steps)
-            loss, metrics = act_loss(
-                outputs, carry.current.labels, carry.halted, carry.steps, config.loss
-            )
-            return loss * (scale / config.batch_size), carry.pack(), metrics
-
-        def differentiate(
-            weights: Tree,
-            initial: Tree,
-            packed: Tuple,
-            batch: Tuple,
-            rows: Rows,
-            min_steps: mx.array,
-        ) -> Tuple:
-            """Give gradients of weights and of rows (None), the new carry, and the metrics."""
-            with model.using(initial):
-                carry = model.begin(Carry.unpack(packed), Batch(*batch))
-            function: Any = mx.value_and_grad(loss_fn, 0 if rows is None else (0, 1))
-
-            def share(rows: Rows, packed: Tuple, min_steps: mx.array) -> Tuple:
-                (_, packed, metrics), found = function(weights, rows, packed, min_steps)
-                gradients, of_rows = (found, None) if rows is None else found
-                return (gradients, metrics), (of_rows, packed)
-
-            found = over_rows(share, carry.extent, rows, carry.pack(), min_steps)
-            gradients, metrics = added([sums for sums, _ in found])
-            row_gradients, packed = joined([by_row for _, by_row in found])
-            if scale != 1.0:
-                gradients, row_gradients = tree_map(
-                    lambda gradient: None if gradient is None else gradient * (1.0 / scale),
-                    (gradients, row_gradients),
-                )
-            return gradients, row_gradients, packed, metrics
-
-        def update(
-            state: State, gradients: Tree, rows: Rows, row_gradients: Rows, identifiers: Rows,
-            puzzle_lr: mx.array, loss: mx.array,
-        ) -> Tuple:  # fmt: skip
-            """Give the new state, the new rows, and whether everything was finite."""
-            leaves = [leaf for _, leaf in named_arrays(gradients)]
-            leaves += [] if row_gradients is None else [row_gradients]
-            # NaN and infinity stay in a sum, so one number tells.
-            finite = mx.isfinite(sum((mx.sum(leaf) for leaf in leaves), loss))
-            new = dict(state)
-            if config.freeze != "weights":
-                # A copy: the optimiser writes into the dicts of its state.
-                optimizer.state = tree_map(lambda leaf: leaf, state["optimizer"])
-                new["weights"] = optimizer.apply_gradients(gradients, state["weights"])
-                new["optimizer"] = optimizer.state
-                if "average" in state:
-                    new["average"] = EMA.average(state["average"], new["weights"], config.ema_rate)
-            if config.freeze == "puzzle_emb":
-                return new, rows, finite
-            if rows is not None and row_gradients is not None and identifiers is not None:
-                rows = sign_sgd_rows(
-                    rows, row_gradients, identifiers, puzzle_lr, config.puzzle_emb_weight_decay
-                )
-            return new, rows, finite
-
-        def whole(
-            state: State, initial: Tree, packed: Tuple, batch: Tuple, rows: Rows,
-            min_steps: mx.array, puzzle_lr: mx.array,
-        ) -> Tuple:  # fmt: skip
-            gradients, row_gradients, packed, metrics = differentiate(
-                state["weights"], initial, packed, batch, rows, min_steps
-            )
-            identifiers = packed[3][2]
-            loss = metrics["lm_loss"] + metrics["q_halt_loss"]
-            new, rows, finite = update(
-                state, gradients, rows, row_gradients, identifiers, puzzle_lr, loss
-            )
-            return new, packed, rows, metrics, finite
-
-        functions = (whole, differentiate, update)
-        if should_compile(config.compile, model):
-            functions = tuple(mx.compile(function) for function in functions)  # type: ignore
-        return functions
+    def _make_functions(self) -> StepFunctions:
+        return make_step_functions(self.config.train, self.model, self.optimizer, self._stage)
 
     # A step ------------------------------------------------------------------------------------
 
@@ -194,13 +111,17 @@ class TrainStep:
             NonFiniteError: if the loss or a gradient is not finite; everything is as it was.
         """
         number = self.step + 1
+        if self.schedule.cycles(number) != self._stage:  # a stage of the curriculum begins
+            self._stage = self.schedule.cycles(number)
+            self._functions = self._make_functions()
         parts = self._parts(batch, number)
-        self.optimizer.learning_rate = self.learning_rate(number)
+        self._set_rates(number)
         state: State = {
             "weights": self.model.trained_weights(),
             "optimizer": self.optimizer.state,
         }
-        if self.average is not None:
+        averages = self.average is not None and self.schedule.averages(number)
+        if self.average is not None and averages:
             state["average"] = self.average.weights
         rows = identifiers = None
         if self.model.config.puzzle_emb_ndim:
@@ -227,7 +148,7 @@ class TrainStep:
         self.optimizer.state = new["optimizer"]
         self.model.update(new["weights"])
         if self.average is not None:
-            self.average.weights = new["average"]
+            self.average.weights = new["average"] if averages else self.model.trained_weights()
         if rows is not None and self.config.train.freeze != "puzzle_emb":
             # The rows were gathered before and have been computed, so the table has no other user
             # and the scatter works in place: 0.3 ms instead of copying 230 MB in 95 ms.
@@ -288,7 +209,7 @@ class TrainStep:
             rows = self.config.train.batch_size
             share = self.processes.share(rows)
             size = self.micro_batch_size
-            latents = len(self.model.initial_names)
+            latents = self._chains.latents
             wanted = {"steps", "halted", *Batch._fields, *(f"latents.{i}" for i in range(latents))}
             shape = (rows, self.model.positions + self.model.spec.seq_len)
             if set(carry) != wanted or any(
@@ -308,14 +229,21 @@ class TrainStep:
     def _puzzle_lr(self) -> mx.array:
         return mx.array(self.learning_rate(self.step + 1, self.config.train.puzzle_emb_lr))
 
+    def _set_rates(self, number: int) -> None:
+        """Give the optimiser the rates of a step."""
+        self.optimizer.learning_rate = self.learning_rate(number)
+        for name, base in getattr(self.optimizer, "other_rates", {}).items():
+            self.optimizer.state[name] = mx.array(self.learning_rate(number, base))
+
     def _take_whole(self, parts: List[Part], state: State, rows: Rows, identifiers: Rows) -> Tuple:
         """Send the whole batch through at once."""
         del identifiers
-        carry, batch, min_steps = parts[0]
+        carry, batch, min_steps, keys = parts[0]
         share_cores(*carry.extent)
-        new, packed, rows, metrics, finite = self._whole(
-            state, self._initial(), carry.pack(), tuple(batch), rows, min_steps, self._puzzle_lr()
-        )
+        new, packed, rows, metrics, finite = self._functions.whole(
+            state, self._initial(), carry.pack(), tuple(batch), rows, min_steps, keys,
+            self._puzzle_lr(),
+        )  # fmt: skip
         mx.eval(new, packed, rows, metrics, finite)
         return new, [Carry.unpack(packed)], rows, metrics, finite
 
@@ -327,12 +255,12 @@ class TrainStep:
         carries: List[Carry] = []
         metrics: Metrics = {}
         start = 0
-        for carry, batch, min_steps in parts:
+        for carry, batch, min_steps, keys in parts:
             stop = start + batch.inputs.shape[0]
             share_cores(*carry.extent)
-            gradients, of_rows, packed, found = self._gradients(
+            gradients, of_rows, packed, found = self._functions.differentiate(
                 state["weights"], self._initial(), carry.pack(), tuple(batch),
-                None if mine is None else mine[start:stop], min_steps,
+                None if mine is None else mine[start:stop], min_steps, keys,
             )  # fmt: skip
             total = gradients if total is None else added([total, gradients])
             metrics = {k: metrics[k] + v if k in metrics else v for k, v in found.items()}
@@ -346,11 +274,11 @@ class TrainStep:
             of_all = self.processes.gather(mx.concatenate(row_gradients))
         total, metrics = self.processes.sum((total, metrics))
         loss = metrics["lm_loss"] + metrics["q_halt_loss"]
-        new, rows, finite = self._update(
+        new, rows, finite, more = self._functions.update(
             state, total, rows, of_all, identifiers, self._puzzle_lr(), loss
         )
-        mx.eval(new, rows, finite)
-        return new, carries, rows, metrics, finite
+        mx.eval(new, rows, finite, more)
+        return new, carries, rows, {**metrics, **more}, finite
 
     def _parts(self, batch: Batch, number: int) -> List[Part]:
         """Cut what enters a step into micro-batches."""
@@ -361,31 +289,23 @@ class TrainStep:
         if len(bounds) == 1:
             pieces = [batch]
         if self.carries is None:
-            self.carries = [self.model.initial_carry(piece) for piece in pieces]
-        model = self.model.config
+            self.carries = [self._chains.initial_carry(piece) for piece in pieces]
+        model, seed, everyone = self.model.config, self.config.seed, count * self.processes.size
+        share = self.processes.share(everyone)
         least = draw_exploration(
-            self.config.seed,
-            number,
-            count * self.processes.size,
-            model.halt_exploration_prob,
-            model.halt_max_steps,
-        )
-        least = least[self.processes.share(count * self.processes.size)]
+            seed, number, everyone, model.halt_exploration_prob, model.halt_max_steps
+        )[share]
+        keys: Rows = None
+        if self.model.needs_keys:
+            keys = row_keys(seed, number, everyone)[share]
         return [
-            Part(carry, piece, least[a:b])
+            Part(carry, piece, least[a:b], None if keys is None else keys[a:b])
             for carry, piece, (a, b) in zip(self.carries, pieces, bounds)
         ]
 
     def learning_rate(self, step: int, base: Optional[float] = None) -> float:
         """Give the scheduled rate of a step (from 1), of ``train.lr`` or another base."""
-        train = self.config.train
-        return scheduled_lr(
-            train.lr if base is None else base,
-            step,
-            train.lr_warmup_steps,
-            self.total_steps,
-            train.lr_min_ratio,
-        )
+        return self.schedule.rate(step, self.config.train.lr if base is None else base)
 
 
 def _like(tree: Any, arrays: Dict[str, mx.array], what: str) -> Any:

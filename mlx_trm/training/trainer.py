@@ -56,7 +56,7 @@ class Trainer:
         self.train_step = TrainStep(
             config,
             self.run.model,
-            self.run.plan.recipe_steps,
+            self.run.plan.schedule_steps,
             self.run.processes,
             self.run.micro_batch_size,
         )
@@ -129,6 +129,8 @@ class Trainer:
             return True
         plan = self.run.plan
         at_end = self.step >= plan.planned_steps or self.progress.iteration > plan.iterations
+        if plan.planned_seconds is not None:
+            at_end = at_end or self.progress.seconds >= plan.planned_seconds
         return at_end and self.progress.evaluated == self.step
 
     def stop(self) -> None:

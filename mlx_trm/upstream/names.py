@@ -30,6 +30,12 @@ _NOT_SETTINGS = (
 )
 
 
+# Settings of models that the reference has not: those that change what a model computes, and those
+# of training alone.
+OWN_COMPUTATION = ("gate_norm", "register_tokens", "head_bias", "damping")
+_OWN_TRAINING = ("start", "noise")
+
+
 def strip_prefix(name: str) -> str:
     """Drop the reference's wrapper prefix from a parameter name."""
     for prefix in _PREFIXES:
@@ -97,7 +103,7 @@ def upstream_settings(config: ModelConfig, spec: TaskSpec, batch_size: int = 1) 
         The reference's field names and values, as its model classes take them.
     """
     settings = {"H_cycles": 1, "H_layers": 0, **vars(config)}
-    for name in ("name", "swiglu_multiple"):
+    for name in ("name", "swiglu_multiple", *OWN_COMPUTATION, *_OWN_TRAINING):
         settings.pop(name, None)
     if settings.get("puzzle_emb_ndim") is None:
         settings["puzzle_emb_ndim"] = settings["hidden_size"]

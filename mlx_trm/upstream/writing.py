@@ -13,7 +13,7 @@ from mlx_trm.models import RecursiveModel, build_model, named_arrays
 from mlx_trm.models.base import DTYPES
 from mlx_trm.runs.checkpoint import Checkpoint, load_checkpoint
 from mlx_trm.system.files import replace_file
-from mlx_trm.upstream.names import upstream_settings
+from mlx_trm.upstream.names import OWN_COMPUTATION, upstream_settings
 from mlx_trm.upstream.settings import UPSTREAM_MODELS
 
 WRAPPERS = {"compiled": "_orig_mod.model.inner.", "plain": "model.inner.", "inner": "inner."}
@@ -72,6 +72,12 @@ def _check_exportable(checkpoint: Checkpoint) -> None:
         raise CheckpointError(
             f"{checkpoint.path}: the reference has no model {config.name!r} (it has: "
             f"{', '.join(UPSTREAM_MODELS)})"
+        )
+    unknown = [name for name in OWN_COMPUTATION if getattr(config, name, False)]
+    if unknown:
+        raise CheckpointError(
+            f"{checkpoint.path}: the reference cannot have such a model: it has no "
+            f"{', '.join(unknown)}"
         )
     own = {name: tuple(array.shape) for name, array in named_arrays(checkpoint.model.parameters())}
     twin = replace(config, swiglu_multiple=256)  # type: ignore[call-arg]

@@ -25,7 +25,7 @@ _UNITS, _STAGES = 32, 3
 # KiB of shared memory that a block may have, by architecture; on others, as far as is known, 99.
 _SHARED_KIB = {80: 163, 87: 163, 90: 227, 100: 227, 103: 227}
 # The most blocks along the second axis of a grid.
-_GRID = 65535
+GRID = 65535
 
 
 @lru_cache(maxsize=1)
@@ -64,7 +64,7 @@ def usable(dtype: mx.Dtype) -> bool:
     )
 
 
-def _launch(  # pylint: disable=too-many-arguments,too-many-positional-arguments
+def launch(  # pylint: disable=too-many-arguments,too-many-positional-arguments
     file: str,
     name: str,
     inputs: List[mx.array],
@@ -76,6 +76,7 @@ def _launch(  # pylint: disable=too-many-arguments,too-many-positional-arguments
     shared_memory: int = 0,
     dtypes: Sequence[mx.Dtype] = (),
 ) -> List[mx.array]:
+    """Run a kernel of a file of this folder; its outputs are bfloat16 unless ``dtypes`` says so."""
     outputs: List[mx.array] = mx.fast.precompiled_cuda_kernel(
         name=name,
         # One kernel alone, because MLX hashes its code at every launch: 0.7 microseconds a KiB.
@@ -93,7 +94,7 @@ def _launch(  # pylint: disable=too-many-arguments,too-many-positional-arguments
     return outputs
 
 
-def _bits(number: float) -> int:
+def float_bits(number: float) -> int:
     """Give a float32 as an integer: MLX 0.32 takes no floats as scalar arguments of a kernel."""
     bits: int = struct.unpack("<i", struct.pack("<f", number))[0]
     return bits
@@ -110,7 +111,7 @@ def swiglu(gate_up: mx.array, axis: int) -> mx.array:
     shape, block, count = _halved(gate_up.shape, axis)
     blocks = -(-count // (8 * _THREADS))
     scalars = [block, count]
-    return _launch("swiglu.cu", "swiglu_forward", [gate_up], [shape], scalars, (blocks, 1))[0]
+    return launch("swiglu.cu", "swiglu_forward", [gate_up], [shape], scalars, (blocks, 1))[0]
 
 
 def swiglu_gradient(gate_up: mx.array, d_h: mx.array, axis: int) -> List[mx.array]:
@@ -119,7 +120,7 @@ def swiglu_gradient(gate_up: mx.array, d_h: mx.array, axis: int) -> List[mx.arra
     blocks = -(-count // (8 * _THREADS))
     shapes = [tuple(gate_up.shape), shape]
     arrays = [gate_up, d_h]
-    return _launch("swiglu.cu", "swiglu_backward", arrays, shapes, [block, count], (blocks, 1))
+    return launch("swiglu.cu", "swiglu_backward", arrays, shapes, [block, count], (blocks, 1))
 
 
 def _halved(shape: Tuple[int, ...], axis: int) -> Tuple[Tuple[int, ...], int, int]:
@@ -132,9 +133,14 @@ def _halved(shape: Tuple[int, ...], axis: int) -> Tuple[Tuple[int, ...], int, in
     return tuple(halved), block, count
 
 
-def norm_fits(size: int) -> bool:
-    """Whether :func:`add_norm` and :func:`norm_gradient` take rows of ``size`` numbers."""
-    return size % 256 == 0 and size <= 2048
+def norm_fits(size: int, whole_warps: bool) -> bool:
+    """Whether :func:`add_norm` and :func:`norm_gradient` take rows of ``size`` numbers.
+
+    Args:
+        size: D.
+        whole_warps: whether each lane of a warp shall have as many.
+    """
+    return size % (256 if whole_warps else 8) == 0 and size <= 2048
 
 
 def add_norm(x: mx.array, y: mx.array, eps: float, keep_total: bool) -> List[mx.array]:
@@ -154,24 +160,24 @@ def _over_rows(
 ) -> List[mx.array]:
     size = arrays[0].shape[-1]
     rows = arrays[0].size // size
-    blocks, scalars = -(-rows // (_THREADS // 32)), [rows, _bits(eps), *more]
-    return _launch("norm.cu", name, arrays, shapes, scalars, (blocks, 1), defines={"SIZE": size})
+    blocks, scalars = -(-rows // (_THREADS // 32)), [rows, float_bits(eps), *more]
+    return launch("norm.cu", name, arrays, shapes, scalars, (blocks, 1), defines={"SIZE": size})
 
 
 def position_norm_fits(rows: int, positions: int, size: int) -> bool:
     """Whether :func:`position_norm_gradient` takes (``rows``, ``positions``, ``size``)."""
-    return size % 64 == 0 and positions <= 256 and rows <= _GRID
+    return size % 64 == 0 and positions <= 256 and rows <= GRID
 
 
 def position_norm_gradient(total: mx.array, d_out: mx.array, eps: float) -> mx.array:
     """The same as :func:`norm_gradient` over the positions of (B, T, D)."""
     count, positions, size = total.shape
-    return _launch(
+    return launch(
         "norm.cu",
         "norm_backward_positions",
         [total, d_out],
         [(count, positions, size)],
-        [size // 2, _bits(eps)],
+        [size // 2, float_bits(eps)],
         (size // 64, count),
         defines={"POSITIONS": positions},
     )[0]
@@ -187,7 +193,7 @@ def position_mlp_fits(rows: int, positions: int, size: int, inner: int) -> bool:
         and size % 32 == 0
         and inner % _UNITS == 0
         and inner >= 2 * _UNITS
-        and rows <= _GRID
+        and rows <= GRID
         and position_mlp_bytes(positions, 1) <= shared_limit()
     )
 
@@ -231,12 +237,12 @@ def position_mlp(
     down = mx.pad(down, [(0, more), (0, 0)])
     warps = _warps(count, positions, size)
     unused = (count, positions, size) if keep_total else (1,)
-    return _launch(
+    return launch(
         "mlp_t.cu",
         "mlp_t_forward",
         [x, gate_up, down],
         [(count, positions, size), unused],
-        [_bits(eps), int(keep_total)],
+        [float_bits(eps), int(keep_total)],
         (size // (32 * warps), count),
         threads=32 * warps,
         defines={"T": positions, "D": size, "INNER": inner, "WARPS": warps},
@@ -266,7 +272,7 @@ def rope(qkv: mx.array, cos: mx.array, sin: mx.array, more: int) -> List[mx.arra
     scalars = [positions, positions + more, heads, size // 2, int(more > 0), pairs]
     shapes = [shape, shape, shape if more else (1,)]
     blocks = (-(-pairs // _THREADS), 1)
-    query, key, value = _launch("rope.cu", "rope_forward", [qkv, cos, sin], shapes, scalars, blocks)
+    query, key, value = launch("rope.cu", "rope_forward", [qkv, cos, sin], shapes, scalars, blocks)
     return [query, key, value if more else qkv[:, :, 2]]
 
 
@@ -277,7 +283,7 @@ def rope_gradient(
     count, padded, heads, size = d_query.shape
     positions = cos.shape[0]
     pairs = count * positions * heads * (size // 16)
-    return _launch(
+    return launch(
         "rope.cu",
         "rope_backward",
         [d_query, d_key, d_value, cos, sin],
@@ -292,7 +298,7 @@ def attention_fits(rows: int, positions: int, head_dim: int) -> bool:
     return (
         positions <= 128
         and head_dim in (16, 32, 64)
-        and rows <= _GRID
+        and rows <= GRID
         and attention_bytes(positions, head_dim, True) <= shared_limit()
     )
 
@@ -321,7 +327,7 @@ def attention(
     count, positions, _, heads, size = qkv.shape
     sums = (count, heads, positions) if keep_sums else (1,)
     shapes, dtypes = [(count, positions, heads, size), sums], [mx.bfloat16, mx.float32]
-    scalars = [int(keep_sums), _bits(size**-0.5)]
+    scalars = [int(keep_sums), float_bits(size**-0.5)]
     return _attention("attention_forward", [qkv, cos, sin], shapes, scalars, rotated, dtypes)
 
 
@@ -335,7 +341,7 @@ def attention_gradient(
     d_out: mx.array,
 ) -> mx.array:
     """Give the gradient of qkv from both results of :func:`attention` and the first's gradient."""
-    arrays, scalars = [qkv, cos, sin, out, sums, d_out], [_bits(qkv.shape[-1] ** -0.5)]
+    arrays, scalars = [qkv, cos, sin, out, sums, d_out], [float_bits(qkv.shape[-1] ** -0.5)]
     shapes, dtypes = [tuple(qkv.shape)], [mx.bfloat16]
     return _attention("attention_backward", arrays, shapes, scalars, rotated, dtypes)[0]
 
@@ -351,7 +357,7 @@ def _attention(
     count, positions, _, heads, size = arrays[0].shape
     warps = -(-positions // 16)
     shared = attention_bytes(positions, size, name == "attention_backward")
-    return _launch(
+    return launch(
         "attention.cu",
         name,
         arrays,

@@ -2,7 +2,12 @@
 // and over positions (a thread a column pair of one sequence, 8 threads sharing the positions).
 
 #ifdef SIZE
-constexpr int PER_LANE = SIZE / 256; // vectors of 8 that each of 32 lanes holds
+// A row has so many vectors of 8, a lane at most PER_LANE of them.
+enum { VECTORS = SIZE / 8, PER_LANE = (VECTORS + 31) / 32 };
+
+__device__ __forceinline__ bool exists(int v, int lane) {
+  return VECTORS % 32 == 0 || v * 32 + lane < VECTORS;
+}
 
 #ifdef ADD_NORM
 extern "C" __global__ void add_norm(const Vec8* x, const Vec8* y, Vec8* out, Vec8* total, int rows,
@@ -15,6 +20,8 @@ extern "C" __global__ void add_norm(const Vec8* x, const Vec8* y, Vec8* out, Vec
   float squares = 0.f;
 #pragma unroll
   for (int v = 0; v < PER_LANE; ++v) {
+    if (!exists(v, lane))
+      continue;
     const Vec8 a = x[start + v * 32], b = y[start + v * 32];
 #pragma unroll
     for (int k = 0; k < 4; ++k) {
@@ -26,6 +33,8 @@ extern "C" __global__ void add_norm(const Vec8* x, const Vec8* y, Vec8* out, Vec
   const float scale = rsqrtf(warp_sum(squares) / SIZE + __int_as_float(eps_bits));
 #pragma unroll
   for (int v = 0; v < PER_LANE; ++v) {
+    if (!exists(v, lane))
+      continue;
     if (keep_total)
       total[start + v * 32] = sum[v];
 #pragma unroll
@@ -47,6 +56,8 @@ extern "C" __global__ void norm_backward(const Vec8* total, const Vec8* d_out, V
   float squares = 0.f, products = 0.f;
 #pragma unroll
   for (int v = 0; v < PER_LANE; ++v) {
+    if (!exists(v, lane))
+      continue;
     s[v] = total[start + v * 32];
     d[v] = d_out[start + v * 32];
 #pragma unroll
@@ -60,6 +71,8 @@ extern "C" __global__ void norm_backward(const Vec8* total, const Vec8* d_out, V
   const float pull = warp_sum(products) / SIZE * scale * scale;
 #pragma unroll
   for (int v = 0; v < PER_LANE; ++v) {
+    if (!exists(v, lane))
+      continue;
 #pragma unroll
     for (int k = 0; k < 4; ++k)
       d[v].pair[k] = pack(scale * (low(d[v].pair[k]) - low(s[v].pair[k]) * pull),

@@ -1,11 +1,11 @@
 """Names of tasks and models."""
 
 import dataclasses
-from typing import Any
+from typing import Any, Callable
 
 import pytest
 
-from mlx_trm.config.registry import MODELS, TASKS, Registry
+from mlx_trm.config.registry import MODELS, TASKS, FunctionRegistry, Registry
 from mlx_trm.errors import ConfigError, did_you_mean
 
 
@@ -104,3 +104,26 @@ def test_from_problems() -> None:
 def test_did_you_mean(word: str, known: Any, expected: str) -> None:
     """The closest word, whatever its case, or nothing."""
     assert did_you_mean(word, known) == expected
+
+
+def test_functions_are_registered_and_found() -> None:
+    """Names in the order of registration; one defined again replaces itself, no other one does."""
+    registry = FunctionRegistry("loss")
+
+    def make(version: int) -> Callable[..., int]:
+        @registry.register("squares")
+        def squares(logits: int, label_smoothing: float = 0.0) -> int:
+            return logits + version
+
+        return squares
+
+    make(1)
+    function = make(2)
+    registry.register("absolute")(abs)
+    assert list(registry) == ["squares", "absolute"] and registry.get("squares") is function
+    assert "squares" in registry and "cubes" not in registry
+    assert registry.takes("squares", "label_smoothing") and not registry.takes("squares", "labels")
+    with pytest.raises(ValueError, match="loss 'squares' is .*squares already; register builtins"):
+        registry.register("squares")(abs)
+    with pytest.raises(ConfigError, match=r"unknown loss 'sqares'.*'squares'.*absolute\)"):
+        registry.get("sqares")

@@ -4,9 +4,9 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
+from mlx_trm.config.registry import LOSSES
 from mlx_trm.models.carry import IGNORE_LABEL_ID, Outputs
 from mlx_trm.models.losses import (
-    LOSSES,
     act_loss,
     binary_cross_entropy,
     softmax_cross_entropy,
@@ -89,10 +89,29 @@ def test_softmax_values():
     np.testing.assert_allclose(result, expected, rtol=2e-6, atol=2e-6)
 
 
+@pytest.mark.parametrize("share", [0.1, 0.5])
+def test_smoothing_spreads_a_share_of_the_target_over_all_tokens(share):
+    wide = LOGITS.astype(np.float64)
+    log_probability = wide - np.log(np.exp(wide).sum(-1, keepdims=True))
+    expected = np.zeros(LABELS.shape)
+    for index in np.ndindex(*LABELS.shape):
+        if LABELS[index] != IGNORE_LABEL_ID:
+            mean = log_probability[index].mean()
+            expected[index] = -(1 - share) * log_probability[index][LABELS[index]] - share * mean
+    found = softmax_cross_entropy(mx.array(LOGITS), mx.array(LABELS), share)
+    np.testing.assert_allclose(np.array(found), expected, rtol=2e-6, atol=2e-6)
+    outputs = Outputs(mx.array(LOGITS), mx.zeros((3,)), mx.zeros((3,)))
+    args = (outputs, mx.array(LABELS), mx.ones((3,)) > 0, mx.array([1, 1, 1]), "softmax")
+    loss, metrics = act_loss(*args, label_smoothing=share, halt_weight=0.05)
+    rows = (expected.sum(-1) / (LABELS != IGNORE_LABEL_ID).sum(-1)).sum()
+    assert metrics["lm_loss"].item() == pytest.approx(rows, rel=1e-5)
+    assert loss.item() == pytest.approx(rows + 0.05 * metrics["q_halt_loss"].item(), rel=1e-5)
+
+
 @pytest.mark.parametrize("loss", sorted(LOSSES))
 def test_wrong_shapes_are_refused(loss):
     with pytest.raises(ValueError, match=r"labels \(3, 4\) must have the shape"):
-        LOSSES[loss](mx.array(LOGITS), mx.array(LABELS[:, :4]))
+        LOSSES.get(loss)(mx.array(LOGITS), mx.array(LABELS[:, :4]))
 
 
 @pytest.mark.parametrize("logit", [-60.0, -1.0, 0.0, 0.3, 60.0])

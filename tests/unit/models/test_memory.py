@@ -28,6 +28,17 @@ from mlx_trm.system.memory import device_memory
         ({"hidden_size": 64, "L_cycles": 2}, 81, 4),
         ({"hidden_size": 64, "L_cycles": 2, "num_heads": 8}, 240, 2),
         ({"hidden_size": 64, "L_cycles": 3, "mlp_t": True, "pos_encodings": "none"}, 81, 8),
+        (
+            {
+                "hidden_size": 64,
+                "L_cycles": 3,
+                "mlp_t": True,
+                "pos_encodings": "none",
+                "gate_norm": True,
+            },
+            81,
+            8,
+        ),
     ],
 )
 def test_the_estimate_is_within_a_factor_of_two_of_the_peak(settings, length, rows, by_hand):

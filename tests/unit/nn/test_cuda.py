@@ -11,9 +11,11 @@ import mlx.core as mx
 import pytest
 
 from mlx_trm.nn import fused
+from mlx_trm.nn.cuda import gate_norm
 from mlx_trm.nn.cuda import kernels as cuda
 from mlx_trm.nn.cuda import nvrtc
 from mlx_trm.nn.functional import rms_norm, rope_tables, silu
+from mlx_trm.nn.residual import residual_norm
 
 on_cuda = pytest.mark.skipif(
     not cuda.usable(mx.bfloat16), reason="needs an NVIDIA GPU with MLX's CUDA backend"
@@ -71,6 +73,64 @@ def test_swiglu(axis):
     check(again, silu(gate) * up)
     # The kernel rounds d_h * up and silu(gate) as PyTorch does.
     assert mx.max(mx.abs(have - want)).item() <= 0.02 * mx.max(mx.abs(want)).item()
+
+
+@on_cuda
+@pytest.mark.parametrize("size", [576, 1728, 1536, 64, 1032])
+@pytest.mark.parametrize("halves", [False, True])
+def test_gate_norm(size, halves):
+    gate, up, d_out = (normal(3, 29, size) for _ in range(3))
+    parts = [mx.concatenate([gate, up], axis=-1)] if halves else [gate, up]
+
+    def plain(gate, up):
+        product = gate * up
+        return mx.sigmoid(gate) * product * mx.rsqrt(mx.mean(product**2, -1, keepdims=True) + 1e-5)
+
+    wide = [part.astype(mx.float32) for part in (gate, up, d_out)]
+    want, slopes = mx.vjp(plain, wide[:2], wide[2:])
+    check(gate_norm.gate_norm(parts, 1e-5), want[0].astype(mx.bfloat16))
+    found = gate_norm.gate_norm_gradient(parts, d_out, 1e-5, again=True)
+    check(found.pop(), want[0].astype(mx.bfloat16))
+    assert len(gate_norm.gate_norm_gradient(parts, d_out, 1e-5)) == len(parts)
+    for have, want in zip(mx.split(found[0], 2, axis=-1) if halves else found, slopes):
+        error = mx.max(mx.abs(have - want)).item()
+        assert error <= 0.01 * mx.max(mx.abs(want)).item()
+
+
+@on_cuda
+@pytest.mark.parametrize("inner, size", [(512, 512), (24, 64), (256, 576)])
+def test_gate_norm_over_positions(inner, size):
+    gate_up, d_out = normal(3, 2 * inner, size), normal(3, inner, size)
+    assert gate_norm.gate_norm_positions_fits(gate_up.shape)
+
+    def plain(gate_up):
+        gate, up = mx.split(gate_up, 2, axis=-2)
+        product = gate * up
+        return mx.sigmoid(gate) * product * mx.rsqrt(mx.mean(product**2, -2, keepdims=True) + 1e-5)
+
+    wide = [part.astype(mx.float32) for part in (gate_up, d_out)]
+    (want,), (slope,) = mx.vjp(plain, wide[:1], wide[1:])
+    check(gate_norm.gate_norm_positions(gate_up, 1e-5), want.astype(mx.bfloat16))
+    have, again = gate_norm.gate_norm_positions_gradient(gate_up, d_out, 1e-5)
+    check(again, want.astype(mx.bfloat16))
+    assert mx.max(mx.abs(have - slope)).item() <= 0.01 * mx.max(mx.abs(slope)).item()
+
+
+@on_cuda
+@pytest.mark.parametrize("size", [576, 64, 520])
+def test_residual_norm(size):
+    x, y, d_out = (normal(3, 29, size) for _ in range(3))
+
+    def plain(x, y):
+        total = x + y
+        return total * mx.rsqrt(mx.mean(total**2, -1, keepdims=True) + 1e-5)
+
+    wide = [part.astype(mx.float32) for part in (x, y, d_out)]
+    want, slopes = mx.vjp(plain, wide[:2], wide[2:])
+    have, found = mx.vjp(lambda x, y: residual_norm(x, y, 1e-5, True), [x, y], [d_out])
+    for one, other in zip([*have, *found], [*want, *slopes]):
+        assert mx.max(mx.abs(one - other)).item() <= 0.02 * mx.max(mx.abs(other)).item()
+    assert mx.array_equal(residual_norm(x, y, 1e-5, False), have[0])
 
 
 @on_cuda
@@ -201,7 +261,7 @@ def test_kernels_are_used_where_a_block_s_memory_suffices(monkeypatch, name, war
 
 
 def test_floats_travel_as_their_bits():
-    bits = cuda._bits(1e-5)
+    bits = cuda.float_bits(1e-5)
     assert struct.unpack("<f", struct.pack("<i", bits))[0] == pytest.approx(1e-5, rel=1e-7)
 
 

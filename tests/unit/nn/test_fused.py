@@ -23,6 +23,8 @@ MIXERS = {
     "attention": {"pos_encodings": "none"},
     "rope": {"pos_encodings": "rope"},
     "mlp_t": {"mlp_t": True, "pos_encodings": "none"},
+    "gate_norm": {"mlp_t": True, "pos_encodings": "none", "gate_norm": True},
+    "rope_gate_norm": {"pos_encodings": "rope", "gate_norm": True},
 }
 SMALL = {"hidden_size": 32, "num_heads": 2, "expansion": 2.0, "swiglu_multiple": 16}
 LENGTH = 17
@@ -30,7 +32,11 @@ LENGTH = 17
 
 def small_block(mixer):
     config = TRMConfig(**SMALL, **MIXERS[mixer])
-    angles = rope_tables(config.head_dim, LENGTH, 10000.0) if mixer == "rope" else None
+    angles = (
+        rope_tables(config.head_dim, LENGTH, 10000.0)
+        if MIXERS[mixer]["pos_encodings"] == "rope"
+        else None
+    )
     return Block(config, LENGTH, KeySequence(0)), angles
 
 

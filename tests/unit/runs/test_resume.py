@@ -22,6 +22,7 @@ from mlx_trm.errors import CheckpointError, ConfigError, NonFiniteError
 from mlx_trm.runs.checkpoint import load_checkpoint, newest_whole
 from mlx_trm.runs.folder import RunLock
 from mlx_trm.runs.layout import list_checkpoints
+from mlx_trm.system.files import hash_file
 from mlx_trm.train import main as train
 from mlx_trm.training import loop
 from mlx_trm.training.step import TrainStep
@@ -47,7 +48,25 @@ def assert_same_run(one: Path, other: Path) -> None:
     ]
     for state in progress:
         state["log"].pop("seconds")
+        assert state.pop("seconds") > 0
     assert progress[0] == progress[1]
+
+
+# All that a recipe can have besides the paper's.
+RECIPE = {
+    "train__optimizer": "muon",
+    "train__loss": "softmax",
+    "train__label_smoothing": 0.1,
+    "train__halt_loss_weight": 0.05,
+    "train__grad_clip": 0.5,
+    "train__lr_schedule": "run",
+    "train__lr_min_ratio": 0.0,
+    "train__lr_scale": ["lm_head.*=0.5"],
+    "train__ema_start": 0.4,
+    "train__curriculum": ["0:1x1", "0.2:1x2", "0.6:2x1"],
+    "model__start": "random",
+    "model__noise": 0.01,
+}
 
 
 def short(run: str, **changes: Any) -> Any:
@@ -92,6 +111,8 @@ def fixture_parts(shared: Path, tmp_path: Path) -> Path:
         {"train__log_interval": 7, "eval__raw": True},  # divides no iteration
         {"train__micro_batch_size": 4},
         {"train__ema": False},
+        RECIPE,
+        {**RECIPE, "train__micro_batch_size": 4, "train__compile": "always", "train__chains": 2},
     ],
 )
 def test_any_number_of_stops(changes: Dict[str, Any]) -> None:
@@ -107,6 +128,27 @@ def test_any_number_of_stops(changes: Dict[str, Any]) -> None:
     assert report.steps == 60 and report.taken == 1 and not report.interrupted
     assert_same_run(Path("whole"), Path("parts"))
     assert Trainer.resume("parts").finished()
+
+
+def test_a_checkpoint_from_before_there_were_recipes_goes_on() -> None:
+    """Its configuration has none of their settings, its progress no seconds; to the bit."""
+    Trainer(short("whole", train__max_steps=12)).fit()
+    trainer = Trainer(short("parts", train__max_steps=12))
+    trainer.fit(on_tick=stop_at(trainer, 5))
+    folder = Path("parts/step_5")
+    config = (folder / "config.yaml").read_text()
+    later = set(RECIPE) - {"train__loss", "train__lr_min_ratio"}
+    words = ("muon_", "lr_scale", "chains", "noise", "damping")
+    names = (*words, *(name.partition("__")[2] for name in later))
+    kept = [line for line in config.splitlines() if not line.strip().startswith(names)]
+    assert len(kept) < len(config.splitlines()) - 10
+    (folder / "config.yaml").write_text("\n".join(kept) + "\n")
+    state = json.loads((folder / "state.json").read_text())
+    del state["progress"]["seconds"]
+    state["sha256"]["config.yaml"] = hash_file(folder / "config.yaml")
+    (folder / "state.json").write_text(json.dumps(state))
+    Trainer.resume("parts").fit()
+    assert_same_run(Path("whole"), Path("parts"))
 
 
 def test_a_time_limit_is_a_stop(monkeypatch: Any) -> None:

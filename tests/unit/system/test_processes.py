@@ -120,6 +120,41 @@ def test_several_processes_train_as_one(size: int) -> None:
     assert names == {".lock", "config.yaml", "metrics.jsonl", "latest", "best", "step_12"}
 
 
+RECIPE = {
+    **SHORT, "train__optimizer": "muon", "train__loss": "softmax", "train__label_smoothing": 0.1,
+    "train__grad_clip": 0.5, "train__lr_schedule": "run", "train__ema_start": 0.4,
+    "train__curriculum": ["0:1x1", "0.3:2x1"], "model__start": "random", "train__lr_min_ratio": 0.0,
+    "model__noise": 0.01, "train__chains": 2,
+}  # fmt: skip
+
+
+def test_two_processes_train_as_one_by_any_recipe() -> None:
+    """Clipping sees the sum of all, random starts are those of the row, stages begin together."""
+    Trainer(experiment(run_dir="one", **RECIPE)).fit()
+    train(2, run_dir="many", **RECIPE)
+    assert_alike(Path("one"), Path("many"))
+    norms = [[line.get("grad_norm", 0.0) for line in log_of(Path(run))] for run in ("one", "many")]
+    assert norms[1] == [pytest.approx(norm, rel=1e-2) for norm in norms[0]]
+
+
+def test_all_processes_take_the_time_of_the_first() -> None:
+    """The second one's clock runs backwards, and the rates are the same: so are the weights."""
+    code = TRAIN.replace(
+        "report =",
+        "import time\nfrom mlx_trm.training import loop\n"
+        "now = [0.0]\nsign = 1.0 if trainer.run.processes.leads else -1.0\n"
+        "loop.time = type('Clock', (), {'monotonic': staticmethod(lambda: sign * now[0])})\n"
+        "def tick(step):\n  now[0] += 360.0\n"
+        "report = trainer.fit(on_tick=tick)\n"
+        "print(trainer.model.lm_head.weight.sum().item(), trainer.train_step.learning_rate(10))\n"
+        "never =",
+    ).replace("never = trainer.fit", "never = (lambda **_: 0)")
+    changes = {**RECIPE, "train__max_hours": 1.0, "train__max_steps": None, "run_dir": "run"}
+    one, other = launch(2, code, json.dumps(changes), "begin", "-1", "2")
+    assert one.splitlines()[0] == other.splitlines()[0]
+    assert one.splitlines()[1] == "0 10" and other.splitlines()[1] == "1 10"
+
+
 def test_a_run_may_go_on_with_another_number_of_processes() -> None:
     """One, then two, then three, with micro-batches; the carry is one in the checkpoint."""
     changes = {**SHORT, "train__micro_batch_size": 2, "run_dir": "many"}
@@ -151,7 +186,7 @@ summed = p.sum(tree)
 found = p.gather_arrays({"x": np.arange(p.rank + 1), "y": np.array(p.rank)})
 print(json.dumps([
     summed["a"][0].tolist(), summed["b"].item(), p.any(p.rank == 1, False),
-    p.gather(mx.array([[p.rank]], dtype=mx.bfloat16)).tolist(),
+    p.first(p.rank + 2.5), p.gather(mx.array([[p.rank]], dtype=mx.bfloat16)).tolist(),
     [str(flag) for flag in p.gather(mx.array([p.rank == 1])).tolist()],
     [[each["x"].tolist(), each["y"].tolist()] for each in found],
     [p.share(6).start, p.share(6).stop], p.leads]))
@@ -168,7 +203,7 @@ def test_the_pieces() -> None:
     for rank, text in enumerate(texts):
         first, second = text.splitlines()[:2]
         assert json.loads(first) == [
-            [6.0, 12.0], 1.5, [True, False], [[0.0], [1.0], [2.0]], ["False", "True", "False"],
+            [6.0, 12.0], 1.5, [True, False], 2.5, [[0.0], [1.0], [2.0]], ["False", "True", "False"],
             [[[0], 0], [[0, 1], 1], [[0, 1, 2], 2]], [2 * rank, 2 * rank + 2], rank == 0,
         ]  # fmt: skip
         assert second.startswith("ConfigError process 2 has another thing than process 0; start")
@@ -182,7 +217,11 @@ def test_alone_everything_is_as_it_was(monkeypatch: Any) -> None:
     tree = {"a": mx.array([1.0])}
     assert (alone.rank, alone.size, alone.leads) == (0, 1, True)
     assert alone.sum(tree) is tree and alone.gather(tree["a"]) is tree["a"]
-    assert alone.any(True, False) == [True, False] and alone.share(5) == slice(0, 5)
+    assert (
+        alone.any(True, False) == [True, False]
+        and alone.first(1 / 3) == 1 / 3
+        and alone.share(5) == slice(0, 5)
+    )
     alone.agree("thing", "x")
 
 

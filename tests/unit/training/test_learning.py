@@ -30,6 +30,9 @@ LEARNERS = {
     "trm": Learner({}, 0.9),
     "hrm": Learner({"H_layers": 2}, 0.9),
     "trm_singlez": Learner({}, 0.9),
+    "trm_symbols": Learner(
+        {"symbol_size": 16, "token_inner": 32, "inner": 32, "register_tokens": 1}, 0.9
+    ),
     "trm_hier6": Learner({"H_cycles": 1, "L_cycles": 6}, 0.7),
     # Its layers have no mixer but attention.
     "transformers_baseline": Learner({"H_layers": 4, "pos_encodings": "learned"}, 0.3),

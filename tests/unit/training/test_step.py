@@ -113,12 +113,12 @@ def test_a_puzzle_row_s_gradient_that_is_not_finite_changes_nothing(changes, val
     monkeypatch.setattr(
         network, "embed_inputs", lambda tokens, rows, *more: embed(tokens, spoilt(rows), *more)
     )
-    differentiate = trainer.train_step._gradients
+    differentiate = trainer.train_step._functions.differentiate
     state = trainer.model.trained_weights()
     for part in trainer.train_step._parts(good[1], 2):
         found, of_rows, _, metrics = differentiate(
             state, trainer.train_step._initial(), part.carry.pack(), tuple(part.batch),
-            trainer.model.puzzle_emb(part.batch.puzzle_identifiers), part.min_steps,
+            trainer.model.puzzle_emb(part.batch.puzzle_identifiers), part.min_steps, part.keys,
         )  # fmt: skip
         assert all(mx.isfinite(leaf).all().item() for _, leaf in tree_flatten((found, metrics)))
         assert np.isfinite(of_rows).all(1).tolist() == [n != 1 for n in range(of_rows.shape[0])]

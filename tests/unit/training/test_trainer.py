@@ -219,7 +219,7 @@ def test_a_stopped_trainer_can_go_on(tmp_path):
 def test_steps_of_the_recipe_are_counted_as_the_reference_counts_them():
     """floor(epochs * groups * mean / batch), in that order: 30 * 8 * 4 / 6."""
     trainer = Trainer(experiment())
-    assert trainer.train_step.total_steps == int(30 * 8 * 4.0 / 6) == 160
+    assert trainer.train_step.schedule.total_steps == int(30 * 8 * 4.0 / 6) == 160
 
 
 def test_checkpoints_every_so_many_steps(tmp_path):

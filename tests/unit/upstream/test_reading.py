@@ -443,6 +443,18 @@ def test_models_that_the_reference_cannot_have_are_refused(tmp_path, capsys):
     assert "swiglu_multiple of 256" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "settings", [{"gate_norm": True}, {"head_bias": True}, {"damping": 0.1, "noise": 0.01}]
+)
+def test_settings_that_the_reference_has_not_are_refused(tmp_path, capsys, settings):
+    model = small("trm", swiglu_multiple=256, **settings)
+    config = config_from_dict({"task": TASK, "model": vars(model.config)})
+    run = save_checkpoint(tmp_path / "run", model, config, 5)
+    assert main([str(run), "--to-upstream", str(tmp_path / "x.safetensors")]) == 2
+    message = capsys.readouterr().err
+    assert f"it has no {next(iter(settings))}" in message and len(message.splitlines()) == 1
+
+
 def test_settings_go_to_the_reference_and_back():
     model = small("trm", puzzle_emb_len=3)
     theirs = upstream_settings(model.config, model.spec)

@@ -1,0 +1,83 @@
+"""rms_norm(x + y), the end of every half of a block, and its gradient by hand."""
+
+from functools import lru_cache
+from typing import Any, List, Tuple
+
+import mlx.core as mx
+
+from mlx_trm.nn.cuda import kernels as cuda
+from mlx_trm.nn.functional import rms_norm
+
+
+def residual_norm(x: mx.array, y: mx.array, eps: float, keep: bool) -> mx.array:
+    """rms_norm(x + y) over the last axis, of arrays of one shape.
+
+    Args:
+        x: (B, T, D).
+        y: what a layer gave.
+        eps: added to the mean square.
+        keep: whether a gradient may be asked for.
+
+    Returns:
+        (B, T, D) in the dtype of ``x``.
+    """
+    if keep:
+        kept: mx.array = _residual_norm(eps)(x, y)[0]
+        return kept
+    return add_norm(x, y, eps, False, whole_warps=False)[0]
+
+
+@lru_cache(maxsize=None)
+def _residual_norm(eps: float) -> Any:
+    function: Any = mx.custom_function(
+        lambda x, y: tuple(add_norm(x, y, eps, True, whole_warps=False))
+    )
+
+    @function.vjp
+    def backward(primals: Any, cotangents: Any, outputs: Any) -> Tuple[mx.array, mx.array]:
+        del primals
+        d_total = norm_gradient(outputs[1], cotangents[0], eps, whole_warps=False)
+        return d_total, d_total
+
+    return function
+
+
+def add_norm(
+    x: mx.array, y: mx.array, eps: float, keep: bool, axis: int = -1, whole_warps: bool = True
+) -> List[mx.array]:
+    """Give rms_norm(x + y) and, where it is kept, x + y.
+
+    Args:
+        x: any shape and float dtype; ``y`` likewise.
+        eps: added to the mean square.
+        keep: whether the second result will be used.
+        axis: of the norm, -1 or -2.
+        whole_warps: use the kernel only where its 32 lanes have equal shares, as the halves of
+            :mod:`mlx_trm.nn.fused` do.
+    """
+    if axis == -1 and cuda.usable(x.dtype) and cuda.norm_fits(x.shape[-1], whole_warps):
+        return cuda.add_norm(x, y, eps, keep)
+    total = x + y
+    return [rms_norm(total, eps, axis), total]
+
+
+def norm_gradient(
+    total: mx.array, d_out: mx.array, eps: float, axis: int = -1, whole_warps: bool = True
+) -> mx.array:
+    """Give the gradient of ``total``, whose RMS norm has the gradient ``d_out``.
+
+    The other arguments are those of :func:`add_norm`.
+    """
+    if axis == -1:
+        if cuda.usable(total.dtype) and cuda.norm_fits(total.shape[-1], whole_warps):
+            return cuda.norm_gradient(total, d_out, eps)
+        return mx.vjp(lambda s: mx.fast.rms_norm(s, None, eps), [total], [d_out])[1][0]
+    if cuda.usable(total.dtype) and cuda.position_norm_fits(
+        total.shape[0], total.shape[1], total.shape[2]
+    ):
+        return cuda.position_norm_gradient(total, d_out, eps)
+    total = mx.depends([total], [d_out])[0]
+    wide, d_wide = total.astype(mx.float32), d_out.astype(mx.float32)
+    scale = mx.rsqrt(mx.mean(mx.square(wide), axis=axis, keepdims=True) + eps)
+    pull = mx.mean(wide * d_wide, axis=axis, keepdims=True) * mx.square(scale)
+    return (scale * (d_wide - wide * pull)).astype(total.dtype)
