@@ -9,19 +9,7 @@ Reference: models/recursive_reasoning/trm.py, the ACT wrapper and ``_input_embed
 import dataclasses
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import (
-    Any,
-    Callable,
-    ContextManager,
-    Dict,
-    Iterator,
-    List,
-    Optional,
-    Set,
-    Tuple,
-    Type,
-    Union,
-)
+from typing import Any, Callable, Dict, Iterator, List, Optional, Set, Tuple, Type, Union
 
 import mlx.core as mx
 from mlx import nn
@@ -68,7 +56,7 @@ def resolve_dtype(name: str) -> mx.Dtype:
     return DTYPES[name]
 
 
-class RecursiveModel(nn.Module):
+class RecursiveModel(nn.Module):  # pylint: disable=too-many-public-methods
     """Base of every model that refines its answer over supervision steps.
 
     A subclass sets ``initial_names``, builds its layers in ``__init__`` and implements

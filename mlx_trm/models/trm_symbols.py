@@ -191,7 +191,7 @@ class TRMSymbols(RecursiveModel):
             return int((10 * state + 4 * inner) * self.dtype.size)
         # Kept by a block: its sums, norms and what they need in float32, gate, up and their gate.
         kept = 14 * state + 4 * inner
-        element = 4.0 if self.dtype == mx.float32 else 2.6
+        element = 4.0 if self.dtype == mx.float32 else 3.0
         return int((kept * self.differentiated_blocks + 4 * inner) * element)
 
     def initial_state(self, name: str) -> mx.array:

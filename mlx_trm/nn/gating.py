@@ -57,6 +57,8 @@ def gate_halves(gate_up: mx.array, axis: int, norm_eps: Optional[float]) -> mx.a
         return cuda.swiglu(gate_up, axis)
     if norm_eps is not None and _norm_kernel(gate_up, axis, 2):
         return gate_norm.gate_norm([gate_up], norm_eps)
+    if norm_eps is not None and _positions_kernel(gate_up, axis):
+        return gate_norm.gate_norm_positions(gate_up, norm_eps)
     gate, up = mx.split(gate_up, 2, axis=axis)
     if norm_eps is None:
         return silu(gate) * up
@@ -71,6 +73,8 @@ def gate_halves_gradient(
         return cuda.swiglu_gradient(gate_up, d_out, axis)
     if norm_eps is not None and _norm_kernel(gate_up, axis, 2):
         return gate_norm.gate_norm_gradient([gate_up], d_out, norm_eps, again=True)
+    if norm_eps is not None and _positions_kernel(gate_up, axis):
+        return gate_norm.gate_norm_positions_gradient(gate_up, d_out, norm_eps)
     # Without the dependency mx.compile would find the same operations in the forward pass, and keep
     # their results until here instead of computing them again.
     gate_up = mx.depends([gate_up], [d_out])[0]
@@ -94,6 +98,11 @@ def _swiglu_kernel(gate_up: mx.array, axis: int) -> bool:
 
 def _norm_kernel(x: mx.array, axis: int, parts: int) -> bool:
     return axis == -1 and cuda.usable(x.dtype) and gate_norm.gate_norm_fits(x.shape[-1] // parts)
+
+
+def _positions_kernel(gate_up: mx.array, axis: int) -> bool:
+    fits = axis == -2 and gate_norm.gate_norm_positions_fits(gate_up.shape)
+    return fits and cuda.usable(gate_up.dtype)
 
 
 @lru_cache(maxsize=None)

@@ -1,7 +1,20 @@
 // sigmoid(gate) * rms_norm(gate * up) over the last axis, and its gradient. A block does a row of SIZE
 // numbers, a multiple of 8, and each of its threads 8 of them, so that every array is read or written
 // once. Where HALVES is 1, gate and up are halves of one array's rows, and so are their gradients.
+// Over the second-last axis, of INNER numbers: see the end.
 
+// out = share * product * scale, where share = sigmoid(gate) and product = gate * up. Gives the
+// gradients of gate and up, and out.
+__device__ __forceinline__ float3 gradients(float gate, float up, float d_out, float scale,
+                                            float pull) {
+  const float share = sigmoid(gate), product = gate * up;
+  const float d_product = scale * (d_out * share - product * pull);
+  const float d_share = d_out * product * scale;
+  return make_float3(d_product * up + d_share * share * (1.f - share), d_product * gate,
+                     share * product * scale);
+}
+
+#ifdef SIZE
 enum { VECTORS = SIZE / 8, WARPS = (VECTORS + 31) / 32, STRIDE = (HALVES + 1) * VECTORS };
 
 __device__ __forceinline__ Vec8 read(const Vec8* from, long long at, bool exists) {
@@ -50,17 +63,6 @@ extern "C" __global__ void gate_norm_forward(const Vec8* gate, const Vec8* up, V
 #endif
 
 #ifdef GATE_NORM_BACKWARD
-// out = share * product * scale, where share = sigmoid(gate) and product = gate * up. Gives the
-// gradients of gate and up, and out.
-__device__ __forceinline__ float3 gradients(float gate, float up, float d_out, float scale,
-                                            float pull) {
-  const float share = sigmoid(gate), product = gate * up;
-  const float d_product = scale * (d_out * share - product * pull);
-  const float d_share = d_out * product * scale;
-  return make_float3(d_product * up + d_share * share * (1.f - share), d_product * gate,
-                     share * product * scale);
-}
-
 extern "C" __global__ void gate_norm_backward(const Vec8* gate, const Vec8* up, const Vec8* d_out,
                                               Vec8* d_gate, Vec8* d_up, Vec8* out, int eps_bits,
                                               int give_out) {
@@ -95,4 +97,106 @@ extern "C" __global__ void gate_norm_backward(const Vec8* gate, const Vec8* up, 
       out[row * VECTORS + lane] = d;
   }
 }
+#endif
+#endif
+
+#ifdef INNER
+// Gate and up are halves of (B, 2 * INNER, D). Blocks of 32 column pairs x 8 threads, which share the
+// INNER rows and go through them twice, the second time from a cache; grid (D / 64, B). `stride` is
+// D / 2, pairs in a row.
+struct Columns {
+  long long gate, up, out; // where this thread's first pair is
+  int step;                // from one of its rows to the next
+};
+__device__ __forceinline__ Columns columns_of(int stride) {
+  const int part = threadIdx.x / 32;
+  const long long column = (long long)part * stride + blockIdx.x * 32 + threadIdx.x % 32;
+  const long long gate = (long long)blockIdx.y * 2 * INNER * stride + column;
+  const Columns found = {gate, gate + (long long)INNER * stride,
+                         (long long)blockIdx.y * INNER * stride + column, 8 * stride};
+  return found;
+}
+
+// The sum over the 8 threads of a column pair, the same in all of them.
+__device__ __forceinline__ float2 column_sum(float2 x, float2 (*partial)[32]) {
+  const int lane = threadIdx.x % 32, part = threadIdx.x / 32;
+  partial[part][lane] = x;
+  __syncthreads();
+  float2 total = make_float2(0.f, 0.f);
+#pragma unroll
+  for (int other = 0; other < 8; ++other) {
+    total.x += partial[other][lane].x;
+    total.y += partial[other][lane].y;
+  }
+  return total;
+}
+
+__device__ __forceinline__ float scale_of(float square, int eps_bits) {
+  return rsqrtf(square / INNER + __int_as_float(eps_bits));
+}
+
+#ifdef GATE_NORM_POSITIONS
+extern "C" __global__ void gate_norm_positions(const unsigned int* gate_up, unsigned int* out,
+                                               int stride, int eps_bits) {
+  __shared__ float2 partial[8][32];
+  const Columns at = columns_of(stride);
+  float2 squares = make_float2(0.f, 0.f);
+#pragma unroll 4
+  for (int i = 0; i < INNER / 8; ++i) {
+    const unsigned int g = gate_up[at.gate + (long long)i * at.step];
+    const unsigned int u = gate_up[at.up + (long long)i * at.step];
+    const float a = low(g) * low(u), b = high(g) * high(u);
+    squares.x += a * a;
+    squares.y += b * b;
+  }
+  squares = column_sum(squares, partial);
+  const float first = scale_of(squares.x, eps_bits), second = scale_of(squares.y, eps_bits);
+#pragma unroll 4
+  for (int i = 0; i < INNER / 8; ++i) {
+    const unsigned int g = gate_up[at.gate + (long long)i * at.step];
+    const unsigned int u = gate_up[at.up + (long long)i * at.step];
+    out[at.out + (long long)i * at.step] =
+        pack(silu(low(g)) * low(u) * first, silu(high(g)) * high(u) * second);
+  }
+}
+#endif
+
+#ifdef GATE_NORM_POSITIONS_BACKWARD
+extern "C" __global__ void gate_norm_positions_backward(const unsigned int* gate_up,
+                                                        const unsigned int* d_out,
+                                                        unsigned int* d_gate_up, unsigned int* out,
+                                                        int stride, int eps_bits) {
+  __shared__ float2 partial[2][8][32];
+  const Columns at = columns_of(stride);
+  float2 squares = make_float2(0.f, 0.f), products = make_float2(0.f, 0.f);
+#pragma unroll 4
+  for (int i = 0; i < INNER / 8; ++i) {
+    const unsigned int g = gate_up[at.gate + (long long)i * at.step];
+    const unsigned int u = gate_up[at.up + (long long)i * at.step];
+    const unsigned int d = d_out[at.out + (long long)i * at.step];
+    const float a = low(g) * low(u), b = high(g) * high(u);
+    squares.x += a * a;
+    squares.y += b * b;
+    products.x += a * low(d) * sigmoid(low(g));
+    products.y += b * high(d) * sigmoid(high(g));
+  }
+  squares = column_sum(squares, partial[0]);
+  products = column_sum(products, partial[1]);
+  const float2 scale =
+      make_float2(scale_of(squares.x, eps_bits), scale_of(squares.y, eps_bits));
+  const float2 pull = make_float2(products.x / INNER * scale.x * scale.x,
+                                  products.y / INNER * scale.y * scale.y);
+#pragma unroll 4
+  for (int i = 0; i < INNER / 8; ++i) {
+    const unsigned int g = gate_up[at.gate + (long long)i * at.step];
+    const unsigned int u = gate_up[at.up + (long long)i * at.step];
+    const unsigned int d = d_out[at.out + (long long)i * at.step];
+    const float3 first = gradients(low(g), low(u), low(d), scale.x, pull.x);
+    const float3 second = gradients(high(g), high(u), high(d), scale.y, pull.y);
+    d_gate_up[at.gate + (long long)i * at.step] = pack(first.x, second.x);
+    d_gate_up[at.up + (long long)i * at.step] = pack(first.y, second.y);
+    out[at.out + (long long)i * at.step] = pack(first.z, second.z);
+  }
+}
+#endif
 #endif

@@ -4,7 +4,7 @@ from typing import List, Sequence, Tuple
 
 import mlx.core as mx
 
-from mlx_trm.nn.cuda.kernels import float_bits, launch
+from mlx_trm.nn.cuda.kernels import GRID, float_bits, launch
 
 
 def gate_norm_fits(size: int) -> bool:
@@ -34,6 +34,33 @@ def gate_norm_gradient(
     shapes = [tuple(parts[0].shape), shape if count == 2 else (1,), shape if again else (1,)]
     found = _gate_rows("gate_norm_backward", parts, shapes, [int(again)], eps, [d_out])
     return found[:count] + (found[2:] if again else [])
+
+
+def gate_norm_positions_fits(shape: Tuple[int, ...]) -> bool:
+    """Whether :func:`gate_norm_positions` takes (B, 2 * I, D)."""
+    return shape[1] % 16 == 0 and shape[2] % 64 == 0 and shape[0] <= GRID
+
+
+def gate_norm_positions(gate_up: mx.array, eps: float) -> mx.array:
+    """The same as :func:`gate_norm` over the second-last axis, gate and up its halves."""
+    count, inner, size = gate_up.shape
+    shapes = [(count, inner // 2, size)]
+    return _gate_columns("gate_norm_positions", [gate_up], shapes, eps)[0]
+
+
+def gate_norm_positions_gradient(gate_up: mx.array, d_out: mx.array, eps: float) -> List[mx.array]:
+    """Give the gradient of gate_up, and the result of :func:`gate_norm_positions` again."""
+    shapes = [tuple(gate_up.shape), tuple(d_out.shape)]
+    return _gate_columns("gate_norm_positions_backward", [gate_up, d_out], shapes, eps)
+
+
+def _gate_columns(
+    name: str, arrays: List[mx.array], shapes: Sequence[Tuple[int, ...]], eps: float
+) -> List[mx.array]:
+    count, inner, size = arrays[0].shape
+    scalars, defines = [size // 2, float_bits(eps)], {"INNER": inner // 2}
+    blocks = (size // 64, count)
+    return launch("gate_norm.cu", name, arrays, shapes, scalars, blocks, 256, defines)
 
 
 def _gate_shape(parts: List[mx.array]) -> Tuple[int, ...]:

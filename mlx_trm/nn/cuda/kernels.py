@@ -24,7 +24,7 @@ _UNITS, _STAGES = 32, 3
 # KiB of shared memory that a block may have, by architecture; on others, as far as is known, 99.
 _SHARED_KIB = {80: 163, 87: 163, 90: 227, 100: 227, 103: 227}
 # The most blocks along the second axis of a grid.
-_GRID = 65535
+GRID = 65535
 
 
 @lru_cache(maxsize=1)
@@ -165,7 +165,7 @@ def _over_rows(
 
 def position_norm_fits(rows: int, positions: int, size: int) -> bool:
     """Whether :func:`position_norm_gradient` takes (``rows``, ``positions``, ``size``)."""
-    return size % 64 == 0 and positions <= 256 and rows <= _GRID
+    return size % 64 == 0 and positions <= 256 and rows <= GRID
 
 
 def position_norm_gradient(total: mx.array, d_out: mx.array, eps: float) -> mx.array:
@@ -192,7 +192,7 @@ def position_mlp_fits(rows: int, positions: int, size: int, inner: int) -> bool:
         and size % 32 == 0
         and inner % _UNITS == 0
         and inner >= 2 * _UNITS
-        and rows <= _GRID
+        and rows <= GRID
         and position_mlp_bytes(positions, 1) <= shared_limit()
     )
 
@@ -297,7 +297,7 @@ def attention_fits(rows: int, positions: int, head_dim: int) -> bool:
     return (
         positions <= 128
         and head_dim in (16, 32, 64)
-        and rows <= _GRID
+        and rows <= GRID
         and attention_bytes(positions, head_dim, True) <= shared_limit()
     )
 

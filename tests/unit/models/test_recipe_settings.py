@@ -153,6 +153,21 @@ def test_training_gives_each_row_its_own_noise(how):
         assert quiet["lm_loss"].item() != pytest.approx(whole["lm_loss"].item(), rel=1e-3)
 
 
+def test_the_keys_of_training_are_those_of_seed_step_and_row(monkeypatch):
+    seen = []
+
+    def spy(keys):
+        seen.append(keys)
+        return with_noise(keys)
+
+    monkeypatch.setattr("mlx_trm.training.update.with_noise", spy)
+    run = Trainer(experiment(model__noise=0.1, train__micro_batch_size=4, train__compile="never"))
+    for step, batch in enumerate(batches(run, 2), 1):
+        seen.clear()
+        run.train_step(batch)
+        assert mx.array_equal(mx.concatenate(seen), row_keys(run.run.config.seed, step, 6))
+
+
 def test_a_run_with_noise_and_random_starts_goes_on_to_the_bit(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     settings = {"model__noise": 0.1, "model__start": "random", "train__max_steps": 8}

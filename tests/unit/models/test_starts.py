@@ -78,7 +78,7 @@ def test_random_starts_are_the_same_when_compiled():
     def draw(keys):
         return model.starts(keys, random=True)["L_init"]
 
-    assert mx.array_equal(mx.compile(draw)(keys), draw(keys))
+    assert mx.max(mx.abs(mx.compile(draw)(keys) - draw(keys))).item() < 1e-5
 
 
 @pytest.mark.parametrize("name", RECURSIVE)

@@ -98,6 +98,25 @@ def test_gate_norm(size, halves):
 
 
 @on_cuda
+@pytest.mark.parametrize("inner, size", [(512, 512), (24, 64), (256, 576)])
+def test_gate_norm_over_positions(inner, size):
+    gate_up, d_out = normal(3, 2 * inner, size), normal(3, inner, size)
+    assert gate_norm.gate_norm_positions_fits(gate_up.shape)
+
+    def plain(gate_up):
+        gate, up = mx.split(gate_up, 2, axis=-2)
+        product = gate * up
+        return mx.sigmoid(gate) * product * mx.rsqrt(mx.mean(product**2, -2, keepdims=True) + 1e-5)
+
+    wide = [part.astype(mx.float32) for part in (gate_up, d_out)]
+    (want,), (slope,) = mx.vjp(plain, wide[:1], wide[1:])
+    check(gate_norm.gate_norm_positions(gate_up, 1e-5), want.astype(mx.bfloat16))
+    have, again = gate_norm.gate_norm_positions_gradient(gate_up, d_out, 1e-5)
+    check(again, want.astype(mx.bfloat16))
+    assert mx.max(mx.abs(have - slope)).item() <= 0.01 * mx.max(mx.abs(slope)).item()
+
+
+@on_cuda
 @pytest.mark.parametrize("size", [576, 64, 520])
 def test_residual_norm(size):
     x, y, d_out = (normal(3, 29, size) for _ in range(3))
