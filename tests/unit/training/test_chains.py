@@ -7,7 +7,7 @@ from marks import batches, experiment, flat
 from mlx.utils import tree_flatten
 
 from mlx_trm.errors import CheckpointError, ConfigError
-from mlx_trm.models.carry import draw_exploration, row_keys
+from mlx_trm.models.carry import Carry, draw_exploration, row_keys
 from mlx_trm.models.losses import act_loss, answer_losses
 from mlx_trm.training.chains import Chains
 from mlx_trm.training.trainer import Trainer
@@ -43,9 +43,10 @@ def test_only_the_best_chain_of_each_row_learns():
             with model.using(weights):
                 left, outputs = model.step(winner, rows, least)
             loss, sums = act_loss(outputs, left.current.labels, left.halted, left.steps)
-            return loss / 6, left, sums
+            return loss / 6, left.pack(), sums
 
-        (_, left, sums), want = mx.value_and_grad(loss_fn)(model.trained_weights())
+        (_, packed, sums), want = mx.value_and_grad(loss_fn)(model.trained_weights())
+        left = Carry.unpack(packed)
         found = []
         apply = step.optimizer.apply_gradients
         step.optimizer.apply_gradients = lambda g, w, apply=apply, found=found: (
