@@ -24,6 +24,7 @@ from mlx_trm.config.sections import (
 from mlx_trm.errors import CheckpointError, ConfigError, DataError, TRMError
 from mlx_trm.inference.evaluator import Evaluator
 from mlx_trm.inference.exporting import export_checkpoint, export_step
+from mlx_trm.inference.packaged import Pretrained, load_pretrained, pretrained
 from mlx_trm.inference.quantization import Quantized, quantize_model
 from mlx_trm.inference.solver import Solver, SolverStep
 from mlx_trm.models import (
@@ -91,6 +92,7 @@ __all__ = [
     "MazeConfig",
     "ModelConfig",
     "Outputs",
+    "Pretrained",
     "Puzzle",
     "PuzzleDataset",
     "Quantized",
@@ -126,7 +128,9 @@ __all__ = [
     "export_step",
     "load_checkpoint",
     "load_config",
+    "load_pretrained",
     "load_upstream_checkpoint",
+    "pretrained",
     "quantize_model",
     "random_batch",
     "read_weights",

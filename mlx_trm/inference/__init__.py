@@ -2,15 +2,19 @@
 
 from mlx_trm.inference.evaluator import Evaluator
 from mlx_trm.inference.exporting import export_checkpoint, export_step
+from mlx_trm.inference.packaged import Pretrained, load_pretrained, pretrained
 from mlx_trm.inference.quantization import Quantized, quantize_model
 from mlx_trm.inference.solver import Solver, SolverStep
 
 __all__ = [
     "Evaluator",
+    "Pretrained",
     "Quantized",
     "Solver",
     "SolverStep",
     "export_checkpoint",
     "export_step",
+    "load_pretrained",
+    "pretrained",
     "quantize_model",
 ]

@@ -12,6 +12,7 @@ import numpy as np
 from mlx_trm.config.sections import ExperimentConfig
 from mlx_trm.datasets.names import number_rows
 from mlx_trm.errors import ConfigError, DataError
+from mlx_trm.inference.packaged import load_pretrained
 from mlx_trm.inference.step import compile_reason, merge_weights, should_compile
 from mlx_trm.models import RecursiveModel
 from mlx_trm.models.base import Tree
@@ -109,6 +110,20 @@ class Solver:
         checkpoint = load_checkpoint(path, weights)
         names = read_row_names(checkpoint.path)
         return cls(checkpoint.model, checkpoint.config, row_names=names)
+
+    @classmethod
+    def from_pretrained(cls, name: str) -> "Solver":
+        """Make a solver from weights that come with the package.
+
+        Args:
+            name: such as ``sudoku``; :func:`mlx_trm.pretrained` lists them.
+
+        Raises:
+            ConfigError: if there are none of that name.
+            CheckpointError: if the package is damaged.
+        """
+        checkpoint = load_pretrained(name)
+        return cls(checkpoint.model, checkpoint.config)
 
     def steps(
         self,

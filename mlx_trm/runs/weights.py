@@ -106,4 +106,5 @@ def load_weights(
             f"{where}: {len(problems)} weights do not fit the model: {listed(problems)}; "
             "use the configuration the weights were trained with"
         )
-    model.update(tree_unflatten(list(arrays.items())))
+    # Weights that come with the package are bfloat16; the model computes with float32 ones.
+    model.update(tree_unflatten([(k, array.astype(own[k].dtype)) for k, array in arrays.items()]))
