@@ -5,7 +5,6 @@ of a text file is solved, which proves that it has one solution, and rated; a CS
 answers and ratings, which are checked by the rules but not solved again.
 """
 
-from functools import partial
 from pathlib import Path
 from typing import Iterator, List, Optional, Tuple, Union
 
@@ -13,7 +12,7 @@ import numpy as np
 
 from mlx_trm.datasets.writing import write_whole_text
 from mlx_trm.errors import DataError
-from mlx_trm.tasks.puzzle_files import CsvBlock, csv_of, read_puzzle_file
+from mlx_trm.tasks.puzzle_files import CsvBlock, FilePuzzles, csv_of, read_puzzle_file
 from mlx_trm.tasks.sudoku.solver import (
     PuzzleSet,
     conflicts,
@@ -24,6 +23,8 @@ from mlx_trm.tasks.sudoku.solver import (
 
 _TEXT_ROWS = 4096
 _BAD = 255
+# Puzzles, and their words in the column source where there is one.
+_Part = Tuple[PuzzleSet, Optional[List[str]]]
 
 
 def read_puzzles(path: Union[str, Path], size: int) -> Iterator[PuzzleSet]:
@@ -39,10 +40,29 @@ def read_puzzles(path: Union[str, Path], size: int) -> Iterator[PuzzleSet]:
     Raises:
         DataError: at the first thing wrong, naming file and line.
     """
+    for part, _ in _read_parts(path, size):
+        yield part
+
+
+def read_with_sources(path: Union[str, Path], size: int) -> Iterator[FilePuzzles]:
+    """Read a file of puzzles as tokens, with all that it says; else as :func:`read_puzzles`."""
+    for part, sources in _read_parts(path, size):
+        rated = part.ratings if (part.ratings >= 0).all() else None
+        inputs, labels = (np.asarray(c + 1, np.uint8) for c in (part.puzzles, part.solutions))
+        yield FilePuzzles(inputs, labels, rated, sources)
+
+
+def _read_parts(path: Union[str, Path], size: int) -> Iterator[_Part]:
     found = False
-    from_csv, from_text = partial(_read_csv, size=size), partial(_read_text, size=size)
+
+    def from_csv(block: CsvBlock) -> _Part:
+        return _read_csv(block, size), block.texts("source")
+
+    def from_text(file: Path, lines: Iterator[Tuple[int, str]]) -> Iterator[_Part]:
+        return ((rows, None) for rows in _read_text(file, lines, size))
+
     for part in read_puzzle_file(path, from_csv, from_text, comments=True):
-        found = found or len(part.puzzles) > 0
+        found = found or len(part[0].puzzles) > 0
         yield part
     if not found:
         raise DataError(f"{Path(path).expanduser()}: holds no puzzles")
