@@ -1,18 +1,24 @@
 """Puzzles that are to be solved: read from text or tokens, with what is known of them."""
 
+import heapq
 import logging
 from dataclasses import dataclass, field
+from itertools import count
+from pathlib import Path
 from typing import Any, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Union
 
 import mlx.core as mx
 import numpy as np
 
+from mlx_trm.config.sections import TaskSpec
 from mlx_trm.datasets.names import number_rows
 from mlx_trm.errors import DataError
+from mlx_trm.inference.search.draws import hashed_order
 from mlx_trm.models import RecursiveModel
 from mlx_trm.models.carry import IGNORE_LABEL_ID
-from mlx_trm.tasks import Task
+from mlx_trm.tasks import PuzzleDataset, Task
 
+_READ_ROWS = 1024
 LOG = logging.getLogger(__name__)
 
 # A puzzle: text as the task reads it, or its (S,) tokens, whole numbers of any kind.
@@ -38,6 +44,60 @@ class Problem:
     labels: Optional[np.ndarray] = field(default=None, repr=False)
     rating: Optional[int] = None
     source: str = ""
+
+
+def file_problems(task: Task, path: Union[str, Path]) -> Iterator[Problem]:
+    """Read the puzzles of a file with their answers, ratings and sources, part by part.
+
+    Raises:
+        DataError: at the first thing wrong with the file.
+    """
+    places, blank = count(), task.spec.blank_identifier_id
+    for part in task.read_file(path):
+        labels = ignore_padding(part.labels, task.spec)
+        for row, inputs in enumerate(part.inputs):
+            rating = None if part.ratings is None else int(part.ratings[row])
+            source = "" if part.sources is None else part.sources[row]
+            # Copies, so that no puzzle keeps the whole part in memory.
+            yield Problem(next(places), inputs.copy(), blank, labels[row].copy(), rating, source)
+
+
+def dataset_problems(dataset: PuzzleDataset) -> Iterator[Problem]:
+    """Give all examples of a built split; their source is their set, where there are several."""
+    places, several = count(), len(dataset.sets) > 1
+    for name, arrays, size in dataset.eval_batches(_READ_ROWS):
+        for row in range(size):
+            inputs = arrays["inputs"][row].astype(np.uint8)
+            identifier = int(arrays["puzzle_identifiers"][row])
+            labels = arrays["labels"][row].copy()
+            yield Problem(next(places), inputs, identifier, labels, source=name if several else "")
+
+
+def ignore_padding(labels: np.ndarray, spec: TaskSpec) -> np.ndarray:
+    """Give labels as int32, IGNORE_LABEL_ID where the task's do not count."""
+    found = labels.astype(np.int32)
+    if spec.ignore_label_id is not None:
+        found[found == spec.ignore_label_id] = IGNORE_LABEL_ID
+    return found
+
+
+def sample_problems(problems: Iterable[Problem], most: int, seed: int) -> List[Problem]:
+    """Draw puzzles; each one's tokens and the seed alone decide whether it comes before others.
+
+    The order of the puzzles makes no difference, and of those of a larger sample a smaller one has
+    the first. No more than the sample is held.
+
+    Args:
+        problems: of any number.
+        most: how many are drawn, where there are as many.
+        seed: of the sample.
+
+    Returns:
+        The sample, in the order in which the puzzles came.
+    """
+    hashed = ((hashed_order(seed, each.inputs), each.place, each) for each in problems)
+    drawn = heapq.nsmallest(most, hashed, key=lambda entry: entry[:2])
+    return sorted((each for _, _, each in drawn), key=lambda each: each.place)
 
 
 class Problems(NamedTuple):
