@@ -25,6 +25,7 @@ from mlx_trm.errors import CheckpointError, ConfigError, DataError, TRMError
 from mlx_trm.inference.evaluator import Evaluator
 from mlx_trm.inference.exporting import export_checkpoint, export_step
 from mlx_trm.inference.quantization import Quantized, quantize_model
+from mlx_trm.inference.search import Result, SearchSettings
 from mlx_trm.inference.solver import Solver, SolverStep
 from mlx_trm.models import (
     HRM,
@@ -87,6 +88,8 @@ __all__ = [
     "PuzzleDataset",
     "Quantized",
     "RecursiveModel",
+    "Result",
+    "SearchSettings",
     "Solver",
     "SolverStep",
     "Sudoku",

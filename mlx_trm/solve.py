@@ -331,16 +331,10 @@ def as_step(result: Result) -> SolverStep:
 
 
 def record_result(task: Task, puzzle: Given, result: Result) -> Dict[str, Any]:
-    """Turn a result into what ``--json`` writes; a belief that is no number is null."""
+    """Turn a result into what ``--json`` writes."""
     return {
-        "puzzle": task.format(puzzle.inputs),
+        **result.record(task),
         "solution": None if puzzle.labels is None else task.format(puzzle.labels),
-        "answer": result.answer,
-        "correct": result.correct,
-        "accepted": result.accepted,
-        "steps": result.steps,
-        "rollouts": result.rollouts,
-        "probability": result.probability if math.isfinite(result.probability) else None,
         "confidence": [round(float(each), 4) for each in result.confidence],
     }
 

@@ -127,16 +127,7 @@ def _line_writer(file: TextIO, suffix: str, task: Task) -> Writer:
         table.writerow(COLUMNS)
 
     def write(result: Result) -> None:
-        belief = result.probability if math.isfinite(result.probability) else None
-        row = {
-            "puzzle": task.format(result.problem.inputs),
-            "answer": result.answer,
-            "correct": result.correct,
-            "accepted": result.accepted,
-            "steps": result.steps,
-            "rollouts": result.rollouts,
-            "probability": None if belief is None else round(belief, 6),
-        }
+        row = result.record(task)
         if suffix == ".csv":
             row.update(correct=_WORDS[result.correct], accepted=_WORDS[result.accepted])
             table.writerow(row.values())

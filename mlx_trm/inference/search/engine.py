@@ -8,7 +8,7 @@ import math
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain, islice
-from typing import Callable, Iterable, Iterator, Optional, Sequence
+from typing import Any, Callable, Dict, Iterable, Iterator, Optional, Sequence
 
 import numpy as np
 
@@ -64,6 +64,18 @@ class Result:
     rollout: int
     problem: Problem = field(repr=False)
     candidates: Sequence[Candidate] = field(repr=False)
+
+    def record(self, task: Task) -> Dict[str, Any]:
+        """Give what a file of predictions says of it; a belief that is no number is None."""
+        return {
+            "puzzle": task.format(self.problem.inputs),
+            "answer": self.answer,
+            "correct": self.correct,
+            "accepted": self.accepted,
+            "steps": self.steps,
+            "rollouts": self.rollouts,
+            "probability": self.probability if math.isfinite(self.probability) else None,
+        }
 
 
 class Search:
