@@ -197,8 +197,8 @@ def rating_bins(ratings: np.ndarray, right: np.ndarray) -> Dict[str, Dict[str, f
     """
     different = np.unique(ratings)
     if len(different) > MOST_RATINGS:
-        shares = np.linspace(0, 1, RATING_RANGES + 1)[:-1]
-        edges = np.unique(np.quantile(ratings, shares, method="lower"))
+        places = [len(ratings) * number // RATING_RANGES for number in range(RATING_RANGES)]
+        edges = np.unique(np.sort(ratings)[places])
     else:
         edges = different
     place = np.searchsorted(edges, ratings, side="right") - 1

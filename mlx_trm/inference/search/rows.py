@@ -47,15 +47,22 @@ class Parts(NamedTuple):
     judge: Judge
 
 
-@dataclass(frozen=True, eq=False)
-class Seen:
-    """What a step says of each row, as NumPy arrays."""
+class Seen(NamedTuple):
+    """What a step says of each row.
+
+    Attributes:
+        answers: (B, S) uint8.
+        q_halt: (B,) float32.
+        believes: (B,) bool, whether the model would halt the row.
+        confidence: (B, S) float32, not computed yet.
+        residual: (B,) float32, not computed yet.
+    """
 
     answers: np.ndarray
     q_halt: np.ndarray
     believes: np.ndarray
-    confidence: np.ndarray
-    residual: np.ndarray
+    confidence: mx.array
+    residual: mx.array
 
 
 @dataclass(eq=False)
@@ -195,9 +202,9 @@ class Rows:
         sure = mx.max(mx.softmax(outputs.logits.astype(mx.float32), axis=-1), axis=-1)
         change = mx.full(outputs.q_halt.shape, math.nan) if residual is None else residual
         assert self._carry is not None
-        mx.eval(self._carry.pack(), answers, outputs.q_halt, believes, sure, change)
-        arrays = (answers, outputs.q_halt, believes, sure, change)
-        return Seen(*(np.array(array) for array in arrays))
+        mx.eval(self._carry.pack(), answers, outputs.q_halt, believes)
+        looked_at = (np.array(array) for array in (answers, outputs.q_halt, believes))
+        return Seen(*looked_at, sure, change)
 
     def _end_runs(self, seen: Seen) -> List[Tuple[Run, Candidate]]:
         """Judge the rows' answers, and take the runs that are finished out of their rows."""
@@ -225,9 +232,26 @@ class Rows:
             if run.rollout == 0 and run.steps in self._marks:
                 answer = run.own(seen.answers[row])
                 run.marks[run.steps] = self._parts.judge(run.work.problem, answer, run.accepted)
+        if not ended:  # most steps: confidences are computed for none
+            return []
+        confidence, residual = np.array(seen.confidence), np.array(seen.residual)
         found = []
         for row, run in ended:
-            found.append((run, self._candidate(row, run, halted[row], seen)))
+            # Copies, so that a result does not keep the whole batch in memory.
+            tokens, sure = run.own(seen.answers[row]).copy(), confidence[row].copy()
+            candidate = Candidate(
+                rollout=run.rollout,
+                tokens=tokens,
+                steps=run.steps,
+                halted=halted[row],
+                q_halt=float(seen.q_halt[row]),
+                residual=float(residual[row]),
+                confidence=sure if run.symmetry is None else run.symmetry.undo_places(sure),
+                accepted=run.accepted,
+                correct=self._parts.judge(run.work.problem, tokens, run.accepted),
+                marks=run.marks,
+            )
+            found.append((run, candidate))
             self._runs[row] = None
         return found
 
@@ -240,21 +264,6 @@ class Rows:
         answers = np.stack([run.own(seen.answers[row]) for row, run in unknown])
         for (_, run), good in zip(unknown, self._task.check_many(inputs, answers)):
             run.accepted = bool(good)
-
-    def _candidate(self, row: int, run: Run, halted: bool, seen: Seen) -> Candidate:
-        tokens, sure = run.own(seen.answers[row]), seen.confidence[row]
-        return Candidate(
-            rollout=run.rollout,
-            tokens=tokens,
-            steps=run.steps,
-            halted=halted,
-            q_halt=float(seen.q_halt[row]),
-            residual=float(seen.residual[row]),
-            confidence=sure if run.symmetry is None else run.symmetry.undo_places(sure),
-            accepted=run.accepted,
-            correct=self._parts.judge(run.work.problem, tokens, run.accepted),
-            marks=run.marks,
-        )
 
     def drop_pointless(self) -> List[Run]:
         """Empty the rows of runs that cannot give the answer any more, and give those runs."""

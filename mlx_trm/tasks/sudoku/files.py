@@ -5,8 +5,9 @@ of a text file is solved, which proves that it has one solution, and rated; a CS
 answers and ratings, which are checked by the rules but not solved again.
 """
 
+from functools import partial
 from pathlib import Path
-from typing import Iterator, List, Optional, Tuple, Union
+from typing import Callable, Iterator, List, Optional, Tuple, Union
 
 import numpy as np
 
@@ -23,8 +24,9 @@ from mlx_trm.tasks.sudoku.solver import (
 
 _TEXT_ROWS = 4096
 _BAD = 255
-# Puzzles, and their words in the column source where there is one.
-_Part = Tuple[PuzzleSet, Optional[List[str]]]
+# Puzzles, and what reads their words in the column source, where there is one. Most callers want
+# no such words, and reading them takes far longer than the puzzles.
+_Part = Tuple[PuzzleSet, Callable[[], Optional[List[str]]]]
 
 
 def read_puzzles(path: Union[str, Path], size: int) -> Iterator[PuzzleSet]:
@@ -49,17 +51,17 @@ def read_with_sources(path: Union[str, Path], size: int) -> Iterator[FilePuzzles
     for part, sources in _read_parts(path, size):
         rated = part.ratings if (part.ratings >= 0).all() else None
         inputs, labels = (np.asarray(c + 1, np.uint8) for c in (part.puzzles, part.solutions))
-        yield FilePuzzles(inputs, labels, rated, sources)
+        yield FilePuzzles(inputs, labels, rated, sources())
 
 
 def _read_parts(path: Union[str, Path], size: int) -> Iterator[_Part]:
     found = False
 
     def from_csv(block: CsvBlock) -> _Part:
-        return _read_csv(block, size), block.texts("source")
+        return _read_csv(block, size), partial(block.texts, "source")
 
     def from_text(file: Path, lines: Iterator[Tuple[int, str]]) -> Iterator[_Part]:
-        return ((rows, None) for rows in _read_text(file, lines, size))
+        return ((rows, lambda: None) for rows in _read_text(file, lines, size))
 
     for part in read_puzzle_file(path, from_csv, from_text, comments=True):
         found = found or len(part[0].puzzles) > 0
