@@ -1,4 +1,4 @@
-"""Models for tests of searches: one whose luck is its start, and one that answers the puzzle itself."""
+"""Models for tests of searches: one needs a lucky start, one answers the puzzle itself."""
 
 from dataclasses import dataclass
 from typing import Any, List

@@ -203,8 +203,7 @@ class Rows:
         change = mx.full(outputs.q_halt.shape, math.nan) if residual is None else residual
         assert self._carry is not None
         mx.eval(self._carry.pack(), answers, outputs.q_halt, believes)
-        looked_at = (np.array(array) for array in (answers, outputs.q_halt, believes))
-        return Seen(*looked_at, sure, change)
+        return Seen(np.array(answers), np.array(outputs.q_halt), np.array(believes), sure, change)
 
     def _end_runs(self, seen: Seen) -> List[Tuple[Run, Candidate]]:
         """Judge the rows' answers, and take the runs that are finished out of their rows."""

@@ -255,12 +255,7 @@ def test_files_are_read_with_what_they_say(tmp_path: Path) -> None:
     task = Sudoku(SudokuConfig(name="sudoku", size=4))
     part = next(task.read_file(path))
     assert part.sources == ["a", "b"] and part.ratings is not None
-    assert part.ratings.tolist() == [7, 0] and part.inputs[0].tolist() == [2] + [1] * 11 + [
-        4,
-        1,
-        1,
-        5,
-    ]
+    assert part.ratings.tolist() == [7, 0] and part.inputs[0].tolist() == [2, *[1] * 11, 3, 1, 1, 5]
     assert task.check_many(part.inputs, part.labels).all()
     path.write_text("question,answer\n1.....2..3.....4,1243342143122134\n")
     part = next(task.read_file(path))
