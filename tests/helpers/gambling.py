@@ -1,13 +1,16 @@
 """Models for tests of searches: one needs a lucky start, one answers the puzzle itself."""
 
 from dataclasses import dataclass
-from typing import Any, List
+from typing import Any, List, Tuple
 
 import mlx.core as mx
 import numpy as np
+from scripted import experiment
 
+from mlx_trm.inference.solver import Solver
 from mlx_trm.models import RecursiveModel, TRMConfig, register_model
 from mlx_trm.models.carry import Outputs
+from mlx_trm.tasks import build_task
 
 
 @dataclass
@@ -77,3 +80,19 @@ class Echo(Gambler):
         q_halt = inputs[:, 0].astype(mx.float32)
         logits = mx.eye(6)[inputs] * (1 + inputs[..., None])
         return carry.latents, Outputs(logits, q_halt, mx.zeros_like(q_halt))
+
+
+def small_puzzles(count: int) -> Tuple[np.ndarray, np.ndarray]:
+    """So many 4x4 puzzles and their solutions, (n, 16) uint8 each."""
+    config = experiment()
+    config.task.test_puzzles = count
+    arrays = next(build_task(config.task).dataset("test").eval_batches(count))[1]
+    return arrays["inputs"].astype(np.uint8), arrays["labels"].astype(np.uint8)
+
+
+def gambling(kind: Any, puzzles: Tuple[np.ndarray, np.ndarray]) -> Solver:
+    """A solver with a gambler or an echo that knows the puzzles."""
+    config = experiment(GamblerConfig())
+    model = kind(config.model, build_task(config.task).spec)
+    model.learn(*puzzles)
+    return Solver(model, config)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any, List, Mapping, Optional
 
-from mlx_trm.config.checks import Section, check_fields, check_together
+from mlx_trm.config.checks import Section, check_fields, check_together, section_fields
 from mlx_trm.errors import ConfigError
 from mlx_trm.models import RecursiveModel
 from mlx_trm.tasks import Task
@@ -112,7 +112,7 @@ def make_settings(settings: Optional[SearchSettings], changes: Mapping[str, Any]
         ConfigError: for a name or a value that cannot be used.
     """
     values = {} if settings is None else dict(vars(settings))
-    known = SearchSettings.__dataclass_fields__
+    known = section_fields(SearchSettings)
     unknown = [name for name in changes if name not in known]
     if unknown:
         raise ConfigError(f"search: no setting {unknown[0]!r} (there are {', '.join(known)})")
