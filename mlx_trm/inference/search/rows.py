@@ -104,7 +104,8 @@ class Rows:
         self._identifiers = np.full(rows, spec.blank_identifier_id, dtype=np.int32)
         self._labels = mx.full((rows, spec.seq_len), IGNORE_LABEL_ID, dtype=mx.int32)
         self._before = np.zeros((rows, spec.seq_len), dtype=np.uint8)  # the last answers
-        self._carry: Optional[Carry] = None
+        nothing = Batch(mx.array(self._inputs), self._labels, mx.array(self._identifiers))
+        self._carry: Carry = parts.model.initial_carry(nothing)
         self._vectors: Optional[mx.array] = None
 
     def fill(self, schedule: Schedule) -> bool:
@@ -136,8 +137,6 @@ class Rows:
         """Put the new rows' puzzles and starts into the carry; the other rows keep theirs."""
         model = self._model
         batch = Batch(mx.array(self._inputs), self._labels, mx.array(self._identifiers))
-        if self._carry is None:
-            self._carry = model.initial_carry(batch)
         random = [
             bool(new[row]) and run is not None and draws_starts(self._settings, model, run.rollout)
             for row, run in enumerate(self._runs)
@@ -158,7 +157,6 @@ class Rows:
 
     def step(self) -> List[Tuple[Run, Candidate]]:
         """Take a supervision step; give the runs that it ended, whose rows are empty now."""
-        assert self._carry is not None
         active = [run for run in self._runs if run is not None]
         for run in active:
             run.steps += 1
@@ -201,7 +199,6 @@ class Rows:
         # The chosen token has the highest logit, so the highest probability.
         sure = mx.max(mx.softmax(outputs.logits.astype(mx.float32), axis=-1), axis=-1)
         change = mx.full(outputs.q_halt.shape, math.nan) if residual is None else residual
-        assert self._carry is not None
         mx.eval(self._carry.pack(), answers, outputs.q_halt, believes)
         return Seen(np.array(answers), np.array(outputs.q_halt), np.array(believes), sure, change)
 
