@@ -78,6 +78,8 @@ def test_each_way_of_choosing() -> None:
     none = [candidate(0, 2, q_halt=0.1), candidate(1, 3, q_halt=0.2)]
     assert [choose(none, s).rollout for s in ("rules", "first_halt", "vote")] == [1, 1, 1]
     assert choose([candidate(0, 2, q_halt=NAN)], "q").rollout == 0
+    numbers = [candidate(0, 2, q_halt=NAN, residual=NAN), candidate(1, 3, q_halt=-9, residual=9.0)]
+    assert [choose(numbers, s).rollout for s in ("q", "residual", "vote")] == [1, 1, 1]
 
 
 def test_columns_and_their_cost() -> None:

@@ -222,6 +222,23 @@ def test_rollouts_solve_what_the_first_does_not(gambler: Solver, puzzles: Any) -
     assert np.mean([r.steps for r in many]) < 20
 
 
+def test_what_the_rules_accept_counts_more_than_q(puzzles: Any) -> None:
+    """However the answer is chosen where none is accepted, and whatever the model believes."""
+
+    class Doubter(Gambler):
+        """Believes its wrong answers."""
+
+        def reason(self, carry: Any, rows: Any) -> Any:
+            latents, outputs = super().reason(carry, rows)
+            return latents, outputs._replace(q_halt=-outputs.q_halt)
+
+    solver = gambling(Doubter, puzzles)
+    for select in ("q", "vote", "residual", "rules"):
+        found = list(solver.search(puzzles[0][:20], halt="rules", rollouts=12, select=select))
+        assert sum(bool(r.accepted) for r in found) >= 18
+        assert all(r.accepted for r in found if any(c.accepted for c in r.candidates))
+
+
 def test_nothing_is_computed_for_puzzles_that_are_done(gambler: Solver, puzzles: Any) -> None:
     """With one row, as many steps are computed as the results count."""
     found = list(gambler.search(puzzles[0][:20], halt="rules", rollouts=5, batch_size=1))
