@@ -12,6 +12,7 @@ from mlx_trm.config.sections import ExperimentConfig
 from mlx_trm.errors import ConfigError, did_you_mean
 from mlx_trm.inference.scoring import SearchScores, judge_exactly, wilson_interval
 from mlx_trm.inference.search import Problem, Result, Search, SearchSettings
+from mlx_trm.inference.search.draws import plain_starts
 from mlx_trm.inference.step import compile_reason, merge_weights, should_compile
 from mlx_trm.models import RecursiveModel
 from mlx_trm.models.base import Tree
@@ -212,7 +213,8 @@ class Evaluator:
         """Run one batch; give (n, S) predictions, (n,) q_halt and sums over the labelled rows."""
         batch = Batch(*(mx.array(arrays[name]) for name in Batch._fields))
         tree = self.model.weights()
-        carry = self.model.begin(self.model.initial_carry(batch), batch)
+        starts = plain_starts(self.model, arrays["inputs"])
+        carry = self.model.begin(self.model.initial_carry(batch), batch, starts)
         rows = self.model.puzzle_rows(carry)
         if weights is not None:
             tree = merge_weights(tree, weights)

@@ -9,6 +9,7 @@ import numpy as np
 
 from mlx_trm.config.sections import ExperimentConfig
 from mlx_trm.errors import ConfigError, DataError
+from mlx_trm.inference.search.draws import plain_starts
 from mlx_trm.inference.search.engine import Result, Search, sigmoid
 from mlx_trm.inference.search.problems import Problems, Puzzle, PuzzleReader
 from mlx_trm.inference.search.settings import SearchSettings, make_settings
@@ -244,7 +245,8 @@ class Solver:
         tokens = mx.array(problems.inputs.astype(np.int32))
         identifiers = mx.array(problems.identifiers)
         batch = Batch(tokens, mx.full(tokens.shape, IGNORE_LABEL_ID, dtype=mx.int32), identifiers)
-        carry = model.begin(model.initial_carry(batch), batch)
+        starts = plain_starts(model, problems.inputs)
+        carry = model.begin(model.initial_carry(batch), batch, starts)
         rows = model.puzzle_rows(carry)
         weights = model.weights()
         if self._weights is not None:

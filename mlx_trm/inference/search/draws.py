@@ -62,6 +62,27 @@ def stack_keys(draws: Sequence[Optional[RowDraws]], steps: Sequence[int]) -> mx.
     return mx.array(keys)
 
 
+def plain_starts(model: RecursiveModel, inputs: np.ndarray) -> Optional[Tree]:
+    """Give the starts of plain runs of puzzles, which are those of a search with seed 0.
+
+    Args:
+        model: knows whether it starts at random.
+        inputs: (B, S) tokens.
+
+    Returns:
+        What ``model.begin`` takes; None where the model does not.
+    """
+    if not is_random(model):
+        return None
+    draws = [RowDraws(0, tokens, 0) for tokens in inputs]
+    return model.starts(stack_keys(draws, [START] * len(draws)), random=True)
+
+
+def is_random(model: RecursiveModel) -> bool:
+    """Say whether a model was trained to start from random latents."""
+    return bool(getattr(model.config, "start", "fixed") == "random")
+
+
 def mixed_starts(model: RecursiveModel, keys: mx.array, random: List[bool]) -> Tree:
     """Give the starts of a batch whose rows are random or not.
 

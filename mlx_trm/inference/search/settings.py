@@ -5,6 +5,7 @@ from typing import Any, List, Mapping, Optional
 
 from mlx_trm.config.checks import Section, check_fields, check_together, section_fields
 from mlx_trm.errors import ConfigError
+from mlx_trm.inference.search.draws import is_random
 from mlx_trm.models import RecursiveModel
 from mlx_trm.tasks import Task
 
@@ -124,7 +125,7 @@ def draws_starts(settings: SearchSettings, model: RecursiveModel, rollout: int) 
 
     The first one does only where the model itself always does.
     """
-    own = getattr(model.config, "start", "fixed") == "random"
+    own = is_random(model)
     if settings.active_start == "random":
         return own or rollout > 0
     return own and settings.active_start == "model"

@@ -1,5 +1,6 @@
 """A search: what it equals, what nothing changes, and what it refuses."""
 
+import copy
 from typing import Any, Dict, List, Tuple
 
 import mlx.core as mx
@@ -85,13 +86,17 @@ class Keeper(Scorer):  # pylint: disable=abstract-method
         return {}
 
 
+@pytest.mark.parametrize("start", ["fixed", "random"])
 @pytest.mark.parametrize("count, size", [(64, 16), (50, 16)])
-def test_a_plain_search_is_the_evaluation(count: int, size: int, monkeypatch: Any) -> None:
+def test_a_plain_search_is_the_evaluation(
+    count: int, size: int, start: str, monkeypatch: Any
+) -> None:
     """Fixed steps, one rollout: the same predictions and q to the bit, with the same batch size."""
-    config = experiment(TINY)
+    config = experiment(copy.copy(TINY))
     config.task.test_puzzles = count
     config.eval.batch_size = size
-    model = TRM(TINY, build_task(config.task).spec, seed=3)
+    model = TRM(config.model, build_task(config.task).spec, seed=3)
+    model.config.start = start
     evaluator = Evaluator(model, config)
     keeper = Keeper()
     monkeypatch.setattr(evaluator.task, "scorer", lambda source=None: keeper)
@@ -104,6 +109,12 @@ def test_a_plain_search_is_the_evaluation(count: int, size: int, monkeypatch: An
         assert result.tokens.tolist() == prediction.tolist()
         assert result.candidates[0].q_halt == q_halt
     assert report["answers"]["exact_accuracy"] == metrics["exact_accuracy"]
+    given = [result.problem.inputs for result in found]
+    plain = Solver(model, config).solve_many(given, batch_size=size)
+    assert [step.tokens.tolist() for step in plain] == [r.tokens.tolist() for r in found]
+    other = Solver(model, config).search(given, start="fixed", batch_size=size)
+    same = [r.answer for r in other] == [r.answer for r in found]
+    assert same == (start == "fixed")
 
 
 def test_one_rollout_without_noise_is_solve_many(tiny: Solver, puzzles: Any) -> None:
