@@ -26,6 +26,7 @@ from mlx_trm.inference.evaluator import Evaluator
 from mlx_trm.inference.exporting import export_checkpoint, export_step
 from mlx_trm.inference.packaged import Pretrained, load_pretrained, pretrained
 from mlx_trm.inference.quantization import Quantized, quantize_model
+from mlx_trm.inference.search import Result, SearchSettings
 from mlx_trm.inference.solver import Solver, SolverStep
 from mlx_trm.models import (
     HRM,
@@ -98,6 +99,8 @@ __all__ = [
     "Quantized",
     "RecursiveModel",
     "Reporter",
+    "Result",
+    "SearchSettings",
     "Solver",
     "SolverStep",
     "Sudoku",

@@ -3,24 +3,44 @@
 import argparse
 import logging
 import sys
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import List
+from typing import Any, Dict, Iterable, Iterator, List, Optional, Tuple
 
 from tqdm import tqdm
 
 from mlx_trm.cli import tables as display
-from mlx_trm.cli.arguments import add_json, positive, save_json
+from mlx_trm.cli.arguments import (
+    add_json,
+    add_search,
+    asks_for_search,
+    positive,
+    read_search,
+    save_json,
+    writable,
+)
 from mlx_trm.cli.checkpoints import add_model, add_run, load_run
 from mlx_trm.cli.running import make_main
 from mlx_trm.config.loading import config_from_dict, config_to_dict
 from mlx_trm.config.sections import NEW_ROWS
 from mlx_trm.errors import ConfigError
-from mlx_trm.inference.evaluator import Evaluator
+from mlx_trm.inference.evaluator import Evaluator, check_dimensions
+from mlx_trm.inference.predictions import Comparison, McNemar, check_name, write_predictions
+from mlx_trm.inference.search import Problem, Result, SearchSettings
+from mlx_trm.inference.search.problems import dataset_problems, file_problems, sample_problems
 from mlx_trm.runs.checkpoint import Checkpoint
 from mlx_trm.runs.folder import save_evaluation_files
 from mlx_trm.runs.puzzle_rows import follow_data, read_row_names
 
 LOGGER = logging.getLogger(__name__)
+
+# Parts of a search's report, and what stands over their names.
+HEADINGS = {
+    "by_steps": "steps",
+    "by_choice": "chosen by",
+    "by_rating": "rating",
+    "by_source": "source",
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,6 +65,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=NEW_ROWS[0],
         help="what puzzles get that the run does not know: the mean row of its table, or zeros",
     )
+    parser.add_argument(
+        "--data", metavar="FILE", help="evaluate the puzzles of a CSV or text file instead"
+    )
+    parser.add_argument(
+        "--predictions",
+        type=writable,
+        metavar="FILE",
+        help="write each puzzle's answer there: a .csv or .jsonl",
+    )
+    parser.add_argument(
+        "--against",
+        type=Path,
+        metavar="FILE",
+        help="compare with the predictions of another evaluation (McNemar's test)",
+    )
+    add_search(parser)
     add_model(parser)
     add_json(parser, "also write the metrics there")
 
@@ -59,18 +95,58 @@ def run(args: argparse.Namespace, overrides: List[str]) -> int:
             raise ConfigError(
                 "model.*: cannot be overridden when evaluating, the weights were trained with it"
             )
+    evaluator = Evaluator(checkpoint.model, config)
+    searches = asks_for_search(args) or args.data or args.predictions or args.against
+    check_output(args, bool(searches))
+    table = checkpoint.model.config.puzzle_emb_ndim and checkpoint.spec.num_puzzle_identifiers > 1
+    if table and args.data is None:
+        find_rows(checkpoint, evaluator, args)
+    weights = f"{checkpoint.weights} weights"
+    if args.quantize is not None:
+        weights += f" of {args.quantize} bits"
+    title = f"{checkpoint.path}: step {checkpoint.step}, {weights}, {args.data or args.split}"
+    if searches:
+        report_search(evaluator, args, title)
+    else:
+        report_plain(evaluator, args, title)
+    return 0
+
+
+def check_output(args: argparse.Namespace, searches: bool) -> None:
+    """Refuse files that cannot be written or read before anything is computed.
+
+    Raises:
+        ConfigError: saying which.
+    """
     if args.output is not None and args.output.exists() and not args.output.is_dir():
         raise ConfigError(f"--output {args.output}: is a file; name a folder")
-    evaluator = Evaluator(checkpoint.model, config)
-    if checkpoint.model.config.puzzle_emb_ndim and checkpoint.spec.num_puzzle_identifiers > 1:
-        find_rows(checkpoint, evaluator, args)
-    shown = sys.stderr.isatty() and not args.quiet
-    with tqdm(unit="puzzle", disable=not shown, dynamic_ncols=True) as bar:
+    if args.output is not None and searches:
+        raise ConfigError(
+            "--output: is written by a plain evaluation; leave out --data, --predictions, "
+            "--against and the options of several runs"
+        )
+    for option in ("predictions", "against"):
+        path = getattr(args, option)
+        if path is not None:
+            check_name(f"--{option}", path)
 
-        def progress(done: int, total: int) -> None:
-            bar.total = total
+
+@contextmanager
+def progress_bar(args: argparse.Namespace, total: Optional[int] = None) -> Iterator[Any]:
+    """Show a bar in a terminal; give a function of puzzles done and in all."""
+    shown = sys.stderr.isatty() and not args.quiet
+    with tqdm(unit="puzzle", total=total, disable=not shown, dynamic_ncols=True) as bar:
+
+        def progress(done: int, all_of_them: Optional[int] = None) -> None:
+            bar.total = all_of_them if all_of_them is not None else bar.total
             bar.update(done - bar.n)
 
+        yield progress
+
+
+def report_plain(evaluator: Evaluator, args: argparse.Namespace, title: str) -> None:
+    """Evaluate every puzzle with the same number of steps, and print the metrics."""
+    with progress_bar(args) as progress:
         metrics = evaluator.run(args.split, args.max_examples, args.steps, on_progress=progress)
     if args.json is not None:
         save_json(args.json, metrics)
@@ -78,13 +154,87 @@ def run(args: argparse.Namespace, overrides: List[str]) -> int:
         for path in save_evaluation_files(args.output, evaluator.files):
             print(f"written: {path}")
         if not evaluator.files:
-            LOGGER.warning("--output: the task %s has nothing to keep", config.task.name)
-    weights = f"{checkpoint.weights} weights"
-    if args.quantize is not None:
-        weights += f" of {args.quantize} bits"
-    print(f"{checkpoint.path}: step {checkpoint.step}, {weights}, {args.split}")
+            LOGGER.warning("--output: the task %s has nothing to keep", evaluator.config.task.name)
+    print(title)
     print(display.table(display.metric_rows(metrics), ("set", "metric", "value")))
-    return 0
+
+
+def report_search(evaluator: Evaluator, args: argparse.Namespace, title: str) -> None:
+    """Evaluate by a search, and print what it reached and what that cost."""
+    config = evaluator.config
+    settings = read_search(args, config.eval.batch_size or config.train.batch_size)
+    settings.check_usable(evaluator.task, evaluator.model)
+    comparison = None if args.against is None else Comparison(args.against)
+    problems, total = find_problems(evaluator, args, settings)
+    with ExitStack() as stack:
+        write = None
+        if args.predictions is not None:
+            write = stack.enter_context(write_predictions(args.predictions, evaluator.task))
+        progress = stack.enter_context(progress_bar(args, total))
+
+        def take(result: Result) -> None:
+            if write is not None:
+                write(result)
+            if comparison is not None:
+                comparison.add(evaluator.task.format(result.problem.inputs), result.correct)
+
+        report = evaluator.search(problems, settings, take, progress)
+    if comparison is not None:
+        report["against"] = comparison.result()._asdict()
+    if args.json is not None:
+        save_json(args.json, {"settings": vars(settings), **report})
+    print(title)
+    print(describe_settings(settings, int(list(report["by_steps"])[-1])))
+    for name, rows in report.items():
+        if name == "against":
+            print(f"\n{describe_comparison(args.against, McNemar(**rows))}")
+        elif name in HEADINGS:
+            print(
+                f"\n{display.table(display.score_rows(rows), display.score_header(HEADINGS[name]))}"
+            )
+    answers: Dict[str, Any] = {
+        name: report[name] for name in ("answers", "accepted") if name in report
+    }
+    print(f"\n{display.table(display.score_rows(answers), display.score_header('all'))}")
+
+
+def find_problems(
+    evaluator: Evaluator, args: argparse.Namespace, settings: SearchSettings
+) -> Tuple[Iterable[Problem], Optional[int]]:
+    """Give the puzzles to evaluate, and their number where it is known."""
+    problems: Iterable[Problem]
+    if args.data is not None:
+        problems, total = file_problems(evaluator.task, args.data), None
+    else:
+        dataset = evaluator.task.dataset(args.split)
+        check_dimensions(evaluator.model, dataset)
+        problems, total = dataset_problems(dataset), len(dataset)
+    most = args.max_examples or evaluator.config.eval.max_examples
+    if most is not None and (total is None or most < total):
+        problems = sample_problems(problems, most, settings.seed)
+        total = len(problems)
+    return problems, total
+
+
+def describe_settings(settings: SearchSettings, steps: int) -> str:
+    """Say in a line how puzzles were solved."""
+    parts = [f"at most {steps} steps", f"halt {settings.halt}"]
+    if settings.rollouts > 1:
+        parts += [f"{settings.rollouts} rollouts", f"start {settings.active_start}"]
+        parts += ["symmetries"] if settings.symmetries else []
+    if settings.noise:
+        parts.append(f"noise {settings.noise:g}")
+    if settings.rollouts > 1:
+        parts.append(f"select {settings.select}")
+    return ", ".join([*parts, f"seed {settings.seed}"])
+
+
+def describe_comparison(path: Path, found: McNemar) -> str:
+    """Say in a line how this run compares with another."""
+    return (
+        f"against {path}: both right {found.both}, only here {found.only_here}, only there "
+        f"{found.only_there}, neither {found.neither}; McNemar's exact p = {found.p:.3g}"
+    )
 
 
 def find_rows(checkpoint: Checkpoint, evaluator: Evaluator, args: argparse.Namespace) -> None:

@@ -3,22 +3,30 @@
 import argparse
 import math
 import sys
-from typing import Any, Dict, Iterator, List, Sequence
+from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence
 
 import numpy as np
 
-from mlx_trm.cli.arguments import add_json, positive, save_json
+from mlx_trm.cli.arguments import (
+    add_json,
+    add_search,
+    asks_for_search,
+    positive,
+    read_search,
+    save_json,
+)
 from mlx_trm.cli.checkpoints import add_model, add_run, load_run
 from mlx_trm.cli.pictures import Panel, add_png, check_matplotlib, save_png
 from mlx_trm.cli.puzzles import Given, read_given
 from mlx_trm.cli.running import make_main
-from mlx_trm.cli.tables import ANSI, side_by_side, use_color
+from mlx_trm.cli.tables import side_by_side, underline_changes, use_color
+from mlx_trm.errors import ConfigError
+from mlx_trm.inference.search import Result
 from mlx_trm.inference.solver import Solver, SolverStep
 from mlx_trm.runs.puzzle_rows import read_row_names
 from mlx_trm.tasks import Task
 
 BATCH_SIZE = 32
-UNDERLINE, NO_UNDERLINE = "\033[4m", "\033[24m"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -46,6 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="end a puzzle as soon as its halt probability is above one half",
     )
+    add_search(parser)
     add_png(parser, "also draw the puzzles and their answers there (mazes, ARC)")
     add_model(parser)
     add_json(parser, "also write every step there")
@@ -59,13 +68,52 @@ def run(args: argparse.Namespace) -> int:
     """
     if args.png is not None:
         check_matplotlib("--png")
-    checkpoint, _ = load_run(args)
-    names = read_row_names(checkpoint.path)
-    solver = Solver(checkpoint.model, checkpoint.config, row_names=names)
+    if asks_for_search(args) and (args.show == "steps" or args.stop_when_halted):
+        raise ConfigError(
+            "--show steps and --stop-when-halted: are for one plain run; leave them out, or the "
+            "options of several runs (--halt q also ends a run where the model believes its answer)"
+        )
+    solver = open_solver(args)
     given = read_given(args.puzzle, solver.task)
-    display = Display(solver.task, len(given), args.show == "steps", args.quiet)
     if args.png is not None and given:
         solver.task.image(given[0].inputs)  # says so where the task has no pictures
+    display = Display(solver.task, len(given), args.show == "steps", args.quiet)
+    shown = searched if asks_for_search(args) else stepped
+    records, pictures, sums = shown(solver, given, args, display)
+    if args.png is not None:
+        save_png(args.png, pictures)
+    if args.json is not None:
+        save_json(args.json, records)
+    if len(given) > 1:
+        print(sums)
+    return 0
+
+
+class Shown(NamedTuple):
+    """What is left of puzzles that have been shown.
+
+    Attributes:
+        records: one a puzzle, for ``--json``.
+        pictures: panels of each puzzle, for ``--png``.
+        summary: all of them in a line.
+    """
+
+    records: List[Dict[str, Any]]
+    pictures: List[List[Panel]]
+    summary: str
+
+
+def open_solver(args: argparse.Namespace) -> Solver:
+    """Give a solver with the model that the command line names."""
+    checkpoint, _ = load_run(args)
+    names = read_row_names(checkpoint.path)
+    return Solver(checkpoint.model, checkpoint.config, row_names=names)
+
+
+def stepped(
+    solver: Solver, given: Sequence[Given], args: argparse.Namespace, display: "Display"
+) -> Shown:
+    """Run each puzzle once, and show its steps or its last one."""
     if args.show == "steps" or args.json is not None:
         histories = watched(solver, given, args, display)
     else:
@@ -77,13 +125,23 @@ def run(args: argparse.Namespace) -> int:
         display.result(number, puzzle, steps[-1])
         if args.png is not None:
             pictures.append(panels(solver.task, puzzle, steps))
-    if args.png is not None:
-        save_png(args.png, pictures)
-    if args.json is not None:
-        save_json(args.json, records)
-    if len(given) > 1:
-        print(summary(last))
-    return 0
+    return Shown(records, pictures, summary(last) if last else "")
+
+
+def searched(
+    solver: Solver, given: Sequence[Given], args: argparse.Namespace, display: "Display"
+) -> Shown:
+    """Search an answer of each puzzle, and show it as soon as it and those before are there."""
+    records, results, pictures = [], [], []
+    settings = read_search(args, BATCH_SIZE)
+    for result in solver.search([puzzle.text for puzzle in given], settings):
+        puzzle = given[result.place]
+        results.append(result)
+        records.append(record_result(solver.task, puzzle, result))
+        display.found(result.place, puzzle, result)
+        if args.png is not None:
+            pictures.append(panels(solver.task, puzzle, [as_step(result)]))
+    return Shown(records, pictures, summary_of_search(results) if results else "")
 
 
 def watched(
@@ -162,15 +220,26 @@ class Display:
 
     def result(self, number: int, puzzle: Given, step: SolverStep) -> None:
         """Show how a puzzle ended."""
-        steps = "step" if step.step == 1 else "steps"
-        text = f"after {step.step} {steps}: {self._verdict(puzzle, step)}"
+        text = f"after {counted(step.step, 'step')}: {self._verdict(puzzle, step)}"
+        self._answer(number, puzzle, step.tokens, step.answer, text)
+
+    def _answer(
+        self, number: int, puzzle: Given, tokens: np.ndarray, answer: str, text: str
+    ) -> None:
         if self.quiet:
-            print(f"{step.answer}  {text}")
+            print(f"{answer}  {text}")
             return
         if not self.every_step:
             print(self._title(number, puzzle))
-            print(side_by_side(self._draw_puzzle(puzzle), self._draw(step.tokens, puzzle)))
+            print(side_by_side(self._draw_puzzle(puzzle), self._draw(tokens, puzzle)))
         print(f"{text}\n" if self.count > 1 else text, flush=True)
+
+    def found(self, number: int, puzzle: Given, result: Result) -> None:
+        """Show what a search found, what that took, and how it is known."""
+        description = self.task.describe_answer(puzzle.inputs, result.tokens)
+        said = describe_result(puzzle, result, description)
+        text = f"after {counted(result.steps, 'step')} in {counted(result.rollouts, 'rollout')}"
+        self._answer(number, puzzle, result.tokens, result.answer, f"{text}: {said}")
 
     def _title(self, number: int, puzzle: Given) -> str:
         place = f" ({puzzle.where})" if puzzle.where else ""
@@ -190,17 +259,36 @@ class Display:
 def verdict(puzzle: Given, step: SolverStep, description: str = "") -> str:
     """Say whether a step's answer is right, what the task adds, and what the model believes."""
     belief = f"halt probability {step.halt_probability:.3f}"
-    if description:
-        belief = f"{description}, {belief}"
-    if step.correct is None:
-        return belief
-    if step.correct:
-        return f"right, {belief}"
-    if puzzle.labels is None:
-        return f"wrong, {belief}"
-    counted = puzzle.labels != 0  # not padding
-    right = int(np.count_nonzero((step.tokens == puzzle.labels) & counted))
-    return f"wrong ({right} of {np.count_nonzero(counted)} cells right), {belief}"
+    return judged(puzzle, step.correct, step.tokens, [description, belief])
+
+
+def describe_result(puzzle: Given, result: Result, description: str = "") -> str:
+    """Say whether an answer is right, what the task adds, and how it is known."""
+    known = f"q {result.probability:.2f}"
+    if result.accepted is not None:
+        known = (
+            "accepted by the rules" if result.accepted else f"not accepted by the rules, {known}"
+        )
+    return judged(puzzle, result.correct, result.tokens, [description, known])
+
+
+def judged(
+    puzzle: Given, correct: Optional[bool], tokens: np.ndarray, reasons: Sequence[str]
+) -> str:
+    """Put right or wrong, where that is known, before the reasons that are not empty."""
+    said = [reason for reason in reasons if reason]
+    if correct is not None:
+        said.insert(0, "right" if correct else "wrong")
+    if correct is False and puzzle.labels is not None:
+        cells = puzzle.labels != 0  # not padding
+        right = int(np.count_nonzero((tokens == puzzle.labels) & cells))
+        said[0] = f"wrong ({right} of {np.count_nonzero(cells)} cells right)"
+    return ", ".join(said)
+
+
+def counted(number: int, what: str) -> str:
+    """Give such as ``1 step`` or ``2 steps``."""
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 def summary(steps: Sequence[SolverStep]) -> str:
@@ -213,6 +301,42 @@ def summary(steps: Sequence[SolverStep]) -> str:
     if checked:
         text += f": {sum(checked)} right ({100 * sum(checked) / len(checked):.1f} %)"
     return f"{text}, {taken:.1f} steps and halt probability {mean:.3f} on average"
+
+
+def summary_of_search(results: Sequence[Result]) -> str:
+    """Sum several results up in a line."""
+    count = len(results)
+    text = f"{count} puzzles"
+    checked = [each.correct for each in results if each.correct is not None]
+    if checked:
+        text += f": {sum(checked)} right ({100 * sum(checked) / len(checked):.1f} %)"
+    if results[0].accepted is not None:
+        text += f", {sum(bool(each.accepted) for each in results)} accepted by the rules"
+    steps, rollouts = (
+        sum(values) / count for values in zip(*((r.steps, r.rollouts) for r in results))
+    )
+    return f"{text}, {steps:.1f} steps and {rollouts:.1f} rollouts on average"
+
+
+def as_step(result: Result) -> SolverStep:
+    """Give a result as the last step of a run, to be drawn like one."""
+    return SolverStep(
+        step=result.steps,
+        answer=result.answer,
+        halt_probability=result.probability,
+        correct=result.correct,
+        changed=0,
+        tokens=result.tokens,
+    )
+
+
+def record_result(task: Task, puzzle: Given, result: Result) -> Dict[str, Any]:
+    """Turn a result into what ``--json`` writes."""
+    return {
+        **result.record(task),
+        "solution": None if puzzle.labels is None else task.format(puzzle.labels),
+        "confidence": [round(float(each), 4) for each in result.confidence],
+    }
 
 
 def record(task: Task, puzzle: Given, steps: Sequence[SolverStep]) -> Dict[str, Any]:
@@ -233,28 +357,6 @@ def record(task: Task, puzzle: Given, steps: Sequence[SolverStep]) -> Dict[str, 
             for step in steps
         ],
     }
-
-
-def underline_changes(drawn: str, now: str, before: str) -> str:
-    """Underline the characters of a drawing that differ between two plain drawings.
-
-    Args:
-        drawn: with colour codes; apart from them and from marks as long as ``now``.
-        now: the same, plain.
-        before: the drawing of the step before, plain.
-    """
-    if not len(ANSI.sub("", drawn)) == len(now) == len(before):
-        return drawn
-    pieces, place = [], 0
-    for part in ANSI.split(drawn):
-        if ANSI.fullmatch(part):
-            pieces.append(part)
-            continue
-        for char in part:
-            changed = now[place] != before[place]
-            pieces.append(UNDERLINE + char + NO_UNDERLINE if changed else char)
-            place += 1
-    return "".join(pieces)
 
 
 main = make_main("solve", add_arguments, run)

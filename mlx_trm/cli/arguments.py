@@ -10,6 +10,7 @@ from typing import Any, Iterator, List, NoReturn, Set, Tuple
 from mlx_trm.config.loading import load_config, packaged_configs
 from mlx_trm.config.sections import ExperimentConfig
 from mlx_trm.errors import ConfigError, did_you_mean
+from mlx_trm.inference.search.settings import HALTS, SELECTIONS, STARTS, SearchSettings
 from mlx_trm.runs.layout import STATE
 from mlx_trm.system.files import write_json
 
@@ -79,6 +80,59 @@ def add_shared(parser: Parser) -> None:
             default=argparse.SUPPRESS if inherited else None,
             help="where to compute (default: the GPU, where MLX finds one)",
         )
+
+
+# Options of a search, as the settings are called.
+SEARCH_OPTIONS = ("halt", "rollouts", "noise", "start", "symmetries", "select", "seed")
+
+
+def add_search(parser: argparse.ArgumentParser) -> None:
+    """Let a command solve puzzles by a search; :func:`read_search` reads what it was given."""
+    group = parser.add_argument_group("several runs of a puzzle (docs/solving.md)")
+    group.add_argument(
+        "--halt",
+        choices=HALTS,
+        help="when a run ends: after all steps, where the model believes its answer, where the "
+        "task's rules accept it, or where it stays the same (default: fixed)",
+    )
+    group.add_argument("--rollouts", type=positive, metavar="N", help="runs of a puzzle, at most")
+    group.add_argument(
+        "--noise", type=above_zero, metavar="X", help="deviation of noise added before each step"
+    )
+    group.add_argument(
+        "--start",
+        choices=STARTS,
+        help="where runs start: as the model's configuration says, at its own initial states, or "
+        "after the first one at random (default: random where runs would be the same)",
+    )
+    group.add_argument(
+        "--symmetries",
+        action="store_true",
+        help="runs after the first work on symmetric copies of the puzzle",
+    )
+    group.add_argument(
+        "--select",
+        choices=SELECTIONS,
+        help="whose answer is given: of the highest q, of most runs, of the first that the rules "
+        "accept, of the smallest last change, of the first to halt (default: q)",
+    )
+    group.add_argument("--seed", type=whole, metavar="N", help="of all that is random (default: 0)")
+
+
+def asks_for_search(args: argparse.Namespace) -> bool:
+    """Whether any option of :func:`add_search` was given."""
+    return any(getattr(args, name) not in (None, False) for name in SEARCH_OPTIONS)
+
+
+def read_search(args: argparse.Namespace, batch_size: int) -> SearchSettings:
+    """Give the settings that :func:`add_search` and ``--steps`` took.
+
+    Raises:
+        ConfigError: if they do not fit together.
+    """
+    given = {name: getattr(args, name) for name in ("steps", *SEARCH_OPTIONS)}
+    given = {name: value for name, value in given.items() if value is not None}
+    return SearchSettings(**given, batch_size=batch_size)
 
 
 def add_json(parser: argparse.ArgumentParser, text: str) -> None:

@@ -3,11 +3,12 @@
 import os
 import re
 import sys
-from typing import Dict, List, Optional, Sequence, Tuple
+from typing import Dict, List, Mapping, Optional, Sequence, Tuple
 
 from mlx_trm.system.memory import GIB
 
 ANSI = re.compile(r"(\033\[[0-9;]*m)")
+UNDERLINE, NO_UNDERLINE = "\033[4m", "\033[24m"
 
 
 def table(rows: Sequence[Sequence[str]], header: Optional[Sequence[str]] = None) -> str:
@@ -59,6 +60,25 @@ def metric_rows(metrics: Dict[str, Dict[str, float]]) -> List[Tuple[str, str, st
     return rows
 
 
+def score_header(name: str) -> Tuple[str, ...]:
+    """Give the header of :func:`score_rows`, with what the first column holds."""
+    return (name, "puzzles", "exact", "95 % interval", "mean steps", "rollouts")
+
+
+def score_rows(scores: Mapping[str, Mapping[str, float]]) -> List[Tuple[str, ...]]:
+    """Turn accuracies with their cost into rows of a table; what is not known is left empty."""
+    rows = []
+    for name, values in scores.items():
+        row = [name, f"{values['count']:.0f}"]
+        if "exact_accuracy" in values:
+            low, high = values["exact_accuracy_low"], values["exact_accuracy_high"]
+            row += [f"{values['exact_accuracy']:.4f}", f"{low:.4f} to {high:.4f}"]
+        for cost in ("steps", "rollouts"):
+            row.append(f"{values[cost]:.2f}" if cost in values else "")
+        rows.append(tuple(row[:2] + ["", ""] + row[2:] if len(row) < 6 else row))
+    return rows
+
+
 def side_by_side(left: str, right: str, gap: str = "   ") -> str:
     """Put two drawings beside each other; colour codes take no room."""
     ours, theirs = left.splitlines(), right.splitlines()
@@ -68,6 +88,28 @@ def side_by_side(left: str, right: str, gap: str = "   ") -> str:
     theirs += [""] * (height - len(theirs))
     lines = (a + " " * (width - len(ANSI.sub("", a))) + gap + b for a, b in zip(ours, theirs))
     return "\n".join(line.rstrip() for line in lines)
+
+
+def underline_changes(drawn: str, now: str, before: str) -> str:
+    """Underline the characters of a drawing that differ between two plain drawings.
+
+    Args:
+        drawn: with colour codes; apart from them and from marks as long as ``now``.
+        now: the same, plain.
+        before: the drawing of the step before, plain.
+    """
+    if not len(ANSI.sub("", drawn)) == len(now) == len(before):
+        return drawn
+    pieces, place = [], 0
+    for part in ANSI.split(drawn):
+        if ANSI.fullmatch(part):
+            pieces.append(part)
+            continue
+        for char in part:
+            changed = now[place] != before[place]
+            pieces.append(UNDERLINE + char + NO_UNDERLINE if changed else char)
+            place += 1
+    return "".join(pieces)
 
 
 def use_color() -> bool:

@@ -3,14 +3,16 @@
 Reference: ``evaluate`` in pretrain.py.
 """
 
-import math
-from typing import Any, Callable, Dict, Optional, Tuple
+from typing import Any, Callable, Dict, Iterable, Optional, Tuple, Union
 
 import mlx.core as mx
 import numpy as np
 
 from mlx_trm.config.sections import ExperimentConfig
 from mlx_trm.errors import ConfigError, did_you_mean
+from mlx_trm.inference.scoring import SearchScores, judge_exactly, wilson_interval
+from mlx_trm.inference.search import Problem, Result, Search, SearchSettings
+from mlx_trm.inference.search.draws import plain_starts
 from mlx_trm.inference.step import compile_reason, merge_weights, should_compile
 from mlx_trm.models import RecursiveModel
 from mlx_trm.models.base import Tree
@@ -27,24 +29,6 @@ Metrics = Dict[str, float]
 SUMMED = "count accuracy exact_accuracy q_halt_accuracy steps lm_loss q_halt_loss".split()
 METRIC_NAMES = ["exact_accuracy", "accuracy", "lm_loss", "q_halt_loss", "q_halt_accuracy", "steps"]
 Progress = Callable[[int, int], None]
-
-
-def wilson_interval(right: float, count: float, z: float = 1.959964) -> Tuple[float, float]:
-    """The Wilson score interval of a proportion.
-
-    Args:
-        right: successes.
-        count: trials, more than 0.
-        z: standard normal quantile; the default gives 95 %.
-
-    Returns:
-        Lower and upper end, in [0, 1].
-    """
-    share = right / count
-    scale = 1.0 / (1.0 + z * z / count)
-    middle = share + z * z / (2.0 * count)
-    half = z * math.sqrt(share * (1.0 - share) / count + z * z / (4.0 * count * count))
-    return max(0.0, scale * (middle - half)), min(1.0, scale * (middle + half))
 
 
 class Evaluator:
@@ -111,7 +95,7 @@ class Evaluator:
         self.files = {}
         if max_examples is None:
             max_examples = self.config.eval.max_examples
-        taken = steps or self.config.eval.steps or self.model.config.halt_max_steps
+        taken = self._count(steps)
         rows = self.config.eval.batch_size or self.config.train.batch_size
         rows = min(rows, max(1, len(dataset)), max_examples or len(dataset))
         total = min(len(dataset), max_examples or len(dataset))
@@ -156,6 +140,42 @@ class Evaluator:
         }
         return {name: _means(held, scorers[name]) for name, held in sums.items()}
 
+    def _count(self, steps: Optional[int]) -> int:
+        """Give the supervision steps of an evaluation."""
+        return int(steps or self.config.eval.steps or self.model.config.halt_max_steps)
+
+    def search(
+        self,
+        problems: Iterable[Problem],
+        settings: SearchSettings,
+        on_result: Optional[Callable[[Result], None]] = None,
+        on_done: Optional[Callable[[int], None]] = None,
+    ) -> Dict[str, Any]:
+        """Solve puzzles by a search, and count in one pass what it reached and cost.
+
+        Args:
+            problems: with their labels; read when they are needed.
+            settings: how to solve them; steps by default as for :meth:`run`.
+            on_result: called with each result, in order.
+            on_done: called with the number of puzzles done so far.
+
+        Returns:
+            What :meth:`SearchScores.report` says.
+
+        Raises:
+            ConfigError: if the task or the model lacks what the settings need.
+            DataError: if a puzzle cannot be read.
+        """
+        check_dimensions(self.model, self.task)
+        steps = self._count(settings.steps)
+        search = Search(self.model, self.task, settings, steps, self._reason, judge=judge_exactly)
+        scores = SearchScores(settings, steps, self.task.has_rules)
+        for result in search.run(problems, scores.marks, scores.everything, on_done):
+            scores.add(result)
+            if on_result is not None:
+                on_result(result)
+        return scores.report()
+
     def _of_all(self, sums: Metrics, scorer: Any) -> Tuple[Metrics, Any]:
         """Add up what the processes have counted; each gets everything."""
         if self.processes.size == 1:
@@ -193,7 +213,8 @@ class Evaluator:
         """Run one batch; give (n, S) predictions, (n,) q_halt and sums over the labelled rows."""
         batch = Batch(*(mx.array(arrays[name]) for name in Batch._fields))
         tree = self.model.weights()
-        carry = self.model.begin(self.model.initial_carry(batch), batch)
+        starts = plain_starts(self.model, arrays["inputs"])
+        carry = self.model.begin(self.model.initial_carry(batch), batch, starts)
         rows = self.model.puzzle_rows(carry)
         if weights is not None:
             tree = merge_weights(tree, weights)
@@ -218,8 +239,8 @@ class Evaluator:
         return predictions, np.array(outputs.q_halt), metric_values(metrics)
 
 
-def check_dimensions(model: RecursiveModel, dataset: PuzzleDataset) -> None:
-    """Refuse data that a model was not made for.
+def check_dimensions(model: RecursiveModel, dataset: Union[PuzzleDataset, Task]) -> None:
+    """Refuse data that a model was not made for; a task's, as far as it knows their number.
 
     Raises:
         ConfigError: naming each dimension that differs.
@@ -231,7 +252,8 @@ def check_dimensions(model: RecursiveModel, dataset: PuzzleDataset) -> None:
         if getattr(have, name) != getattr(want, name)
     ]
     # Without a table the identifiers are never looked up.
-    if model.config.puzzle_emb_ndim and have.num_puzzle_identifiers > want.num_puzzle_identifiers:
+    known = isinstance(dataset, PuzzleDataset) and model.config.puzzle_emb_ndim
+    if known and have.num_puzzle_identifiers > want.num_puzzle_identifiers:
         problems.append(
             f"num_puzzle_identifiers is {have.num_puzzle_identifiers}, the model's puzzle table "
             f"has {want.num_puzzle_identifiers} rows"

@@ -1,18 +1,19 @@
 """Solves puzzles one supervision step at a time, so that an answer can be watched as it evolves."""
 
-import logging
-import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Tuple, Union
+from typing import Any, Iterable, Iterator, List, Optional, Sequence, Tuple, Union
 
 import mlx.core as mx
 import numpy as np
 
 from mlx_trm.config.sections import ExperimentConfig
-from mlx_trm.datasets.names import number_rows
 from mlx_trm.errors import ConfigError, DataError
 from mlx_trm.inference.packaged import load_pretrained
+from mlx_trm.inference.search.draws import plain_starts
+from mlx_trm.inference.search.engine import Result, Search, sigmoid
+from mlx_trm.inference.search.problems import Problems, Puzzle, PuzzleReader
+from mlx_trm.inference.search.settings import SearchSettings, make_settings
 from mlx_trm.inference.step import compile_reason, merge_weights, should_compile
 from mlx_trm.models import RecursiveModel
 from mlx_trm.models.base import Tree
@@ -22,11 +23,6 @@ from mlx_trm.runs.checkpoint import load_checkpoint
 from mlx_trm.runs.puzzle_rows import read_row_names
 from mlx_trm.system.streams import give_back_cores
 from mlx_trm.tasks import Task, build_task
-
-LOG = logging.getLogger(__name__)
-
-# A puzzle: text as the task reads it, or its (S,) tokens, whole numbers of any kind.
-Puzzle = Union[str, np.ndarray, mx.array, Sequence[int]]
 
 
 @dataclass(frozen=True)
@@ -92,7 +88,7 @@ class Solver:
                     f"task {config.task.name}: {name} is {have}, the model was made for {want}; "
                     "use the configuration that the model was trained with"
                 )
-        self._rows = None if row_names is None else number_rows(row_names)
+        self._reader = PuzzleReader(self.task, model, row_names)
         self._weights = weights
         self._reason = compile_reason(model, should_compile(config.train.compile))
 
@@ -152,8 +148,10 @@ class Solver:
             DataError: if the puzzle cannot be read.
             ValueError: if ``steps`` is less than 1.
         """
-        answer = None if labels is None else self._check_tokens(labels, "labels: ", ignored=True)
-        problems = self._read([puzzle], identifier, answer)
+        answer = (
+            None if labels is None else self._reader.check_tokens(labels, "labels: ", ignored=True)
+        )
+        problems = self._reader.read([puzzle], identifier, answer)
         return self._watch(problems, self._count(steps), stop_when_halted)
 
     def solve(
@@ -190,7 +188,7 @@ class Solver:
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         count = self._count(steps)
-        problems = self._read(puzzles)
+        problems = self._reader.read(puzzles)
         results: List[SolverStep] = []
         for start in range(0, len(puzzles), batch_size):
             part = problems.take(range(start, min(start + batch_size, len(puzzles))))
@@ -200,10 +198,37 @@ class Solver:
             results += self._run_batch(part, size, count, stop_when_halted)
         return results
 
+    def search(
+        self,
+        puzzles: Iterable[Puzzle],
+        settings: Optional[SearchSettings] = None,
+        **changes: Any,
+    ) -> Iterator[Result]:
+        """Solve one puzzle or a million, with several runs of each if that is asked for.
+
+        Args:
+            puzzles: each as for :meth:`steps`. They are read when they are needed, never more than
+                a window of some thousands ahead of the results.
+            settings: how to solve them; the default is one plain run.
+            changes: settings by name, such as ``halt="rules", rollouts=8``.
+
+        Returns:
+            An iterator over the results, in the order of the puzzles.
+
+        Raises:
+            ConfigError: at once, for settings that cannot be used.
+            DataError: from the iterator, for a puzzle that cannot be read, saying which.
+        """
+        chosen = make_settings(settings, changes)
+        search = Search(
+            self.model, self.task, chosen, self._count(chosen.steps), self._reason, self._weights
+        )
+        return search.run(self._reader.stream(puzzles))
+
     # Below: arrays of tokens, (n, S) uint8 -----------------------------------------------------
 
     def _watch(
-        self, problems: "_Problems", steps: int, stop_when_halted: bool
+        self, problems: Problems, steps: int, stop_when_halted: bool
     ) -> Iterator[SolverStep]:
         before = problems.inputs
         for number, (answers, q_halt, halts) in enumerate(self._advance(problems, steps), start=1):
@@ -213,7 +238,7 @@ class Solver:
                 return
 
     def _run_batch(
-        self, problems: "_Problems", size: int, steps: int, stop_when_halted: bool
+        self, problems: Problems, size: int, steps: int, stop_when_halted: bool
     ) -> List[SolverStep]:
         found: List[Optional[SolverStep]] = [None] * size
         before = problems.inputs
@@ -228,14 +253,15 @@ class Solver:
         return [step for step in found if step is not None]
 
     def _advance(
-        self, problems: "_Problems", steps: int
+        self, problems: Problems, steps: int
     ) -> Iterator[Tuple[np.ndarray, np.ndarray, np.ndarray]]:
         """Yield answers, (n, S) uint8, q_halt, (n,) float32, and (n,) if it halts, step by step."""
         model = self.model
         tokens = mx.array(problems.inputs.astype(np.int32))
         identifiers = mx.array(problems.identifiers)
         batch = Batch(tokens, mx.full(tokens.shape, IGNORE_LABEL_ID, dtype=mx.int32), identifiers)
-        carry = model.begin(model.initial_carry(batch), batch)
+        starts = plain_starts(model, problems.inputs)
+        carry = model.begin(model.initial_carry(batch), batch, starts)
         rows = model.puzzle_rows(carry)
         weights = model.weights()
         if self._weights is not None:
@@ -257,7 +283,7 @@ class Solver:
 
     def _describe(
         self,
-        problems: "_Problems",
+        problems: Problems,
         row: int,
         before: np.ndarray,
         tokens: np.ndarray,
@@ -267,7 +293,7 @@ class Solver:
         return SolverStep(
             step=number,
             answer=self.task.format(tokens),
-            halt_probability=_sigmoid(float(q_halt)),
+            halt_probability=sigmoid(float(q_halt)),
             correct=self._check(problems.inputs[row], problems.labels[row], tokens),
             changed=int(np.count_nonzero(tokens != before)),
             tokens=tokens,
@@ -283,101 +309,9 @@ class Solver:
                 return None
             return self.task.equal(tokens, np.where(labels == IGNORE_LABEL_ID, tokens, labels))
 
-    def _read(
-        self,
-        puzzles: Union[Sequence[Puzzle], np.ndarray, mx.array],
-        identifier: Optional[int] = None,
-        answer: Optional[np.ndarray] = None,
-    ) -> "_Problems":
-        """Read puzzles, and look up what the task's data know of them, unless it is given."""
-        rows = np.zeros((len(puzzles), self.model.spec.seq_len), dtype=np.uint8)
-        texts: List[str] = []
-        for i, puzzle in enumerate(puzzles):
-            try:
-                if isinstance(puzzle, str):
-                    rows[i] = self.task.parse(puzzle)
-                else:
-                    rows[i] = self._check_tokens(puzzle)
-                    puzzle = self.task.format(rows[i])  # by which the task's data know it
-                texts.append(puzzle)
-            except DataError as error:
-                if len(puzzles) == 1:
-                    raise
-                raise DataError(f"puzzle {i + 1}: {error}") from error
-        numbers = [self._identifier(text) if identifier is None else identifier for text in texts]
-        table = self.model.spec.num_puzzle_identifiers
-        blank = self.model.spec.blank_identifier_id
-        numbers = [number if 0 < number < table else blank for number in numbers]
-        labels = [self.task.known_answer(text) if answer is None else answer for text in texts]
-        return _Problems(rows, np.array(numbers, dtype=np.int32), labels)
-
-    def _check_tokens(self, values: Any, where: str = "", ignored: bool = False) -> np.ndarray:
-        """Give tokens as an array of (S,) whole numbers.
-
-        Args:
-            values: what the caller says are tokens.
-            where: put before the message.
-            ignored: whether IGNORE_LABEL_ID may be among them.
-
-        Raises:
-            DataError: if they are anything else.
-        """
-        spec = self.model.spec
-        try:
-            tokens = np.asarray(values)
-        except (ValueError, RuntimeError):  # lists of different lengths, or an array of bfloat16
-            tokens = np.asarray(None)
-        given = f"{tokens.dtype} of shape {tokens.shape}"
-        if tokens.dtype == object:
-            given = type(values).__name__
-        elif tokens.shape == (spec.seq_len,) and tokens.dtype.kind in "iu":
-            outside = (tokens < 0) | (tokens >= spec.vocab_size)
-            if ignored:
-                outside &= tokens != IGNORE_LABEL_ID
-            if not outside.any():
-                return tokens
-            place = int(np.argmax(outside))
-            given = f"position {place} holds {tokens[place]}"
-        raise DataError(
-            f"{where}tokens are {spec.seq_len} whole numbers from 0 to {spec.vocab_size - 1}, "
-            f"not {given}"
-        )
-
-    def _identifier(self, puzzle: str) -> int:
-        """Look up the row of a puzzle: by its name among the model's rows, else as the data say."""
-        name = None if self._rows is None else self.task.row_name(puzzle)
-        if self._rows is None or name is None:
-            return self.task.identifier(puzzle)
-        number = self._rows.get(name, 0)
-        if number is None:  # several rows have this name; the data know which one is meant
-            return self.task.identifier(puzzle)
-        if not number:
-            LOG.warning("%s: the model's puzzle table has no row of this name", name)
-        return number
-
     def _count(self, steps: Optional[int]) -> int:
         count = steps if steps is not None else self.config.eval.steps
         count = count if count is not None else int(self.model.config.halt_max_steps)
         if count < 1:
             raise ValueError(f"steps must be at least 1, got {count}")
         return count
-
-
-class _Problems(NamedTuple):
-    """Puzzles to solve: (n, S) uint8 inputs, (n,) int32 identifiers, answers where known."""
-
-    inputs: np.ndarray
-    identifiers: np.ndarray
-    labels: List[Optional[np.ndarray]]
-
-    def take(self, rows: Iterable[int]) -> "_Problems":
-        """Give some of the puzzles, perhaps more than once."""
-        chosen = list(rows)
-        return _Problems(
-            self.inputs[chosen], self.identifiers[chosen], [self.labels[i] for i in chosen]
-        )
-
-
-def _sigmoid(x: float) -> float:
-    small = math.exp(-abs(x))
-    return 1.0 / (1.0 + small) if x >= 0 else small / (1.0 + small)

@@ -39,6 +39,7 @@ from mlx_trm.datasets.writing import (
 )
 from mlx_trm.errors import DataError
 from mlx_trm.system.files import cache_folder, hash_file, write_json
+from mlx_trm.tasks.puzzle_files import FilePuzzles
 from mlx_trm.tasks.text import TextForm
 
 LOG = logging.getLogger(__name__)
@@ -190,6 +191,16 @@ class Task(TextForm):
         """Transform a batch of (B, S) uint8 inputs and labels; used with ``augment: online``."""
         del rng
         return inputs, labels
+
+    def read_file(self, path: Union[str, Path]) -> Iterator[FilePuzzles]:
+        """Read puzzles with their answers from a file, part by part and in its order.
+
+        Raises:
+            DataError: at the first thing wrong, or if the task reads no files.
+        """
+        raise DataError(
+            f"{path}: the task {self.config.name!r} reads no puzzle files; use task.data_dir"
+        )
 
     # pylint: disable-next=useless-return
     def scorer(self, source: Optional[SetSource] = None) -> Optional[Scorer]:

@@ -15,7 +15,9 @@ from typing import (
     Iterable,
     Iterator,
     List,
+    NamedTuple,
     NoReturn,
+    Optional,
     Tuple,
     TypeVar,
     Union,
@@ -33,6 +35,22 @@ _BLOCK_BYTES = 1 << 23
 _NEWLINE, _COMMA = ord("\n"), ord(",")
 # Stands for a comma within quotes, which separates nothing.
 _INNER_COMMA = "\x1f"
+
+
+class FilePuzzles(NamedTuple):
+    """Some puzzles of a file, with what it says of them.
+
+    Attributes:
+        inputs: (n, S) uint8 tokens.
+        labels: (n, S) uint8 tokens of their answers.
+        ratings: (n,) int64; None where the file has none.
+        sources: n words of its column ``source``; None where it has none.
+    """
+
+    inputs: np.ndarray
+    labels: np.ndarray
+    ratings: Optional[np.ndarray] = None
+    sources: Optional[List[str]] = None
 
 
 class CsvBlock:
@@ -117,6 +135,12 @@ class CsvBlock:
         starts, ends = self.fields[column]
         text = self._bytes[starts[row] : ends[row]].tobytes().decode("utf-8", "replace")
         return text.replace(_INNER_COMMA, ",")
+
+    def texts(self, column: str) -> Optional[List[str]]:
+        """Give all fields of a column as text; None where there is no such column."""
+        if column not in self.fields:
+            return None
+        return [self.text(column, row) for row in range(len(self._lines))]
 
     def refuse(self, row: int, problem: str) -> NoReturn:
         """Raise a DataError that names the file and a row's line."""

@@ -1,12 +1,42 @@
-"""The eight symmetries of a square, for many grids at a time.
+"""Symmetries of puzzles: one as cells and tokens that change places, and the eight of a square.
 
 Reference: dataset/common.py ``dihedral_transform``.
 """
+
+from typing import NamedTuple
 
 import numpy as np
 
 # Which transform undoes each of 0..7: identity, three turns, two flips, two transpositions.
 DIHEDRAL_INVERSE = (0, 3, 2, 1, 4, 5, 6, 7)
+
+
+class Symmetry(NamedTuple):
+    """A change of a puzzle that leaves it the same puzzle: an answer of the copy gives one of it.
+
+    Attributes:
+        cells: (S,) integers: where the content of each cell of the copy comes from.
+        tokens: (V,) uint8: what each token becomes.
+    """
+
+    cells: np.ndarray
+    tokens: np.ndarray
+
+    def apply(self, tokens: np.ndarray) -> np.ndarray:
+        """Turn (S,) tokens of the puzzle into those of its copy, uint8."""
+        return np.asarray(self.tokens[np.asarray(tokens)[self.cells]])
+
+    def undo(self, tokens: np.ndarray) -> np.ndarray:
+        """Turn (S,) tokens of the copy, such as its answer, into those of the puzzle, uint8."""
+        back = np.empty_like(self.tokens)
+        back[self.tokens] = np.arange(len(self.tokens))
+        return self.undo_places(back[np.asarray(tokens)])
+
+    def undo_places(self, values: np.ndarray) -> np.ndarray:
+        """Put (S,) values of the copy's cells, such as confidences, where the puzzle has them."""
+        found = np.empty_like(values)
+        found[self.cells] = values
+        return found
 
 
 def dihedral_transform(grids: np.ndarray, number: int) -> np.ndarray:

@@ -5,6 +5,7 @@ from typing import Any, Dict, Iterable, Iterator, List, Optional, Tuple
 import numpy as np
 
 from mlx_trm.errors import DataError
+from mlx_trm.tasks.symmetries import Symmetry
 
 # How a terminal is told to write, and to stop it.
 BOLD, RED, GREEN, PLAIN = "\033[1m", "\033[31m", "\033[32m", "\033[0m"
@@ -128,6 +129,41 @@ class TextForm:
             DataError: if the task has no rules to check by.
         """
         raise DataError(f"the task {self.config.name!r} cannot check an answer")
+
+    def check_many(self, inputs: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+        """Check answers by the rules alone, many at once; a task may do that faster.
+
+        Args:
+            inputs: (n, S) tokens of the puzzles.
+            tokens: (n, S) tokens of the answers.
+
+        Returns:
+            (n,) bool.
+
+        Raises:
+            DataError: if the task has no rules to check by.
+        """
+        return np.array([self.check(*pair) for pair in zip(inputs, tokens)], dtype=bool)
+
+    @property
+    def has_rules(self) -> bool:
+        """Whether :meth:`check` can tell: a class that writes neither check has no rules."""
+        own = type(self)
+        return own.check is not TextForm.check or own.check_many is not TextForm.check_many
+
+    @property
+    def has_symmetries(self) -> bool:
+        """Whether :meth:`random_symmetry` gives any."""
+        return type(self).random_symmetry is not TextForm.random_symmetry
+
+    def random_symmetry(self, rng: np.random.Generator) -> Symmetry:
+        """Draw a symmetry of the task's puzzles; solving may then work on a copy.
+
+        Raises:
+            DataError: if the task names none.
+        """
+        del rng
+        raise DataError(f"the task {self.config.name!r} names no symmetries")
 
     def describe_answer(self, inputs: np.ndarray, tokens: np.ndarray) -> str:
         """Say in a few words what an answer is, beyond right or wrong.

@@ -326,3 +326,45 @@ def test_every_step_of_a_belief_that_is_no_number(
     assert solve(FIRST, "--json", str(tmp_path / "x.json"), "--steps", "1").code == 0
     (entry,) = json.loads((tmp_path / "x.json").read_text(encoding="utf-8"))
     assert entry["steps"][0]["halt_probability"] is None
+
+
+def test_several_runs_say_what_they_took_and_how_it_is_known(solve: Any, tmp_path: Path) -> None:
+    """Steps and rollouts, and by what the answer is known; the same as JSON."""
+    path = tmp_path / "r.json"
+    done = solve(FIRST, "--halt", "rules", "--rollouts", "3", "--symmetries", "--json", str(path))
+    assert done.code == 0
+    assert done.out.endswith("after 4 steps in 1 rollout: right, accepted by the rules\n")
+    found = json.loads(path.read_text())[0]
+    assert found["answer"] == FIRST_SOLVED and found["accepted"] and found["steps"] == 4
+    assert len(found["confidence"]) == 16 and found["solution"] == FIRST_SOLVED
+    done = solve(FIRST, "--halt", "q", "-q")
+    assert re.search(r"in 1 rollout: wrong .*, not accepted by the rules, q 0.62", done.out)
+
+
+def test_several_puzzles_of_several_runs(solve: Any, tmp_path: Path) -> None:
+    """Each in its place, and a line that sums them up."""
+    file = tmp_path / "puzzles.txt"
+    file.write_text(f"{FIRST}\n{SECOND}\n{FIRST}\n")
+    done = solve(str(file), "--halt", "rules", "-q")
+    lines = done.out.splitlines()
+    assert [line.split()[0] for line in lines[:3]] == [FIRST_SOLVED, SECOND_SOLVED, FIRST_SOLVED]
+    assert lines[3] == (
+        "3 puzzles: 3 right (100.0 %), 3 accepted by the rules, 4.0 steps and 1.0 rollouts on "
+        "average"
+    )
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["--show", "steps", "--halt", "q"], "are for one plain run"),
+        (["--stop-when-halted", "--rollouts", "2"], "are for one plain run"),
+        (["--rollouts", "2"], "no latent but the answer's"),
+        (["--select", "first_halt"], "first_halt needs rollouts that halt"),
+        (["--rollouts", "0"], "not a whole number of at least 1"),
+    ],
+)
+def test_several_runs_that_cannot_be(solve: Any, words: List[str], message: str) -> None:
+    """In one line, with exit code 2."""
+    done = solve(FIRST, *words)
+    assert done.code == 2 and message in done.err and done.err.count("\n") == 1

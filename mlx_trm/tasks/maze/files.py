@@ -17,7 +17,7 @@ import numpy as np
 from mlx_trm.errors import DataError
 from mlx_trm.tasks.maze.generator import MazeSet
 from mlx_trm.tasks.maze.paths import GOAL, PATH, START, UNREACHED, judge, solve_mazes
-from mlx_trm.tasks.puzzle_files import CsvBlock, csv_of, read_puzzle_file
+from mlx_trm.tasks.puzzle_files import CsvBlock, FilePuzzles, csv_of, read_puzzle_file
 from mlx_trm.tasks.text import place_name
 
 # Token t is SYMBOLS[t]; 0, padding, is no cell of a maze. In one line a point stands for a space.
@@ -44,6 +44,23 @@ def read_mazes(path: Union[str, Path], size: int) -> MazeSet:
     if not any(len(part.inputs) for part in parts):
         raise DataError(f"{Path(path).expanduser()}: holds no mazes")
     return MazeSet(*(np.concatenate(arrays) for arrays in zip(*parts)))
+
+
+def read_with_sources(path: Union[str, Path], size: int) -> Iterator[FilePuzzles]:
+    """Read a file of mazes part by part, rated by the steps of their paths; see read_mazes."""
+
+    def from_csv(block: CsvBlock) -> FilePuzzles:
+        return FilePuzzles(*_read_csv(block, size), block.texts("source"))
+
+    def from_text(file: Path, lines: Iterator[Tuple[int, str]]) -> Iterator[FilePuzzles]:
+        return (FilePuzzles(*mazes) for mazes in _read_text(file, lines, size))
+
+    found = False
+    for part in read_puzzle_file(path, from_csv, from_text, comments=False):
+        found = found or len(part.inputs) > 0
+        yield part
+    if not found:
+        raise DataError(f"{Path(path).expanduser()}: holds no mazes")
 
 
 # CSV -------------------------------------------------------------------------------------------

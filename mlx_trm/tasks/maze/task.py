@@ -8,7 +8,8 @@ Reference: dataset/build_maze_dataset.py.
 """
 
 from dataclasses import dataclass, field
-from typing import Any, Dict, Iterable, Iterator, List, Optional, Tuple
+from pathlib import Path
+from typing import Any, Dict, Iterable, Iterator, List, Optional, Tuple, Union
 
 import numpy as np
 
@@ -16,7 +17,13 @@ from mlx_trm.config.sections import TaskConfig, TaskSpec
 from mlx_trm.datasets.dataset import SetSource
 from mlx_trm.datasets.writing import SPLITS, PuzzleBlock
 from mlx_trm.tasks.base import Scorer, ShareScorer, Task, register_task
-from mlx_trm.tasks.maze.files import SYMBOLS, parse_maze, read_mazes, split_mazes
+from mlx_trm.tasks.maze.files import (
+    SYMBOLS,
+    parse_maze,
+    read_mazes,
+    read_with_sources,
+    split_mazes,
+)
 from mlx_trm.tasks.maze.generator import (
     GENERATOR_VERSION,
     STYLES,
@@ -27,8 +34,8 @@ from mlx_trm.tasks.maze.generator import (
     maze_keys,
 )
 from mlx_trm.tasks.maze.paths import GOAL, PATH, START, WALL, Judged, judge, solve_mazes
-from mlx_trm.tasks.puzzle_files import hash_puzzle_file
-from mlx_trm.tasks.symmetries import dihedral_transform
+from mlx_trm.tasks.puzzle_files import FilePuzzles, hash_puzzle_file
+from mlx_trm.tasks.symmetries import Symmetry, dihedral_transform
 from mlx_trm.tasks.text import BOLD, GREEN, PLAIN, RED
 
 _CHUNK = 1024
@@ -194,6 +201,16 @@ class Maze(Task):
             turned[rows] = dihedral_transform(pairs[rows], number)
         return turned[:, 0].reshape(inputs.shape), turned[:, 1].reshape(labels.shape)
 
+    def random_symmetry(self, rng: np.random.Generator) -> Symmetry:
+        """Draw one of the eight turns and flips."""
+        places = self._grids(np.arange(self.config.size**2))[0]
+        turned = dihedral_transform(places, int(rng.integers(8)))
+        return Symmetry(turned.reshape(-1), np.arange(self.spec.vocab_size, dtype=np.uint8))
+
+    def read_file(self, path: Union[str, Path]) -> Iterator[FilePuzzles]:
+        """Read a CSV or text file."""
+        return read_with_sources(path, self.config.size)
+
     def split_puzzles(self, lines: Iterable[str]) -> Iterator[Tuple[int, str]]:
         """Find the mazes in lines of text: blocks with a blank line between them, or one a line."""
         return split_mazes(lines, self.config.size)
@@ -259,6 +276,10 @@ class Maze(Task):
     def check(self, inputs: np.ndarray, tokens: np.ndarray) -> bool:
         """Say whether (S,) ``tokens`` mark a shortest path in the maze ``inputs``."""
         return bool(self.judge(inputs, tokens).optimal[0])
+
+    def check_many(self, inputs: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+        """Say which of (n, S) ``tokens`` mark a shortest path in their maze, (n,) bool."""
+        return self.judge(inputs, tokens).optimal
 
     def judge(self, inputs: np.ndarray, tokens: np.ndarray) -> Judged:
         """Judge (n, S) or (S,) predictions by the rules alone."""

@@ -7,12 +7,12 @@ answers and ratings, which are checked by the rules but not solved again.
 
 from functools import partial
 from pathlib import Path
-from typing import Iterator, List, Optional, Tuple, Union
+from typing import Callable, Iterator, List, Optional, Tuple, Union
 
 import numpy as np
 
 from mlx_trm.errors import DataError
-from mlx_trm.tasks.puzzle_files import CsvBlock, csv_of, read_puzzle_file
+from mlx_trm.tasks.puzzle_files import CsvBlock, FilePuzzles, csv_of, read_puzzle_file
 from mlx_trm.tasks.sudoku.solver import (
     PuzzleSet,
     SolveResult,
@@ -25,6 +25,9 @@ from mlx_trm.tasks.text import place_name
 
 _TEXT_ROWS = 4096
 _BAD = 255
+# Puzzles, and what reads their words in the column source, where there is one. Most callers want
+# no such words, and reading them takes far longer than the puzzles.
+_Part = Tuple[PuzzleSet, Callable[[], Optional[List[str]]]]
 
 
 def read_puzzles(path: Union[str, Path], size: int) -> Iterator[PuzzleSet]:
@@ -40,10 +43,29 @@ def read_puzzles(path: Union[str, Path], size: int) -> Iterator[PuzzleSet]:
     Raises:
         DataError: at the first thing wrong, naming file and line.
     """
+    for part, _ in _read_parts(path, size):
+        yield part
+
+
+def read_with_sources(path: Union[str, Path], size: int) -> Iterator[FilePuzzles]:
+    """Read a file of puzzles as tokens, with all that it says; else as :func:`read_puzzles`."""
+    for part, sources in _read_parts(path, size):
+        rated = part.ratings if (part.ratings >= 0).all() else None
+        inputs, labels = (np.asarray(c + 1, np.uint8) for c in (part.puzzles, part.solutions))
+        yield FilePuzzles(inputs, labels, rated, sources())
+
+
+def _read_parts(path: Union[str, Path], size: int) -> Iterator[_Part]:
     found = False
-    from_csv, from_text = partial(_read_csv, size=size), partial(_read_text, size=size)
+
+    def from_csv(block: CsvBlock) -> _Part:
+        return _read_csv(block, size), partial(block.texts, "source")
+
+    def from_text(file: Path, lines: Iterator[Tuple[int, str]]) -> Iterator[_Part]:
+        return ((rows, lambda: None) for rows in _read_text(file, lines, size))
+
     for part in read_puzzle_file(path, from_csv, from_text, comments=True):
-        found = found or len(part.puzzles) > 0
+        found = found or len(part[0].puzzles) > 0
         yield part
     if not found:
         raise DataError(f"{Path(path).expanduser()}: holds no puzzles")

@@ -8,7 +8,7 @@ Reference: dataset/build_sudoku_dataset.py.
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Optional, Tuple
+from typing import Any, Dict, Iterator, List, Optional, Tuple, Union
 
 import numpy as np
 
@@ -18,12 +18,18 @@ from mlx_trm.datasets.sources import SAMPLES
 from mlx_trm.datasets.writing import PuzzleBlock
 from mlx_trm.errors import DataError
 from mlx_trm.tasks.base import Scorer, ShareScorer, Task, register_task
-from mlx_trm.tasks.puzzle_files import hash_puzzle_file
-from mlx_trm.tasks.sudoku.files import parse_puzzle, read_puzzles, solution_problem
+from mlx_trm.tasks.puzzle_files import FilePuzzles, hash_puzzle_file
+from mlx_trm.tasks.sudoku.files import (
+    parse_puzzle,
+    read_puzzles,
+    read_with_sources,
+    solution_problem,
+)
 from mlx_trm.tasks.sudoku.generator import DEFAULT_GIVENS, GENERATOR_VERSION, generate_sets
 from mlx_trm.tasks.sudoku.keys import puzzle_keys
 from mlx_trm.tasks.sudoku.solver import PuzzleSet, box_shape, solve_puzzles, valid_grids
 from mlx_trm.tasks.sudoku.transforms import SYMMETRIES, default_symmetries, random_transforms
+from mlx_trm.tasks.symmetries import Symmetry
 from mlx_trm.tasks.text import BOLD, PLAIN, RED
 
 SAMPLE_FILES = {"train": "sudoku_hard_train.csv", "test": "sudoku_hard_test.csv"}
@@ -231,6 +237,15 @@ class Sudoku(Task):
         moves = random_transforms(len(inputs), self.config.size, self.config.active_symmetries, rng)
         return moves.apply(inputs), moves.apply(labels)
 
+    def random_symmetry(self, rng: np.random.Generator) -> Symmetry:
+        """Draw any of the symmetries that the size has, whatever augmentation uses."""
+        moves = random_transforms(1, self.config.size, default_symmetries(self.config.size), rng)
+        return Symmetry(moves.cells[0], moves.tokens[0])
+
+    def read_file(self, path: Union[str, Path]) -> Iterator[FilePuzzles]:
+        """Read a CSV or text file; that puzzles of a CSV have one solution is not checked."""
+        return read_with_sources(path, self.config.size)
+
     def parse(self, text: str) -> np.ndarray:
         """Read a puzzle of S cells, ``.`` or ``0`` for a blank; white space does not count.
 
@@ -302,7 +317,10 @@ class Sudoku(Task):
         return "\n".join(lines + [rules[2]])
 
     def check(self, inputs: np.ndarray, tokens: np.ndarray) -> bool:
-        """Say whether (S,) ``tokens`` are a valid grid that keeps the givens of ``inputs``."""
+        """Say whether (S,) ``tokens`` are a valid grid that keeps the givens of ``inputs``.
+
+        For a puzzle with one solution that grid is the answer; one with several has several.
+        """
         return bool(self.check_many(np.asarray(inputs)[None], np.asarray(tokens)[None])[0])
 
     def check_many(self, inputs: np.ndarray, tokens: np.ndarray) -> np.ndarray:

@@ -1,10 +1,17 @@
 """Symmetries: the group laws of the square, and Sudokus that stay Sudokus."""
 
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mlx_trm.config.sections import TaskConfig, TaskSpec
+from mlx_trm.errors import DataError
+from mlx_trm.tasks import Maze, MazeConfig, Sudoku, SudokuConfig, Task
+from mlx_trm.tasks.maze.generator import generate_sets
 from mlx_trm.tasks.sudoku.generator import random_grids
 from mlx_trm.tasks.sudoku.solver import solve_puzzles, valid_grids
 from mlx_trm.tasks.sudoku.transforms import (
@@ -15,6 +22,7 @@ from mlx_trm.tasks.sudoku.transforms import (
 )
 from mlx_trm.tasks.symmetries import (
     DIHEDRAL_INVERSE,
+    Symmetry,
     dihedral_transform,
     inverse_dihedral_transform,
 )
@@ -172,3 +180,98 @@ def test_impossible_symmetries_are_refused() -> None:
         random_transforms(1, 6, ["transpose"], np.random.default_rng(0))
     with pytest.raises(ValueError, match="no symmetry 'mirror'"):
         random_transforms(1, 9, ["mirror"], np.random.default_rng(0))
+
+
+@given(st.integers(1, 30), st.integers(2, 9), SEEDS)
+def test_what_a_symmetry_does_it_undoes(cells: int, tokens: int, seed: int) -> None:
+    """Of any permutation of cells and of tokens; values of cells go back with their cells."""
+    rng = np.random.default_rng(seed)
+    symmetry = Symmetry(rng.permutation(cells), rng.permutation(tokens).astype(np.uint8))
+    puzzle = rng.integers(0, tokens, cells).astype(np.uint8)
+    copy = symmetry.apply(puzzle)
+    assert copy.dtype == np.uint8 and symmetry.undo(copy).tolist() == puzzle.tolist()
+    assert symmetry.apply(symmetry.undo(puzzle)).tolist() == puzzle.tolist()
+    values = rng.random(cells)
+    assert symmetry.undo_places(values[symmetry.cells]).tolist() == values.tolist()
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.sampled_from([4, 6, 9]), SEEDS)
+def test_an_answer_of_a_sudokus_copy_is_one_of_the_sudoku(size: int, seed: int) -> None:
+    """The copy is valid with the copied answer, and only with it."""
+    rng = np.random.default_rng(seed)
+    task = Sudoku(SudokuConfig(name="sudoku", size=size))
+    label = (random_grids(1, size, rng)[0] + 1).astype(np.uint8)
+    puzzle = np.where(rng.random(len(label)) < 0.5, label, 1).astype(np.uint8)
+    symmetry = task.random_symmetry(rng)
+    copy, answer = symmetry.apply(puzzle), symmetry.apply(label)
+    assert task.check(copy, answer) and (copy == 1).sum() == (puzzle == 1).sum()
+    assert symmetry.undo(answer).tolist() == label.tolist()
+    assert task.check(puzzle, symmetry.undo(answer))
+    wrong = answer.copy()
+    wrong[0] = 2 + (wrong[0] - 1) % size
+    assert not task.check(copy, wrong) and not task.check(puzzle, symmetry.undo(wrong))
+
+
+@settings(max_examples=20, deadline=None)
+@given(SEEDS)
+def test_an_answer_of_a_mazes_copy_is_one_of_the_maze(seed: int) -> None:
+    """A shortest path stays one."""
+    rng = np.random.default_rng(seed)
+    task = Maze(MazeConfig(name="maze", size=7))
+    mazes = generate_sets([1], 7, rng)[0]
+    symmetry = task.random_symmetry(rng)
+    copy, answer = (symmetry.apply(side[0]) for side in (mazes.inputs, mazes.labels))
+    assert task.check_many(copy[None], answer[None]).tolist() == [True]
+    assert symmetry.undo(answer).tolist() == mazes.labels[0].tolist()
+    assert not task.check(copy, copy)
+
+
+class Parity(Task):
+    """An answer is right where its sum is even; no symmetries."""
+
+    @property
+    def spec(self) -> TaskSpec:
+        return TaskSpec(vocab_size=4, seq_len=3)
+
+    def groups(self, split: str, rng: Any) -> Any:
+        return []
+
+    def check(self, inputs: np.ndarray, tokens: np.ndarray) -> bool:
+        return int(tokens.sum()) % 2 == 0
+
+
+def test_many_are_checked_as_one() -> None:
+    """A task needs one check only; what it has neither of, it does not have."""
+    task = Parity(TaskConfig("parity"))
+    tokens = np.array([[1, 1, 0], [1, 0, 0], [3, 3, 2]])
+    assert task.check_many(tokens, tokens).tolist() == [True, False, True]
+    assert task.check_many(tokens[:0], tokens[:0]).shape == (0,)
+    assert task.has_rules and not task.has_symmetries
+    assert Maze(MazeConfig(name="maze")).has_symmetries
+    with pytest.raises(DataError, match="'parity' names no symmetries"):
+        task.random_symmetry(np.random.default_rng(0))
+    with pytest.raises(DataError, match="x.csv: the task 'parity' reads no files"):
+        task.read_file("x.csv")
+
+
+def test_files_are_read_with_what_they_say(tmp_path: Path) -> None:
+    """Tokens, answers, ratings and sources; text has neither of the last two, mazes are rated."""
+    path = tmp_path / "a.csv"
+    rows = ["a,1...........2..4,1243342143122134,7", "b,1.....2..3.....4,1243342143122134,0"]
+    path.write_text("source,question,answer,rating\n" + "\n".join(rows) + "\n")
+    task = Sudoku(SudokuConfig(name="sudoku", size=4))
+    part = next(task.read_file(path))
+    assert part.sources == ["a", "b"] and part.ratings is not None
+    assert part.ratings.tolist() == [7, 0] and part.inputs[0].tolist() == [2, *[1] * 11, 3, 1, 1, 5]
+    assert task.check_many(part.inputs, part.labels).all()
+    path.write_text("question,answer\n1.....2..3.....4,1243342143122134\n")
+    part = next(task.read_file(path))
+    assert part.sources is None and part.ratings is None
+    path = tmp_path / "a.txt"
+    path.write_text("S../.#./..G\n")
+    mazes = next(Maze(MazeConfig(name="maze", size=3)).read_file(path))
+    assert mazes.ratings is not None and mazes.ratings.tolist() == [4] and mazes.sources is None
+    path.write_text("\n")
+    with pytest.raises(DataError, match="a.txt: holds no mazes"):
+        list(Maze(MazeConfig(name="maze", size=3)).read_file(path))
