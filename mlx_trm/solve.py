@@ -1,11 +1,13 @@
 """``python -m mlx_trm.solve``: watch a trained model answer puzzles."""
 
 import argparse
+import logging
 import math
 import sys
 from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence
 
 import numpy as np
+from tqdm import tqdm
 
 from mlx_trm.cli.arguments import (
     add_json,
@@ -15,23 +17,24 @@ from mlx_trm.cli.arguments import (
     read_search,
     save_json,
 )
-from mlx_trm.cli.checkpoints import add_model, add_run, load_run
+from mlx_trm.cli.checkpoints import add_model, add_run, find_weights, load_run
 from mlx_trm.cli.pictures import Panel, add_png, check_matplotlib, save_png
 from mlx_trm.cli.puzzles import Given, read_given
 from mlx_trm.cli.running import make_main
 from mlx_trm.cli.tables import side_by_side, underline_changes, use_color
 from mlx_trm.errors import ConfigError
-from mlx_trm.inference.search import Result
+from mlx_trm.inference.search import Result, SearchSettings
 from mlx_trm.inference.solver import Solver, SolverStep
 from mlx_trm.runs.puzzle_rows import read_row_names
 from mlx_trm.tasks import Task
 
+LOGGER = logging.getLogger(__name__)
 BATCH_SIZE = 32
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's own arguments."""
-    add_run(parser)
+    add_run(parser, optional=True)
     parser.add_argument(
         "puzzle",
         metavar="PUZZLE",
@@ -73,13 +76,26 @@ def run(args: argparse.Namespace) -> int:
             "--show steps and --stop-when-halted: are for one plain run; leave them out, or the "
             "options of several runs (--halt q also ends a run where the model believes its answer)"
         )
+    content = sys.stdin.buffer.read() if args.puzzle == "-" else None
+    search = {}
+    if args.run is None:
+        entry = find_weights(args.puzzle, content)
+        LOGGER.info("weights of the package: %s (%s)", entry.name, entry.summary)
+        args.run, search = entry.name, entry.search
     solver = open_solver(args)
-    given = read_given(args.puzzle, solver.task)
+    given = read_given(args.puzzle, solver.task, content)
     if args.png is not None and given:
         solver.task.image(given[0].inputs)  # says so where the task has no pictures
     display = Display(solver.task, len(given), args.show == "steps", args.quiet)
-    shown = searched if asks_for_search(args) else stepped
-    records, pictures, sums = shown(solver, given, args, display)
+    plain = args.show == "steps" or args.stop_when_halted or args.steps is not None
+    if asks_for_search(args):
+        shown = searched(solver, given, read_search(args, BATCH_SIZE), args, display)
+    elif search and not plain:
+        settings = SearchSettings(**search, batch_size=BATCH_SIZE)
+        shown = searched(solver, given, settings, args, display)
+    else:
+        shown = stepped(solver, given, args, display)
+    records, pictures, sums = shown
     if args.png is not None:
         save_png(args.png, pictures)
     if args.json is not None:
@@ -129,19 +145,33 @@ def stepped(
 
 
 def searched(
-    solver: Solver, given: Sequence[Given], args: argparse.Namespace, display: "Display"
+    solver: Solver,
+    given: Sequence[Given],
+    settings: SearchSettings,
+    args: argparse.Namespace,
+    display: "Display",
 ) -> Shown:
     """Search an answer of each puzzle, and show it as soon as it and those before are there."""
     records, results, pictures = [], [], []
-    settings = read_search(args, BATCH_SIZE)
-    for result in solver.search([puzzle.text for puzzle in given], settings):
-        puzzle = given[result.place]
-        results.append(result)
-        records.append(record_result(solver.task, puzzle, result))
-        display.found(result.place, puzzle, result)
-        if args.png is not None:
-            pictures.append(panels(solver.task, puzzle, [as_step(result)]))
+    shown = sys.stderr.isatty() and not args.quiet
+    with tqdm(unit="step", leave=False, disable=not shown, dynamic_ncols=True) as bar:
+        bar.set_description(f"0 of {counted(len(given), 'puzzle')}")
+        texts = [puzzle.text for puzzle in given]
+        for result in solver.search(texts, settings, on_step=lambda: tick(bar)):
+            puzzle = given[result.place]
+            results.append(result)
+            records.append(record_result(solver.task, puzzle, result))
+            bar.clear()
+            display.found(result.place, puzzle, result)
+            bar.set_description(f"{len(results)} of {counted(len(given), 'puzzle')}")
+            if args.png is not None:
+                pictures.append(panels(solver.task, puzzle, [as_step(result)]))
     return Shown(records, pictures, summary_of_search(results) if results else "")
+
+
+def tick(bar: "tqdm[Any]") -> None:
+    """Count a step in a bar."""
+    bar.update()
 
 
 def watched(

@@ -5,7 +5,10 @@ set, Hypothesis draws the same examples every time; elsewhere it looks for new o
 are shared by one worker a core where pytest-xdist is installed; ``-n 0`` runs them in one process.
 """
 
+import atexit
 import os
+import shutil
+import tempfile
 from pathlib import Path
 from typing import Iterator, Optional
 
@@ -65,11 +68,12 @@ def pytest_configure(config: pytest.Config) -> None:
     if WORKER is not None:
         # MLX compiles kernels for the CPU into $TMPDIR/mlx and loads whatever lies there, also
         # what another worker is writing at that moment. The option is that worker's own folder.
-        own = Path(config.option.basetemp) / "tmp"
         if cache is not None:
-            own = cache.mkdir(f"tmp-{WORKER}")  # kept, so that the next run has them
-        own.mkdir(parents=True, exist_ok=True)
-        os.environ["TMPDIR"] = str(own)
+            own = str(cache.mkdir(f"tmp-{WORKER}"))  # kept, so that the next run has them
+        else:  # not below basetemp, which pytest empties
+            own = tempfile.mkdtemp(prefix=f"mlx-trm-{WORKER}-")
+            atexit.register(shutil.rmtree, own, ignore_errors=True)
+        os.environ["TMPDIR"] = own
     name = os.environ.get("MLX_TRM_TEST_DEVICE")
     if name is None:
         return

@@ -240,7 +240,10 @@ def parse_line(parser: Parser, argv: List[str]) -> argparse.Namespace:
     settings: List[str] = []
     if any(member.get_default("takes_overrides") for member in parser.family()):
         argv, settings = _split_settings(argv, parser.options(with_value=True))
-    args, extra = parser.parse_known_args(argv)
+    parse = parser.parse_known_args
+    if parser.get_default("intermixed"):
+        parse = parser.parse_known_intermixed_args
+    args, extra = parse(argv)
     unknown = [word for word in extra if word.startswith("-")]
     if unknown:
         hint = did_you_mean(unknown[0].split("=")[0], parser.options())

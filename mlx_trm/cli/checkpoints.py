@@ -7,22 +7,34 @@ from pathlib import Path
 from typing import Optional, Tuple
 
 from mlx_trm.cli.arguments import add_weights
+from mlx_trm.cli.puzzles import reading_problem
 from mlx_trm.errors import ConfigError
-from mlx_trm.inference.packaged import find_pretrained, pretrained
+from mlx_trm.inference.packaged import Pretrained, find_pretrained, pretrained
 from mlx_trm.inference.quantization import BITS, Quantized, quantize_model
 from mlx_trm.runs.checkpoint import Checkpoint, load_checkpoint
+from mlx_trm.tasks import build_task
 
 LOGGER = logging.getLogger(__name__)
 
 
-def add_run(parser: argparse.ArgumentParser) -> None:
-    """Declare RUN, the first word of a command; :func:`add_model` declares the options."""
+def add_run(parser: argparse.ArgumentParser, optional: bool = False) -> None:
+    """Declare RUN, the first word of a command; :func:`add_model` declares the options.
+
+    Args:
+        parser: of the command.
+        optional: whether it may be left out; ``run`` is None then.
+    """
+    known = ", ".join(each.name for each in pretrained())
     parser.add_argument(
         "run",
         metavar="RUN",
+        nargs="?" if optional else None,
         help="a run folder, a checkpoint folder, or the name of weights that come with the "
-        f"package: {', '.join(each.name for each in pretrained())}",
+        f"package: {known}" + ("; left out: those that suit the puzzle" if optional else ""),
     )
+    # RUN may be left out and options may stand between it and what follows, so words without a
+    # dash are counted when all options have been taken.
+    parser.set_defaults(intermixed=optional)
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
@@ -49,6 +61,31 @@ def locate_run(run: str) -> Path:
         return find_pretrained(run).folder
     except ConfigError as error:
         raise ConfigError(f"{run}: no such run or checkpoint folder, and {error}") from error
+
+
+def find_weights(source: str, content: Optional[bytes]) -> Pretrained:
+    """Give the weights of the package that solve puzzles, where no RUN is named.
+
+    Args:
+        source: PUZZLE: a puzzle, the path of a file, or ``-``.
+        content: of standard input, where that is meant.
+
+    Raises:
+        ConfigError: if there are none; it says what each lacks.
+    """
+    if os.path.isdir(os.path.expanduser(source)):
+        raise ConfigError(f"{source}: is a folder, and PUZZLE is missing: solve RUN PUZZLE")
+    problems = []
+    for each in pretrained():
+        if each.default:
+            problem = reading_problem(source, build_task(each.config().task), content)
+            if problem is None:
+                return each
+            problems.append(f"{each.name}: {problem}")
+    raise ConfigError(
+        f"no weights of the package solve such a puzzle ({'; '.join(problems)}); mend it, or name "
+        "a RUN that was trained on such puzzles"
+    )
 
 
 def load_run(args: argparse.Namespace) -> Tuple[Checkpoint, Optional[Quantized]]:

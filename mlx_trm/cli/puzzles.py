@@ -33,19 +33,34 @@ class Given(NamedTuple):
     labels: Optional[np.ndarray]
 
 
-def read_given(source: str, task: Task) -> List[Given]:
+def reading_problem(source: str, task: Task, content: Optional[bytes] = None) -> Optional[str]:
+    """Say why a task does not read the first of the puzzles; None: it does.
+
+    Arguments are those of :func:`read_given`.
+    """
+    try:
+        _, text = next(read_texts(source, task, content))
+        for puzzle in task.expand_puzzle(text):
+            task.parse(puzzle)
+    except DataError as error:
+        return str(error)
+    return None
+
+
+def read_given(source: str, task: Task, content: Optional[bytes] = None) -> List[Given]:
     """Read the puzzles and refuse those that cannot be solved.
 
     Args:
         source: a puzzle, the path of a file, or ``-``.
         task: reads them and, where it can, answers them.
+        content: of standard input, where it has been read already.
 
     Raises:
         DataError: naming every puzzle that is malformed or has no answer.
     """
     places, texts, rows = [], [], []
     problems: List[Tuple[int, str]] = []
-    for number, written in read_texts(source, task):
+    for number, written in read_texts(source, task, content):
         for text in task.expand_puzzle(written):
             try:
                 rows.append(task.parse(text))
@@ -71,10 +86,13 @@ def read_given(source: str, task: Task) -> List[Given]:
     ]
 
 
-def read_texts(source: str, task: Task) -> Iterator[Tuple[int, str]]:
+def read_texts(
+    source: str, task: Task, content: Optional[bytes] = None
+) -> Iterator[Tuple[int, str]]:
     """Yield (line, puzzle) of a file or of standard input; line 0 for a puzzle itself.
 
-    Of a CSV the column ``question`` is taken; text is split as the task says.
+    Arguments are those of :func:`read_given`. Of a CSV the column ``question`` is taken; text is
+    split as the task says.
 
     Raises:
         DataError: if a file cannot be read or holds no puzzle.
@@ -92,7 +110,8 @@ def read_texts(source: str, task: Task) -> Iterator[Tuple[int, str]]:
         raise DataError(f"{source}: is a folder; name a file of puzzles")
     name = "standard input" if source == "-" else source
     try:
-        content = sys.stdin.buffer.read() if source == "-" else Path(path).read_bytes()
+        if content is None:
+            content = sys.stdin.buffer.read() if source == "-" else Path(path).read_bytes()
         lines = content.decode("utf-8-sig").splitlines()
     except OSError as error:
         raise DataError(f"{name}: cannot be read ({error.strerror}); name a text file") from error

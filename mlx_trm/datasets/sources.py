@@ -119,7 +119,7 @@ _ALL = (
     _csv_source(
         "sudoku-extreme",
         "9x9 Sudoku, millions, from easy to very hard",
-        *("sudoku.yaml", "sudoku_att.yaml"),
+        *("sudoku.yaml", "sudoku_att.yaml", "sudoku_symbols.yaml"),
     ),
     _csv_source("maze-30x30-hard-1k", "30x30 mazes with long shortest paths", "maze.yaml"),
     Source(

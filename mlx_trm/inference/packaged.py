@@ -1,4 +1,4 @@
-"""Weights that come with the package: listed, chosen, and loaded by name.
+"""Weights that come with the package: listed, and loaded by name.
 
 ``mlx_trm/weights`` holds a checkpoint folder for each name, its arrays in bfloat16 and with a model
 card beside them, and ``index.json``, which says what each is for. They are read as any checkpoint
@@ -7,7 +7,7 @@ is, each file checked against its SHA-256. ``data/pack_weights.py`` puts them th
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Dict, List, Optional
+from typing import Any, Dict, List
 
 from mlx_trm.config.loading import load_config
 from mlx_trm.config.sections import ExperimentConfig
@@ -15,7 +15,6 @@ from mlx_trm.errors import CheckpointError, ConfigError, DataError, did_you_mean
 from mlx_trm.runs.checkpoint import Checkpoint, load_checkpoint
 from mlx_trm.runs.layout import CONFIG
 from mlx_trm.system.files import read_json
-from mlx_trm.tasks import Task, build_task
 
 FOLDER = Path(__file__).parents[1] / "weights"
 INDEX, CARD = "index.json", "card.md"
@@ -102,19 +101,3 @@ def load_pretrained(name: str, folder: Path = FOLDER) -> Checkpoint:
         CheckpointError: if a file is missing or damaged.
     """
     return load_checkpoint(find_pretrained(name, folder).folder)
-
-
-def choose_pretrained(puzzle: str, folder: Path = FOLDER) -> Optional[Pretrained]:
-    """Give the first default weights whose task reads a puzzle's text; None: no task does."""
-    for each in pretrained(folder):
-        if each.default and _reads(build_task(each.config().task), puzzle):
-            return each
-    return None
-
-
-def _reads(task: Task, puzzle: str) -> bool:
-    try:
-        task.parse(puzzle)
-    except DataError:
-        return False
-    return True

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Iterable, Iterator, List, Optional, Sequence, Tuple, Union
+from typing import Any, Callable, Iterable, Iterator, List, Optional, Sequence, Tuple, Union
 
 import mlx.core as mx
 import numpy as np
@@ -202,6 +202,7 @@ class Solver:
         self,
         puzzles: Iterable[Puzzle],
         settings: Optional[SearchSettings] = None,
+        on_step: Optional[Callable[[], None]] = None,
         **changes: Any,
     ) -> Iterator[Result]:
         """Solve one puzzle or a million, with several runs of each if that is asked for.
@@ -210,6 +211,7 @@ class Solver:
             puzzles: each as for :meth:`steps`. They are read when they are needed, never more than
                 a window of some thousands ahead of the results.
             settings: how to solve them; the default is one plain run.
+            on_step: called after each step of the batch, to show that it goes on.
             changes: settings by name, such as ``halt="rules", rollouts=8``.
 
         Returns:
@@ -223,7 +225,7 @@ class Solver:
         search = Search(
             self.model, self.task, chosen, self._count(chosen.steps), self._reason, self._weights
         )
-        return search.run(self._reader.stream(puzzles))
+        return search.run(self._reader.stream(puzzles), on_step=on_step)
 
     # Below: arrays of tokens, (n, S) uint8 -----------------------------------------------------
 

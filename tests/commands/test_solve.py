@@ -368,3 +368,65 @@ def test_several_runs_that_cannot_be(solve: Any, words: List[str], message: str)
     """In one line, with exit code 2."""
     done = solve(FIRST, *words)
     assert done.code == 2 and message in done.err and done.err.count("\n") == 1
+
+
+# Without a RUN ----------------------------------------------------------------------------------
+
+
+def test_a_puzzle_alone_is_given_to_weights_of_the_package(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """As an argument, with options before it and behind, and through standard input."""
+    puzzle, answer = "4.21 1... 3.4. ..1.", "4321123431422413"
+    for words in ([puzzle], ["-q", puzzle], [puzzle, "--rollouts", "2"], ["--halt", "q", puzzle]):
+        assert main(words) == 0
+        printed = capsys.readouterr().out
+        assert answer in printed or "3 1 │ 4 2" in printed
+        assert "right" in printed
+    assert "accepted by the rules" in printed or "q " in printed
+
+
+def test_a_puzzle_alone_through_a_pipe(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Standard input is read once, whichever task it is for."""
+    data = io.TextIOWrapper(io.BytesIO(b"4.21 1... 3.4. ..1.\n.... .... 3.4. ..1.\n"))
+    monkeypatch.setattr(sys, "stdin", data)
+    assert main(["-q", "-"]) == 2  # the second has several solutions
+    assert "standard input:2" in capsys.readouterr().err
+
+
+def test_options_between_run_and_puzzle(capsys: pytest.CaptureFixture[str]) -> None:
+    """RUN may be left out, so words are counted when the options have been taken."""
+    assert main(["sudoku-4x4", "--halt", "rules", "4.21 1... 3.4. ..1.", "-q"]) == 0
+    assert "accepted by the rules" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "words, says",
+    [
+        (["4.21 1..."], "sudoku-4x4: the puzzle has 8 cells, 4x4 needs 16"),
+        (["."], "is a folder, and PUZZLE is missing: solve RUN PUZZLE"),
+        ([], "the following arguments are required: PUZZLE"),
+        (["none.txt"], "none.txt: no such file"),
+    ],
+)
+def test_what_no_weights_of_the_package_solve(
+    words: List[str], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One line that says what each of them lacks, or what is missing."""
+    assert main(words) == 2
+    error = capsys.readouterr().err
+    assert says in error and error.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_a_hard_puzzle_is_solved_by_weights_of_the_package(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """9x9, said to be the hardest: a quarter of a minute with MLX's own products."""
+    puzzle = "8..........36......7..9.2...5...7.......457.....1...3...1....68..85...1..9....4.."
+    assert main(["-q", puzzle]) == 0
+    answer, _, how = capsys.readouterr().out.partition("  ")
+    assert sorted(answer) == sorted("123456789" * 9) and "accepted by the rules" in how
+    assert all(given in (".", cell) for given, cell in zip(puzzle, answer))

@@ -119,6 +119,7 @@ class Search:
         marks: Sequence[int] = (),
         everything: bool = False,
         on_done: Optional[Callable[[int], None]] = None,
+        on_step: Optional[Callable[[], None]] = None,
     ) -> Iterator[Result]:
         """Solve puzzles; each is given back as soon as it and all before it are done.
 
@@ -127,6 +128,7 @@ class Search:
             marks: steps after which the first rollout's answers are judged.
             everything: run every rollout, also where some cannot change the answer.
             on_done: called with the number of puzzles done so far after each step that ends one.
+            on_step: called after each step of the batch.
 
         Returns:
             The results, in the order of the puzzles.
@@ -159,6 +161,8 @@ class Search:
                 schedule.end(run.work, run.rollout, run.steps, candidate)
             for run in batch.drop_pointless():
                 schedule.end(run.work, run.rollout, run.steps, None)
+            if on_step is not None:
+                on_step()
             if on_done is not None and schedule.done_count > done:
                 done = schedule.done_count
                 on_done(done)

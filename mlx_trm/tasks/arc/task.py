@@ -34,7 +34,7 @@ from mlx_trm.tasks.arc.lookup import (
     split_grids,
 )
 from mlx_trm.tasks.arc.voting import ArcScorer, load_scorer
-from mlx_trm.tasks.base import Task, register_task, with_progress
+from mlx_trm.tasks.base import Task, check_split, register_task, with_progress
 
 LOG = logging.getLogger(__name__)
 

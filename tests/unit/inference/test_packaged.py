@@ -16,7 +16,7 @@ from scripted import FIRST, FIRST_SOLVED, experiment, scripted_model
 import mlx_trm as trm
 from mlx_trm.errors import CheckpointError, ConfigError
 from mlx_trm.evaluate import main as evaluate
-from mlx_trm.inference.packaged import CARD, FOLDER, INDEX, choose_pretrained, find_pretrained
+from mlx_trm.inference.packaged import CARD, FOLDER, INDEX, find_pretrained
 from mlx_trm.models import named_arrays
 from mlx_trm.runs.checkpoint import save_checkpoint
 from mlx_trm.tasks.sudoku.generator import generate_sets
@@ -65,13 +65,6 @@ def test_the_small_weights_solve() -> None:
     (puzzles,) = generate_sets([40], 4, rng, (6, 8))
     found = solver.solve_many(["".join(map(str, cells)) for cells in puzzles.puzzles])
     assert sum(bool(step.correct) for step in found) >= 36
-
-
-def test_a_puzzle_finds_its_weights() -> None:
-    """The first defaults whose task reads the text; none for what no task reads."""
-    chosen = choose_pretrained("4.21 1... 3.4. ..1.")
-    assert chosen is not None and chosen.name == "sudoku-4x4"
-    assert choose_pretrained("4.21 1...") is None
 
 
 def test_a_wrong_name_is_one_line() -> None:
