@@ -251,7 +251,7 @@ def test_many_are_checked_as_one() -> None:
     assert Maze(MazeConfig(name="maze")).has_symmetries
     with pytest.raises(DataError, match="'parity' names no symmetries"):
         task.random_symmetry(np.random.default_rng(0))
-    with pytest.raises(DataError, match="x.csv: the task 'parity' reads no files"):
+    with pytest.raises(DataError, match="x.csv: the task 'parity' reads no puzzle files"):
         task.read_file("x.csv")
 
 
