@@ -183,6 +183,7 @@ def prepare(config: ExperimentConfig, initialise: bool = True) -> Run:
         train.batch_size // processes.size,
         train.micro_batch_size,
         train.checkpoint_activations,
+        train,
     )
     plan = plan_steps(config, train_set)
     evaluator = Evaluator(model, config, task, processes)
