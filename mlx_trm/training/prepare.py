@@ -186,6 +186,12 @@ def prepare(config: ExperimentConfig, initialise: bool = True) -> Run:
         train,
     )
     plan = plan_steps(config, train_set)
+    if train.lr_schedule == "run" and train.lr_warmup_steps >= plan.planned_steps:
+        LOG.warning(
+            "train.lr_warmup_steps: %d are not fewer than this run's %d steps, so that its rates "
+            "rise to the end; lower it",
+            *(train.lr_warmup_steps, plan.planned_steps),
+        )
     evaluator = Evaluator(model, config, task, processes)
     evaluator.check_metric("eval.best_metric", config.eval.best_metric)
     return Run(
