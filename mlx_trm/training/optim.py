@@ -147,6 +147,10 @@ def make_optimizer(train: TrainConfig, model: RecursiveModel) -> Optimizer:
         if not isinstance(optimizer, Optimizer):
             raise TypeError(f"gave {optimizer!r}, not an mlx.optimizers.Optimizer")
         optimizer.init(weights)
+        # Each step sets these; here, too, or a state of which they are new could not be resumed.
+        optimizer.learning_rate = train.lr
+        for name, rate in getattr(optimizer, "other_rates", {}).items():
+            optimizer.state[name] = mx.array(float(rate))
         _try_step(optimizer, weights)
     except ConfigError:
         raise

@@ -295,5 +295,41 @@ def test_trying_a_step_leaves_no_trace():
     """Moments, the count of steps and the rates are those of a new optimiser."""
     trainer = Trainer(experiment(train__optimizer="muon"))
     state = dict(named_arrays(trainer.train_step.optimizer.state))
+    assert state.pop("learning_rate").item() == pytest.approx(3e-3)
     assert state.pop("step").item() == 0 and state.pop("matrix_rate").item() == pytest.approx(0.02)
     assert not any(np.array(array).any() for array in state.values())
+
+
+RATES = """
+from mlx.optimizers import Optimizer
+
+import mlx_trm as trm
+
+
+class Plain(Optimizer):
+    other_rates = {"of_heads": 0.5}
+
+    def init_single(self, parameter, state):
+        pass
+
+    def apply_single(self, gradient, parameter, state):
+        return parameter - (self.state["of_heads"] + self.learning_rate) * gradient
+
+
+@trm.register_optimizer("plain")
+def plain(train, model):
+    return Plain()
+"""
+
+
+def test_rates_that_only_training_sets_can_be_resumed(monkeypatch):
+    """The optimiser puts neither into its state itself."""
+    monkeypatch.setattr(OPTIMIZERS, "_functions", dict(OPTIMIZERS._functions))
+    Path("rates.py").write_text(RATES)
+    Path("c.yaml").write_text(YAML.replace("own.py", "rates.py"))
+    config = trm.load_config("c.yaml", ["train.optimizer=plain", "train.loss=softmax"])
+    trainer = Trainer(config)
+    trainer.fit(on_tick=lambda step: trainer.stop() if step == 2 else None)
+    trainer = Trainer.resume("run")
+    trainer.fit()
+    assert trainer.train_step.optimizer.state["of_heads"].item() == 0.5
