@@ -144,9 +144,14 @@ def answer_losses(
 
     Returns:
         (B,) float32, zero for a row without labels.
+
+    Raises:
+        ValueError: if the loss gives another shape than that of the labels.
     """
     smoothing = {"label_smoothing": label_smoothing} if label_smoothing else {}
     of_cells: mx.array = LOSSES.get(loss)(logits, labels, **smoothing)
+    if of_cells.shape != labels.shape:  # (B,), say, would be summed over the rows without a word
+        raise ValueError(f"gave {of_cells.shape} for labels {labels.shape}; it has to be the same")
     counts = mx.sum(labels != IGNORE_LABEL_ID, axis=-1)
     return mx.sum(of_cells, axis=-1) / mx.maximum(counts, 1).astype(mx.float32)
 

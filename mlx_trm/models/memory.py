@@ -5,6 +5,7 @@ from typing import Iterator, Optional, Union
 
 import mlx.core as mx
 
+from mlx_trm.config.sections import TrainConfig
 from mlx_trm.errors import ConfigError
 from mlx_trm.models import RecursiveModel, named_arrays
 from mlx_trm.models.network import NetworkConfig
@@ -16,10 +17,33 @@ from mlx_trm.system.memory import GIB, PROCESS_LIMIT, device_memory
 
 # How many times more rows fit where activations are computed again for the gradient.
 RECOMPUTED = 3
+# What a chain's row takes in a race, in rows of an evaluation step: 2.3 to 2.5 measured on the CPU.
+RACING = 2.5
 
 
-def estimate_row_bytes(model: RecursiveModel) -> int:
+def estimate_row_bytes(model: RecursiveModel, train: Optional[TrainConfig] = None) -> int:
     """Estimate the bytes one row of the batch adds to a train step; 0 where that is not known.
+
+    Args:
+        model: to be trained.
+        train: the recipe, of which the largest stage of a curriculum counts, and the race of
+            several chains; default: one without either.
+    """
+    if train is None:
+        return _row_bytes(model)
+    stages, row = train.stages(), 0
+    for stage in stages:
+        with model.with_cycles(stage.H_cycles, stage.L_cycles):
+            row = max(row, _row_bytes(model))
+    row = row if stages else _row_bytes(model)
+    if train.chains > 1 and row:
+        # All chains think, and only then one of them is differentiated: not both at a time.
+        row = max(row, int(train.chains * RACING * _evaluation_row_bytes(model)))
+    return row
+
+
+def _row_bytes(model: RecursiveModel) -> int:
+    """Estimate a row of a step of one chain, in the cycles that the model is set to.
 
     Almost all of it is what is kept for the gradient of the blocks that have one, for TRM those of
     the last H cycle. Where automatic differentiation keeps it, the factors were fitted to peaks
@@ -52,23 +76,29 @@ def estimate_row_bytes(model: RecursiveModel) -> int:
     return int((kept * blocks + passing) * length * width * element)
 
 
-def estimate_train_bytes(model: RecursiveModel, batch_size: int) -> int:
+def estimate_train_bytes(
+    model: RecursiveModel, batch_size: int, train: Optional[TrainConfig] = None
+) -> int:
     """Estimate the peak bytes of a train step: weights, moments, EMA, gradients and activations."""
     weights = sum(array.nbytes for _, array in named_arrays(model.trained_weights()))
     everything = sum(array.nbytes for _, array in named_arrays(model.parameters()))
-    return 10 * weights + everything + batch_size * estimate_row_bytes(model)
+    return 10 * weights + everything + batch_size * estimate_row_bytes(model, train)
 
 
-def rows_that_fit(model: RecursiveModel) -> Optional[int]:
+def rows_that_fit(model: RecursiveModel, train: Optional[TrainConfig] = None) -> Optional[int]:
     """Estimate how many rows can be computed at once; None where it cannot be told."""
-    limit, row = device_memory(), estimate_row_bytes(model)
+    limit, row = device_memory(), estimate_row_bytes(model, train)
     if limit is None or row == 0:
         return None
     return max(1, int((limit * 0.8 - estimate_train_bytes(model, 0)) / row))
 
 
 def choose_micro_batch(
-    model: RecursiveModel, rows: int, setting: Optional[Union[int, str]], recompute: bool = False
+    model: RecursiveModel,
+    rows: int,
+    setting: Optional[Union[int, str]],
+    recompute: bool = False,
+    train: Optional[TrainConfig] = None,
 ) -> int:
     """Give the rows that are computed at once.
 
@@ -78,11 +108,12 @@ def choose_micro_batch(
         setting: ``train.micro_batch_size``; ``auto`` takes what the estimate says will fit, in
             parts of about equal size.
         recompute: whether activations are computed again; then about a third is kept.
+        train: the recipe; see :func:`estimate_row_bytes`.
 
     Raises:
         ConfigError: if that does not fit, naming the override that helps.
     """
-    fitting = rows_that_fit(model)
+    fitting = rows_that_fit(model, train)
     if fitting is not None and recompute:
         fitting *= RECOMPUTED
     if setting == "auto":
@@ -91,7 +122,7 @@ def choose_micro_batch(
     if fitting is None or chosen <= fitting:
         return chosen
     limit = device_memory() or 0
-    need = estimate_train_bytes(model, chosen) / GIB
+    need = estimate_train_bytes(model, chosen, train) / GIB
     if need * GIB <= limit and not recompute:  # in the last fifth of the memory: let it try
         return chosen
     suggested = fitting - fitting % 8 if fitting > 8 else fitting
@@ -103,18 +134,20 @@ def choose_micro_batch(
     )
 
 
-def limit_run_ahead(model: RecursiveModel, rows: int) -> None:
+def limit_run_ahead(model: RecursiveModel, rows: int, train: Optional[TrainConfig] = None) -> None:
     """Set MLX's memory limit to what a train step needs. It is done on CUDA only.
 
     Args:
         model: to be trained.
         rows: computed at once.
+        train: the recipe; see :func:`estimate_row_bytes`.
     """
     if cuda.architecture() is not None and estimate_row_bytes(model):
         # MLX's CUDA backend queues operations, and allocates for them, as long as there is memory:
         # 90 GiB were measured for a step that needs less than 20. At its limit it waits for queued
         # work, which costs next to nothing.
-        PROCESS_LIMIT.set_capped(max(4 * GIB, GIB // 2 + estimate_train_bytes(model, rows)))
+        needed = GIB // 2 + estimate_train_bytes(model, rows, train)
+        PROCESS_LIMIT.set_capped(max(4 * GIB, needed))
 
 
 @contextmanager

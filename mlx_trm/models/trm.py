@@ -96,7 +96,7 @@ class TRM(Network):
     @property
     def differentiated_blocks(self) -> int:
         """The last H cycle: every update of z_L, and one of z_H."""
-        return int(self.config.L_layers * (self.config.L_cycles + 1))
+        return int(self.config.L_layers * (self.cycles[1] + 1))
 
     def move(self) -> Move:
         """Give the function by which each update of a step moves a latent, in order.

@@ -179,7 +179,7 @@ class TRMSymbols(RecursiveModel):
     @property
     def differentiated_blocks(self) -> int:
         """The last H cycle: every update of z_L, and one of z_H."""
-        return int(self.config.L_layers * (self.config.L_cycles + 1))
+        return int(self.config.L_layers * (self.cycles[1] + 1))
 
     def row_bytes(self, training: bool) -> int:
         """Estimate the bytes of a row. See the base class."""

@@ -14,7 +14,7 @@ from mlx.utils import tree_map
 
 from mlx_trm.config.registry import OPTIMIZERS
 from mlx_trm.config.sections import TrainConfig
-from mlx_trm.errors import ConfigError
+from mlx_trm.errors import ConfigError, describe_error
 from mlx_trm.models import RecursiveModel, named_arrays
 from mlx_trm.models.base import Tree
 from mlx_trm.training.muon import Muon
@@ -139,11 +139,41 @@ def make_optimizer(train: TrainConfig, model: RecursiveModel) -> Optimizer:
     """Make the optimiser that a configuration names, its moments at zero.
 
     Raises:
-        ConfigError: if none has that name.
+        ConfigError: if none has that name, or the one that a plugin registered fails.
     """
-    optimizer: Optimizer = OPTIMIZERS.get(train.optimizer)(train, model)
-    optimizer.init(model.trained_weights())
+    make, weights = OPTIMIZERS.get(train.optimizer), model.trained_weights()
+    try:
+        optimizer: Optimizer = make(train, model)
+        if not isinstance(optimizer, Optimizer):
+            raise TypeError(f"gave {optimizer!r}, not an mlx.optimizers.Optimizer")
+        optimizer.init(weights)
+        # Each step sets these; here, too, or a state of which they are new could not be resumed.
+        optimizer.learning_rate = train.lr
+        for name, rate in getattr(optimizer, "other_rates", {}).items():
+            optimizer.state[name] = mx.array(float(rate))
+        _try_step(optimizer, weights)
+    except ConfigError:
+        raise
+    except Exception as error:  # pylint: disable=broad-exception-caught
+        # Whatever a plugin's function raises is its author's to mend.
+        raise ConfigError(
+            f"train.optimizer: {train.optimizer}: {type(error).__name__}: {describe_error(error)}"
+        ) from error
     return optimizer
+
+
+def _try_step(optimizer: Optimizer, weights: Tree) -> None:
+    """Describe a step without computing it: what fails shall fail before a folder is made.
+
+    Raises:
+        ValueError: if a weight would get another shape.
+    """
+    state = tree_map(lambda leaf: leaf, optimizer.state)  # a copy: it is written into
+    moved = optimizer.apply_gradients(tree_map(mx.zeros_like, weights), weights)
+    for (name, old), (_, new) in zip(named_arrays(weights), named_arrays(moved)):
+        if old.shape != new.shape:
+            raise ValueError(f"{name} is {old.shape}, and a step makes it {new.shape}")
+    optimizer.state = state
 
 
 def rate_factors(train: TrainConfig, model: RecursiveModel) -> Dict[str, float]:

@@ -17,10 +17,11 @@ import mlx.core as mx
 from mlx_trm.config.loading import config_to_dict, validate_config
 from mlx_trm.config.sections import ExperimentConfig, InitConfig, TrainConfig
 from mlx_trm.datasets.names import pack_names, row_names
-from mlx_trm.errors import ConfigError
+from mlx_trm.errors import ConfigError, describe_error
 from mlx_trm.inference.evaluator import Evaluator, check_dimensions
 from mlx_trm.models import RecursiveModel, build_model
 from mlx_trm.models.carry import Batch
+from mlx_trm.models.losses import answer_losses
 from mlx_trm.models.memory import choose_micro_batch
 from mlx_trm.runs.reporters import check_reporters
 from mlx_trm.runs.transfer import (
@@ -182,8 +183,15 @@ def prepare(config: ExperimentConfig, initialise: bool = True) -> Run:
         train.batch_size // processes.size,
         train.micro_batch_size,
         train.checkpoint_activations,
+        train,
     )
     plan = plan_steps(config, train_set)
+    if train.lr_schedule == "run" and train.lr_warmup_steps >= plan.planned_steps:
+        LOG.warning(
+            "train.lr_warmup_steps: %d are not fewer than this run's %d steps, so that its rates "
+            "rise to the end; lower it",
+            *(train.lr_warmup_steps, plan.planned_steps),
+        )
     evaluator = Evaluator(model, config, task, processes)
     evaluator.check_metric("eval.best_metric", config.eval.best_metric)
     return Run(
@@ -206,9 +214,20 @@ def check_recipe(train: TrainConfig, model: RecursiveModel) -> None:
     """Check what of the recipe takes the model to see.
 
     Raises:
-        ConfigError: if ``train.lr_scale`` names no weight, or the model cannot run a stage.
+        ConfigError: if ``train.lr_scale`` names no weight, the model cannot run a stage, or the
+            loss that a plugin registered fails.
     """
     rate_factors(train, model)
+    spec = model.spec
+    logits = mx.zeros((1, spec.seq_len, spec.vocab_size), model.dtype)
+    labels = mx.zeros((1, spec.seq_len), mx.int32)
+    try:  # what it gives is not computed, but its shape is known
+        answer_losses(logits, labels, train.loss, train.label_smoothing)
+    except Exception as error:  # pylint: disable=broad-exception-caught
+        # Whatever a plugin's function raises is its author's to mend.
+        raise ConfigError(
+            f"train.loss: {train.loss}: {type(error).__name__}: {describe_error(error)}"
+        ) from error
     for stage in train.stages():
         try:
             with model.with_cycles(stage.H_cycles, stage.L_cycles):

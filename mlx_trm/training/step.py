@@ -77,7 +77,7 @@ class TrainStep:
         self.micro_batch_size = min(share, micro_batch_size or share)
         train = config.train
         if train.memory_limit_gb is None:
-            limit_run_ahead(model, self.micro_batch_size)
+            limit_run_ahead(model, self.micro_batch_size, train)
         self.config = config
         self.model = model
         self.schedule = Schedule(train, total_steps)

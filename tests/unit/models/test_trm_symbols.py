@@ -12,6 +12,7 @@ from mlx.utils import tree_flatten
 
 import mlx_trm as trm
 from mlx_trm.config.loading import config_from_dict
+from mlx_trm.config.sections import TaskConfig, TrainConfig
 from mlx_trm.convert import main as convert
 from mlx_trm.errors import ConfigError
 from mlx_trm.inference.exporting import export_step
@@ -21,6 +22,7 @@ from mlx_trm.models.carry import Batch, random_batch, row_keys
 from mlx_trm.models.losses import act_loss
 from mlx_trm.models.memory import estimate_row_bytes
 from mlx_trm.nn import fused
+from mlx_trm.training.step import TrainStep
 
 SPEC = trm.TaskSpec(vocab_size=6, seq_len=16)
 SMALL = TRMSymbolsConfig(
@@ -233,6 +235,31 @@ def test_the_memory_estimate_is_within_a_factor_of_two():
     mx.eval(mx.grad(loss)(model.trained_weights()))
     peak = mx.get_peak_memory() - start
     assert 0.5 < 16 * estimate_row_bytes(model) / peak < 2.0
+
+
+@pytest.mark.parametrize(
+    "changes", [{"curriculum": ["0:1x1", "0.5:1x6"]}, {"curriculum": ["0:1x1"]}, {"chains": 24}]
+)
+def test_the_memory_estimate_knows_the_curriculum_and_the_chains(changes):
+    """A stage of more cycles than the model's own, of fewer, and a race that takes most of all."""
+    spec = trm.TaskSpec(vocab_size=11, seq_len=81)
+    settings = {"symbol_size": 16, "token_inner": 64, "inner": 48, "H_cycles": 1, "L_cycles": 2}
+    start = "random" if "chains" in changes else "fixed"
+    model = TRMSymbols(TRMSymbolsConfig(forward_dtype="float32", start=start, **settings), spec)
+    train = TrainConfig(batch_size=4, ema=False, compile="never", **changes)
+    config = trm.ExperimentConfig(TaskConfig("sudoku"), model.config, train)
+    step = TrainStep(config, model, 1)
+    if len(train.curriculum) > 1:
+        step.schedule.time_share = 0.6
+    batch = random_batch(spec, 4)
+    mx.eval(batch, model.parameters())
+    start = mx.get_active_memory()
+    mx.reset_peak_memory()
+    step(batch)
+    peak = mx.get_peak_memory() - start
+    assert 0.6 < 4 * estimate_row_bytes(model, train) / peak < 1.6
+    plain = estimate_row_bytes(model)
+    assert not 0.8 < estimate_row_bytes(model, train) / plain < 1.25, "it would show nothing"
 
 
 def test_layers_are_quantised_and_a_step_is_exported(tmp_path):

@@ -209,3 +209,127 @@ def test_a_plugin_brings_an_optimizer_and_a_loss(monkeypatch):
         trm.load_config("c.yaml", ["train.optimizer=lino"])
     with pytest.raises(ConfigError, match="label_smoothing: train.loss squares has none; use soft"):
         trm.load_config("c.yaml", ["train.label_smoothing=0.1"])
+
+
+FAILING = """
+import mlx.core as mx
+from mlx.optimizers import SGD
+
+import mlx_trm as trm
+
+
+class Reshaping(SGD):
+    def apply_single(self, gradient, parameter, state):
+        return mx.zeros((3,))
+
+
+class Raising(SGD):
+    def apply_single(self, gradient, parameter, state):
+        raise KeyError("rho")
+
+
+@trm.register_optimizer("raises")
+def raises(train, model):
+    raise ValueError("no such\\nthing")
+
+
+@trm.register_optimizer("nothing")
+def nothing(train, model):
+    return None
+
+
+@trm.register_optimizer("short")
+def short(train):
+    return SGD(0.0)
+
+
+@trm.register_optimizer("reshapes")
+def reshapes(train, model):
+    return Reshaping(0.0)
+
+
+@trm.register_optimizer("raises_later")
+def raises_later(train, model):
+    return Raising(0.0)
+
+
+@trm.register_loss("broken")
+def broken(logits, labels):
+    raise ValueError("no loss")
+
+
+@trm.register_loss("of_rows")
+def of_rows(logits, labels):
+    return mx.mean(logits.astype(mx.float32), axis=(1, 2))
+"""
+
+
+@pytest.mark.parametrize(
+    "change, says",
+    [
+        ("optimizer=raises", "train.optimizer: raises: ValueError: no such thing"),
+        ("optimizer=nothing", "train.optimizer: nothing: TypeError: gave None, not an mlx.optim"),
+        ("optimizer=short", "train.optimizer: short: TypeError: "),
+        ("optimizer=reshapes", "train.optimizer: reshapes: ValueError: .* a step makes it"),
+        ("optimizer=raises_later", "train.optimizer: raises_later: KeyError: 'rho'"),
+        ("loss=broken", "train.loss: broken: ValueError: no loss"),
+        ("loss=of_rows", "train.loss: of_rows: ValueError: gave .* for labels "),
+    ],
+)
+def test_a_plugin_that_fails_does_so_in_one_line_before_there_is_a_folder(
+    change, says, monkeypatch
+):
+    monkeypatch.setattr(OPTIMIZERS, "_functions", dict(OPTIMIZERS._functions))
+    monkeypatch.setattr(LOSSES, "_functions", dict(LOSSES._functions))
+    Path("bad.py").write_text(FAILING)
+    Path("c.yaml").write_text(YAML.replace("own.py", "bad.py"))
+    own = {"optimizer": "muon", "loss": "softmax"}
+    own.update([change.split("=")])
+    config = trm.load_config("c.yaml", [f"train.{key}={value}" for key, value in own.items()])
+    with pytest.raises(ConfigError, match=says):
+        Trainer(config)
+    assert not Path("run").exists()
+
+
+def test_trying_a_step_leaves_no_trace():
+    """Moments, the count of steps and the rates are those of a new optimiser."""
+    trainer = Trainer(experiment(train__optimizer="muon"))
+    state = dict(named_arrays(trainer.train_step.optimizer.state))
+    assert state.pop("learning_rate").item() == pytest.approx(3e-3)
+    assert state.pop("step").item() == 0 and state.pop("matrix_rate").item() == pytest.approx(0.02)
+    assert not any(np.array(array).any() for array in state.values())
+
+
+RATES = """
+from mlx.optimizers import Optimizer
+
+import mlx_trm as trm
+
+
+class Plain(Optimizer):
+    other_rates = {"of_heads": 0.5}
+
+    def init_single(self, parameter, state):
+        pass
+
+    def apply_single(self, gradient, parameter, state):
+        return parameter - (self.state["of_heads"] + self.learning_rate) * gradient
+
+
+@trm.register_optimizer("plain")
+def plain(train, model):
+    return Plain()
+"""
+
+
+def test_rates_that_only_training_sets_can_be_resumed(monkeypatch):
+    """The optimiser puts neither into its state itself."""
+    monkeypatch.setattr(OPTIMIZERS, "_functions", dict(OPTIMIZERS._functions))
+    Path("rates.py").write_text(RATES)
+    Path("c.yaml").write_text(YAML.replace("own.py", "rates.py"))
+    config = trm.load_config("c.yaml", ["train.optimizer=plain", "train.loss=softmax"])
+    trainer = Trainer(config)
+    trainer.fit(on_tick=lambda step: trainer.stop() if step == 2 else None)
+    trainer = Trainer.resume("run")
+    trainer.fit()
+    assert trainer.train_step.optimizer.state["of_heads"].item() == 0.5

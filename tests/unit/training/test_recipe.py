@@ -183,6 +183,13 @@ def test_the_cosine_of_a_run_ends_with_it():
     assert rates["run"][-1] == pytest.approx(3e-4) and rates["recipe"][-1] > 2.5e-3
 
 
+@pytest.mark.parametrize("how, steps, warns", [("run", 3, 1), ("run", 4, 0), ("recipe", 3, 0)])
+def test_a_run_that_is_all_warm_up_is_warned_about(how, steps, warns, caplog):
+    Trainer(experiment(train__lr_schedule=how, train__max_steps=steps))
+    said = [line for line in caplog.messages if line.startswith("train.lr_warmup_steps: 3 are not")]
+    assert len(said) == warns
+
+
 def test_the_share_of_the_run_decides_stages_and_averages():
     train = TrainConfig(curriculum=["0:1x2", "0.15:2x4", ".35:3x6"], ema_start=0.62)
     schedule = Schedule(train, 100)
