@@ -13,7 +13,7 @@ from typing import Any, Callable, Dict, Iterable, Iterator, Optional, Sequence
 import numpy as np
 
 from mlx_trm.inference.search.problems import Problem
-from mlx_trm.inference.search.rows import Judge, Parts, Rows
+from mlx_trm.inference.search.rows import Judge, Parts, Rows, choose_size
 from mlx_trm.inference.search.scheduling import Schedule, Work
 from mlx_trm.inference.search.selection import Candidate, choose
 from mlx_trm.inference.search.settings import SearchSettings
@@ -24,8 +24,6 @@ from mlx_trm.models.carry import IGNORE_LABEL_ID
 from mlx_trm.system.device import on_gpu
 from mlx_trm.tasks import Task
 
-# Rows of a batch where a whole one is not needed.
-SMALL_BATCHES = (1, 4, 16)
 # Puzzles held at a time, for each row of a batch. A hard puzzle keeps those behind it waiting to
 # be given back, and they should not run out meanwhile.
 WINDOW = 32
@@ -147,6 +145,7 @@ class Search:
             WINDOW * settings.batch_size,
             early,
             settings.select == "first_halt" and not everything,
+            ahead=on_gpu(),
         )
         tree = self._model.weights()
         if self._weights is not None:
@@ -157,6 +156,9 @@ class Search:
         batch = Rows(parts, rows, marks)
         done = 0
         while batch.fill(schedule):
+            # Not with fixed steps, where rows end together and the numbers are the evaluator's.
+            if schedule.exhausted and settings.halt != "fixed" and not on_gpu():
+                batch.shrink()
             for run, candidate in batch.step():
                 schedule.end(run.work, run.rollout, run.steps, candidate)
             for run in batch.drop_pointless():
@@ -188,11 +190,6 @@ class Search:
             problem=work.problem,
             candidates=found,
         )
-
-
-def choose_size(needed: int, most: int) -> int:
-    """Give the rows of a batch: the smallest of a few sizes that so many runs fit in."""
-    return next((size for size in SMALL_BATCHES if needed <= size < most), most)
 
 
 def sigmoid(x: float) -> float:

@@ -21,6 +21,9 @@ from mlx_trm.system.streams import give_back_cores
 from mlx_trm.tasks import Task
 from mlx_trm.tasks.symmetries import Symmetry
 
+# Rows of a batch where a whole one is not needed.
+SMALL_BATCHES = (1, 4, 16)
+
 Judge = Callable[[Problem, np.ndarray, Optional[bool]], Optional[bool]]
 
 
@@ -83,6 +86,11 @@ class Run:
         return tokens if self.symmetry is None else self.symmetry.undo(tokens)
 
 
+def choose_size(needed: int, most: int) -> int:
+    """Give the rows of a batch: the smallest of a few sizes that so many runs fit in."""
+    return next((size for size in SMALL_BATCHES if needed <= size < most), most)
+
+
 class Rows:
     """A batch whose rows are runs, each in the row where it began."""
 
@@ -121,6 +129,31 @@ class Rows:
         if new.any():
             self._refill(new)
         return any(run is not None for run in self._runs)
+
+    def shrink(self) -> None:
+        """Go on with fewer rows where a smaller batch holds all that have work.
+
+        Nothing may be waiting. On the CPU an empty row costs as much as one with work, and the last
+        few puzzles are the hard ones, with many steps before them.
+        """
+        busy = [row for row, run in enumerate(self._runs) if run is not None]
+        size = choose_size(len(busy), len(self._runs))
+        if size == len(self._runs):
+            return
+        empty = [row for row, run in enumerate(self._runs) if run is None]
+        kept = busy + empty[: size - len(busy)]
+        index, carry = mx.array(kept), self._carry
+        self._runs = [self._runs[row] for row in kept]
+        self._inputs, self._identifiers = self._inputs[kept], self._identifiers[kept]
+        self._labels, self._before = self._labels[:size], self._before[kept]
+        self._carry = Carry(
+            latents=tuple(latent[index] for latent in carry.latents),
+            steps=carry.steps[index],
+            halted=carry.halted[index],
+            current=Batch(*(part[index] for part in carry.current)),
+        )
+        if self._vectors is not None:
+            self._vectors = self._vectors[index]
 
     def _place(self, row: int, work: Work, rollout: int) -> Run:
         """Begin a run in a row."""

@@ -69,6 +69,7 @@ class Schedule:
         window: int,
         leaves_early: bool = False,
         first_halt: bool = False,
+        ahead: bool = True,
     ) -> None:
         """Begin with no puzzle read.
 
@@ -78,12 +79,14 @@ class Schedule:
             window: puzzles held at a time, at most.
             leaves_early: a puzzle is done with the lowest rollout that the rules accept.
             first_halt: a rollout is given up when another has halted in fewer steps.
+            ahead: begin the next rollouts of a puzzle where a row of the batch would be empty.
         """
         self._source: Optional[Iterator[Problem]] = iter(problems)
         self._rollouts = rollouts
         self._window = window
         self._leaves_early = leaves_early
         self._first_halt = first_halt
+        self._ahead = ahead
         self._held: Dict[int, Work] = {}  # by order of arrival
         self._arrived = self._given = 0
         self._waiting: List[Tuple[int, int]] = []  # a heap of (rollout, arrival)
@@ -98,10 +101,17 @@ class Schedule:
             work = self._held.get(arrival)
             if work is not None and self._can_begin(work) and work.begun == rollout:
                 return self._begin(work)
+        if not self._ahead:
+            return None
         # Every puzzle that is left has a row, so these are no more than the batch has.
         left = (self._held[arrival] for arrival in self._unfinished)
         ahead = [(work.begun, work.arrival) for work in left if self._can_begin(work)]
         return self._begin(self._held[min(ahead)[1]]) if ahead else None
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether no puzzle is left that has had no row yet."""
+        return self._source is None and not self._waiting
 
     def _can_begin(self, work: Work) -> bool:
         return work.begun < self._rollouts and not work.is_pointless(work.begun, 0)

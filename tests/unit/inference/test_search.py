@@ -12,8 +12,8 @@ from scripted import FIRST, FIRST_SOLVED, SECOND, experiment, scripted_model
 from mlx_trm.inference.evaluator import Evaluator
 from mlx_trm.inference.search import Result, SearchSettings
 from mlx_trm.inference.search.draws import RowDraws
-from mlx_trm.inference.search.engine import choose_size
 from mlx_trm.inference.search.problems import dataset_problems
+from mlx_trm.inference.search.rows import choose_size
 from mlx_trm.inference.solver import Solver
 from mlx_trm.models import TRM, TRMConfig
 from mlx_trm.tasks import Scorer, build_task
@@ -256,8 +256,23 @@ def test_nothing_is_computed_for_puzzles_that_are_done(gambler: Solver, puzzles:
     assert gambler.model.calls == [1] * sum(r.steps for r in found)
     gambler.model.calls.clear()
     found = list(gambler.search(puzzles[0], halt="rules", rollouts=5, batch_size=16))
-    assert set(gambler.model.calls) == {16}
-    assert 16 * len(gambler.model.calls) < 1.25 * sum(r.steps for r in found)
+    calls = gambler.model.calls
+    assert calls[0] == 16 and calls == sorted(calls, reverse=True)
+    assert sum(calls) < 1.25 * sum(r.steps for r in found)
+
+
+def test_the_last_puzzles_get_a_smaller_batch(gambler: Solver, puzzles: Any) -> None:
+    """Their answers and costs are those of any other batch; with fixed steps nothing changes."""
+    want = list(gambler.search(puzzles[0], halt="rules", rollouts=9, batch_size=1))
+    gambler.model.calls.clear()
+    found = list(gambler.search(puzzles[0], halt="rules", rollouts=9, batch_size=20))
+    assert set(gambler.model.calls) >= {20, 4, 1}
+    assert [(r.answer, r.steps, r.rollouts) for r in found] == [
+        (r.answer, r.steps, r.rollouts) for r in want
+    ]
+    gambler.model.calls.clear()
+    list(gambler.search(puzzles[0][:22], steps=3, batch_size=20))
+    assert gambler.model.calls == [20] * 6
 
 
 def test_one_puzzle_gets_a_small_batch(gambler: Solver, puzzles: Any) -> None:
