@@ -51,21 +51,14 @@ def fixture_gambler(puzzles: Tuple[np.ndarray, np.ndarray]) -> Solver:
     return gambling(Gambler, puzzles)
 
 
-def told(results: Any, exactly: bool = True) -> List[Tuple[Any, ...]]:
-    """What results say, apart from their places; approximately where sizes differ."""
-    return [
-        (
-            r.answer,
-            r.steps,
-            r.rollouts,
-            r.rollout,
-            r.accepted,
-            r.correct,
-            r.probability if exactly else round(r.probability, 4),
-            np.round(r.confidence, 7 if exactly else 4).tolist(),
-        )
-        for r in results
-    ]
+def told(results: Any) -> List[Tuple[Any, ...]]:
+    """What results say, apart from their places, probabilities and confidences."""
+    return [(r.answer, r.steps, r.rollouts, r.rollout, r.accepted, r.correct) for r in results]
+
+
+def believed(results: Any) -> np.ndarray:
+    """Their probabilities and confidences, which may be rounded otherwise in another batch."""
+    return np.array([[r.probability, *r.confidence] for r in results])
 
 
 # What it equals ----------------------------------------------------------------------------------
@@ -178,7 +171,9 @@ def test_batch_size_and_order_change_nothing(
             assert [r.answer for r in found] == [r.answer for r in wanted]
             assert [r.rollout for r in found] == [r.rollout for r in wanted]
         else:
-            assert told(found, False) == told(wanted, False)
+            assert told(found) == told(wanted)
+            # Rounding of float32, amplified by some steps of a model with random weights.
+            np.testing.assert_allclose(believed(found), believed(wanted), atol=1e-3)
     order = np.random.default_rng(0).permutation(12)
     found = list(solver.search(given[order], batch_size=8, **way))
     assert [r.answer for r in found] == [wanted[i].answer for i in order]
@@ -190,8 +185,8 @@ def test_batch_size_and_order_change_nothing(
 def test_the_seed_decides_everything(tiny: Solver, puzzles: Any, way: Dict[str, Any]) -> None:
     """The same seed gives the same to the bit; another one gives other answers."""
     given = puzzles[0][:10]
-    wanted = told(tiny.search(given, seed=5, **way))
-    assert told(tiny.search(given, seed=5, **way)) == wanted
+    wanted, again = (list(tiny.search(given, seed=5, **way)) for _ in range(2))
+    assert told(again) == told(wanted) and (believed(again) == believed(wanted)).all()
     other = list(tiny.search(given, seed=6, **way))
     assert [r.candidates[-1].tokens.tolist() for r in other] != [
         r.candidates[-1].tokens.tolist() for r in tiny.search(given, seed=5, **way)
