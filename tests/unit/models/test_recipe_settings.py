@@ -137,7 +137,7 @@ def test_noise_follows_from_the_rows_keys_and_is_for_training_alone(name):
     assert mx.array_equal(model.reason(carry, rows)[0][0], quiet.reason(carry, rows)[0][0])
 
 
-@pytest.mark.parametrize("how", ["never", "always"])
+@pytest.mark.parametrize("how", ["never", pytest.param("always", marks=pytest.mark.slow)])
 def test_training_gives_each_row_its_own_noise(how):
     """The same in micro-batches, and other noise than none."""
     settings = {"model__noise": 1.0, "model__damping": 0.5, "train__compile": how}
