@@ -81,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
     if args.run is None:
         entry = find_weights(args.puzzle, content)
         LOGGER.info("weights of the package: %s (%s)", entry.name, entry.summary)
-        args.run, search = entry.name, entry.search
+        args.run, search = str(entry.folder), entry.search
     solver = open_solver(args)
     given = read_given(args.puzzle, solver.task, content)
     if args.png is not None and given:

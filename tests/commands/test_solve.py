@@ -386,6 +386,16 @@ def test_a_puzzle_alone_is_given_to_weights_of_the_package(
     assert "accepted by the rules" in printed or "q " in printed
 
 
+def test_a_puzzle_alone_passes_folders_of_ones_own_by(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No RUN was named, so a folder that is called as the weights are is not meant."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "sudoku-4x4").mkdir()
+    assert main(["-q", "4.21 1... 3.4. ..1."]) == 0
+    assert capsys.readouterr().out.startswith("4321123431422413  ")
+
+
 def test_a_puzzle_alone_through_a_pipe(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
