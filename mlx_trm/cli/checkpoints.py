@@ -24,13 +24,12 @@ def add_run(parser: argparse.ArgumentParser, optional: bool = False) -> None:
         parser: of the command.
         optional: whether it may be left out; ``run`` is None then.
     """
-    known = ", ".join(each.name for each in pretrained())
     parser.add_argument(
         "run",
         metavar="RUN",
         nargs="?" if optional else None,
-        help="a run folder, a checkpoint folder, or the name of weights that come with the "
-        f"package: {known}" + ("; left out: those that suit the puzzle" if optional else ""),
+        help="a run folder, a checkpoint folder, or the name of weights that come with the package "
+        "(a wrong one lists them)" + ("; left out: those that suit the puzzle" if optional else ""),
     )
     # RUN may be left out and options may stand between it and what follows, so words without a
     # dash are counted when all options have been taken.

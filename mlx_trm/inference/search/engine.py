@@ -1,7 +1,8 @@
 """Solves one puzzle or a million: rows of a batch that end give way to waiting puzzles and runs.
 
-The batch keeps its shape from the first step to the last, so nothing is compiled twice. What a row
-computes depends on its own puzzle, rollout and step alone.
+The batch keeps its shape, so nothing is compiled twice; on the CPU, where searches are not compiled,
+the last puzzles go on in a smaller one. What a row computes depends on its own puzzle, rollout and
+step alone.
 """
 
 import math
@@ -136,8 +137,9 @@ class Search:
         if not first:
             return
         early = settings.leaves_early and not everything
-        # On the CPU a row costs as much as it computes, so that none is begun ahead there.
-        side_by_side = settings.rollouts if on_gpu() or not early else 1
+        # On the CPU a row costs as much as it computes: none is begun ahead, and none kept empty.
+        rows_are_free = on_gpu()
+        side_by_side = settings.rollouts if rows_are_free or not early else 1
         rows = choose_size(len(first) * side_by_side, settings.batch_size)
         schedule = Schedule(
             chain(first, source),
@@ -145,7 +147,7 @@ class Search:
             WINDOW * settings.batch_size,
             early,
             settings.select == "first_halt" and not everything,
-            ahead=on_gpu(),
+            ahead=rows_are_free,
         )
         tree = self._model.weights()
         if self._weights is not None:
@@ -157,7 +159,7 @@ class Search:
         done = 0
         while batch.fill(schedule):
             # Not with fixed steps, where rows end together and the numbers are the evaluator's.
-            if schedule.exhausted and settings.halt != "fixed" and not on_gpu():
+            if schedule.exhausted and settings.halt != "fixed" and not rows_are_free:
                 batch.shrink()
             for run, candidate in batch.step():
                 schedule.end(run.work, run.rollout, run.steps, candidate)
