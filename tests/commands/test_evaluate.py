@@ -9,26 +9,15 @@ from typing import Any, List, NamedTuple, Tuple
 import numpy as np
 import pytest
 from gambling import Gambler, GamblerConfig
-from scripted import experiment
+from scripted import experiment, tiny_config
 
 from mlx_trm.evaluate import main
 from mlx_trm.inference.evaluator import Evaluator
-from mlx_trm.models import TRM, TRMConfig
+from mlx_trm.models import TRM
 from mlx_trm.runs.checkpoint import load_checkpoint, save_checkpoint
 from mlx_trm.tasks import build_task
 
-TINY = TRMConfig(
-    hidden_size=16,
-    num_heads=2,
-    L_layers=1,
-    swiglu_multiple=16,
-    mlp_t=True,
-    puzzle_emb_len=1,
-    H_cycles=1,
-    L_cycles=1,
-    forward_dtype="float32",
-    halt_max_steps=3,
-)
+TINY = tiny_config(H_cycles=1, L_cycles=1, halt_max_steps=3)
 
 
 class Done(NamedTuple):

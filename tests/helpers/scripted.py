@@ -7,7 +7,8 @@ import mlx.core as mx
 
 from mlx_trm.config.loading import TrainConfig
 from mlx_trm.config.sections import EvalConfig, ExperimentConfig
-from mlx_trm.models import RecursiveModel, TRMConfig, register_model
+from mlx_trm.inference.solver import Solver
+from mlx_trm.models import TRM, RecursiveModel, TRMConfig, register_model
 from mlx_trm.models.carry import Outputs
 from mlx_trm.tasks import SudokuConfig, build_task
 
@@ -76,3 +77,26 @@ def experiment(model: Any = None, **parts: Any) -> ExperimentConfig:
 def scripted_model() -> Scripted:
     """The model, for the task of :func:`experiment`."""
     return Scripted(ScriptedConfig(), build_task(experiment().task).spec)
+
+
+def tiny_config(**changes: Any) -> TRMConfig:
+    """Settings of a real model of a few thousand weights; two cycles of two updates, four steps."""
+    settings = {
+        "hidden_size": 16,
+        "num_heads": 2,
+        "L_layers": 1,
+        "swiglu_multiple": 16,
+        "mlp_t": True,
+        "puzzle_emb_len": 1,
+        "H_cycles": 2,
+        "L_cycles": 2,
+        "forward_dtype": "float32",
+        "halt_max_steps": 4,
+    }
+    return TRMConfig(**{**settings, **changes})
+
+
+def tiny_solver(model: TRMConfig) -> Solver:
+    """A solver with a real model of random weights, for 4x4 puzzles."""
+    config = experiment(model)
+    return Solver(TRM(model, build_task(config.task).spec, seed=3).eval(), config)

@@ -1,6 +1,6 @@
 """Solves one puzzle or a million: rows of a batch that end give way to waiting puzzles and runs.
 
-The batch keeps its shape, so nothing is compiled twice; on the CPU, where searches are not compiled,
+The batch keeps its shape, so nothing is compiled twice; on the CPU, where a search is not compiled,
 the last puzzles go on in a smaller one. What a row computes depends on its own puzzle, rollout and
 step alone.
 """

@@ -7,7 +7,15 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from gambling import Echo, Gambler, gambling, small_puzzles
-from scripted import FIRST, FIRST_SOLVED, SECOND, experiment, scripted_model
+from scripted import (
+    FIRST,
+    FIRST_SOLVED,
+    SECOND,
+    experiment,
+    scripted_model,
+    tiny_config,
+    tiny_solver,
+)
 
 from mlx_trm.inference.evaluator import Evaluator
 from mlx_trm.inference.search import Result, SearchSettings
@@ -15,21 +23,10 @@ from mlx_trm.inference.search.draws import RowDraws
 from mlx_trm.inference.search.problems import dataset_problems
 from mlx_trm.inference.search.rows import choose_size
 from mlx_trm.inference.solver import Solver
-from mlx_trm.models import TRM, TRMConfig
+from mlx_trm.models import TRM
 from mlx_trm.tasks import Scorer, build_task
 
-TINY = TRMConfig(
-    hidden_size=16,
-    num_heads=2,
-    L_layers=1,
-    swiglu_multiple=16,
-    mlp_t=True,
-    puzzle_emb_len=1,
-    H_cycles=2,
-    L_cycles=2,
-    forward_dtype="float32",
-    halt_max_steps=4,
-)
+TINY = tiny_config()
 
 
 @pytest.fixture(name="puzzles", scope="module")
@@ -41,8 +38,7 @@ def fixture_puzzles() -> Tuple[np.ndarray, np.ndarray]:
 @pytest.fixture(name="tiny", scope="module")
 def fixture_tiny() -> Solver:
     """A real model of random weights."""
-    config = experiment(TINY)
-    return Solver(TRM(TINY, build_task(config.task).spec, seed=3).eval(), config)
+    return tiny_solver(TINY)
 
 
 @pytest.fixture(name="gambler")

@@ -5,7 +5,7 @@ from typing import Any, Iterator, List
 import numpy as np
 import pytest
 from gambling import Gambler, gambling, small_puzzles
-from scripted import FIRST, experiment, scripted_model
+from scripted import FIRST, experiment, scripted_model, tiny_config, tiny_solver
 
 import mlx_trm as trm
 from mlx_trm.config.sections import TaskConfig, TaskSpec
@@ -14,21 +14,10 @@ from mlx_trm.inference.search import Result, SearchSettings
 from mlx_trm.inference.search.engine import WINDOW
 from mlx_trm.inference.search.problems import dataset_problems, sample_problems
 from mlx_trm.inference.solver import Solver
-from mlx_trm.models import TRM, TRMConfig
+from mlx_trm.models import TRM
 from mlx_trm.tasks import Task, build_task
 
-TINY = TRMConfig(
-    hidden_size=16,
-    num_heads=2,
-    L_layers=1,
-    swiglu_multiple=16,
-    mlp_t=True,
-    puzzle_emb_len=1,
-    H_cycles=1,
-    L_cycles=1,
-    forward_dtype="float32",
-    halt_max_steps=4,
-)
+TINY = tiny_config(H_cycles=1, L_cycles=1)
 
 
 @pytest.fixture(name="puzzles", scope="module")
@@ -40,8 +29,7 @@ def fixture_puzzles() -> np.ndarray:
 @pytest.fixture(name="tiny", scope="module")
 def fixture_tiny() -> Solver:
     """A real model of random weights."""
-    config = experiment(TINY)
-    return Solver(TRM(TINY, build_task(config.task).spec, seed=3).eval(), config)
+    return tiny_solver(TINY)
 
 
 # Streams -----------------------------------------------------------------------------------------

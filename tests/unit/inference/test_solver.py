@@ -7,29 +7,26 @@ from typing import Any, List, Tuple
 import mlx.core as mx
 import numpy as np
 import pytest
-from scripted import FIRST, FIRST_SOLVED, SECOND, experiment, scripted_model
+from scripted import (
+    FIRST,
+    FIRST_SOLVED,
+    SECOND,
+    experiment,
+    scripted_model,
+    tiny_config,
+    tiny_solver,
+)
 
 import mlx_trm as trm
 from mlx_trm.config.sections import EvalConfig
 from mlx_trm.errors import CheckpointError, ConfigError, DataError
 from mlx_trm.inference.solver import Solver
-from mlx_trm.models import TRM, TRMConfig
+from mlx_trm.models import TRM
 from mlx_trm.models.carry import IGNORE_LABEL_ID, Batch
 from mlx_trm.runs.checkpoint import save_checkpoint
-from mlx_trm.tasks import SudokuConfig, Task, build_task
+from mlx_trm.tasks import SudokuConfig, Task
 
-TINY = TRMConfig(
-    hidden_size=16,
-    num_heads=2,
-    L_layers=1,
-    swiglu_multiple=16,
-    mlp_t=True,
-    puzzle_emb_len=1,
-    H_cycles=2,
-    L_cycles=2,
-    forward_dtype="float32",
-    halt_max_steps=4,
-)
+TINY = tiny_config()
 
 
 @pytest.fixture(name="scripted")
@@ -41,8 +38,7 @@ def fixture_scripted() -> Solver:
 @pytest.fixture(name="tiny", scope="module")
 def fixture_tiny() -> Solver:
     """A solver with a real model of random weights."""
-    config = experiment(TINY)
-    return Solver(TRM(TINY, build_task(config.task).spec, seed=3).eval(), config)
+    return tiny_solver(TINY)
 
 
 def seen(solver: Solver) -> List[Tuple[int, bool]]:
