@@ -36,7 +36,8 @@ from typing import (
 )
 
 from mlx_trm.config.loading import flat_settings
-from mlx_trm.errors import ConfigError, describe_error, did_you_mean, shown
+from mlx_trm.config.registry import Names
+from mlx_trm.errors import ConfigError, describe_error, shown
 from mlx_trm.system.files import write_text
 
 LOGGER = logging.getLogger(__name__)
@@ -77,7 +78,7 @@ class _Kind(NamedTuple):
     needs: Optional[Tuple[str, str]]
 
 
-REPORTERS: Dict[str, _Kind] = {}
+REPORTERS: Names[_Kind] = Names("reporter")
 R = TypeVar("R", bound=Type[Reporter])
 
 
@@ -88,10 +89,13 @@ def register_reporter(name: str, needs: Optional[Tuple[str, str]] = None) -> Cal
         name: what a configuration says.
         needs: a module that has to be importable, and a name that it has to have. The package's
             own reporters have an extra of the same name that installs it.
+
+    Raises:
+        ValueError: if the name belongs to another class.
     """
 
     def keep(cls: R) -> R:
-        REPORTERS[name] = _Kind(cls, needs)
+        REPORTERS.add(name, _Kind(cls, needs), cls)
         return cls
 
     return keep
@@ -115,7 +119,7 @@ def make_reporters(names: Sequence[str], run: Path, config: Mapping[str, Any]) -
     started: List[Reporter] = []
     for name in dict.fromkeys(names):
         try:
-            started.append(_Guarded(name, REPORTERS[name].make(run, config)))
+            started.append(_Guarded(name, REPORTERS.get(name).make(run, config)))
         except Exception as error:  # pylint: disable=broad-exception-caught
             for reporter in started:
                 reporter.close()
@@ -132,13 +136,10 @@ def check_reporters(names: Sequence[str]) -> None:
         ConfigError: for an unknown name, or a package that is missing or broken.
     """
     for name in names:
-        if name not in REPORTERS:
-            known = ", ".join(sorted(REPORTERS))
-            raise ConfigError(
-                f"{FIELD}: unknown reporter {name!r}{did_you_mean(name, REPORTERS)} "
-                f"(known: {known})"
-            )
-        needs = REPORTERS[name].needs
+        try:
+            needs = REPORTERS.get(name).needs
+        except ConfigError as error:
+            raise ConfigError(f"{FIELD}: {error}") from error
         if needs is None:
             continue
         module, needed = needs

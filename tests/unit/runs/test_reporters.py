@@ -18,6 +18,7 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.plugin_hparams_pb2 import HParamsPluginData
 
 from mlx_trm.config import load_config
+from mlx_trm.config.registry import Names
 from mlx_trm.errors import ConfigError
 from mlx_trm.runs import reporters as reporting
 from mlx_trm.runs.reporters import Reporter, make_reporters, register_reporter, scalars
@@ -73,7 +74,7 @@ class Recorder(Reporter):
 @pytest.fixture(name="recorder")
 def make_recorder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """A reporter under the name tensorboard, guarded, and what is inside."""
-    monkeypatch.setattr(reporting, "REPORTERS", {})
+    monkeypatch.setattr(reporting, "REPORTERS", Names("reporter"))
     register_reporter("tensorboard", ("json", "dumps"))(Recorder)
     Recorder.made.clear()
     (guarded,) = make_reporters(["tensorboard", "tensorboard"], tmp_path, CONFIG)
@@ -153,8 +154,11 @@ def test_missing_packages(
     assert "\n" not in message and not list(run.iterdir())
 
 
-def test_a_reporter_of_a_plugin_gets_the_lines_of_a_run(tmp_path: Path) -> None:
+def test_a_reporter_of_a_plugin_gets_the_lines_of_a_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As docs/extending.md says: a file that registers it, and two settings."""
+    monkeypatch.setattr(reporting, "REPORTERS", Names("reporter"))
     plugin = tmp_path / "printing_plugin.py"
     plugin.write_text(
         "import mlx_trm\n\n"
@@ -167,10 +171,17 @@ def test_a_reporter_of_a_plugin_gets_the_lines_of_a_run(tmp_path: Path) -> None:
     )
     settings = [f"plugins=[{plugin}]", "train.report_to=[printer]", "train.max_steps=3"]
     Trainer(load_config("sudoku_tiny.yaml", [f"run_dir={tmp_path}/run", *settings])).fit()
-    del reporting.REPORTERS["printer"]
     printed = (tmp_path / "run" / "printed.txt").read_text().splitlines()
     logged = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     assert printed == [f"{line['kind']} {line['step']}" for line in map(json.loads, logged)]
+
+
+def test_a_name_belongs_to_one_reporter() -> None:
+    """A class of another place is refused; the same one defined again is not."""
+    with pytest.raises(ValueError, match="reporter 'tensorboard' is mlx_trm.*TensorBoard already"):
+        register_reporter("tensorboard")(Recorder)
+    cls = reporting.TensorBoard
+    assert register_reporter("tensorboard", reporting.REPORTERS.get("tensorboard").needs)(cls)
 
 
 def test_an_unknown_reporter_is_one_line(tmp_path: Path) -> None:
@@ -187,7 +198,7 @@ def test_what_cannot_be_started_is_an_error_before_training(
 ) -> None:
     """One line; reporters that have been started are closed."""
 
-    monkeypatch.setattr(reporting, "REPORTERS", {})
+    monkeypatch.setattr(reporting, "REPORTERS", Names("reporter"))
     register_reporter("tensorboard")(Recorder)
 
     @register_reporter("wandb")
