@@ -189,8 +189,8 @@ run_dir: run
 
 def test_a_plugin_brings_an_optimizer_and_a_loss(monkeypatch):
     """Trained, stopped, resumed to the bit, evaluated; a misspelt one is one line."""
-    monkeypatch.setattr(OPTIMIZERS, "_functions", dict(OPTIMIZERS._functions))
-    monkeypatch.setattr(LOSSES, "_functions", dict(LOSSES._functions))
+    monkeypatch.setattr(OPTIMIZERS, "_entries", dict(OPTIMIZERS._entries))
+    monkeypatch.setattr(LOSSES, "_entries", dict(LOSSES._entries))
     Path("own.py").write_text(PLUGIN)
     Path("c.yaml").write_text(YAML)
     whole = Trainer(trm.load_config("c.yaml"))
@@ -279,8 +279,8 @@ def of_rows(logits, labels):
 def test_a_plugin_that_fails_does_so_in_one_line_before_there_is_a_folder(
     change, says, monkeypatch
 ):
-    monkeypatch.setattr(OPTIMIZERS, "_functions", dict(OPTIMIZERS._functions))
-    monkeypatch.setattr(LOSSES, "_functions", dict(LOSSES._functions))
+    monkeypatch.setattr(OPTIMIZERS, "_entries", dict(OPTIMIZERS._entries))
+    monkeypatch.setattr(LOSSES, "_entries", dict(LOSSES._entries))
     Path("bad.py").write_text(FAILING)
     Path("c.yaml").write_text(YAML.replace("own.py", "bad.py"))
     own = {"optimizer": "muon", "loss": "softmax"}
@@ -324,7 +324,7 @@ def plain(train, model):
 
 def test_rates_that_only_training_sets_can_be_resumed(monkeypatch):
     """The optimiser puts neither into its state itself."""
-    monkeypatch.setattr(OPTIMIZERS, "_functions", dict(OPTIMIZERS._functions))
+    monkeypatch.setattr(OPTIMIZERS, "_entries", dict(OPTIMIZERS._entries))
     Path("rates.py").write_text(RATES)
     Path("c.yaml").write_text(YAML.replace("own.py", "rates.py"))
     config = trm.load_config("c.yaml", ["train.optimizer=plain", "train.loss=softmax"])
