@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Dict, List, NoReturn, Optional
 
 from mlx_trm.system.blas import find_openblas, prefer_fast_blas
+from mlx_trm.system.files import cache_folder
 
 BACKEND_PACKAGES = ("mlx-metal", "mlx-cpu", "mlx-cuda", "mlx-cuda-12", "mlx-cuda-13")
 
@@ -30,6 +31,17 @@ def prefer_direct_launches() -> None:
     if sys.platform.startswith("linux"):
         os.environ.setdefault("MLX_USE_CUDA_GRAPHS", "0")
         os.environ.setdefault("MLX_MAX_OPS_PER_BUFFER", "4")
+
+
+def separate_kernel_caches() -> None:
+    """Give each process of an NCCL group but the first its own folder for MLX's compiled kernels.
+
+    MLX writes a kernel's code to the folder and another process may read it half written: with one
+    folder for all, a first start can fail. Said before MLX is imported, as above.
+    """
+    rank = os.environ.get("MLX_RANK", "0")
+    if "NCCL_HOST_IP" in os.environ and rank != "0":
+        os.environ.setdefault("MLX_PTX_CACHE_DIR", str(cache_folder() / f"kernels-{rank}"))
 
 
 def prefer_wide_schedule() -> None:
@@ -71,6 +83,7 @@ def check_platform() -> None:
     prefer_fast_blas()
     if starts_command(sys.argv, _command_line()):
         prefer_direct_launches()
+        separate_kernel_caches()
     try:
         import mlx.core  # noqa: F401  pylint: disable=unused-import
     except ImportError as error:

@@ -1,12 +1,18 @@
-"""Several processes train, evaluate and vote as one does; over the ring backend on this machine."""
+"""Several processes train, evaluate and vote as one does; over the ring backend on this machine.
+
+With ``MLX_TRM_TEST_BACKEND=nccl`` (and ``MLX_TRM_TEST_DEVICE=gpu``) each process has an NVIDIA GPU
+of its own and NCCL between them; tests of more processes than GPUs fail there.
+"""
 
 import json
+import os
 import socket
 import sys
+import tempfile
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from subprocess import Popen
-from typing import Any, Iterator, List
+from typing import Any, Dict, Iterator, List
 
 import mlx.core as mx
 import numpy as np
@@ -40,18 +46,28 @@ def ports(count: int) -> List[int]:
     return found
 
 
+def places(size: int) -> List[Dict[str, str]]:
+    """The variables that ``mlx.launch`` sets for each process on one machine."""
+    ranks = [{"MLX_RANK": str(rank)} for rank in range(size)]
+    if os.environ.get("MLX_TRM_TEST_BACKEND") == "nccl":
+        (port,) = ports(1)
+        shared = {"NCCL_HOST_IP": "127.0.0.1", "NCCL_PORT": str(port), "MLX_WORLD_SIZE": str(size)}
+        kernels = f"{tempfile.gettempdir()}/mlx-kernels-"  # see separate_kernel_caches
+        own = {"CUDA_VISIBLE_DEVICES": "", "MLX_PTX_CACHE_DIR": kernels}
+        return [
+            {**each, **shared, **{name: value + each["MLX_RANK"] for name, value in own.items()}}
+            for each in ranks
+        ]
+    Path("hosts.json").write_text(json.dumps([[f"127.0.0.1:{port}"] for port in ports(size)]))
+    return [{**each, "MLX_HOSTFILE": "hosts.json"} for each in ranks]
+
+
 @contextmanager
 def launched(size: int, code: str, *words: str) -> "Iterator[List[Popen[str]]]":
-    """Start processes as ``mlx.launch`` does on one machine: a rank each, one list of hosts."""
-    Path("hosts.json").write_text(json.dumps([[f"127.0.0.1:{port}"] for port in ports(size)]))
+    """Start processes as ``mlx.launch`` does on one machine."""
     start = [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(HELPERS)!r})\n{code}"]
     with ExitStack() as stack:
-        yield [
-            stack.enter_context(
-                started([*start, *words], {"MLX_RANK": str(rank), "MLX_HOSTFILE": "hosts.json"})
-            )
-            for rank in range(size)
-        ]
+        yield [stack.enter_context(started([*start, *words], place)) for place in places(size)]
 
 
 def launch(size: int, code: str, *words: str, ends_with: int = 0) -> List[str]:

@@ -20,7 +20,7 @@ from paths import ROOT
 import mlx_trm
 from mlx_trm.diagnose import main as diagnose
 from mlx_trm.system import report
-from mlx_trm.system.backend import load_advice, starts_command
+from mlx_trm.system.backend import load_advice, separate_kernel_caches, starts_command
 from mlx_trm.system.report import blas_library, check_matmul, find_warnings, memory_report
 
 NO_LIBRARY = ImportError("libmlx.so: cannot open shared object file: No such file or directory")
@@ -281,6 +281,37 @@ def test_commands_are_told_from_imports(
 ) -> None:
     """Only a command of this package ends the process; an import raises."""
     assert starts_command(argv, original) is expected
+
+
+@pytest.mark.parametrize(
+    "rank, host, own, expected",
+    [
+        ("1", "127.0.0.1", None, "cache/kernels-1"),
+        ("0", "127.0.0.1", None, None),
+        ("1", None, None, None),
+        ("1", "127.0.0.1", "mine", "mine"),
+    ],
+)
+def test_processes_of_an_nccl_group_share_no_kernel_cache(
+    monkeypatch: pytest.MonkeyPatch,
+    rank: str,
+    host: Optional[str],
+    own: Optional[str],
+    expected: Optional[str],
+) -> None:
+    """Only the first one writes to MLX's own folder; what the user has set stays."""
+    asked = {"MLX_RANK": rank, "NCCL_HOST_IP": host, "MLX_PTX_CACHE_DIR": own}
+    for name, value in {**asked, "MLX_TRM_CACHE": "cache"}.items():
+        if value is None:
+            monkeypatch.delenv(name, raising=False)
+        else:
+            monkeypatch.setenv(name, value)
+    # Through setenv first, so that the variable is taken away again after the test.
+    if own is None:
+        monkeypatch.setenv("MLX_PTX_CACHE_DIR", "")
+        monkeypatch.delenv("MLX_PTX_CACHE_DIR")
+    separate_kernel_caches()
+    assert os.environ.get("MLX_PTX_CACHE_DIR") == expected
 
 
 def without_backend(tmp_path: Path, *arguments: str) -> "CompletedProcess[str]":
