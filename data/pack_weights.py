@@ -43,7 +43,10 @@ def main(argv: Optional[List[str]] = None) -> int:
     model.update(tree_map(lambda array: array.astype(mx.bfloat16), model.parameters()))
     task = checkpoint.config.task
     task = dataclasses.replace(task, **dict.fromkeys(OF_THE_MACHINE))
-    config = dataclasses.replace(checkpoint.config, task=task, run_dir=None, origin=args.name)
+    init = dataclasses.replace(checkpoint.config.init, run=None)  # a folder of that machine
+    config = dataclasses.replace(
+        checkpoint.config, task=task, init=init, run_dir=None, origin=args.name
+    )
     target = args.folder / args.name
     with tempfile.TemporaryDirectory() as temporary:
         packed = save_checkpoint(temporary, model, config, checkpoint.step)

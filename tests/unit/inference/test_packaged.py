@@ -90,6 +90,7 @@ def pack(tmp_path: Path, **settings: Any) -> Path:
     """Pack a run of the scripted model, whose configuration names files."""
     config = experiment()
     config.task.train_file = str(tmp_path / "mine.csv")
+    config.init.run = str(tmp_path / "first")
     config.run_dir = str(tmp_path / "run")
     save_checkpoint(tmp_path / "run", scripted_model(), config, 7)
     (tmp_path / "card.md").write_text("# mine\n")
