@@ -98,6 +98,10 @@ class TrainConfig(Section):  # pylint: disable=too-many-instance-attributes
     """From which share of the run to train with how many H x L cycles, as [0:1x2, 0.3:3x6]."""
     chains: int = field(default=1, metadata={"min": 1})
     """Chains of latents a row, from random starts, of which in each step the best alone learns."""
+    late_rows: float = field(default=0.0, metadata={"min": 0, "max": 1})
+    """Share of a batch's rows that go on after the answer, for up to late_steps (Sotaku)."""
+    late_steps: int = field(default=64, metadata={"min": 2})
+    """Steps of the longest late row; the others' are spread between halt_max_steps and these."""
     ema: bool = True
     """Keep an average of the weights, and evaluate with it."""
     ema_rate: float = field(default=0.999, metadata={"min": 0, "below": 1})
@@ -363,6 +367,11 @@ class ExperimentConfig(Section):
             found.append(f"train.curriculum: model {self.model.name} has no cycles to change")
         if self.train.chains > 1 and getattr(self.model, "start", "fixed") != "random":
             found.append("train.chains: several need model.start random, or all of them are one")
+        most = getattr(self.model, "halt_max_steps", 1)
+        if self.train.late_rows and most == 1:
+            found.append("train.late_rows: no row goes on where model.halt_max_steps is 1")
+        elif self.train.late_rows and self.train.late_steps <= most:
+            found.append(f"train.late_steps: must be above model.halt_max_steps, {most}")
         if self.train.freeze == "weights" and getattr(self.model, "puzzle_emb_ndim", None) == 0:
             found.append("train.freeze: nothing is left to train, model.puzzle_emb_ndim is 0")
         if self.eval.raw and getattr(self.task, "aggregated_voting", False):

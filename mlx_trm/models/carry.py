@@ -212,6 +212,29 @@ def draw_exploration(
     )
 
 
+def late_minimum(rows: int, share: float, halt_max_steps: int, late_steps: int) -> mx.array:
+    """Give the steps of the rows that go on after the answer, so that it learns to stay.
+
+    Which rows these are never changes: every so many of the batch. Their lengths differ, so that
+    they are not refilled all at once.
+
+    Args:
+        rows: B of the whole batch.
+        share: of the rows, from 0 to 1.
+        halt_max_steps: the most steps of the other rows.
+        late_steps: of the longest late row.
+
+    Returns:
+        (B,) int32: 0 for rows that may halt, else more than ``halt_max_steps``.
+    """
+    counts = np.floor(np.arange(1, rows + 1) * share + 1e-9).astype(np.int32)
+    late = np.diff(counts, prepend=0) > 0
+    lengths = np.linspace(late_steps, halt_max_steps + 1, int(late.sum())).astype(np.int32)
+    steps = np.zeros(rows, dtype=np.int32)
+    steps[late] = lengths
+    return mx.array(steps)
+
+
 def row_keys(seed: int, step: int, rows: int) -> mx.array:
     """Draw a random key for each row of a batch, for what is random in a step of that row.
 

@@ -15,7 +15,7 @@ from mlx_trm.config.sections import ExperimentConfig
 from mlx_trm.errors import CheckpointError, NonFiniteError
 from mlx_trm.models import RecursiveModel, named_arrays
 from mlx_trm.models.base import Tree
-from mlx_trm.models.carry import Batch, Carry, draw_exploration, row_keys
+from mlx_trm.models.carry import Batch, Carry, draw_exploration, late_minimum, row_keys
 from mlx_trm.models.losses import Metrics
 from mlx_trm.models.memory import limit_run_ahead
 from mlx_trm.system.processes import Processes
@@ -295,6 +295,10 @@ class TrainStep:
         least = draw_exploration(
             seed, number, everyone, model.halt_exploration_prob, model.halt_max_steps
         )[share]
+        train, most = self.config.train, model.halt_max_steps
+        if train.late_rows:
+            late = late_minimum(everyone, train.late_rows, most, train.late_steps)
+            least = mx.maximum(least, late[share])
         keys: Rows = None
         if self.model.needs_keys:
             keys = row_keys(seed, number, everyone)[share]

@@ -140,7 +140,7 @@ RECIPE = {
     **SHORT, "train__optimizer": "muon", "train__loss": "softmax", "train__label_smoothing": 0.1,
     "train__grad_clip": 0.5, "train__lr_schedule": "run", "train__ema_start": 0.4,
     "train__curriculum": ["0:1x1", "0.3:2x1"], "model__start": "random", "train__lr_min_ratio": 0.0,
-    "model__noise": 0.01, "train__chains": 2,
+    "model__noise": 0.01, "train__chains": 2, "train__late_rows": 0.25, "train__late_steps": 5,
 }  # fmt: skip
 
 

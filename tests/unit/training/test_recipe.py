@@ -327,6 +327,8 @@ def test_random_starts_are_the_same_for_any_micro_batches(size):
         ({"grad_clip": 0.0}, "train.grad_clip: must be more than 0"),
         ({"muon_steps": 0}, "train.muon_steps: must be at least 1"),
         ({"muon_momentum": 1.0}, "train.muon_momentum: must be less than 1"),
+        ({"late_rows": 1.5}, "train.late_rows: must be at most 1"),
+        ({"late_rows": 0.5, "late_steps": 3}, "late_steps: must be above model.halt_max_steps, 3"),
         ({"ema_start": 1.0}, "train.ema_start: must be less than 1"),
         ({"lr_schedule": "runs"}, "train.lr_schedule: 'runs' is not one of .*mean 'run'"),
         ({"lr_scale": ["lm_head"]}, "train.lr_scale: 'lm_head' is not a pattern"),
@@ -345,6 +347,27 @@ def test_a_setting_that_makes_no_sense_is_one_line(change, says):
     with pytest.raises(ConfigError, match=says) as caught:
         Trainer(config)
     assert len(str(caught.value).splitlines()) == 1
+
+
+def test_late_rows_go_on_after_the_answer():
+    """Half of six rows: they halt at 10, 7 and 4 steps whatever they believe, the others by 3."""
+    changes = {"train__late_rows": 0.5, "train__late_steps": 10, "train__max_steps": 12}
+    trainer = Trainer(experiment(**changes))
+    most = np.zeros(6, dtype=int)
+    for batch in batches(trainer, 12):
+        trainer.train_step(batch)
+        (carry,) = trainer.train_step.carries
+        done, steps = np.array(carry.halted), np.array(carry.steps)
+        assert set(steps[done & (steps > 3)]) <= {10, 7, 4}
+        most = np.maximum(most, steps)
+    assert most[[1, 3, 5]].tolist() == [10, 7, 4] and most[[0, 2, 4]].max() <= 3
+
+
+def test_late_rows_need_a_model_that_goes_on():
+    config = experiment(train__late_rows=0.5)
+    config.model = trm.TransformersBaselineConfig(hidden_size=16, num_heads=2, halt_max_steps=1)
+    with pytest.raises(ConfigError, match="train.late_rows: no row goes on where model.halt_max"):
+        Trainer(config)
 
 
 def test_a_model_without_cycles_has_no_curriculum():
