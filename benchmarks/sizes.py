@@ -24,6 +24,9 @@ class Size(NamedTuple):
     about: str
 
 
+# 81 cells and 7 learned positions, as the recipes of minutes have them.
+REGISTERS = ["model.register_tokens=7", "model.puzzle_emb_ndim=0", "model.puzzle_emb_len=0"]
+
 SIZES: Dict[str, Size] = {
     # The original's SwiGLU knows no other multiple than 256.
     "tiny": Size(
@@ -37,6 +40,16 @@ SIZES: Dict[str, Size] = {
         "sudoku.yaml", [], 8, 768, "9x9 Sudoku, hidden 512, MLP over the cells, H3 L6"
     ),
     "sudoku_att": Size("sudoku_att.yaml", [], 8, 768, "9x9 Sudoku, hidden 512, attention, H3 L6"),
+    "sudoku_registers": Size(
+        "sudoku.yaml", REGISTERS, 8, 192, "as sudoku_mlp, 7 registers in place of the puzzle vector"
+    ),
+    "sudoku_gate": Size(
+        "sudoku.yaml",
+        ["model.gate_norm=true", *REGISTERS],
+        8,
+        192,
+        "as sudoku_registers with the gate norm",
+    ),
     "maze": Size(
         "maze.yaml",
         ["task.train_puzzles=64", "task.test_puzzles=16", "train.epochs=5000"],
