@@ -145,8 +145,8 @@ def add_json(parser: argparse.ArgumentParser, text: str) -> None:
     parser.add_argument("--json", type=writable, metavar="FILE", help=text)
 
 
-def save_json(path: Path, content: object) -> None:
-    """Write the file that ``--json`` names, whole; a pipe or ``/dev/stdout`` is written to.
+def save_json(path: Path, content: object, option: str = "--json") -> None:
+    """Write the file that an option names, whole; a pipe or ``/dev/stdout`` is written to.
 
     Raises:
         ConfigError: if it cannot be written.
@@ -157,7 +157,7 @@ def save_json(path: Path, content: object) -> None:
         else:
             write_json(os.path.realpath(path), content)
     except OSError as error:
-        raise ConfigError(f"--json {path}: cannot be written ({error.strerror})") from error
+        raise ConfigError(f"{option} {path}: cannot be written ({error.strerror})") from error
 
 
 def add_weights(parser: argparse.ArgumentParser) -> None:

@@ -19,6 +19,7 @@ COMMANDS: Dict[str, str] = {
     "export": "write a trained model as functions for Python, C++ and Swift",
     "parity": "compare this machine with recorded outputs of the PyTorch original",
     "diagnose": "report the system, MLX and its devices",
+    "selftest": "try this machine for ten minutes, and write a file to send in",
 }
 
 

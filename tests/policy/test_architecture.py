@@ -19,7 +19,7 @@ from paths import ROOT
 import mlx_trm
 
 PACKAGE = ROOT / "mlx_trm"
-COMMANDS = "train evaluate solve plot data convert export parity diagnose".split()
+COMMANDS = "train evaluate solve plot data convert export parity diagnose selftest".split()
 
 # A segment may import from segments of earlier rows only; segments of one row know nothing of each
 # other. docs/architecture.md says the same in its section "Layers".
