@@ -88,7 +88,9 @@ def check_parity(args: argparse.Namespace) -> Found:
 def check_gradients(args: argparse.Namespace) -> Found:
     """Compare one step's gradients on the device with those of the CPU in float32."""
     del args
-    device, found, far = mx.default_device(), [], []
+    device = mx.default_device()
+    found: List[Found] = []
+    far: List[str] = []
     for name in MODELS:
         mx.set_default_device(mx.cpu)
         want = _gradient(_build(name, "float32"))

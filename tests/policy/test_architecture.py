@@ -317,7 +317,10 @@ def test_no_other_program_and_no_code_from_data() -> None:
     """The package starts no program and evaluates no text; one module unpickles."""
     for path in modules():
         outside = outside_imports(path)
-        assert not outside & {"subprocess", "shelve", "marshal"}, ident(path)
+        # The self-test starts itself, so that a crash of the GPU is a line of its table.
+        starts_itself = ident(path) == "selftest.py" and "[sys.executable, " in path.read_text()
+        assert "subprocess" not in outside or starts_itself, ident(path)
+        assert not outside & {"shelve", "marshal"}, ident(path)
         # How it keeps an unpickler from importing anything is tested beside it.
         assert "pickle" not in outside or ident(path) == "upstream/torch_pickle.py", ident(path)
         for node in ast.walk(tree(path)):
