@@ -6,9 +6,9 @@ and is imported where it is used. Here a file is only chosen, and errors become 
 
 import os
 import re
-from typing import Any, List, NamedTuple, Optional, Sequence
+from contextlib import contextmanager
+from typing import Any, Iterator, List, NamedTuple, Optional, Sequence
 
-from mlx_trm.datasets.fetch import _hub_bars
 from mlx_trm.errors import CheckpointError, ConfigError, describe_error, did_you_mean, listed, shown
 
 PREFIX = "hf:"
@@ -77,7 +77,7 @@ def download_checkpoint(source: str, timeout: float = 30.0, progress: bool = Fal
     folder = chosen.rpartition("/")[0]
     beside = [f"{folder}/{name}" if folder else name for name in SIDE_FILES]
     paths = []
-    with _hub_bars(progress):
+    with _bars(progress):
         for file in [*(name for name in beside if name in files), chosen]:
             try:
                 paths.append(
@@ -100,6 +100,15 @@ def _library() -> Any:
             'pip install -e ".[hub]"'
         ) from error
     return huggingface_hub
+
+
+@contextmanager
+def _bars(shown_: bool) -> Iterator[None]:
+    """Hide the library's progress bars inside a ``with`` block, if they are not to be shown."""
+    from mlx_trm.datasets.fetch import _hub_bars
+
+    with _hub_bars(shown_):
+        yield
 
 
 def _in_cache(api: Any, repository: str, file: str, revision: str) -> Optional[str]:
@@ -147,11 +156,12 @@ def _listed(files: Sequence[str]) -> str:
 def _failure(source: str, error: BaseException) -> CheckpointError:
     """Say in one line why nothing came; kinds of errors are told apart by name, in all versions."""
     kinds = {kind.__name__ for kind in type(error).__mro__}
+    status = getattr(getattr(error, "response", None), "status_code", None)
     if "GatedRepoError" in kinds:
         why = "its owner gives access on request only; ask there, then log in with hf auth login"
     elif "RevisionNotFoundError" in kinds:
         why = "the repository has no such revision; name a branch, a tag or a commit after @"
-    elif "RepositoryNotFoundError" in kinds:
+    elif "RepositoryNotFoundError" in kinds or status in (401, 404):
         why = "there is no such repository, or it is private; look at the name, or log in"
     elif "OfflineModeIsEnabled" in kinds:
         why = "HF_HUB_OFFLINE is set and the file is not in the cache; unset it, or download first"
