@@ -98,7 +98,7 @@ def stream(
     return path
 
 
-def value(item: Any, data: Dict[str, bytes]) -> bytes:
+def stack(item: Any, data: Dict[str, bytes]) -> bytes:
     """Put anything on the stack as torch does; what tensors hold goes into ``data``.
 
     Arrays are tensors (uint16: bfloat16, uint8: bytes), and bytes are instructions.
@@ -111,12 +111,12 @@ def value(item: Any, data: Dict[str, bytes]) -> bytes:
         data[key] = item.tobytes()
         return simple(key, item, kinds[item.dtype.char])
     if isinstance(item, dict):
-        pairs = ((value(key, data), value(part, data)) for key, part in item.items())
+        pairs = ((stack(key, data), stack(part, data)) for key, part in item.items())
         return b"}(" + b"".join(key + part for key, part in pairs) + b"u"
     if isinstance(item, list):
-        return b"](" + b"".join(value(part, data) for part in item) + b"e"
+        return b"](" + b"".join(stack(part, data) for part in item) + b"e"
     if isinstance(item, tuple):
-        return several(*(value(part, data) for part in item))
+        return several(*(stack(part, data) for part in item))
     if item is None or isinstance(item, bool):
         return {None: b"N", True: b"\x88", False: b"\x89"}[item]
     if isinstance(item, float):
@@ -127,7 +127,7 @@ def value(item: Any, data: Dict[str, bytes]) -> bytes:
 def save_tree(path: Path, tree: Any) -> Path:
     """Save dicts of dicts and tensors, as trainers do, in the zip layout."""
     data: Dict[str, bytes] = {}
-    pickled = b"\x80\x02" + value(tree, data) + b"."
+    pickled = b"\x80\x02" + stack(tree, data) + b"."
     return archive(path, pickled, data)
 
 

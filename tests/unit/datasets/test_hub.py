@@ -129,7 +129,9 @@ def test_a_repository_without_a_checkpoint_is_said(monkeypatch, tmp_path):
     assert "and 87 more" in refusal("hf:ann/model")
 
 
-@pytest.mark.parametrize("source", ["hf:", "hf:model", "hf:a/b/c", "hf:a/b@", "hf:a/b:", "hf:a/b c"])
+@pytest.mark.parametrize(
+    "source", ["hf:", "hf:model", "hf:a/b/c", "hf:a/b@", "hf:a/b:", "hf:a/b c"]
+)
 def test_malformed_sources_are_said(source):
     assert "is not hf:OWNER/NAME[@REVISION][:FILE]" in refusal(source)
 
@@ -166,4 +168,3 @@ def test_names_of_checkpoints_are_told_from_others():
         *("step_1/submission.json", "training_args.bin", "config.json", "model.py", "step_1.json"),
     ):
         assert not is_checkpoint(name), name
-
