@@ -29,6 +29,8 @@ _HOLDERS = {"", "model", "inner", "net", "network", "ema_model", "online_model"}
 _ANCHOR = ["embed_tokens", "embedding_weight"]
 # What no average of trained weights holds, since nothing trains it as it does weights.
 _BUFFER = re.compile(r"puzzle_emb\.weights|[HL][1-6]?_init")
+# What averages keep beside their weights: how often they were updated.
+_COUNTERS = {"n_averaged", "initted", "step"}
 T = TypeVar("T")
 PRESETS = Path(__file__).with_name("presets.yaml")
 # Keys of a reference configuration that are not settings of the model here: the task's dimensions,
@@ -140,7 +142,9 @@ def choose_weights(leaves: Sequence[Leaf[T]], entry: Optional[str] = None) -> Ch
     container = next(iter(sets.values()), next(iter(containers), ()))
     named = ".".join(container) if entry is None else entry
     start = max(len(".".join((*container, ""))), len(entry or "") + bool(entry))
-    members = [leaf for leaf in within if leaf.container == container]
+    members = [
+        leaf for leaf in within if leaf.container == container and leaf.name not in _COUNTERS
+    ]
     values = {leaf.path[start:]: leaf.value for leaf in members}
     notes = [f"the weights are those of its entry {shown(named)}"] if named else []
     if len(everywhere) > 1:

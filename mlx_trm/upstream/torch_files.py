@@ -195,7 +195,10 @@ def _contents(state: Any, numbers: Numbers, size: int, entry: Optional[str]) -> 
         raise ValueError("it holds no state dict (names and tensors)")
     leaves, dicts = _find_tensors(state)
     chosen = choose_weights(leaves, entry)
-    _check_plain(dicts.get(chosen.container, state) if leaves else state, chosen.values)
+    holder = dicts.get(chosen.container, state) if leaves else state
+    # Of a part of a dict, named by the beginning of its names, the rest may be anything.
+    part = entry is not None and len(entry) > len(".".join(chosen.container))
+    _check_plain({} if part else holder, chosen.values)
     arrays = _arrays(chosen.values, numbers, size)
     return TorchFile(arrays, _find_metadata(state) if chosen.container else {}, chosen.notes)
 

@@ -65,6 +65,22 @@ def test_wrapped_checkpoints_are_read(tmp_path, wrapper, prefix):
     assert metadata.get("step") == ("77" if wrapper == "lightning" else None)
 
 
+def test_the_rest_of_a_dict_may_be_anything_where_a_part_is_named(tmp_path):
+    state = {"model.embed_tokens.embedding_weight": np.ones((3, 2), "f"), "epoch": 3}
+    path = tw.save_tree(tmp_path / "x.pt", state)
+    with pytest.raises(trm.CheckpointError, match="epoch is no tensor"):
+        read_upstream(path)
+    assert list(read_upstream(path, "model")[0]) == ["embed_tokens.embedding_weight"]
+
+
+def test_counters_of_averages_are_no_weights(tmp_path):
+    """As torch's AveragedModel and ema-pytorch keep them among the weights."""
+    count = tw.tensor(tw.storage("gone", "LongStorage", 1), 0, (), ())
+    state = {"module.embed_tokens.embedding_weight": np.ones((3, 2), "f"), "n_averaged": count}
+    path = tw.save_tree(tmp_path / "x.pt", {"ema": {**state, "initted": count}})
+    assert list(read_upstream(path)[0]) == ["module.embed_tokens.embedding_weight"]
+
+
 def test_wrappers_inside_a_name_are_dropped(tmp_path):
     """Where parts of a model were compiled, sharded or recomputed."""
     arrays = weights("sudoku", mlp_t=True)
