@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import Any, Iterator, List, NamedTuple, Optional, Sequence
 
 from mlx_trm.errors import CheckpointError, ConfigError, describe_error, did_you_mean, listed, shown
+from mlx_trm.system.files import hash_file
 
 PREFIX = "hf:"
 # Read beside a checkpoint, where a repository has them: settings that weights do not show.
@@ -66,7 +67,7 @@ def download_checkpoint(source: str, timeout: float = 30.0, progress: bool = Fal
     # Read here, for the library reads it only once, when it is first imported.
     api = library.HfApi(endpoint=os.environ.get("HF_ENDPOINT") or None)
     try:
-        about = api.model_info(repository, revision=revision, timeout=timeout)
+        about = api.model_info(repository, revision=revision, files_metadata=True, timeout=timeout)
     except Exception as error:  # pylint: disable=broad-exception-caught  # they differ by version
         path = wanted and _in_cache(api, repository, wanted, revision)
         if path:
@@ -87,7 +88,18 @@ def download_checkpoint(source: str, timeout: float = 30.0, progress: bool = Fal
                 )
             except Exception as error:  # pylint: disable=broad-exception-caught
                 raise _failure(source, error) from error
+    promised = {each.rfilename: getattr(each, "lfs", None) for each in about.siblings or []}
+    _check_digest(source, str(paths[-1]), getattr(promised[chosen], "sha256", None))
     return HubFile(str(paths[-1]), repository, chosen, about.sha or revision)
+
+
+def _check_digest(source: str, path: str, promised: Optional[str]) -> None:
+    """Compare a file with the SHA-256 that the repository gives for it; the library does not."""
+    if promised is not None and hash_file(path) != promised:
+        raise CheckpointError(
+            f"{shown(source, 200)}: what came is not what the repository lists (its SHA-256 "
+            f"differs); remove {os.path.realpath(path)} and try again"
+        )
 
 
 def _library() -> Any:

@@ -6,6 +6,7 @@ them; weights, average, puzzle table and carry stay as they are. So a run that g
 is no run to the bit: its moments differ by up to 0.4 % from those it stopped with.
 """
 
+import glob
 import hashlib
 import json
 import os
@@ -315,13 +316,32 @@ def _read_manifest(folder: Path) -> Dict[str, Any]:
     return dict(manifest)
 
 
+def _is_alive(process: str) -> bool:
+    """Tell whether a process of this number runs here; one that cannot be asked does."""
+    if os.name == "nt" or not process.isdigit():  # there signal 0 would be Ctrl-C
+        return True
+    try:
+        os.kill(int(process), 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):
+        return True
+    return True
+
+
 @contextmanager
 def _new_folder(target: Path) -> Iterator[Path]:
     """Give a hidden folder that becomes ``target`` if the block succeeds; else nothing is left."""
     if target.is_file() or (target.is_dir() and any(target.iterdir())):
         raise ConfigError(f"{target}: is a file or not empty; name a new folder")
-    place = target.absolute().with_name(f".{target.absolute().name}.{os.getpid()}.tmp")
+    name = target.absolute().name
+    place = target.absolute().with_name(f".{name}.{os.getpid()}.tmp")
     try:
+        for rest in place.parent.glob(
+            f".{glob.escape(name)}.*.tmp"
+        ):  # of a process that was killed
+            if not _is_alive(rest.name.split(".")[-2]):
+                shutil.rmtree(rest)
         place.mkdir(parents=True)
     except OSError as error:
         raise ConfigError(

@@ -38,7 +38,7 @@ class Hub:
             def __init__(self, endpoint=None):
                 assert endpoint is None
 
-            def model_info(self, repo_id, *, revision=None, timeout=None):
+            def model_info(self, repo_id, *, revision=None, files_metadata=False, timeout=None):
                 """Say which files there are."""
                 hub.asked.append(("info", repo_id, revision))
                 if hub.error:
@@ -83,6 +83,13 @@ def test_the_real_library_brings_the_one_checkpoint_and_its_settings(server):
     assert bodies and all(f"/resolve/{COMMIT}/" in line for line in bodies)
     download_checkpoint("hf:ann/model@main:step_7")
     assert [line for line in server.asked if line.startswith("GET /ann")] == bodies
+
+
+def test_a_file_that_is_not_the_promised_one_is_refused(server):
+    """The library compares sizes; of a large file the repository gives a SHA-256."""
+    server.files[f"/ann/model/resolve/{COMMIT}/step_7"] = b"WEIGHTS"
+    message = refusal("hf:ann/model")
+    assert "its SHA-256 differs" in message and "try again" in message
 
 
 def test_the_real_library_s_errors_are_one_line(server):

@@ -209,6 +209,14 @@ def test_a_full_disk_leaves_nothing(run, tmp_path, monkeypatch):
     assert os.listdir(tmp_path) == ["pack"]
 
 
+def test_what_a_killed_process_left_is_removed(run, tmp_path):
+    """And what another one is about to write is not."""
+    for process in (2**22 + 5, os.getppid()):
+        (tmp_path / f".pack.{process}.tmp").mkdir()
+    pack_checkpoint(run, tmp_path / "pack")
+    assert sorted(os.listdir(tmp_path)) == [f".pack.{os.getppid()}.tmp", "pack"]
+
+
 def test_a_file_in_the_way_is_left_alone(run, tmp_path):
     (tmp_path / "pack").write_text("mine", encoding="utf-8")
     with pytest.raises(ConfigError, match="is a file or not empty"):

@@ -71,7 +71,7 @@ def serve(monkeypatch, tmp_path):
         def __init__(self, endpoint=None):
             self.endpoint = endpoint
 
-        def model_info(self, repo_id, *, revision=None, timeout=None):
+        def model_info(self, repo_id, *, revision=None, files_metadata=False, timeout=None):
             """List the files."""
             files = [path for path in (folder / repo_id).rglob("*") if path.is_file()]
             names = [str(path.relative_to(folder / repo_id)) for path in files]
