@@ -4,12 +4,16 @@ import argparse
 import logging
 import sys
 from pathlib import Path
+from typing import Optional, Tuple
 
 from mlx_trm.cli.arguments import add_config, add_weights, read_config, whole, writable
 from mlx_trm.cli.running import make_main
+from mlx_trm.config.sections import ExperimentConfig
+from mlx_trm.datasets.hub import PREFIX
 from mlx_trm.errors import ConfigError
 from mlx_trm.models import named_arrays
-from mlx_trm.upstream.reading import convert_upstream
+from mlx_trm.upstream.names import read_presets
+from mlx_trm.upstream.reading import ReadOptions, convert_upstream
 from mlx_trm.upstream.writing import WRAPPERS, export_upstream
 
 LOGGER = logging.getLogger(__name__)
@@ -23,15 +27,35 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "source",
         metavar="FILE",
-        type=Path,
         help="a checkpoint of the PyTorch original (what torch.save wrote, or safetensors), read "
-        "without torch; with --to-upstream a run folder",
+        "without torch; or hf:OWNER/NAME[@REVISION][:FILE], downloaded from Hugging Face (pip "
+        "install 'mlx-trm[hub]'); with --to-upstream a run folder",
     )
-    parser.add_argument("--output", type=Path, metavar="RUN", help="the run folder to make")
+    parser.add_argument(
+        "out", nargs="?", type=Path, metavar="RUN", help="the run folder to make (or --output RUN)"
+    )
+    parser.add_argument("--output", type=Path, metavar="RUN", help="the same as RUN")
     parser.add_argument(
         "--step", type=whole, metavar="N", help="of the checkpoint (default: what FILE says)"
     )
+    parser.add_argument(
+        "--preset",
+        metavar="NAME",
+        help="in place of --config, of a published checkpoint: "
+        f"{', '.join(read_presets()['presets'])}",
+    )
+    parser.add_argument(
+        "--entry",
+        metavar="NAME",
+        help="where in FILE the weights are, such as model or ema, if it holds several sets",
+    )
+    parser.add_argument(
+        "--allow-nonfinite",
+        action="store_true",
+        help="take weights that are NaN or infinite as they are",
+    )
     add_config(parser)
+    parser.set_defaults(intermixed=True)
     add_weights(parser)
     parser.set_defaults(weights=None)  # shows whether it was named; ema is filled in
     back = parser.add_argument_group("the way back (with --weights)")
@@ -57,7 +81,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Convert in the direction that the arguments name."""
-    if (args.output is None) == (args.to_upstream is None):
+    if args.out is not None and args.output is not None:
+        raise ConfigError(f"{args.out} and --output {args.output}: name one run folder")
+    output = args.output or args.out
+    if (output is None) == (args.to_upstream is None):
         raise ConfigError(
             "name --output RUN to read a checkpoint of the original, or --to-upstream FILE to "
             "write one"
@@ -70,8 +97,8 @@ def run(args: argparse.Namespace) -> int:
             f"{', '.join(unused)}: for --to-upstream only; a checkpoint of the original has one "
             "set of weights, which is taken as it is; leave the option out"
         )
-    config = read_config(args)
-    folder, source = convert_upstream(args.source, config, args.output, args.step)
+    config, options = _settings(args)
+    folder, source = convert_upstream(args.source, config, output, args.step, options)
     for key, value in source.taken.items():
         LOGGER.info("%s: %s, taken from the checkpoint", key, value)
     count = sum(array.size for _, array in named_arrays(source.model.parameters()))
@@ -83,11 +110,35 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def _settings(args: argparse.Namespace) -> Tuple[Optional[ExperimentConfig], ReadOptions]:
+    """Read the configuration, or leave it open where that of a published checkpoint is taken."""
+    known = args.preset is not None or args.source.startswith(PREFIX)
+    if args.preset is not None and args.config is not None:
+        raise ConfigError("--preset and --config: name one of them")
+    if args.config is None and not known:
+        try:
+            read_config(args)
+        except ConfigError as error:
+            raise ConfigError(f"{error}; or --preset NAME, of a published checkpoint") from error
+    config = read_config(args) if args.config is not None else None
+    options = ReadOptions(
+        entry=args.entry,
+        allow_nonfinite=args.allow_nonfinite,
+        preset=args.preset,
+        overrides=args.overrides,
+        progress=sys.stderr.isatty() and not args.quiet,
+    )
+    return config, options
+
+
 def _export(args: argparse.Namespace) -> int:
-    if args.config is not None or args.overrides or args.step is not None:
+    reading = (args.config, args.step, args.preset, args.entry, *args.overrides)
+    if any(given is not None for given in reading):
         raise ConfigError("--to-upstream: a run has its own configuration; name the run alone")
     named = {name: getattr(args, name) or default for name, default in WAY_BACK.items()}
-    checkpoint = export_upstream(args.source, args.to_upstream, **named)
+    checkpoint = export_upstream(
+        args.source, args.to_upstream, allow_nonfinite=args.allow_nonfinite, **named
+    )
     print(
         f"{args.to_upstream}: {checkpoint.config.model.name}, step {checkpoint.step}, "
         f"{checkpoint.weights} weights"

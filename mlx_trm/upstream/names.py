@@ -1,21 +1,38 @@
-"""The reference's names of parameters, models and settings, and ours.
+"""The reference's names of parameters, models, settings and published files, and ours.
 
 Parameter names are the reference's after its wrappers' prefix, so a state dict converts by
-dropping that prefix. Settings carry their reference names too; a few that only describe the data or
-that the reference ignores are not part of a model configuration here.
+dropping that prefix. Trainers keep several sets of weights in one file: names tell them apart, and
+from an optimiser's tensors (:func:`choose_weights`). Settings carry their reference names too; a
+few that only describe the data or that the reference ignores are not part of a model configuration
+here.
 
 Reference: pretrain.py (the wrappers a checkpoint was saved through), config/arch/*.yaml.
 """
 
-from typing import Any, Dict, List, Mapping, Tuple
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Dict, Generic, List, Mapping, Optional, Sequence, Tuple, TypeVar
 
 import mlx.core as mx
 
 from mlx_trm.config.registry import MODELS
 from mlx_trm.config.sections import ModelConfig, TaskSpec
+from mlx_trm.errors import listed, shown
 
-# torch.compile, the loss head and the ACT wrapper each put their name before a parameter's.
-_PREFIXES = ("_orig_mod.model.inner.", "model.inner.", "inner.")
+# Segments that wrappers put before a name, or inside of it: torch.compile, parallel training,
+# sharding, recomputation.
+_WRAPPERS = {"_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
+# Segments before a name: the loss head, the ACT wrapper, and the modules of common trainers.
+_HOLDERS = {"", "model", "inner", "net", "network", "ema_model", "online_model"}
+# Every model of the reference has these weights; they show where a set of weights is.
+_ANCHOR = ["embed_tokens", "embedding_weight"]
+# What no average of trained weights holds, since nothing trains it as it does weights.
+_BUFFER = re.compile(r"puzzle_emb\.weights|[HL][1-6]?_init")
+# What averages keep beside their weights: how often they were updated.
+_COUNTERS = {"n_averaged", "initted", "step"}
+T = TypeVar("T")
+PRESETS = Path(__file__).with_name("presets.yaml")
 # Keys of a reference configuration that are not settings of the model here: the task's dimensions,
 # the batch, and what some of the reference's models ask for but read nowhere: causal, H_layers of
 # TRM, H_cycles of the transformer.
@@ -37,11 +54,135 @@ _OWN_TRAINING = ("start", "noise")
 
 
 def strip_prefix(name: str) -> str:
-    """Drop the reference's wrapper prefix from a parameter name."""
-    for prefix in _PREFIXES:
-        if name.startswith(prefix):
-            return name[len(prefix) :]
-    return name
+    """Drop all that wrappers put into a parameter's name, in any order and number."""
+    parts = [part for part in name.split(".") if part not in _WRAPPERS]
+    while len(parts) > 1 and parts[0] in _HOLDERS:
+        del parts[0]
+    return ".".join(parts) or name
+
+
+@dataclass(frozen=True)
+class Leaf(Generic[T]):
+    """A tensor in a file.
+
+    Attributes:
+        container: keys of the dicts and lists that it is in; () for a plain state dict.
+        name: its key there.
+        value: an array, or what describes one.
+    """
+
+    container: Tuple[str, ...]
+    name: str
+    value: T
+
+    @property
+    def path(self) -> str:
+        """All keys and the name, with dots between them."""
+        return ".".join((*self.container, self.name))
+
+    def home(self) -> Optional[Tuple[str, ...]]:
+        """Give the keys and segments before a model's names, where this is its embedding."""
+        parts = self.name.split(".")
+        if [part for part in parts if part not in _WRAPPERS][-2:] != _ANCHOR:
+            return None
+        last = len(parts) - 1 - parts[::-1].index(_ANCHOR[0])
+        return (*self.container, *parts[:last])
+
+
+@dataclass(frozen=True)
+class Chosen(Generic[T]):
+    """One set of weights of a file.
+
+    Attributes:
+        values: by the file's names.
+        container: where they are; see :class:`Leaf`.
+        notes: what was chosen, a line each.
+    """
+
+    values: Dict[str, T]
+    container: Tuple[str, ...]
+    notes: List[str]
+
+
+def choose_weights(leaves: Sequence[Leaf[T]], entry: Optional[str] = None) -> Chosen[T]:
+    """Choose one set of weights among the tensors of a file.
+
+    Trainers keep a model's weights, an average of them and an optimiser's moments in one file.
+
+    Args:
+        leaves: all tensors of the file.
+        entry: keys, and the beginnings of names, before the weights, such as ``ema.shadow``; None:
+            the one set there is.
+
+    Returns:
+        The set. Where it is an average that lacks what is not averaged (puzzle table, initial
+        states), these are taken from the weights beside it.
+
+    Raises:
+        ValueError: if there are several sets to choose from, or none.
+    """
+    within = [leaf for leaf in leaves if entry is None or leaf.path.startswith(entry + ".")]
+    places = {leaf.home(): leaf.container for leaf in within}
+    sets = {home: container for home, container in places.items() if home is not None}
+    everywhere = [home for home in (leaf.home() for leaf in leaves) if home is not None]
+    containers = list(dict.fromkeys(leaf.container for leaf in within))
+    if len(sets) > 1:
+        raise ValueError(
+            f"it holds {len(sets)} sets of weights: {_labels(sets, everywhere)}; choose one with "
+            "--entry NAME"
+        )
+    if not sets and (entry is not None or len(containers) > 1):
+        where = f" in {shown(entry)!r}" if entry is not None else ""
+        found: Dict[Tuple[str, ...], Tuple[str, ...]] = {home: () for home in everywhere}
+        found = found or {each: each for each in containers if each}
+        raise ValueError(
+            f"it has no weights of such a model{where}: no {'.'.join(_ANCHOR)}; it has "
+            f"{_labels(found, everywhere) or 'no other entry'}; choose with --entry NAME"
+        )
+    container = next(iter(sets.values()), next(iter(containers), ()))
+    named = ".".join(container) if entry is None else entry
+    start = max(len(".".join((*container, ""))), len(entry or "") + bool(entry))
+    members = [
+        leaf for leaf in within if leaf.container == container and leaf.name not in _COUNTERS
+    ]
+    values = {leaf.path[start:]: leaf.value for leaf in members}
+    notes = [f"the weights are those of its entry {shown(named)}"] if named else []
+    if len(everywhere) > 1:
+        have, own = {strip_prefix(name) for name in values}, {id(leaf) for leaf in members}
+        for leaf in leaves:
+            name = strip_prefix(leaf.name)
+            if id(leaf) not in own and name not in have and _BUFFER.fullmatch(name):
+                have.add(name)
+                values[name] = leaf.value
+                notes.append(f"{name}: not in {shown(named)}; taken from {shown(leaf.path)}")
+    return Chosen(values, container, notes)
+
+
+def _labels(
+    sets: Mapping[Tuple[str, ...], Tuple[str, ...]], homes: Sequence[Tuple[str, ...]]
+) -> str:
+    """List the first of some sets, by what ``--entry`` takes."""
+    first = [shown(_label(home, sets[home], homes)) for home in list(sets)[:6]]
+    return listed(first + [""] * (len(sets) - len(first)), 6, ", ")
+
+
+def _label(
+    home: Tuple[str, ...], container: Tuple[str, ...], homes: Sequence[Tuple[str, ...]]
+) -> str:
+    """Give the shortest ``--entry`` that means one set: without wrappers that tell nothing.
+
+    Args:
+        home: keys and segments before the set's names.
+        container: the first of them, which are keys of the file.
+        homes: of all sets of the file.
+    """
+    short = home
+    while len(short) > len(container) and short[-1] in _WRAPPERS | _HOLDERS:
+        less = short[:-1]
+        if sum(other[: len(less)] == less for other in homes) > 1:
+            break
+        short = less
+    return ".".join(short)
 
 
 def from_upstream_names(state: Mapping[str, mx.array]) -> Dict[str, mx.array]:
@@ -112,3 +253,19 @@ def upstream_settings(config: ModelConfig, spec: TaskSpec, batch_size: int = 1) 
     for name in ("vocab_size", "seq_len", "num_puzzle_identifiers"):
         settings[name] = getattr(spec, name)
     return {**settings, "batch_size": batch_size}
+
+
+def read_presets() -> Dict[str, Dict[str, Any]]:
+    """Read ``presets.yaml``: ``presets`` by name, and the ``repositories`` that they are for."""
+    from mlx_trm.config.strict_yaml import parse_yaml
+
+    content: Dict[str, Dict[str, Any]] = parse_yaml(PRESETS.read_text(encoding="utf-8"))[0]
+    return content
+
+
+def preset_of(repository: str, file: str) -> Optional[str]:
+    """Give the preset of a published file; None where none is known."""
+    for start, preset in read_presets()["repositories"].items():
+        if f"{repository}:{file}".lower().startswith(start.lower()):
+            return str(preset)
+    return None

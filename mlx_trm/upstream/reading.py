@@ -3,7 +3,8 @@
 A file of ``torch.save`` (of either layout) or safetensors is read without torch and without running
 anything in it. Settings that the configuration leaves open are taken from the weights; where it
 contradicts them, everything that differs is named. A checkpoint of the reference holds one set of
-weights, the averaged ones where its run kept an average.
+weights, the averaged ones where its run kept an average; of a file that holds several, one is
+named. A source that begins with ``hf:`` is downloaded from Hugging Face.
 
 Reference: pretrain.py ``save_train_state``, ``load_checkpoint``.
 """
@@ -14,23 +15,52 @@ import re
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Dict, Mapping, Optional, Sequence, Tuple, Union
+from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple, Union
 
 import mlx.core as mx
 
 from mlx_trm.config.loading import config_from_dict, config_to_dict, load_config
 from mlx_trm.config.sections import ExperimentConfig
+from mlx_trm.datasets.hub import PREFIX, download_checkpoint
 from mlx_trm.errors import CheckpointError, ConfigError, listed, shown
-from mlx_trm.models import RecursiveModel, build_model
+from mlx_trm.models import RecursiveModel, build_model, named_arrays
 from mlx_trm.models.base import DTYPES
 from mlx_trm.runs.checkpoint import save_checkpoint
 from mlx_trm.runs.folder import RunLock, prepare_run_dir
 from mlx_trm.runs.layout import CONFIG, list_checkpoints
 from mlx_trm.runs.weights import load_weights, read_safetensors
-from mlx_trm.upstream.names import from_upstream_names, strip_prefix
-from mlx_trm.upstream.settings import completed_config, declared_settings
+from mlx_trm.upstream.names import (
+    Leaf,
+    choose_weights,
+    from_upstream_names,
+    preset_of,
+    strip_prefix,
+)
+from mlx_trm.upstream.settings import completed_config, declared_settings, preset_config
 
 LOG = logging.getLogger(__name__)
+
+_PIECE = 1 << 24
+
+
+@dataclass(frozen=True)
+class ReadOptions:
+    """What is read, where the file alone does not decide it.
+
+    Attributes:
+        entry: where in the file the weights are, such as ``ema``; None: the one set there is.
+        allow_nonfinite: take NaN and infinity too, which are refused otherwise.
+        preset: of ``presets.yaml``, where no configuration is given; None: that of the source, or
+            what the weights are like.
+        overrides: of the preset.
+        progress: show bars on standard error where something is downloaded.
+    """
+
+    entry: Optional[str] = None
+    allow_nonfinite: bool = False
+    preset: Optional[str] = None
+    overrides: Sequence[str] = ()
+    progress: bool = False
 
 
 @dataclass
@@ -52,15 +82,21 @@ class UpstreamCheckpoint:
 
 def load_upstream_checkpoint(
     path: Union[str, "os.PathLike[str]"],
-    config: Union[str, "os.PathLike[str]", ExperimentConfig],
+    config: Union[str, "os.PathLike[str]", ExperimentConfig, None] = None,
     overrides: Sequence[str] = (),
+    entry: Optional[str] = None,
+    allow_nonfinite: bool = False,
 ) -> RecursiveModel:
     """Load a checkpoint of the reference (or HRM's) into a model.
 
     Args:
-        path: a file of ``torch.save``, or safetensors.
-        config: of its task and model: a YAML file, the name of a packaged one, or a configuration.
+        path: a file of ``torch.save``, or safetensors; ``hf:OWNER/NAME[@REVISION][:FILE]`` is
+            downloaded first.
+        config: of its task and model: a YAML file, the name of a packaged one, or a configuration;
+            None for published checkpoints, whose settings are known.
         overrides: such as ``model.num_heads=4``, where ``config`` is loaded from a file.
+        entry: where in the file the weights are, if it holds several sets.
+        allow_nonfinite: take weights that are NaN or infinite too.
 
     Returns:
         The model in evaluation mode.
@@ -69,22 +105,54 @@ def load_upstream_checkpoint(
         CheckpointError: if the file cannot be read, or its weights are not the model's.
         ConfigError: if the configuration cannot be used.
     """
-    if not isinstance(config, ExperimentConfig):
-        config = load_config(config, overrides)
-    elif overrides:
+    options = ReadOptions(entry, allow_nonfinite, overrides=overrides if config is None else ())
+    if isinstance(config, ExperimentConfig) and overrides:
         config = config_from_dict(config_to_dict(config), "configuration", overrides)
-    return open_upstream(Path(path), config).model
+    elif config is not None and not isinstance(config, ExperimentConfig):
+        config = load_config(config, overrides)
+    return open_upstream(path, config, options).model
 
 
-def read_upstream(path: Path) -> Tuple[Dict[str, mx.array], Dict[str, str]]:
+def locate(
+    source: Union[str, "os.PathLike[str]"], options: ReadOptions = ReadOptions()
+) -> Tuple[Path, ReadOptions]:
+    """Give the file that a source means, downloaded where it is one of Hugging Face.
+
+    Args:
+        source: a path, or ``hf:OWNER/NAME[@REVISION][:FILE]``.
+        options: what is to be read of it.
+
+    Returns:
+        The file, and the options with the preset of a published one.
+
+    Raises:
+        CheckpointError: in one line, if it cannot be downloaded.
+        ConfigError: if the library that downloads is not installed.
+    """
+    text = os.fspath(source)
+    if not text.startswith(PREFIX):
+        return Path(text), options
+    found = download_checkpoint(text, progress=options.progress)
+    LOG.info("%s: %s of the commit %s", text, found.file, found.revision)
+    preset = options.preset or preset_of(found.repository, found.file)
+    return Path(found.path), replace(options, preset=preset)
+
+
+def read_upstream(
+    path: Path, entry: Optional[str] = None
+) -> Tuple[Dict[str, mx.array], Dict[str, str]]:
     """Read the arrays of a reference's checkpoint, and the metadata where the file has any.
+
+    Args:
+        path: of the file.
+        entry: where in it the weights are; None: the one set there is.
 
     Raises:
         CheckpointError: saying in one line why not.
     """
     from mlx_trm.upstream.torch_files import (  # zip archives: for these files only
         ZIP_MAGIC,
-        read_torch,
+        open_torch,
     )
 
     if path.is_dir():
@@ -98,55 +166,124 @@ def read_upstream(path: Path) -> Tuple[Dict[str, mx.array], Dict[str, str]]:
             start = file.read(9)
         safetensors = start[8:] == b"{" or path.suffix == ".safetensors"
         if safetensors and not start.startswith(ZIP_MAGIC):
-            return read_safetensors(path)
-        return read_torch(path), {}
+            found, metadata = read_safetensors(path)
+            chosen = choose_weights([Leaf((), *item) for item in found.items()], entry)
+            arrays, notes = chosen.values, chosen.notes
+        else:
+            arrays, metadata, notes = open_torch(path, entry)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror or error})") from error
     except ValueError as error:
         raise CheckpointError(f"{path}: is no checkpoint that can be used: {error}") from error
+    for note in notes:
+        LOG.info("%s: %s", path, note)
+    return arrays, metadata
 
 
-def open_upstream(path: Path, config: ExperimentConfig) -> UpstreamCheckpoint:
+def open_upstream(
+    path: Union[str, "os.PathLike[str]"],
+    config: Optional[ExperimentConfig] = None,
+    options: ReadOptions = ReadOptions(),
+) -> UpstreamCheckpoint:
     """Read a checkpoint of the reference and build its model.
 
     Args:
-        path: of the file.
-        config: what it leaves open is taken from the weights.
+        path: of the file, or ``hf:OWNER/NAME[@REVISION][:FILE]``.
+        config: what it leaves open is taken from the weights; None: that of a published checkpoint.
+        options: what is read.
 
     Raises:
         CheckpointError: if the file cannot be read, or its weights are not the model's.
         ConfigError: if the configuration cannot be used.
     """
-    arrays, metadata = read_upstream(path)
-    _check_floats(path, arrays)
+    file, options = locate(path, options)
+    arrays, metadata = read_upstream(file, options.entry)
+    _check_floats(file, arrays)
     shapes = {strip_prefix(name): tuple(array.shape) for name, array in arrays.items()}
     if len(shapes) < len(arrays):
-        raise CheckpointError(f"{path}: holds weights twice, under the names of two wrappers")
-    completed = completed_config(path, config, shapes, declared_settings(path, metadata))
+        raise CheckpointError(
+            f"{file}: holds weights twice, under the names of two wrappers; choose with --entry "
+            "NAME, the beginning of the names to take"
+        )
+    wrong = [] if options.allow_nonfinite else find_nonfinite(arrays)
+    if wrong:
+        raise CheckpointError(
+            f"{file}: holds NaN or infinity: {listed(wrong)}; its training went wrong, so use an "
+            "earlier checkpoint; --allow-nonfinite takes it as it is"
+        )
+    where, declared = declared_settings(file, metadata)
+    if config is None:
+        config = preset_config(file, shapes, declared, options.preset, options.overrides)
+    completed = completed_config(file, config, shapes, (where, declared))
     resolved = replace(completed.config, origin=config.stem)
     model = build_model(resolved.model, completed.spec, seed=config.seed)
-    load_weights(model, from_upstream_names(arrays), str(path))
+    _put_weights(file, model, arrays)
     if completed.untold:
         LOG.warning(
             "%s: weights do not show, and the configuration leaves at its defaults: %s; name them "
             "if it was trained with others",
-            path,
+            file,
             ", ".join(completed.untold),
         )
     model.eval()
-    return UpstreamCheckpoint(model, resolved, _step(path, metadata), completed.taken)
+    return UpstreamCheckpoint(model, resolved, _step(file, metadata), completed.taken)
+
+
+def _put_weights(path: Path, model: RecursiveModel, arrays: Dict[str, mx.array]) -> None:
+    """Put arrays into a model, one by one, so that no table is held twice; empties ``arrays``."""
+    named: Dict[str, mx.array] = {}
+    for name in list(arrays):
+        named.update(from_upstream_names({name: arrays.pop(name)}))
+        mx.eval(named)
+    missing = [name for name in model.initial_names if name not in named]
+    if missing and getattr(model.config, "start", "fixed") == "random":
+        own = dict(named_arrays(model.parameters()))
+        named.update({name: own[name] for name in missing})
+        LOG.warning(
+            "%s: has no %s, since its model starts at random (model.start); they are drawn anew, "
+            "and solve and evaluate draw a start for each puzzle with --start random",
+            path,
+            ", ".join(missing),
+        )
+    load_weights(model, named, str(path))
+
+
+def find_nonfinite(arrays: Mapping[str, mx.array]) -> List[str]:
+    """Name the arrays in which a number is NaN or infinite.
+
+    Args:
+        arrays: of floats, by name.
+
+    Returns:
+        Such as ``lm_head.weight (3 of 5632 numbers)``, one of each such array.
+    """
+    found = []
+    for name, array in arrays.items():
+        count, flat = 0, array.reshape(-1)
+        for start in range(0, flat.size, _PIECE):  # a large table is not copied whole
+            piece = flat[start : start + _PIECE]
+            finite: Any = mx.sum(mx.isfinite(piece)).item()
+            count += piece.size - int(finite)
+        if count:
+            found.append(f"{shown(name)} ({count} of {array.size} numbers)")
+    return found
 
 
 def convert_upstream(
-    path: Path, config: ExperimentConfig, output: Path, step: Optional[int] = None
+    path: Union[str, "os.PathLike[str]"],
+    config: Optional[ExperimentConfig],
+    output: Path,
+    step: Optional[int] = None,
+    options: ReadOptions = ReadOptions(),
 ) -> Tuple[Path, UpstreamCheckpoint]:
     """Write a checkpoint of the reference as a run folder.
 
     Args:
-        path: of the file.
+        path: see :func:`open_upstream`.
         config: see :func:`open_upstream`.
         output: the run folder; made, or an empty one.
         step: of the checkpoint; None: what the file's name or metadata say, else 0.
+        options: see :func:`open_upstream`.
 
     Returns:
         The checkpoint's folder in it, and what was read.
@@ -157,7 +294,7 @@ def convert_upstream(
     """
     if output.is_dir() and any(output.iterdir()):
         raise ConfigError(f"--output {output}: is not empty; name a new folder")
-    source = open_upstream(path, config)
+    source = open_upstream(path, config, options)
     values = {**config_to_dict(source.config), "run_dir": str(output)}
     run_config = config_from_dict(values, str(path))
     made = not output.exists()

@@ -1,8 +1,8 @@
 """What a reference's weights tell about their model: which it is, its sizes, and the task's.
 
 Heads, cycles and the number of supervision steps leave no trace in weights; the reference writes
-them beside a checkpoint (``all_config.yaml``), and our own files in the reference's names carry
-them in their metadata.
+them beside a checkpoint (``all_config.yaml``), others put them into it, and our own files in the
+reference's names carry them in their metadata. For published checkpoints ``presets.yaml`` has them.
 
 Reference: models/recursive_reasoning/*.py (names and shapes), pretrain.py ``save_code_and_config``.
 """
@@ -19,11 +19,13 @@ from mlx_trm.config.assembly import given_settings
 from mlx_trm.config.loading import config_from_dict, config_to_dict
 from mlx_trm.config.registry import MODELS
 from mlx_trm.config.sections import ExperimentConfig, TaskSpec
-from mlx_trm.errors import CheckpointError, listed, shown
+from mlx_trm.datasets.hub import SIDE_FILES
+from mlx_trm.errors import CheckpointError, ConfigError, did_you_mean, listed, shown
 from mlx_trm.models.network import NetworkConfig
 from mlx_trm.nn.layers import SwiGLU
 from mlx_trm.runs.puzzle_rows import TABLE
 from mlx_trm.tasks import build_task
+from mlx_trm.upstream.names import read_presets
 
 LOG = logging.getLogger(__name__)
 
@@ -31,7 +33,8 @@ Shape = Tuple[int, ...]
 UPSTREAM_MODELS = ("hrm", "transformers_baseline", "trm", "trm_hier6", "trm_singlez")
 # Models whose weights have the same names, but for the initial states.
 _TOLD_BY_STATES = {"trm", "trm_hier6", "trm_singlez"}
-SIDE_FILE = "all_config.yaml"
+# Which task has so many tokens; 6 are a maze's, and a 4x4 Sudoku's.
+_TASKS = {11: "sudoku", 12: "arc"}
 TOKENS = "embed_tokens.embedding_weight"
 # Settings that no shape shows.
 _DECLARED = (
@@ -155,22 +158,18 @@ def declared_settings(path: Path, metadata: Mapping[str, str]) -> Tuple[str, Dic
     """Read what stands beside the weights about them.
 
     Args:
-        path: of the checkpoint; ``all_config.yaml`` in its folder is looked at.
+        path: of the checkpoint; ``all_config.yaml`` and the like in its folder are looked at.
         metadata: of the file.
 
     Returns:
         Where it stands, and settings by the reference's names; empty where there are none.
     """
-    from mlx_trm.config.strict_yaml import parse_yaml
-
-    side = path.parent / SIDE_FILE
     where, settings = "its metadata", {}
     try:
         if "config" in metadata:
             settings = json.loads(metadata["config"])
-        elif side.is_file() and side.stat().st_size < 1 << 20:
-            where = str(side)
-            settings = (parse_yaml(side.read_text(encoding="utf-8"))[0] or {})["arch"]
+        else:
+            where, settings = _beside(path)
         if not isinstance(settings, dict):
             raise ValueError("no settings")
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
@@ -178,7 +177,76 @@ def declared_settings(path: Path, metadata: Mapping[str, str]) -> Tuple[str, Dic
             "%s: the settings in %s cannot be read (%s); ignored", path, where, shown(error, 400)
         )
         return where, {}
-    return where, {name: settings[name] for name in _DECLARED if name in settings}
+    found = {name: settings[name] for name in (*_DECLARED, "puzzle_emb_ndim") if name in settings}
+    if found.get("pos_encodings", "") is None:
+        found["pos_encodings"] = "none"
+    kept = settings.get("lambda_")
+    if isinstance(kept, float) and 0 < kept <= 1:  # of EqR: the share of what is new
+        found.update(start="random", damping=round(1 - kept, 12))
+        found["noise"] = settings.get("noise_scale", 0.0)
+    return where, found
+
+
+def _beside(path: Path) -> Tuple[str, Any]:
+    """Read the settings of the model in a file beside a checkpoint, and say which file it is."""
+    from mlx_trm.config.strict_yaml import parse_yaml
+
+    for name in SIDE_FILES:
+        side = path.parent / name
+        if not side.is_file() or side.stat().st_size > 1 << 20:
+            continue
+        content = parse_yaml(side.read_text(encoding="utf-8"))[0] or {}
+        # Only the first is the reference's own name; the others are anybody's.
+        if name == SIDE_FILES[0] or "arch" in content:
+            return str(side), content["arch"]
+        if "H_cycles" in content:
+            return str(side), content
+    return "", {}
+
+
+def preset_config(
+    path: Path,
+    shapes: Mapping[str, Shape],
+    declared: Mapping[str, Any],
+    preset: Optional[str] = None,
+    overrides: Sequence[str] = (),
+) -> ExperimentConfig:
+    """Make the configuration of a published checkpoint.
+
+    Args:
+        path: of the checkpoint, for messages.
+        shapes: of its weights, by our dotted names.
+        declared: settings that stand beside the weights; they count more than a preset's.
+        preset: a name in ``presets.yaml``; None: what the weights are like.
+        overrides: such as ``task.data_dir=data/arc1``; they count most.
+
+    Raises:
+        ConfigError: if there is no such preset, or the weights do not show which one to take.
+    """
+    presets = read_presets()["presets"]
+    if preset is None:
+        kind, task = model_of(shapes), _TASKS.get(_dimension(shapes, TOKENS, 0) or 0)
+        family = "eqr" if "damping" in declared else kind
+        preset = f"{family}-{task}"
+        if preset not in presets:
+            raise ConfigError(
+                f"{path}: the weights do not show what they are of; name --config FILE, or "
+                f"--preset NAME with NAME one of {', '.join(presets)}"
+            )
+        LOG.info("%s: taken as a checkpoint of %s, by its weights (--preset)", path, preset)
+    elif preset not in presets:
+        raise ConfigError(
+            f"--preset {preset}: there is no such preset{did_you_mean(preset, presets)} (there "
+            f"are: {', '.join(presets)})"
+        )
+    model = dict(presets[preset]["model"])
+    if model["name"] == "trm" and TABLE in shapes:
+        model["puzzle_emb_len"] = 16
+    known = set(MODELS.get(model["name"]).config_class.__dataclass_fields__)
+    known.discard("puzzle_emb_ndim")  # the weights show it
+    model.update({name: value for name, value in declared.items() if name in known})
+    values = {"task": presets[preset]["task"], "model": model}
+    return config_from_dict(values, f"preset {preset}", overrides)
 
 
 def completed_config(
@@ -210,9 +278,11 @@ def completed_config(
     sizes = model_sizes(shapes, model) if isinstance(model, NetworkConfig) else {}
     told = {name: (value, "the weights say") for name, value in sizes.items()}
     for name, value in declared[1].items():
-        if hasattr(model, name):
+        if hasattr(model, name) and name != "puzzle_emb_ndim":
             told.setdefault(name, (value, f"{declared[0]} says"))
     problems = _task_problems(config, spec, shapes, told)
+    if sizes.get("puzzle_emb_ndim") == 0 and declared[1].get("puzzle_emb_ndim"):
+        problems.append(f"{declared[0]} says that there is a puzzle table, the weights have none")
     taken: Dict[str, Any] = {}
     for name, (value, who) in told.items():
         mine, key = getattr(model, name), f"model.{name}"
@@ -255,6 +325,8 @@ def _task_problems(
         problems.append(f"{task} has {spec.vocab_size} tokens, the weights {vocabulary}")
     length = sequence_length(shapes)
     mine = getattr(config.model, "puzzle_emb_len", None)
+    if mine is not None and TABLE not in shapes:
+        told["puzzle_emb_len"] = (0, "the weights say")
     if mine is None or length is None:
         return problems
     numbers, width = (told.get(name, (1, ""))[0] for name in ("puzzle_emb_ndim", "hidden_size"))

@@ -2,9 +2,10 @@
 
 A pickle is a program: unpickling may import and call whatever it names. Here the standard
 library's unpickler asks this module for each name, and gets no function or class but a
-:class:`_Name`: nothing in a pickle can change it, and calling it describes a tensor. Any other name
-is refused. Besides, only the instructions that a state dict takes reach the unpickler, in bounded
-numbers: others take objects without asking, fill the memory, or go on for hours
+:class:`_Name`: nothing in a pickle can change it, and calling it describes a tensor, or gives
+:data:`UNREAD`, which stands for what trainers keep beside weights (arrays of NumPy, options). Any
+other name is refused. Besides, only the instructions that a checkpoint takes reach the unpickler,
+in bounded numbers: others take objects without asking, fill the memory, or go on for hours
 (:func:`_copy_permitted`).
 """
 
@@ -20,6 +21,8 @@ from mlx_trm.errors import shown
 # A state dict takes some kilobytes, a few dozen instructions a tensor.
 MOST_PICKLED, _MOST_INSTRUCTIONS = 1 << 24, 1_000_000
 _MOST_DIMENSIONS, _LONGEST_DIMENSION, _LONGEST_KEY = 8, 2**31 - 1, 2**16
+# Keys that are numbers: an optimiser's, of its parameters. Small ones, which cannot collide.
+_MOST_KEYS = 2**20
 _MEND = "save model.state_dict() alone"
 _NO_FUNCTION = "it calls what is no function of a state dict; nothing was executed"
 _NO_PICKLE = "its pickle is damaged or cut short; copy the file again"
@@ -94,14 +97,38 @@ class _Name(NamedTuple):
             raise ValueError("a tensor's description is malformed") from error
 
 
-class _TextDict(Dict[str, Any]):
-    """A dict whose keys are texts; others, as tuples of tuples of tuples, could hash for hours."""
+class _Unread:
+    """Stands for an object that is not read; whatever a pickle puts into it is dropped."""
 
     __slots__ = ()
 
-    def __setitem__(self, key: str, value: Any) -> None:
+    def __setstate__(self, _state: Any) -> None:
+        """Drop a state."""
+
+    def __setitem__(self, _key: Any, _value: Any) -> None:
+        """Drop an item."""
+
+    def append(self, _item: Any) -> None:
+        """Drop an element."""
+
+    def extend(self, _items: Any) -> None:
+        """Drop elements."""
+
+
+UNREAD = _Unread()
+
+
+class _PlainDict(Dict[Any, Any]):
+    """A dict whose keys are texts, or an optimiser's numbers.
+
+    Others, as tuples of tuples of tuples, could hash for hours.
+    """
+
+    __slots__ = ()
+
+    def __setitem__(self, key: Any, value: Any) -> None:
         """Take an item from the pickle."""
-        if not isinstance(key, str):
+        if not isinstance(key, str) and not (_is_count(key) and key < _MOST_KEYS):
             raise ValueError(_NO_STATE_DICT)
         super().__setitem__(key, value)
 
@@ -109,10 +136,15 @@ class _TextDict(Dict[str, Any]):
         """Drop attributes, such as the versions that torch keeps beside a state dict."""
 
 
-def _new_dict(*content: Any) -> Dict[str, Any]:
+def _new_dict(*content: Any) -> Dict[Any, Any]:
     if content:
         raise ValueError("collections.OrderedDict with content, which torch.save never writes")
-    return _TextDict()
+    return _PlainDict()
+
+
+def _leave_unread(*_: Any) -> _Unread:
+    """Give what stands for an object that no weights are in."""
+    return UNREAD
 
 
 def _is_count(value: Any) -> bool:
@@ -167,8 +199,32 @@ def _with_type(function: Any, _type: Any, arguments: Any, *_: Any) -> Any:
     return function(*arguments)
 
 
+# What trainers keep beside weights, by module: states of random generators, options, paths, dates,
+# dtypes. None of these is ever looked up; a call of one gives UNREAD.
+_BESIDE = {
+    "_codecs": "encode",
+    "argparse": "Namespace",
+    "collections": "Counter deque",
+    "datetime": "date datetime timedelta timezone",
+    "lightning.fabric.utilities.data": "AttributeDict",
+    "lightning_fabric.utilities.data": "AttributeDict",
+    "numpy": "dtype ndarray",
+    "numpy._core.multiarray": "_reconstruct scalar",
+    "numpy.core.multiarray": "_reconstruct scalar",
+    "pathlib": "Path PosixPath PurePath PurePosixPath PureWindowsPath WindowsPath",
+    "pathlib._local": "Path PosixPath PurePath PurePosixPath PureWindowsPath WindowsPath",
+    "pytorch_lightning.utilities.parsing": "AttributeDict",
+    "torch": "bfloat16 bool device float16 float32 float64 int16 int32 int64 int8 uint8",
+    "types": "SimpleNamespace",
+    "typing": "Any",
+}
 # What each name means; None: it is mentioned only.
 _MEANINGS: Mapping[_Name, Optional[Callable[..., Any]]] = {
+    **{
+        _Name(module, name): _leave_unread
+        for module, names in _BESIDE.items()
+        for name in names.split()
+    },
     _Name("collections", "OrderedDict"): _new_dict,
     _Name("torch._utils", "_rebuild_tensor"): _view,
     _Name("torch._utils", "_rebuild_tensor_v2"): _view,
@@ -197,11 +253,17 @@ _PERMITTED = frozenset(
     "PROTO FRAME STOP MARK NONE NEWTRUE NEWFALSE BININT BININT1 BININT2 LONG1 BINFLOAT BINUNICODE "
     "SHORT_BINUNICODE BINSTRING SHORT_BINSTRING EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 EMPTY_LIST "
     "APPEND APPENDS EMPTY_DICT SETITEM SETITEMS BINPUT LONG_BINPUT MEMOIZE BINGET LONG_BINGET "
-    "GLOBAL STACK_GLOBAL REDUCE BUILD BINPERSID".split()
+    "GLOBAL STACK_GLOBAL REDUCE BUILD BINPERSID NEWOBJ".split()
 )
 # What the unpickler follows instead. A dict is made as an OrderedDict is, since its own would take
-# any key; that changes the sizes of frames, which say only how far to read ahead.
-_REPLACED = {"EMPTY_DICT": b"ccollections\nOrderedDict\n)R", "FRAME": b"", "PROTO": b""}
+# any key; a new object is made by a call, since no name stands for a class. That changes the sizes
+# of frames, which say only how far to read ahead.
+_REPLACED = {
+    "EMPTY_DICT": b"ccollections\nOrderedDict\n)R",
+    "FRAME": b"",
+    "NEWOBJ": b"R",
+    "PROTO": b"",
+}
 
 
 def _copy_permitted(stream: IO[bytes]) -> Tuple[bytearray, str]:
@@ -246,7 +308,8 @@ class _Unpickler(pickle.Unpickler):
         if found not in _MEANINGS:
             raise RefusedError(
                 f"it asks for {shown(module)}.{shown(name)}, which no state dict needs; nothing "
-                "was executed, and it is best not to open the file with torch"
+                "was executed, and it is best not to open the file with torch; where you trust "
+                f"it, {_MEND}"
             )
         return found
 

@@ -8,12 +8,13 @@ from typing import Any, Dict, Mapping, Union
 import mlx.core as mx
 
 from mlx_trm.config.sections import ModelConfig
-from mlx_trm.errors import CheckpointError, ConfigError, describe_error
+from mlx_trm.errors import CheckpointError, ConfigError, describe_error, listed
 from mlx_trm.models import RecursiveModel, build_model, named_arrays
 from mlx_trm.models.base import DTYPES
 from mlx_trm.runs.checkpoint import Checkpoint, load_checkpoint
 from mlx_trm.system.files import replace_file
 from mlx_trm.upstream.names import OWN_COMPUTATION, upstream_settings
+from mlx_trm.upstream.reading import find_nonfinite
 from mlx_trm.upstream.settings import UPSTREAM_MODELS
 
 WRAPPERS = {"compiled": "_orig_mod.model.inner.", "plain": "model.inner.", "inner": "inner."}
@@ -25,6 +26,7 @@ def export_upstream(
     weights: str = "ema",
     dtype: str = "reference",
     names: str = "compiled",
+    allow_nonfinite: bool = False,
 ) -> Checkpoint:
     """Write a run's weights under the reference's names, as its ``load_state_dict`` takes them.
 
@@ -35,6 +37,7 @@ def export_upstream(
         dtype: ``reference``: float32, and the initial states as ``forward_dtype``; or one dtype for
             everything, which rounds.
         names: which wrappers stand before a name, a key of :data:`WRAPPERS`.
+        allow_nonfinite: write NaN and infinity too, which are refused otherwise.
 
     Returns:
         The checkpoint that was read.
@@ -49,6 +52,13 @@ def export_upstream(
     checkpoint = load_checkpoint(run, weights=weights)
     _check_exportable(checkpoint)
     arrays = _upstream_arrays(checkpoint.model, dtype, WRAPPERS[names])
+    wrong = [] if allow_nonfinite else find_nonfinite(arrays)
+    if wrong:
+        narrow = "; a wider --dtype may do" if dtype == "float16" else ""
+        raise CheckpointError(
+            f"{checkpoint.path}: NaN or infinity would be written: {listed(wrong)}; use an earlier "
+            f"checkpoint{narrow}; --allow-nonfinite writes it as it is"
+        )
     settings = upstream_settings(checkpoint.config.model, checkpoint.spec)
     try:
         with replace_file(target) as temporary:

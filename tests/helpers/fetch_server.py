@@ -1,4 +1,4 @@
-"""A web server on this machine: small files, and a small data set as Hugging Face serves it."""
+"""A web server on this machine: small files, and small repositories as Hugging Face serves them."""
 
 import hashlib
 import json
@@ -54,8 +54,15 @@ class Server:
         self._server.server_close()
         self._thread.join()
 
-    def hugging_face(self, repository: str, files: Dict[str, bytes], commit: str = COMMIT) -> None:
-        """Serve a data set, at the branch ``main`` and at a commit."""
+    def hugging_face(
+        self,
+        repository: str,
+        files: Dict[str, bytes],
+        commit: str = COMMIT,
+        kind: str = "datasets",
+    ) -> None:
+        """Serve a data set, or of another kind ``models``, at ``main`` and at a commit."""
+        start = "" if kind == "models" else f"/{kind}"
         digests = {name: hashlib.sha256(text).hexdigest() for name, text in files.items()}
         siblings = [
             {
@@ -69,10 +76,10 @@ class Server:
         about = {"id": repository, "sha": commit, "siblings": siblings, "private": False}
         about.update(tags=[], downloads=0, likes=0, disabled=False, gated=False)
         for revision in ("main", commit):
-            path = f"/api/datasets/{repository}/revision/{revision}"
+            path = f"/api/{kind}/{repository}/revision/{revision}"
             self.files[path] = json.dumps(about).encode()
             for name, text in files.items():
-                path = f"/datasets/{repository}/resolve/{revision}/{name}"
+                path = f"{start}/{repository}/resolve/{revision}/{name}"
                 self.files[path] = text
                 self.headers[path] = {"X-Repo-Commit": commit, "ETag": f'"{digests[name]}"'}
 

@@ -7,7 +7,7 @@ import io
 import struct
 import zipfile
 from pathlib import Path
-from typing import Dict, Optional, Sequence, Tuple
+from typing import Any, Dict, Optional, Sequence, Tuple
 
 import numpy as np
 
@@ -96,6 +96,39 @@ def stream(
         file.write(struct.pack("<q", count) + content)
     path.write_bytes(file.getvalue())
     return path
+
+
+def stack(item: Any, data: Dict[str, bytes]) -> bytes:
+    """Put anything on the stack as torch does; what tensors hold goes into ``data``.
+
+    Arrays are tensors (uint16: bfloat16, uint8: bytes), and bytes are instructions.
+    """
+    if isinstance(item, bytes):
+        return item
+    if isinstance(item, np.ndarray):
+        kinds = {"f": "FloatStorage", "H": "BFloat16Storage", "B": "ByteStorage"}
+        key = str(len(data))
+        data[key] = item.tobytes()
+        return simple(key, item, kinds[item.dtype.char])
+    if isinstance(item, dict):
+        pairs = ((stack(key, data), stack(part, data)) for key, part in item.items())
+        return b"}(" + b"".join(key + part for key, part in pairs) + b"u"
+    if isinstance(item, list):
+        return b"](" + b"".join(stack(part, data) for part in item) + b"e"
+    if isinstance(item, tuple):
+        return several(*(stack(part, data) for part in item))
+    if item is None or isinstance(item, bool):
+        return {None: b"N", True: b"\x88", False: b"\x89"}[item]
+    if isinstance(item, float):
+        return b"G" + struct.pack(">d", item)
+    return number(item) if isinstance(item, int) else text(item)
+
+
+def save_tree(path: Path, tree: Any) -> Path:
+    """Save dicts of dicts and tensors, as trainers do, in the zip layout."""
+    data: Dict[str, bytes] = {}
+    pickled = b"\x80\x02" + stack(tree, data) + b"."
+    return archive(path, pickled, data)
 
 
 def save(path: Path, arrays: Dict[str, np.ndarray], prefix: str = "") -> Path:
