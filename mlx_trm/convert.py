@@ -87,7 +87,9 @@ def _export(args: argparse.Namespace) -> int:
     if args.config is not None or args.overrides or args.step is not None:
         raise ConfigError("--to-upstream: a run has its own configuration; name the run alone")
     named = {name: getattr(args, name) or default for name, default in WAY_BACK.items()}
-    checkpoint = export_upstream(args.source, args.to_upstream, **named)
+    checkpoint = export_upstream(
+        args.source, args.to_upstream, allow_plugins=args.allow_plugins, **named
+    )
     print(
         f"{args.to_upstream}: {checkpoint.config.model.name}, step {checkpoint.step}, "
         f"{checkpoint.weights} weights"

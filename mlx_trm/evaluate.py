@@ -90,7 +90,8 @@ def run(args: argparse.Namespace, overrides: List[str]) -> int:
     checkpoint, _ = load_run(args)
     config = checkpoint.config
     if overrides:
-        config = config_from_dict(config_to_dict(config), args.run, overrides)
+        values, folder = config_to_dict(config), checkpoint.path
+        config = config_from_dict(values, args.run, overrides, folder)
         if config.model != checkpoint.config.model:
             raise ConfigError(
                 "model.*: cannot be overridden when evaluating, the weights were trained with it"

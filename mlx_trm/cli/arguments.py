@@ -200,6 +200,17 @@ def add_overrides(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(takes_overrides=True)
 
 
+def add_plugins(parser: argparse.ArgumentParser) -> None:
+    """Let a command run the code that a checkpoint's own configuration names."""
+    parser.add_argument(
+        "--allow-plugins",
+        action="store_true",
+        help="run the plugins that the configuration in a run or checkpoint folder names: they are "
+        "code of whoever made it (docs/security.md); without this they are refused, unless "
+        "plugins=[FILE] names your own",
+    )
+
+
 def add_config(parser: argparse.ArgumentParser) -> None:
     """Let a command or sub-command take ``--config`` and settings; see :func:`read_config`."""
     parser.add_argument(
@@ -207,6 +218,7 @@ def add_config(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help=f"a YAML file, or one that comes with the package: {', '.join(packaged_configs())}",
     )
+    add_plugins(parser)
     add_overrides(parser)
 
 
@@ -221,7 +233,7 @@ def read_config(args: argparse.Namespace) -> ExperimentConfig:
         files = [word for word in args.overrides if word.endswith((".yaml", ".yml"))]
         hint = f"; did you mean --config {files[0]}?" if files else ""
         raise ConfigError(f"--config FILE is missing{hint} (packaged: {known})")
-    return load_config(args.config, args.overrides)
+    return load_config(args.config, args.overrides, args.allow_plugins)
 
 
 def parse_line(parser: Parser, argv: List[str]) -> argparse.Namespace:

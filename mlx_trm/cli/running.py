@@ -19,6 +19,7 @@ from mlx_trm.cli.arguments import (
     read_config,
 )
 from mlx_trm.cli.commands import COMMANDS, INTERRUPTED, close_output, prepare_streams
+from mlx_trm.config.plugins import locate_in_plugin
 from mlx_trm.errors import ConfigError, TRMError
 
 DONE, NO, USER = 0, 1, 2
@@ -130,6 +131,10 @@ def report_error(error: BaseException) -> int:
         LOGGER.error("interrupted", exc_info=error)
         return INTERRUPTED
     text = " ".join([type(error).__name__ + ":", *str(error).split()])
+    where = locate_in_plugin(error)
+    if where:
+        LOGGER.error("a plugin failed: %s%s (-vv shows the traceback)", text, where, exc_info=error)
+        return USER
     if isinstance(error, OSError) and error.strerror:
         where = f"{error.filename}: " if error.filename else ""
         LOGGER.error("%s%s", where, error.strerror, exc_info=error)

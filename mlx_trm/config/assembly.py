@@ -17,7 +17,7 @@ from mlx_trm.config.checks import (
     section_fields,
     show,
 )
-from mlx_trm.config.plugins import import_plugins
+from mlx_trm.config.plugins import Importer, import_plugins
 from mlx_trm.config.registry import Registry
 from mlx_trm.errors import ConfigError, did_you_mean
 
@@ -45,6 +45,7 @@ class Layout:
         where: str,
         overrides: Sequence[str] = (),
         duplicates: Sequence[str] = (),
+        importer: Importer = import_plugins,
     ) -> Any:
         """Check everything and build the root dataclass.
 
@@ -53,6 +54,7 @@ class Layout:
             where: what messages call it.
             overrides: such as ``train.lr=3e-4``.
             duplicates: problems that reading the file has found already.
+            importer: imports the plugins that ``values`` name; those of an override are the user's.
 
         Raises:
             ConfigError: with every problem, one line each.
@@ -67,7 +69,7 @@ class Layout:
         )
         found += wrong
         try:
-            import_plugins(built.get("plugins", []))
+            (import_plugins if "plugins" in overridden else importer)(built.get("plugins", []))
         except ConfigError as error:
             raise ConfigError(f"{where}: {error}") from error
         classes: Dict[str, Optional[Type[Any]]] = dict(self.sections)

@@ -93,17 +93,19 @@ class Solver:
         self._reason = compile_reason(model, should_compile(config.train.compile))
 
     @classmethod
-    def from_checkpoint(cls, path: Union[str, Path], weights: str = "ema") -> "Solver":
+    def from_checkpoint(
+        cls, path: Union[str, Path], weights: str = "ema", allow_plugins: bool = False
+    ) -> "Solver":
         """Make a solver from a run folder or a checkpoint folder.
 
         Args:
             path: of the folder.
-            weights: ``ema`` or ``raw``, see :func:`mlx_trm.runs.checkpoint.load_checkpoint`.
+            weights, allow_plugins: as of :func:`mlx_trm.runs.checkpoint.load_checkpoint`.
 
         Raises:
             CheckpointError: if there is no checkpoint, or it cannot be used.
         """
-        checkpoint = load_checkpoint(path, weights)
+        checkpoint = load_checkpoint(path, weights, allow_plugins)
         names = read_row_names(checkpoint.path)
         return cls(checkpoint.model, checkpoint.config, row_names=names)
 

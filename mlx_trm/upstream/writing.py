@@ -25,6 +25,7 @@ def export_upstream(
     weights: str = "ema",
     dtype: str = "reference",
     names: str = "compiled",
+    allow_plugins: bool = False,
 ) -> Checkpoint:
     """Write a run's weights under the reference's names, as its ``load_state_dict`` takes them.
 
@@ -35,6 +36,7 @@ def export_upstream(
         dtype: ``reference``: float32, and the initial states as ``forward_dtype``; or one dtype for
             everything, which rounds.
         names: which wrappers stand before a name, a key of :data:`WRAPPERS`.
+        allow_plugins: whether the code that the run's configuration names may run.
 
     Returns:
         The checkpoint that was read.
@@ -46,7 +48,7 @@ def export_upstream(
     if target.suffix not in (".safetensors", ".pt"):
         raise ConfigError(f"--to-upstream {target}: name a file that ends in .safetensors or .pt")
     torch = _torch() if target.suffix == ".pt" else None
-    checkpoint = load_checkpoint(run, weights=weights)
+    checkpoint = load_checkpoint(run, weights, allow_plugins)
     _check_exportable(checkpoint)
     arrays = _upstream_arrays(checkpoint.model, dtype, WRAPPERS[names])
     settings = upstream_settings(checkpoint.config.model, checkpoint.spec)
