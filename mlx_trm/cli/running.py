@@ -20,7 +20,8 @@ from mlx_trm.cli.arguments import (
 )
 from mlx_trm.cli.commands import COMMANDS, INTERRUPTED, close_output, prepare_streams
 from mlx_trm.config.plugins import locate_in_plugin
-from mlx_trm.errors import ConfigError, TRMError
+from mlx_trm.errors import ConfigError, TRMError, describe_device_problem, printable
+from mlx_trm.system.output import shown_output
 
 DONE, NO, USER = 0, 1, 2
 LOGGER = logging.getLogger("mlx_trm")
@@ -86,17 +87,23 @@ def run_command(
     add_shared(parser)
     words = sys.argv[1:] if argv is None else argv
     prepare_streams()
-    try:
-        args = parse_line(parser, words)
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    with console_messages(args.verbose, args.quiet):
+    # A run of days does not end because whoever read its output has left.
+    with shown_output(lasting=command == "train") as output:
         try:
-            with file_messages(args.log_file), default_device(args.device):
-                LOGGER.debug("%s", " ".join([parser.prog, *words]))
-                return _run(args, run, needs)
-        except ConfigError as error:  # of the log file or the device
-            return report_error(error)
+            args = parse_line(parser, words)
+        except SystemExit as stop:
+            return int(stop.code or 0)
+        with console_messages(args.verbose, args.quiet):
+            try:
+                with file_messages(args.log_file), default_device(args.device):
+                    LOGGER.debug("%s", " ".join([parser.prog, *words]))
+                    code = _run(args, run, needs)
+                    if output.failure is not None:
+                        reason = output.failure.strerror or output.failure
+                        LOGGER.warning("standard output: %s; the run went on without it", reason)
+                    return code
+            except ConfigError as error:  # of the log file or the device
+                return report_error(error)
 
 
 def _run(args: argparse.Namespace, run: Callable[..., Optional[int]], needs: str) -> int:
@@ -130,6 +137,10 @@ def report_error(error: BaseException) -> int:
     if isinstance(error, KeyboardInterrupt):
         LOGGER.error("interrupted", exc_info=error)
         return INTERRUPTED
+    advice = describe_device_problem(error)
+    if advice:
+        LOGGER.error("%s", advice, exc_info=error)
+        return USER
     text = " ".join([type(error).__name__ + ":", *str(error).split()])
     where = locate_in_plugin(error)
     if where:
@@ -138,9 +149,6 @@ def report_error(error: BaseException) -> int:
     if isinstance(error, OSError) and error.strerror:
         where = f"{error.filename}: " if error.filename else ""
         LOGGER.error("%s%s", where, error.strerror, exc_info=error)
-        return USER
-    if isinstance(error, MemoryError) or "alloc" in text:
-        LOGGER.error("out of memory (%s); a smaller batch size helps", text, exc_info=error)
         return USER
     LOGGER.error("unexpected %s (a bug; -vv shows the traceback)", text, exc_info=error)
     return NO
@@ -154,7 +162,7 @@ class _Console(logging.StreamHandler):  # type: ignore[type-arg]  # plain on Pyt
         self.tracebacks = tracebacks
 
     def format(self, record: logging.LogRecord) -> str:
-        return super().format(record) if self.tracebacks else record.getMessage()
+        return printable(super().format(record) if self.tracebacks else record.getMessage())
 
     def emit(self, record: logging.LogRecord) -> None:
         bars = getattr(sys.modules.get("tqdm"), "tqdm", None)
@@ -166,6 +174,42 @@ class _Console(logging.StreamHandler):  # type: ignore[type-arg]  # plain on Pyt
             self.flush()
         except Exception:  # pylint: disable=broad-exception-caught
             self.handleError(record)
+
+
+class _PrintableFormatter(logging.Formatter):
+    """Writes records so that whoever looks at the file is shown nothing but text."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
+
+
+class _LogFile(logging.FileHandler):
+    """Writes messages to a file; where it cannot, it says so once and the command goes on."""
+
+    _failed = False
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if not self._failed:
+            super().emit(record)
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        self._fail(sys.exc_info()[1])
+
+    def close(self) -> None:
+        try:
+            super().close()
+        except OSError as error:  # of what was still to be written
+            self._fail(error)
+
+    def _fail(self, error: Optional[BaseException]) -> None:
+        if not self._failed:
+            self._failed = True
+            reason = getattr(error, "strerror", None) or error
+            LOGGER.warning(
+                "--log-file %s: cannot be written (%s); messages are only shown from here on",
+                self.baseFilename,
+                reason,
+            )
 
 
 @contextmanager
@@ -193,12 +237,12 @@ def file_messages(path: Optional[str]) -> Iterator[None]:
         yield
         return
     try:
-        handler = logging.FileHandler(path, encoding="utf-8")
+        handler = _LogFile(path, encoding="utf-8")
     except OSError as error:
         raise ConfigError(
             f"--log-file {path}: cannot be written ({error.strerror}); name another file"
         ) from error
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    handler.setFormatter(_PrintableFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     with _handling(handler, logging.DEBUG):
         yield
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Callable, Iterable, Iterator, List, Optional, Sequence, Tuple, Union
+from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple, Union
 
 import mlx.core as mx
 import numpy as np
@@ -91,6 +91,15 @@ class Solver:
         self._reader = PuzzleReader(self.task, model, row_names)
         self._weights = weights
         self._reason = compile_reason(model, should_compile(config.train.compile))
+
+    def __getstate__(self) -> Dict[str, Any]:
+        """Give what ``copy.deepcopy`` and ``pickle`` keep: all but the compiled step."""
+        return {name: value for name, value in vars(self).items() if name != "_reason"}
+
+    def __setstate__(self, state: Dict[str, Any]) -> None:
+        """Take it, and make the step anew."""
+        vars(self).update(state)
+        self._reason = compile_reason(self.model, should_compile(self.config.train.compile))
 
     @classmethod
     def from_checkpoint(

@@ -43,6 +43,7 @@ from mlx_trm.runs.layout import (
 )
 from mlx_trm.runs.weights import load_weights, read_safetensors
 from mlx_trm.system.files import flush, hash_file, point_link, write_json
+from mlx_trm.system.surroundings import reserve_descriptors
 
 
 class TrainingState(NamedTuple):
@@ -110,6 +111,7 @@ def save_checkpoint(
     target = run / f"step_{step}"
     temporary = run / f".step_{step}.tmp-{os.getpid()}"
     aside = run / f".step_{step}.old-{os.getpid()}"
+    reserve_descriptors()
     try:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
