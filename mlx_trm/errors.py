@@ -98,8 +98,8 @@ class NonFiniteError(TRMError):
 
 
 LESS_MEMORY = (
-    "a smaller batch size helps: lower train.micro_batch_size (training) or eval.batch_size (evaluation), neither changes what "
-    "is learnt, or set train.checkpoint_activations=true"
+    "a smaller batch size helps: lower train.micro_batch_size (training) or eval.batch_size "
+    "(evaluation), neither changes what is learnt, or set train.checkpoint_activations=true"
 )
 # What MLX's backends report, by words of the message; the first that is found counts.
 _DEVICE_PROBLEMS = (

@@ -1,7 +1,6 @@
 """Arguments that commands share, and settings such as ``train.lr=3e-4`` anywhere on the line."""
 
 import argparse
-import json
 import os
 import re
 from pathlib import Path
@@ -12,7 +11,7 @@ from mlx_trm.config.sections import ExperimentConfig
 from mlx_trm.errors import ConfigError, did_you_mean
 from mlx_trm.inference.search.settings import HALTS, SELECTIONS, STARTS, SearchSettings
 from mlx_trm.runs.layout import STATE
-from mlx_trm.system.files import write_json
+from mlx_trm.system.files import json_text, write_text
 
 SETTING = re.compile(r"[\w.-]*=")
 
@@ -148,14 +147,16 @@ def add_json(parser: argparse.ArgumentParser, text: str) -> None:
 def save_json(path: Path, content: object) -> None:
     """Write the file that ``--json`` names, whole; a pipe or ``/dev/stdout`` is written to.
 
+    What is no finite number, because it was not measured or overflowed, is null there.
+
     Raises:
         ConfigError: if it cannot be written.
     """
     try:
         if path.exists() and not path.is_file():
-            path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+            path.write_text(json_text(content, 2) + "\n", encoding="utf-8")
         else:
-            write_json(os.path.realpath(path), content)
+            write_text(os.path.realpath(path), json_text(content, 2) + "\n")
     except OSError as error:
         raise ConfigError(f"--json {path}: cannot be written ({error.strerror})") from error
 

@@ -8,7 +8,7 @@ import argparse
 import logging
 import sys
 from contextlib import contextmanager
-from typing import Callable, Iterator, List, Optional
+from typing import Callable, Dict, Iterator, List, Optional, Tuple
 
 from mlx_trm.cli.arguments import (
     Parser,
@@ -20,7 +20,13 @@ from mlx_trm.cli.arguments import (
 )
 from mlx_trm.cli.commands import COMMANDS, INTERRUPTED, close_output, prepare_streams
 from mlx_trm.config.plugins import locate_in_plugin
-from mlx_trm.errors import ConfigError, TRMError, describe_device_problem, printable
+from mlx_trm.errors import (
+    MOST_PROBLEMS,
+    ConfigError,
+    TRMError,
+    describe_device_problem,
+    printable,
+)
 from mlx_trm.system.output import shown_output
 
 DONE, NO, USER = 0, 1, 2
@@ -176,6 +182,26 @@ class _Console(logging.StreamHandler):  # type: ignore[type-arg]  # plain on Pyt
             self.handleError(record)
 
 
+class _Bounded(logging.Filter):
+    """Lets a place in the code say the same thing so many times; errors always come through.
+
+    A hundred thousand puzzles with the same fault are not a hundred thousand lines.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._seen: Dict[Tuple[str, int], int] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        place = (record.pathname, record.lineno)
+        if record.levelno >= logging.ERROR or record.levelno < logging.INFO:
+            return True
+        self._seen[place] = self._seen.get(place, 0) + 1
+        if self._seen[place] == MOST_PROBLEMS + 1:
+            record.msg, record.args = "(more such messages; --log-file FILE has all of them)", None
+        return self._seen[place] <= MOST_PROBLEMS + 1
+
+
 class _PrintableFormatter(logging.Formatter):
     """Writes records so that whoever looks at the file is shown nothing but text."""
 
@@ -221,6 +247,7 @@ def console_messages(verbose: int = 0, quiet: bool = False) -> Iterator[None]:
         quiet: only warnings and errors.
     """
     handler = _Console(tracebacks=verbose > 1)
+    handler.addFilter(_Bounded())
     level = logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO
     with _handling(handler, level):
         yield
