@@ -7,7 +7,7 @@ import sys
 from typing import Dict, List
 
 from mlx_trm.errors import did_you_mean
-from mlx_trm.system.surroundings import reserve_descriptors
+from mlx_trm.system.environment import reserve_descriptors
 
 INTERRUPTED, BROKEN_PIPE = 130, 141
 COMMANDS: Dict[str, str] = {

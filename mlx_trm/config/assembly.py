@@ -19,7 +19,7 @@ from mlx_trm.config.checks import (
 )
 from mlx_trm.config.plugins import Importer, import_plugins
 from mlx_trm.config.registry import Registry
-from mlx_trm.errors import ConfigError, did_you_mean
+from mlx_trm.errors import MOST_PROBLEMS, ConfigError, did_you_mean
 
 
 @dataclass(frozen=True)
@@ -195,15 +195,17 @@ class Layout:
         for section, cls in classes.items():
             known[section] = list(section_fields(cls or self.sections[section]))
         full_names = [f"{s}.{name}" if s else name for s, names in known.items() for name in names]
-        found = []
+        found: List[Problem] = []
         for section, names in known.items():
             if section and classes[section] is None:  # which keys it may have is not known
                 continue
             for key in settings[section] if section else settings:
                 if key not in names:
                     full = f"{section}.{key}" if section else key
-                    hint = self._elsewhere(section, key, settings)
-                    hint = hint or self._right_key(section, key, names, full_names)
+                    hint = ""
+                    if len(found) < MOST_PROBLEMS:  # no more are shown, and guessing takes time
+                        hint = self._elsewhere(section, key, settings)
+                        hint = hint or self._right_key(section, key, names, full_names)
                     found.append(Problem(UNKNOWN, full, f"unknown key {full!r}{hint}"))
         return found
 

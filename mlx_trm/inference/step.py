@@ -9,8 +9,8 @@ from mlx_trm.models import RecursiveModel, named_arrays
 from mlx_trm.models.base import Tree
 from mlx_trm.models.carry import Carry, Outputs
 from mlx_trm.system.device import on_gpu
+from mlx_trm.system.environment import note_computing, prepare_temporary_folder
 from mlx_trm.system.streams import joined, over_rows, share_cores
-from mlx_trm.system.surroundings import note_computing, prepare_temporary_folder
 
 Reason = Callable[[Tree, Carry, Optional[mx.array]], Tuple[Carry, Outputs]]
 

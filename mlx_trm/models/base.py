@@ -32,7 +32,7 @@ from mlx_trm.models.carry import (
 from mlx_trm.nn.functional import scaled, set_within
 from mlx_trm.nn.layers import PuzzleEmbedding
 from mlx_trm.system.device import on_gpu
-from mlx_trm.system.surroundings import refuse_after_fork
+from mlx_trm.system.environment import refuse_after_fork
 
 # A tree of arrays by name, as MLX has parameters: their averages, gradients and moments, too.
 Tree = Dict[str, Union[mx.array, "Tree", List["Tree"]]]

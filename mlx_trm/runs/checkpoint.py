@@ -42,8 +42,8 @@ from mlx_trm.runs.layout import (
     list_checkpoints,
 )
 from mlx_trm.runs.weights import load_weights, read_safetensors
+from mlx_trm.system.environment import reserve_descriptors
 from mlx_trm.system.files import flush, hash_file, point_link, write_json
-from mlx_trm.system.surroundings import reserve_descriptors
 
 
 class TrainingState(NamedTuple):

@@ -11,7 +11,7 @@ from mlx.utils import tree_unflatten
 
 from mlx_trm.errors import CheckpointError, listed, shown
 from mlx_trm.models import RecursiveModel, named_arrays
-from mlx_trm.system.surroundings import note_computing, reserve_descriptors
+from mlx_trm.system.environment import note_computing, reserve_descriptors
 
 # Bytes of a number, by safetensors' name of its dtype.
 _ITEM_SIZES = {

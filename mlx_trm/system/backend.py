@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Dict, List, NoReturn, Optional
 
 from mlx_trm.system.blas import find_openblas, prefer_fast_blas
-from mlx_trm.system.surroundings import reserve_descriptors
+from mlx_trm.system.environment import reserve_descriptors
 
 BACKEND_PACKAGES = ("mlx-metal", "mlx-cpu", "mlx-cuda", "mlx-cuda-12", "mlx-cuda-13")
 

@@ -18,9 +18,9 @@ from mlx_trm.models.base import Tree
 from mlx_trm.models.carry import Batch, Carry, draw_exploration, row_keys
 from mlx_trm.models.losses import Metrics
 from mlx_trm.models.memory import limit_run_ahead
+from mlx_trm.system.environment import note_computing
 from mlx_trm.system.processes import Processes
 from mlx_trm.system.streams import added, give_back_cores, share_cores
-from mlx_trm.system.surroundings import note_computing
 from mlx_trm.training.chains import Chains
 from mlx_trm.training.optim import EMA, make_optimizer
 from mlx_trm.training.schedule import Schedule

@@ -54,7 +54,10 @@ def prepare_temporary_folder() -> Path:
     if _problem_of(Path(named)) is None:
         return Path(named)
     reasons: List[str] = [f"{named} {_problem_of(Path(named))}"]
-    for folder in (cache_folder() / "compiled", Path(_private_folder() or named)):
+    for place in (lambda: cache_folder() / "compiled", _private_folder):
+        folder = place()
+        if folder is None:
+            continue
         problem = _problem_of(folder, make=True)
         if problem is None:
             LOG.warning("TMPDIR: %s; MLX compiles in %s", reasons[0], folder)
@@ -67,10 +70,10 @@ def prepare_temporary_folder() -> Path:
     )
 
 
-def _private_folder() -> Optional[str]:
+def _private_folder() -> Optional[Path]:
     """Make a folder of this user's own where temporary files can be made; None: nowhere."""
     try:
-        return tempfile.mkdtemp(prefix="mlx-trm-")
+        return Path(tempfile.mkdtemp(prefix="mlx-trm-"))
     except OSError:
         return None
 
