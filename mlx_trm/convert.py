@@ -137,7 +137,11 @@ def _export(args: argparse.Namespace) -> int:
         raise ConfigError("--to-upstream: a run has its own configuration; name the run alone")
     named = {name: getattr(args, name) or default for name, default in WAY_BACK.items()}
     checkpoint = export_upstream(
-        args.source, args.to_upstream, allow_nonfinite=args.allow_nonfinite, **named
+        args.source,
+        args.to_upstream,
+        allow_nonfinite=args.allow_nonfinite,
+        allow_plugins=args.allow_plugins,
+        **named,
     )
     print(
         f"{args.to_upstream}: {checkpoint.config.model.name}, step {checkpoint.step}, "

@@ -23,6 +23,7 @@ from mlx_trm.cli.checkpoints import add_model, add_run, load_run
 from mlx_trm.cli.running import make_main
 from mlx_trm.config.loading import config_from_dict, config_to_dict
 from mlx_trm.config.sections import NEW_ROWS
+from mlx_trm.datasets.names import row_names
 from mlx_trm.errors import ConfigError
 from mlx_trm.inference.evaluator import Evaluator, check_dimensions
 from mlx_trm.inference.predictions import Comparison, McNemar, check_name, write_predictions
@@ -90,7 +91,8 @@ def run(args: argparse.Namespace, overrides: List[str]) -> int:
     checkpoint, _ = load_run(args)
     config = checkpoint.config
     if overrides:
-        config = config_from_dict(config_to_dict(config), args.run, overrides)
+        values, folder = config_to_dict(config), checkpoint.path
+        config = config_from_dict(values, args.run, overrides, folder)
         if config.model != checkpoint.config.model:
             raise ConfigError(
                 "model.*: cannot be overridden when evaluating, the weights were trained with it"
@@ -101,6 +103,11 @@ def run(args: argparse.Namespace, overrides: List[str]) -> int:
     table = checkpoint.model.config.puzzle_emb_ndim and checkpoint.spec.num_puzzle_identifiers > 1
     if table and args.data is None:
         find_rows(checkpoint, evaluator, args)
+    elif table:
+        LOGGER.warning(
+            "--data: puzzles of a file have no row in the model's puzzle table; they are solved "
+            "with the blank one, which no training has touched"
+        )
     weights = f"{checkpoint.weights} weights"
     if args.quantize is not None:
         weights += f" of {args.quantize} bits"
@@ -252,8 +259,22 @@ def find_rows(checkpoint: Checkpoint, evaluator: Evaluator, args: argparse.Names
             "whose they are; with data that are numbered otherwise puzzles get each other's rows",
             "the checkpoint does" if names is None else "the data do",
         )
+    elif done is None:
+        rows, wanted = (each.spec.num_puzzle_identifiers for each in (checkpoint, data))
+        if rows != wanted:
+            LOGGER.warning(
+                "puzzle table: it has %d rows and the data %d, and which belongs to which is not "
+                "known; puzzles may get each other's rows",
+                rows,
+                wanted,
+            )
     elif done:
         LOGGER.info("puzzle table: %s", done)
+        if names is not None and not set(names[1:]) & set((row_names(data) or [])[1:]):
+            LOGGER.warning(
+                "puzzle table: none of its rows belongs to a puzzle of these data, so the model "
+                "cannot know their rules; name the data that it was trained with"
+            )
 
 
 main = make_main("evaluate", add_arguments, run, needs="overrides")

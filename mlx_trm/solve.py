@@ -19,7 +19,7 @@ from mlx_trm.cli.arguments import (
 )
 from mlx_trm.cli.checkpoints import add_model, add_run, find_weights, load_run
 from mlx_trm.cli.pictures import Panel, add_png, check_matplotlib, save_png
-from mlx_trm.cli.puzzles import Given, read_given
+from mlx_trm.cli.puzzles import Given, read_given, read_standard_input
 from mlx_trm.cli.running import make_main
 from mlx_trm.cli.tables import side_by_side, underline_changes, use_color
 from mlx_trm.errors import ConfigError
@@ -76,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
             "--show steps and --stop-when-halted: are for one plain run; leave them out, or the "
             "options of several runs (--halt q also ends a run where the model believes its answer)"
         )
-    content = sys.stdin.buffer.read() if args.puzzle == "-" else None
+    content = read_standard_input() if args.puzzle == "-" else None
     search = {}
     if args.run is None:
         entry = find_weights(args.puzzle, content)

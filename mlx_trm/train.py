@@ -68,7 +68,8 @@ def run(args: argparse.Namespace, config: Optional[ExperimentConfig]) -> int:
     add_initial(args, config)
     if args.print_config:
         if config is None:
-            config = load_config(find_checkpoint(args.resume) / CONFIG, args.overrides)
+            folder = find_checkpoint(args.resume)
+            config = load_config(folder / CONFIG, args.overrides, args.allow_plugins)
         sys.stdout.write(dump_config(config))
         return 0
     trainer = make_trainer(args, config)
@@ -134,14 +135,16 @@ def make_trainer(args: argparse.Namespace, config: Optional[ExperimentConfig]) -
         logging.getLogger("mlx_trm").setLevel(logging.WARNING)
     if args.resume is None or config is None:
         if config is None:
-            return Trainer.resume(args.resume, args.overrides)
+            return Trainer.resume(args.resume, args.overrides, allow_plugins=args.allow_plugins)
         check_run_dir(config)
         return Trainer(config)
     if args.resume != "auto":
-        return Trainer.resume(args.resume, config=config)
+        return Trainer.resume(args.resume, config=config, allow_plugins=args.allow_plugins)
     folder = Path(config.run_dir or f"runs/{config.stem}")
     if list_checkpoints(folder):
-        return Trainer.resume(folder, config=config, fall_back=True)
+        return Trainer.resume(
+            folder, config=config, fall_back=True, allow_plugins=args.allow_plugins
+        )
     config.run_dir = str(folder)
     check_run_dir(config, unsaved=True)
     return Trainer(config, restart=True)
@@ -201,10 +204,12 @@ def finish(trainer: Trainer, report: TrainReport) -> None:
     )
     if report.skipped:
         print(f"skipped: {report.skipped} steps that were not finite")
+    # The run's own configuration names them now, and it may be somebody else who types this.
+    allowance = " --allow-plugins" if trainer.config.plugins else ""
     if report.interrupted:
-        print(f"go on: python -m mlx_trm.train --resume {report.run_dir}")
+        print(f"go on: python -m mlx_trm.train --resume {report.run_dir}{allowance}")
     print(f"checkpoint: {report.checkpoint}")
-    print(f"run folder: {report.run_dir}  (python -m mlx_trm.evaluate {report.run_dir})")
+    print(f"run folder: {report.run_dir}  (python -m mlx_trm.evaluate {report.run_dir}{allowance})")
 
 
 def show_solving(trainer: Trainer) -> None:

@@ -1,7 +1,6 @@
 """Arguments that commands share, and settings such as ``train.lr=3e-4`` anywhere on the line."""
 
 import argparse
-import json
 import os
 import re
 from pathlib import Path
@@ -12,7 +11,7 @@ from mlx_trm.config.sections import ExperimentConfig
 from mlx_trm.errors import ConfigError, did_you_mean
 from mlx_trm.inference.search.settings import HALTS, SELECTIONS, STARTS, SearchSettings
 from mlx_trm.runs.layout import STATE
-from mlx_trm.system.files import write_json
+from mlx_trm.system.files import json_text, write_text
 
 SETTING = re.compile(r"[\w.-]*=")
 
@@ -148,14 +147,16 @@ def add_json(parser: argparse.ArgumentParser, text: str) -> None:
 def save_json(path: Path, content: object, option: str = "--json") -> None:
     """Write the file that an option names, whole; a pipe or ``/dev/stdout`` is written to.
 
+    What is no finite number, because it was not measured or overflowed, is null there.
+
     Raises:
         ConfigError: if it cannot be written.
     """
     try:
         if path.exists() and not path.is_file():
-            path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+            path.write_text(json_text(content, 2) + "\n", encoding="utf-8")
         else:
-            write_json(os.path.realpath(path), content)
+            write_text(os.path.realpath(path), json_text(content, 2) + "\n")
     except OSError as error:
         raise ConfigError(f"{option} {path}: cannot be written ({error.strerror})") from error
 
@@ -200,6 +201,17 @@ def add_overrides(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(takes_overrides=True)
 
 
+def add_plugins(parser: argparse.ArgumentParser) -> None:
+    """Let a command run the code that a checkpoint's own configuration names."""
+    parser.add_argument(
+        "--allow-plugins",
+        action="store_true",
+        help="run the plugins that the configuration in a run or checkpoint folder names: they are "
+        "code of whoever made it (docs/security.md); without this they are refused, unless "
+        "plugins=[FILE] names your own",
+    )
+
+
 def add_config(parser: argparse.ArgumentParser) -> None:
     """Let a command or sub-command take ``--config`` and settings; see :func:`read_config`."""
     parser.add_argument(
@@ -207,6 +219,7 @@ def add_config(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help=f"a YAML file, or one that comes with the package: {', '.join(packaged_configs())}",
     )
+    add_plugins(parser)
     add_overrides(parser)
 
 
@@ -221,7 +234,7 @@ def read_config(args: argparse.Namespace) -> ExperimentConfig:
         files = [word for word in args.overrides if word.endswith((".yaml", ".yml"))]
         hint = f"; did you mean --config {files[0]}?" if files else ""
         raise ConfigError(f"--config FILE is missing{hint} (packaged: {known})")
-    return load_config(args.config, args.overrides)
+    return load_config(args.config, args.overrides, args.allow_plugins)
 
 
 def parse_line(parser: Parser, argv: List[str]) -> argparse.Namespace:

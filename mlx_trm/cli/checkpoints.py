@@ -6,8 +6,9 @@ import os
 from pathlib import Path
 from typing import Optional, Tuple
 
-from mlx_trm.cli.arguments import add_weights
+from mlx_trm.cli.arguments import add_plugins, add_weights
 from mlx_trm.cli.puzzles import reading_problem
+from mlx_trm.config.plugins import import_named
 from mlx_trm.errors import ConfigError
 from mlx_trm.inference.packaged import Pretrained, find_pretrained, pretrained
 from mlx_trm.inference.quantization import BITS, Quantized, quantize_model
@@ -39,6 +40,7 @@ def add_run(parser: argparse.ArgumentParser, optional: bool = False) -> None:
 def add_model(parser: argparse.ArgumentParser) -> None:
     """Let a command choose among a run's weights, and quantise them."""
     add_weights(parser)
+    add_plugins(parser)
     parser.add_argument(
         "--quantize",
         type=int,
@@ -94,7 +96,8 @@ def load_run(args: argparse.Namespace) -> Tuple[Checkpoint, Optional[Quantized]]
         CheckpointError: if there is no checkpoint, or it cannot be used.
         ConfigError: if no layer of it can be quantised.
     """
-    checkpoint = load_checkpoint(locate_run(args.run), weights=args.weights)
+    import_named(args.overrides)
+    checkpoint = load_checkpoint(locate_run(args.run), args.weights, args.allow_plugins)
     if args.quantize is None:
         return checkpoint, None
     try:

@@ -7,6 +7,7 @@ import sys
 from typing import Dict, List
 
 from mlx_trm.errors import did_you_mean
+from mlx_trm.system.environment import reserve_descriptors
 
 INTERRUPTED, BROKEN_PIPE = 130, 141
 COMMANDS: Dict[str, str] = {
@@ -75,9 +76,10 @@ def _start(argv: List[str]) -> int:
 def prepare_streams() -> None:
     """Make standard output and error usable, whatever the shell has done to them.
 
-    A closed one swallows what is written. One with a small character set shows ``?`` for what it
-    lacks, such as the lines of a grid.
+    A closed one swallows what is written; a closed standard input holds nothing. One with a small
+    character set shows ``?`` for what it lacks, such as the lines of a grid.
     """
+    reserve_descriptors()
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:

@@ -1,14 +1,20 @@
 """How training shows that it goes on: a bar in a terminal, plain lines elsewhere."""
 
+import math
 import sys
 import time
-from typing import Any
+from typing import Any, Optional
 
 from tqdm import tqdm
 
 from mlx_trm.cli.tables import duration, size
 from mlx_trm.runs.metrics import StepReport
 from mlx_trm.training.loop import Evaluation
+
+
+def decimals(value: Optional[float], digits: int) -> str:
+    """Write a number with so many digits after the point; a dash where it was not measured."""
+    return "-" if value is None or math.isnan(value) else f"{value:.{digits}f}"
 
 
 class Progress:
@@ -47,7 +53,7 @@ class Progress:
         metrics = report.metrics
         shown = {
             "loss": f"{metrics['lm_loss']:.4f}",
-            "exact": f"{metrics['exact_accuracy']:.3f}",
+            "exact": decimals(metrics.get("exact_accuracy"), 3),
             "mem": size(report.peak_memory),
         }
         if self._bar is not None:
@@ -95,13 +101,13 @@ class Progress:
         """Show the result of an evaluation in one line."""
         for name, values in event["metrics"].items():
             extra = "".join(
-                f"  {key} {value:.4f}"
+                f"  {key} {decimals(value, 4)}"
                 for key, value in values.items()
                 if key in ("accuracy", "valid_grids")
             )
             self.line(
                 f"evaluation at step {event['step']}  {name}: "
-                f"exact {values.get('exact_accuracy', 0.0):.4f}{extra}"
+                f"exact {decimals(values.get('exact_accuracy'), 4)}{extra}"
             )
 
     def line(self, text: str) -> None:

@@ -1,5 +1,6 @@
 """Reads the puzzles that a command is given, and refuses those that cannot be solved."""
 
+import errno
 import os
 import re
 import sys
@@ -111,7 +112,7 @@ def read_texts(
     name = "standard input" if source == "-" else source
     try:
         if content is None:
-            content = sys.stdin.buffer.read() if source == "-" else Path(path).read_bytes()
+            content = read_standard_input() if source == "-" else Path(path).read_bytes()
         lines = content.decode("utf-8-sig").splitlines()
     except OSError as error:
         raise DataError(f"{name}: cannot be read ({error.strerror}); name a text file") from error
@@ -128,6 +129,22 @@ def read_texts(
     if not found:
         raise DataError(f"{name}: holds no puzzle")
     yield from found
+
+
+def read_standard_input() -> bytes:
+    """Read all of standard input.
+
+    Raises:
+        DataError: if it is closed, as under cron, or cannot be read.
+    """
+    try:
+        if sys.stdin is None:
+            raise OSError(errno.EBADF, "it is closed")
+        return sys.stdin.buffer.read()
+    except OSError as error:
+        raise DataError(
+            f"standard input: cannot be read ({error.strerror}); name a file of puzzles"
+        ) from error
 
 
 def _questions(name: str, lines: Sequence[str], column: int) -> Iterator[Tuple[int, str]]:

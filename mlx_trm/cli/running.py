@@ -8,7 +8,7 @@ import argparse
 import logging
 import sys
 from contextlib import contextmanager
-from typing import Callable, Iterator, List, Optional
+from typing import Callable, Dict, Iterator, List, Optional, Tuple
 
 from mlx_trm.cli.arguments import (
     Parser,
@@ -19,7 +19,15 @@ from mlx_trm.cli.arguments import (
     read_config,
 )
 from mlx_trm.cli.commands import COMMANDS, INTERRUPTED, close_output, prepare_streams
-from mlx_trm.errors import ConfigError, TRMError
+from mlx_trm.config.plugins import locate_in_plugin
+from mlx_trm.errors import (
+    MOST_PROBLEMS,
+    ConfigError,
+    TRMError,
+    describe_device_problem,
+    printable,
+)
+from mlx_trm.system.output import shown_output
 
 DONE, NO, USER = 0, 1, 2
 LOGGER = logging.getLogger("mlx_trm")
@@ -85,17 +93,23 @@ def run_command(
     add_shared(parser)
     words = sys.argv[1:] if argv is None else argv
     prepare_streams()
-    try:
-        args = parse_line(parser, words)
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    with console_messages(args.verbose, args.quiet):
+    # A run of days does not end because whoever read its output has left.
+    with shown_output(lasting=command == "train") as output:
         try:
-            with file_messages(args.log_file), default_device(args.device):
-                LOGGER.debug("%s", " ".join([parser.prog, *words]))
-                return _run(args, run, needs)
-        except ConfigError as error:  # of the log file or the device
-            return report_error(error)
+            args = parse_line(parser, words)
+        except SystemExit as stop:
+            return int(stop.code or 0)
+        with console_messages(args.verbose, args.quiet):
+            try:
+                with file_messages(args.log_file), default_device(args.device):
+                    LOGGER.debug("%s", " ".join([parser.prog, *words]))
+                    code = _run(args, run, needs)
+                    if output.failure is not None:
+                        reason = output.failure.strerror or output.failure
+                        LOGGER.warning("standard output: %s; the run went on without it", reason)
+                    return code
+            except ConfigError as error:  # of the log file or the device
+                return report_error(error)
 
 
 def _run(args: argparse.Namespace, run: Callable[..., Optional[int]], needs: str) -> int:
@@ -129,13 +143,18 @@ def report_error(error: BaseException) -> int:
     if isinstance(error, KeyboardInterrupt):
         LOGGER.error("interrupted", exc_info=error)
         return INTERRUPTED
+    advice = describe_device_problem(error)
+    if advice:
+        LOGGER.error("%s", advice, exc_info=error)
+        return USER
     text = " ".join([type(error).__name__ + ":", *str(error).split()])
+    where = locate_in_plugin(error)
+    if where:
+        LOGGER.error("a plugin failed: %s%s (-vv shows the traceback)", text, where, exc_info=error)
+        return USER
     if isinstance(error, OSError) and error.strerror:
         where = f"{error.filename}: " if error.filename else ""
         LOGGER.error("%s%s", where, error.strerror, exc_info=error)
-        return USER
-    if isinstance(error, MemoryError) or "alloc" in text:
-        LOGGER.error("out of memory (%s); a smaller batch size helps", text, exc_info=error)
         return USER
     LOGGER.error("unexpected %s (a bug; -vv shows the traceback)", text, exc_info=error)
     return NO
@@ -149,7 +168,7 @@ class _Console(logging.StreamHandler):  # type: ignore[type-arg]  # plain on Pyt
         self.tracebacks = tracebacks
 
     def format(self, record: logging.LogRecord) -> str:
-        return super().format(record) if self.tracebacks else record.getMessage()
+        return printable(super().format(record) if self.tracebacks else record.getMessage())
 
     def emit(self, record: logging.LogRecord) -> None:
         bars = getattr(sys.modules.get("tqdm"), "tqdm", None)
@@ -163,6 +182,62 @@ class _Console(logging.StreamHandler):  # type: ignore[type-arg]  # plain on Pyt
             self.handleError(record)
 
 
+class _Bounded(logging.Filter):
+    """Lets a place in the code say the same thing so many times; errors always come through.
+
+    A hundred thousand puzzles with the same fault are not a hundred thousand lines.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._seen: Dict[Tuple[str, int], int] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        place = (record.pathname, record.lineno)
+        if record.levelno >= logging.ERROR or record.levelno < logging.INFO:
+            return True
+        self._seen[place] = self._seen.get(place, 0) + 1
+        if self._seen[place] == MOST_PROBLEMS + 1:
+            record.msg, record.args = "(more such messages; --log-file FILE has all of them)", None
+        return self._seen[place] <= MOST_PROBLEMS + 1
+
+
+class _PrintableFormatter(logging.Formatter):
+    """Writes records so that whoever looks at the file is shown nothing but text."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
+
+
+class _LogFile(logging.FileHandler):
+    """Writes messages to a file; where it cannot, it says so once and the command goes on."""
+
+    _failed = False
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if not self._failed:
+            super().emit(record)
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        self._fail(sys.exc_info()[1])
+
+    def close(self) -> None:
+        try:
+            super().close()
+        except OSError as error:  # of what was still to be written
+            self._fail(error)
+
+    def _fail(self, error: Optional[BaseException]) -> None:
+        if not self._failed:
+            self._failed = True
+            reason = getattr(error, "strerror", None) or error
+            LOGGER.warning(
+                "--log-file %s: cannot be written (%s); messages are only shown from here on",
+                self.baseFilename,
+                reason,
+            )
+
+
 @contextmanager
 def console_messages(verbose: int = 0, quiet: bool = False) -> Iterator[None]:
     """Show the package's log messages on standard error, inside a ``with`` block.
@@ -172,6 +247,7 @@ def console_messages(verbose: int = 0, quiet: bool = False) -> Iterator[None]:
         quiet: only warnings and errors.
     """
     handler = _Console(tracebacks=verbose > 1)
+    handler.addFilter(_Bounded())
     level = logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO
     with _handling(handler, level):
         yield
@@ -188,12 +264,12 @@ def file_messages(path: Optional[str]) -> Iterator[None]:
         yield
         return
     try:
-        handler = logging.FileHandler(path, encoding="utf-8")
+        handler = _LogFile(path, encoding="utf-8")
     except OSError as error:
         raise ConfigError(
             f"--log-file {path}: cannot be written ({error.strerror}); name another file"
         ) from error
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    handler.setFormatter(_PrintableFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     with _handling(handler, logging.DEBUG):
         yield
 

@@ -1,10 +1,12 @@
 """Tables, durations, sizes and metrics as the commands print them."""
 
+import math
 import os
 import re
 import sys
 from typing import Dict, List, Mapping, Optional, Sequence, Tuple
 
+from mlx_trm.errors import printable
 from mlx_trm.system.memory import GIB
 
 ANSI = re.compile(r"(\033\[[0-9;]*m)")
@@ -18,7 +20,9 @@ def table(rows: Sequence[Sequence[str]], header: Optional[Sequence[str]] = None)
         rows: each as long as the others.
         header: printed first and underlined, where given.
     """
-    lines = [list(header)] + [list(row) for row in rows] if header else [list(row) for row in rows]
+    lines = [[printable(cell).replace("\n", " ") for cell in row] for row in rows]
+    if header:
+        lines.insert(0, list(header))
     widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
     text = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths)) for line in lines]
     if header:
@@ -44,9 +48,15 @@ def size(number_of_bytes: float) -> str:
 
 
 def metric_rows(metrics: Dict[str, Dict[str, float]]) -> List[Tuple[str, str, str]]:
-    """Turn an evaluation's metrics into (set, metric, value) rows for a table."""
+    """Turn an evaluation's metrics into (set, metric, value) rows for a table.
+
+    What was not measured is a dash.
+    """
     rows = []
     for name, values in metrics.items():
+        if values.get("count") == 0:
+            rows += [(name, "count", "0"), (name, "accuracy", "- (no puzzle has a scored cell)")]
+            values = {key: value for key, value in values.items() if key != "count"}
         low, high = values.get("exact_accuracy_low"), values.get("exact_accuracy_high")
         for key, value in values.items():
             if key.startswith("exact_accuracy_"):
@@ -54,6 +64,8 @@ def metric_rows(metrics: Dict[str, Dict[str, float]]) -> List[Tuple[str, str, st
             text = f"{value:.0f}" if key == "count" else f"{value:.4f}"
             if key == "steps":
                 text = f"{value:.2f}"
+            if math.isnan(value):
+                text = "-"
             if key == "exact_accuracy" and low is not None and high is not None:
                 text += f"  (95 % interval {low:.4f} to {high:.4f})"
             rows.append((name, key, text))

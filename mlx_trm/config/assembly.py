@@ -17,9 +17,9 @@ from mlx_trm.config.checks import (
     section_fields,
     show,
 )
-from mlx_trm.config.plugins import import_plugins
+from mlx_trm.config.plugins import Importer, import_plugins
 from mlx_trm.config.registry import Registry
-from mlx_trm.errors import ConfigError, did_you_mean
+from mlx_trm.errors import MOST_PROBLEMS, ConfigError, did_you_mean
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,7 @@ class Layout:
         where: str,
         overrides: Sequence[str] = (),
         duplicates: Sequence[str] = (),
+        importer: Importer = import_plugins,
     ) -> Any:
         """Check everything and build the root dataclass.
 
@@ -53,6 +54,7 @@ class Layout:
             where: what messages call it.
             overrides: such as ``train.lr=3e-4``.
             duplicates: problems that reading the file has found already.
+            importer: imports the plugins that ``values`` name; those of an override are the user's.
 
         Raises:
             ConfigError: with every problem, one line each.
@@ -67,7 +69,7 @@ class Layout:
         )
         found += wrong
         try:
-            import_plugins(built.get("plugins", []))
+            (import_plugins if "plugins" in overridden else importer)(built.get("plugins", []))
         except ConfigError as error:
             raise ConfigError(f"{where}: {error}") from error
         classes: Dict[str, Optional[Type[Any]]] = dict(self.sections)
@@ -193,15 +195,17 @@ class Layout:
         for section, cls in classes.items():
             known[section] = list(section_fields(cls or self.sections[section]))
         full_names = [f"{s}.{name}" if s else name for s, names in known.items() for name in names]
-        found = []
+        found: List[Problem] = []
         for section, names in known.items():
             if section and classes[section] is None:  # which keys it may have is not known
                 continue
             for key in settings[section] if section else settings:
                 if key not in names:
                     full = f"{section}.{key}" if section else key
-                    hint = self._elsewhere(section, key, settings)
-                    hint = hint or self._right_key(section, key, names, full_names)
+                    hint = ""
+                    if len(found) < MOST_PROBLEMS:  # no more are shown, and guessing takes time
+                        hint = self._elsewhere(section, key, settings)
+                        hint = hint or self._right_key(section, key, names, full_names)
                     found.append(Problem(UNKNOWN, full, f"unknown key {full!r}{hint}"))
         return found
 

@@ -9,10 +9,12 @@ Reference: ``PretrainConfig`` in pretrain.py, config/cfg_pretrain.yaml.
 import dataclasses
 import os
 from pathlib import Path
-from typing import Any, Dict, List, Mapping, Sequence, Union
+from typing import Any, Dict, List, Mapping, Optional, Sequence, Union
 
 from mlx_trm.config.assembly import Layout
 from mlx_trm.config.checks import section_fields
+from mlx_trm.config.plugins import FOLDER as PLUGINS
+from mlx_trm.config.plugins import checkpoint_plugins, import_plugins
 from mlx_trm.config.registry import MODELS, TASKS
 from mlx_trm.config.sections import (
     CheckpointConfig,
@@ -61,13 +63,17 @@ def packaged_configs() -> List[str]:
 
 
 def load_config(
-    source: Union[str, "os.PathLike[str]"], overrides: Sequence[str] = ()
+    source: Union[str, "os.PathLike[str]"],
+    overrides: Sequence[str] = (),
+    allow_plugins: bool = False,
 ) -> ExperimentConfig:
     """Load a configuration from a YAML file.
 
     Args:
         source: a path, or the name of a packaged configuration; a path that exists wins.
         overrides: such as ``train.lr=3e-4``; the last one for a key counts.
+        allow_plugins: whether a file in a run or checkpoint folder may name code that is run. What
+            any other file names, or an override, is the user's own and always imported.
 
     Returns:
         The resolved configuration.
@@ -89,13 +95,18 @@ def load_config(
         raise ConfigError(f"{where}: {error}") from error
     if values is None:
         raise ConfigError(f"{where}: is empty; it needs at least task.name and model.name")
-    config: ExperimentConfig = LAYOUT.resolve(values, where, overrides, duplicates)
+    folder = _run_of(path)
+    importer = import_plugins if folder is None else checkpoint_plugins(folder, allow_plugins)
+    config: ExperimentConfig = LAYOUT.resolve(values, where, overrides, duplicates, importer)
     origin = path.absolute().parent.name if path.name == "config.yaml" else path.stem
     return dataclasses.replace(config, origin=origin)
 
 
 def config_from_dict(
-    values: Mapping[str, Any], where: str = "configuration", overrides: Sequence[str] = ()
+    values: Mapping[str, Any],
+    where: str = "configuration",
+    overrides: Sequence[str] = (),
+    folder: Optional[Path] = None,
 ) -> ExperimentConfig:
     """Build a configuration from nested dicts, checked as strictly as a file.
 
@@ -103,11 +114,14 @@ def config_from_dict(
         values: sections and top-level settings.
         where: what messages call it.
         overrides: such as ``train.lr=3e-4``.
+        folder: of the run or checkpoint that the values come from; plugins that they name are not
+            imported then, they have been when its configuration was loaded.
 
     Raises:
         ConfigError: with every problem, one line each.
     """
-    config: ExperimentConfig = LAYOUT.resolve(values, where, overrides)
+    importer = import_plugins if folder is None else checkpoint_plugins(folder, allow=False)
+    config: ExperimentConfig = LAYOUT.resolve(values, where, overrides, importer=importer)
     return config
 
 
@@ -155,6 +169,18 @@ def save_config(config: ExperimentConfig, path: Union[str, "os.PathLike[str]"]) 
         OSError: if it cannot be written.
     """
     write_text(path, dump_config(config))
+
+
+def _run_of(path: Path) -> Optional[Path]:
+    """Give the run or checkpoint folder that a configuration file lies in; None: in neither.
+
+    What lies there may be somebody else's: it came with weights.
+    """
+    folder = Path(os.path.realpath(path)).parent
+    signs = ("state.json", f"{PLUGINS}/index.json")
+    if any((folder / sign).exists() for sign in signs) or any(folder.glob("step_*/state.json")):
+        return folder
+    return None
 
 
 def _find(source: str) -> Path:

@@ -11,7 +11,7 @@ import numpy as np
 
 from mlx_trm.errors import ConfigError, DataError
 from mlx_trm.inference.search import Result
-from mlx_trm.system.files import replace_file
+from mlx_trm.system.files import json_text, replace_file
 from mlx_trm.tasks import Task
 
 COLUMNS = ("puzzle", "answer", "correct", "accepted", "steps", "rollouts", "probability")
@@ -132,7 +132,7 @@ def _line_writer(file: TextIO, suffix: str, task: Task) -> Writer:
             row.update(correct=_WORDS[result.correct], accepted=_WORDS[result.accepted])
             table.writerow(row.values())
         else:
-            file.write(json.dumps(row) + "\n")
+            file.write(json_text(row) + "\n")
 
     return write
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Callable, Iterable, Iterator, List, Optional, Sequence, Tuple, Union
+from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple, Union
 
 import mlx.core as mx
 import numpy as np
@@ -92,18 +92,29 @@ class Solver:
         self._weights = weights
         self._reason = compile_reason(model, should_compile(config.train.compile))
 
+    def __getstate__(self) -> Dict[str, Any]:
+        """Give what ``copy.deepcopy`` and ``pickle`` keep: all but the compiled step."""
+        return {name: value for name, value in vars(self).items() if name != "_reason"}
+
+    def __setstate__(self, state: Dict[str, Any]) -> None:
+        """Take it, and make the step anew."""
+        vars(self).update(state)
+        self._reason = compile_reason(self.model, should_compile(self.config.train.compile))
+
     @classmethod
-    def from_checkpoint(cls, path: Union[str, Path], weights: str = "ema") -> "Solver":
+    def from_checkpoint(
+        cls, path: Union[str, Path], weights: str = "ema", allow_plugins: bool = False
+    ) -> "Solver":
         """Make a solver from a run folder or a checkpoint folder.
 
         Args:
             path: of the folder.
-            weights: ``ema`` or ``raw``, see :func:`mlx_trm.runs.checkpoint.load_checkpoint`.
+            weights, allow_plugins: as of :func:`mlx_trm.runs.checkpoint.load_checkpoint`.
 
         Raises:
             CheckpointError: if there is no checkpoint, or it cannot be used.
         """
-        checkpoint = load_checkpoint(path, weights)
+        checkpoint = load_checkpoint(path, weights, allow_plugins)
         names = read_row_names(checkpoint.path)
         return cls(checkpoint.model, checkpoint.config, row_names=names)
 

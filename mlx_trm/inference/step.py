@@ -9,6 +9,7 @@ from mlx_trm.models import RecursiveModel, named_arrays
 from mlx_trm.models.base import Tree
 from mlx_trm.models.carry import Carry, Outputs
 from mlx_trm.system.device import on_gpu
+from mlx_trm.system.environment import note_computing, prepare_temporary_folder
 from mlx_trm.system.streams import joined, over_rows, share_cores
 
 Reason = Callable[[Tree, Carry, Optional[mx.array]], Tuple[Carry, Outputs]]
@@ -63,9 +64,12 @@ def compile_reason(model: RecursiveModel, compiled: bool) -> Reason:
             found: Tuple = joined(over_rows(share, Carry.unpack(packed).extent, packed, rows))
         return found
 
+    if compiled:
+        prepare_temporary_folder()
     step: Callable = mx.compile(traced) if compiled else traced
 
     def reason(weights: Tree, carry: Carry, rows: Optional[mx.array]) -> Tuple[Carry, Outputs]:
+        note_computing()
         share_cores(*carry.extent)
         latents, outputs = step(weights, carry.pack(), rows)
         return carry._replace(latents=tuple(latents)), Outputs(*outputs)

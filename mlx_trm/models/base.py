@@ -6,6 +6,7 @@ that the trainer and the evaluator can compile it.
 Reference: models/recursive_reasoning/trm.py, the ACT wrapper and ``_input_embeddings``.
 """
 
+import copyreg
 import dataclasses
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -31,6 +32,7 @@ from mlx_trm.models.carry import (
 from mlx_trm.nn.functional import scaled, set_within
 from mlx_trm.nn.layers import PuzzleEmbedding
 from mlx_trm.system.device import on_gpu
+from mlx_trm.system.environment import refuse_after_fork
 
 # A tree of arrays by name, as MLX has parameters: their averages, gradients and moments, too.
 Tree = Dict[str, Union[mx.array, "Tree", List["Tree"]]]
@@ -42,6 +44,19 @@ _CYCLES: ContextVar[Optional[Tuple["RecursiveModel", int, int]]] = ContextVar(
 )
 
 DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16, "float16": mx.float16}
+
+
+def _dtype_named(name: str) -> mx.Dtype:
+    dtype: mx.Dtype = getattr(mx, name)
+    return dtype
+
+
+def _reduced(dtype: mx.Dtype) -> Any:
+    return _dtype_named, (str(dtype).rpartition(".")[2],)
+
+
+# MLX's dtypes cannot be pickled or copied, and each model holds its own; with this all of it can.
+copyreg.pickle(mx.Dtype, _reduced)
 
 
 def resolve_dtype(name: str) -> mx.Dtype:
@@ -376,6 +391,8 @@ def build_model(config: ModelConfig, spec: TaskSpec, seed: int = 0) -> Recursive
 
     Raises:
         ConfigError: if no model has that name.
+        TRMError: in a process that was forked from one that had computed.
     """
+    refuse_after_fork()
     model: RecursiveModel = MODELS.get(config.name).cls(config, spec, seed=seed)
     return model

@@ -42,6 +42,7 @@ from mlx_trm.runs.layout import (
     list_checkpoints,
 )
 from mlx_trm.runs.weights import load_weights, read_safetensors
+from mlx_trm.system.environment import reserve_descriptors
 from mlx_trm.system.files import flush, hash_file, point_link, write_json
 
 
@@ -110,6 +111,7 @@ def save_checkpoint(
     target = run / f"step_{step}"
     temporary = run / f".step_{step}.tmp-{os.getpid()}"
     aside = run / f".step_{step}.old-{os.getpid()}"
+    reserve_descriptors()
     try:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
@@ -151,23 +153,27 @@ def save_checkpoint(
     return target
 
 
-def load_checkpoint(path: Union[str, Path], weights: str = "ema") -> Checkpoint:
+def load_checkpoint(
+    path: Union[str, Path], weights: str = "ema", allow_plugins: bool = False
+) -> Checkpoint:
     """Read a model from a run folder or a checkpoint folder.
 
     Args:
         path: a run folder (its ``latest`` is taken) or a checkpoint folder.
         weights: ``ema`` for the averaged weights where there are any, ``raw`` for the others.
+        allow_plugins: whether the code that its configuration names may run (docs/security.md).
 
     Returns:
         The checkpoint, its model in evaluation mode.
 
     Raises:
-        CheckpointError: if there is none, a file is damaged, or weights do not fit the model.
+        CheckpointError: if there is none, a file is damaged, weights do not fit the model, or it
+            names plugins that are neither allowed nor loaded.
         ValueError: if ``weights`` is neither ``ema`` nor ``raw``.
     """
     folder, state, averaged = open_checkpoint(path, weights)
     try:
-        config = load_config(str(folder / CONFIG))
+        config = load_config(str(folder / CONFIG), allow_plugins=allow_plugins)
     except ConfigError as error:
         raise CheckpointError(f"{folder}: its configuration cannot be used: {error}") from error
     spec = TaskSpec.read(state["spec"])

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import IO, List, Mapping, Optional, Tuple, Union
 
 from mlx_trm.config.loading import save_config
+from mlx_trm.config.plugins import keep_copies
 from mlx_trm.config.sections import ExperimentConfig
 from mlx_trm.errors import CheckpointError, ConfigError
 from mlx_trm.runs.layout import CONFIG, METRICS, list_checkpoints
@@ -145,6 +146,7 @@ def prepare_run_dir(config: ExperimentConfig, unsaved: bool = False) -> Tuple[Pa
                     "%s: begun anew, no checkpoint was saved; its log is aside_%s", run, METRICS
                 )
             save_config(config, run / CONFIG)
+            keep_copies(config.plugins, run)
             return run, lock
         except OSError as error:
             if lock is not None:

@@ -1,6 +1,6 @@
 """The log of a run's metrics: averages, lines, and going back to a checkpoint's line."""
 
-import json
+import math
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,7 +11,7 @@ import mlx.core as mx
 from mlx_trm.errors import CheckpointError
 from mlx_trm.models.losses import Metrics, metric_values
 from mlx_trm.runs.reporters import Reporter
-from mlx_trm.system.files import flush, write_bytes
+from mlx_trm.system.files import flush, json_text, write_bytes
 
 
 @dataclass
@@ -22,8 +22,9 @@ class StepReport:
         step: supervision steps done.
         total: supervision steps of the run.
         metrics: ``lm_loss``, ``q_halt_loss`` per row; ``accuracy``, ``exact_accuracy``,
-            ``q_halt_accuracy`` and ``steps`` per puzzle that halted; ``count`` of those;
-            ``grad_norm`` per step, before it was clipped, with ``train.grad_clip``.
+            ``q_halt_accuracy`` and ``steps`` per puzzle that halted, NaN where none did;
+            ``count`` of those; ``grad_norm`` per step, before it was clipped, with
+            ``train.grad_clip``.
         lr: learning rate of the last step.
         steps_per_second: over the same steps.
         peak_memory: bytes, since the process started.
@@ -139,7 +140,7 @@ class MetricsLog:
         rows = self._steps * self._batch_size
         count = self._sums["count"]
         means = {
-            name: value / (rows if name.endswith("loss") else max(count, 1.0))
+            name: value / rows if name.endswith("loss") else value / count if count else math.nan
             for name, value in self._sums.items()
             if name != "count"
         }
@@ -169,7 +170,7 @@ class MetricsLog:
             raise CheckpointError(f"{self.path}: cannot be written ({error.strerror})") from error
 
     def write(self, line: Mapping[str, Any]) -> None:
-        """Append one line, and give it to the reporters.
+        """Append one line, and give it to the reporters; what is no finite number becomes null.
 
         Raises:
             CheckpointError: if the file cannot be written.
@@ -181,7 +182,7 @@ class MetricsLog:
             return
         try:
             with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
+                file.write(json_text(line) + "\n")
         except OSError as error:
             raise CheckpointError(f"{self.path}: cannot be written ({error.strerror})") from error
 

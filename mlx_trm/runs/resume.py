@@ -14,6 +14,7 @@ from mlx_trm.config.loading import (
     load_config,
     save_config,
 )
+from mlx_trm.config.plugins import import_named, keep_copies
 from mlx_trm.config.sections import ExperimentConfig
 from mlx_trm.errors import CheckpointError, ConfigError
 from mlx_trm.runs.checkpoint import newest_whole, verify_checkpoint
@@ -92,7 +93,10 @@ def resumable_checkpoint(path: Union[str, Path], fall_back: bool = False) -> Pat
 
 
 def resumed_config(
-    folder: Path, overrides: Sequence[str] = (), config: Optional[ExperimentConfig] = None
+    folder: Path,
+    overrides: Sequence[str] = (),
+    config: Optional[ExperimentConfig] = None,
+    allow_plugins: bool = False,
 ) -> ExperimentConfig:
     """Give the configuration of a resumed run.
 
@@ -100,15 +104,21 @@ def resumed_config(
         folder: of the checkpoint.
         overrides: settings to change.
         config: a whole configuration to use instead of the run's own.
+        allow_plugins: whether the code that the run's own configuration names may run.
 
     Raises:
         ConfigError: naming each setting that a resumed run has to keep.
     """
-    own = load_config(folder / CONFIG)
+    import_named(overrides)
+    own = load_config(folder / CONFIG, allow_plugins=allow_plugins)
     before = flat_settings(config_to_dict(own))
     if config is None:
-        config = config_from_dict(config_to_dict(own), str(folder.parent), overrides)
+        config = config_from_dict(config_to_dict(own), str(folder.parent), overrides, folder)
     wanted = flat_settings(config_to_dict(config))
+    if [os.path.basename(name) for name in own.plugins] == [
+        os.path.basename(name) for name in config.plugins
+    ]:  # the same ones, seen from another folder
+        wanted["plugins"] = before["plugins"]
     own_folder = folder.parent.resolve()
     if config.run_dir is not None and Path(config.run_dir).resolve() != own_folder:
         moved = before["run_dir"] == config.run_dir  # the run was moved or copied since
@@ -131,8 +141,9 @@ def resumed_config(
             )
         raise ConfigError.from_problems(str(folder.parent), kept)
     values: Dict[str, Any] = config_to_dict(config)
-    values["run_dir"] = str(folder.parent)
-    return replace(config_from_dict(values, str(folder.parent)), origin=own.stem)
+    values.update(run_dir=str(folder.parent), plugins=own.plugins)
+    config = config_from_dict(values, str(folder.parent), folder=folder)
+    return replace(config, origin=own.stem)
 
 
 def prepare_resumed_run(
@@ -165,6 +176,7 @@ def prepare_resumed_run(
             if (run / f"step_{progress.best_step}").is_dir():
                 point_best(run / f"step_{progress.best_step}")
         save_config(config, run / CONFIG)
+        keep_copies(config.plugins, run)
     except OSError as error:
         raise CheckpointError(
             f"{run}: cannot be written ({error.strerror or error}); the run cannot go on there"

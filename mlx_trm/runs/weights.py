@@ -11,6 +11,7 @@ from mlx.utils import tree_unflatten
 
 from mlx_trm.errors import CheckpointError, listed, shown
 from mlx_trm.models import RecursiveModel, named_arrays
+from mlx_trm.system.environment import note_computing, reserve_descriptors
 
 # Bytes of a number, by safetensors' name of its dtype.
 _ITEM_SIZES = {
@@ -40,6 +41,8 @@ def read_safetensors(path: Path) -> Tuple[Dict[str, mx.array], Dict[str, str]]:
                 raise ValueError("it is cut short, or not such a file")
             header = json.loads(file.read(length).decode("utf-8"))
         _check_header(header, size - 8 - length)
+        note_computing()
+        reserve_descriptors()
         loaded: Any = mx.load(str(path), format="safetensors", return_metadata=True)
         mx.eval(loaded[0])
         return dict(loaded[0]), dict(loaded[1])

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Dict, List, NoReturn, Optional
 
 from mlx_trm.system.blas import find_openblas, prefer_fast_blas
+from mlx_trm.system.environment import reserve_descriptors
 from mlx_trm.system.files import cache_folder
 
 BACKEND_PACKAGES = ("mlx-metal", "mlx-cpu", "mlx-cuda", "mlx-cuda-12", "mlx-cuda-13")
@@ -82,6 +83,7 @@ def check_platform() -> None:
     imported_before = "mlx.core" in sys.modules  # and may have evaluated something
     prefer_fast_blas()
     if starts_command(sys.argv, _command_line()):
+        reserve_descriptors()  # before MLX can open a file
         prefer_direct_launches()
         separate_kernel_caches()
     try:

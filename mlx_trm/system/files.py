@@ -2,11 +2,12 @@
 
 import hashlib
 import json
+import math
 import os
 import sys
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Iterator, List, Sequence, Union
+from typing import Any, Iterator, List, Optional, Sequence, Union
 
 from mlx_trm.errors import DataError
 
@@ -79,6 +80,30 @@ def write_json(path: AnyPath, content: Any, indent: int = 2) -> None:
         OSError: if it cannot be written.
     """
     write_text(path, json.dumps(content, indent=indent, ensure_ascii=False) + "\n")
+
+
+def json_text(content: Any, indent: Optional[int] = None) -> str:
+    """Write values as JSON, which has neither NaN nor infinity: both become null.
+
+    Args:
+        content: what ``json.dumps`` takes.
+        indent: spaces a level; None: all on one line.
+    """
+    try:
+        return json.dumps(content, indent=indent, allow_nan=False)
+    except ValueError:
+        return json.dumps(_finite(content), indent=indent, allow_nan=False)
+
+
+def _finite(content: Any) -> Any:
+    """Replace floats that are not finite by None."""
+    if isinstance(content, float):
+        return content if math.isfinite(content) else None
+    if isinstance(content, dict):
+        return {name: _finite(value) for name, value in content.items()}
+    if isinstance(content, (list, tuple)):
+        return [_finite(value) for value in content]
+    return content
 
 
 def read_json(path: AnyPath, kind: type = dict, advice: str = "") -> Any:

@@ -6,19 +6,26 @@ its environment variables, or ``mpirun``); alone, everything here does nothing.
 Reference: the torch.distributed calls in pretrain.py and models/sparse_embedding.py.
 """
 
+import ctypes
 import io
 import json
 import os
-from typing import Any, Callable, Dict, List, Optional, Tuple, TypeVar
+import signal
+import subprocess
+import sys
+from contextlib import contextmanager
+from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple, TypeVar
 
 import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_flatten, tree_unflatten
 
-from mlx_trm.errors import ConfigError, TRMError
+from mlx_trm.errors import ConfigError, TRMError, describe_device_problem, shown
 
 # Whoever launches several processes sets one of these for each.
 LAUNCHED = ("MLX_RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK")
+# How long the others have to start.
+PATIENCE = "MLX_TRM_WAIT_FOR_PEERS"
 
 T = TypeVar("T")
 
@@ -41,13 +48,18 @@ class Processes:
     def start(cls) -> "Processes":
         """Join the processes that were launched together with this one.
 
+        MLX waits without an end for one that never starts, and lets no signal through meanwhile. So
+        the process ends with a line and code 2 where that takes longer than
+        ``MLX_TRM_WAIT_FOR_PEERS`` says, in seconds (default: 60).
+
         Raises:
-            ConfigError: if that fails.
+            ConfigError: if that fails, or the variable holds no such number.
         """
         if not any(name in os.environ for name in LAUNCHED) or _one_host():
             return cls()
         try:
-            group = mx.distributed.init(strict=True)
+            with _ended_after(_patience()):
+                group = mx.distributed.init(strict=True)
         except (RuntimeError, ValueError) as error:
             raise ConfigError(
                 f"the processes that were launched together cannot reach each other ({error}); "
@@ -147,10 +159,67 @@ class Processes:
             mx.eval(result)
             return result
         except RuntimeError as error:
+            if describe_device_problem(error):  # what was to be sent could not be computed
+                raise
             raise TRMError(
                 f"process {self.rank} of {self.size} has lost the others ({error}); one of them "
                 "has ended, or the network; start all of them again with --resume"
             ) from error
+
+
+def _patience() -> float:
+    """Give the seconds that the others have to start.
+
+    Raises:
+        ConfigError: if the environment says something else.
+    """
+    text = os.environ.get(PATIENCE) or "60"
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds <= 1e6:
+        raise ConfigError(f"{PATIENCE}: must be a number of seconds above 0, not {shown(text)!r}")
+    return seconds
+
+
+# What another process does meanwhile: it waits for the end of its standard input, or for the time.
+_WATCH = """
+import os, select, signal, sys
+if not select.select([0], [], [], float(sys.argv[1]))[0] and os.getppid() == int(sys.argv[2]):
+    sys.stderr.write(sys.argv[3] + chr(10))
+    sys.stderr.flush()
+    os.kill(os.getppid(), signal.SIGINT)
+"""
+
+
+@contextmanager
+def _ended_after(seconds: float) -> Iterator[None]:
+    """End this process with a line where the block takes longer.
+
+    MLX holds the interpreter's lock while it connects, so no thread or signal handler of Python can
+    run. Another process writes the line and sends SIGINT, whose handler is C's ``_exit`` here: it
+    is called with the signal's number, 2, which is the exit code for what the user can mend. Ctrl-C
+    ends the process in the same way, which it would not do otherwise.
+    """
+    if not sys.executable or sys.platform == "win32":
+        yield
+        return
+    line = (
+        f"not all of the processes that were to train together have started within {seconds:g} s; "
+        f"start all of them at about the same time, or let {PATIENCE} say how long to wait (see "
+        "docs/distributed.md)"
+    )
+    words = [sys.executable, "-I", "-S", "-c", _WATCH, f"{seconds}", f"{os.getpid()}", line]
+    libc = ctypes.CDLL(None)
+    libc.signal.restype, libc.signal.argtypes = ctypes.c_void_p, [ctypes.c_int, ctypes.c_void_p]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL):
+        before = libc.signal(signal.SIGINT, ctypes.cast(libc._exit, ctypes.c_void_p))
+        try:
+            yield
+        finally:
+            libc.signal(signal.SIGINT, before)
+            signal.siginterrupt(signal.SIGINT, True)  # as Python has it
 
 
 def _one_host() -> bool:

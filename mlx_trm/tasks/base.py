@@ -4,6 +4,7 @@ import hashlib
 import inspect
 import json
 import logging
+import math
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -124,8 +125,8 @@ class ShareScorer(Scorer):
             self.counts[name] += int(number)
 
     def result(self) -> Dict[str, float]:
-        """Return the shares, 0 where there were no puzzles."""
-        count = max(1, self.counts["count"])
+        """Return the shares, NaN where there were no puzzles: nothing was measured."""
+        count = self.counts["count"] or math.nan
         return {name: good / count for name, good in self.counts.items() if name != "count"}
 
 

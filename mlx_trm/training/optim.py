@@ -12,6 +12,7 @@ import mlx.core as mx
 from mlx.optimizers import AdamW, Optimizer
 from mlx.utils import tree_map
 
+from mlx_trm.config.plugins import locate_in_plugin
 from mlx_trm.config.registry import OPTIMIZERS
 from mlx_trm.config.sections import TrainConfig
 from mlx_trm.errors import ConfigError, describe_error
@@ -158,6 +159,7 @@ def make_optimizer(train: TrainConfig, model: RecursiveModel) -> Optimizer:
         # Whatever a plugin's function raises is its author's to mend.
         raise ConfigError(
             f"train.optimizer: {train.optimizer}: {type(error).__name__}: {describe_error(error)}"
+            f"{locate_in_plugin(error)}"
         ) from error
     return optimizer
 

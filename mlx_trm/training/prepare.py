@@ -15,6 +15,7 @@ from typing import Iterator, List, Optional, Tuple, TypeVar
 import mlx.core as mx
 
 from mlx_trm.config.loading import config_to_dict, validate_config
+from mlx_trm.config.plugins import locate_in_plugin
 from mlx_trm.config.sections import ExperimentConfig, InitConfig, TrainConfig
 from mlx_trm.datasets.names import pack_names, row_names
 from mlx_trm.errors import ConfigError, describe_error
@@ -227,6 +228,7 @@ def check_recipe(train: TrainConfig, model: RecursiveModel) -> None:
         # Whatever a plugin's function raises is its author's to mend.
         raise ConfigError(
             f"train.loss: {train.loss}: {type(error).__name__}: {describe_error(error)}"
+            f"{locate_in_plugin(error)}"
         ) from error
     for stage in train.stages():
         try:

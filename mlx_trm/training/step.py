@@ -18,6 +18,7 @@ from mlx_trm.models.base import Tree
 from mlx_trm.models.carry import Batch, Carry, draw_exploration, late_minimum, row_keys
 from mlx_trm.models.losses import Metrics
 from mlx_trm.models.memory import limit_run_ahead
+from mlx_trm.system.environment import note_computing
 from mlx_trm.system.processes import Processes
 from mlx_trm.system.streams import added, give_back_cores, share_cores
 from mlx_trm.training.chains import Chains
@@ -109,7 +110,9 @@ class TrainStep:
 
         Raises:
             NonFiniteError: if the loss or a gradient is not finite; everything is as it was.
+            TRMError: in a process that was forked from one that had computed.
         """
+        note_computing()
         number = self.step + 1
         if self.schedule.cycles(number) != self._stage:  # a stage of the curriculum begins
             self._stage = self.schedule.cycles(number)

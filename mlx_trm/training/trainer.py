@@ -88,6 +88,7 @@ class Trainer:
         overrides: Sequence[str] = (),
         config: Optional[ExperimentConfig] = None,
         fall_back: bool = False,
+        allow_plugins: bool = False,
     ) -> "Trainer":
         """Make a trainer that goes on with a run, to the bit as if it had never stopped.
 
@@ -96,13 +97,15 @@ class Trainer:
             overrides: settings that a resumed run may change, such as ``train.max_steps=900``.
             config: used instead of the run's own; may differ in the same settings only.
             fall_back: take the newest whole checkpoint where the newest one is damaged.
+            allow_plugins: whether the code that the run's own configuration names may run; a folder
+                does not show whose it is (docs/security.md).
 
         Raises:
             CheckpointError: if there is none that can be resumed; it names one that can.
             ConfigError: if a setting is changed that a resumed run has to keep.
         """
         folder = resumable_checkpoint(path, fall_back)
-        trainer = cls(resumed_config(folder, overrides, config), initialise=False)
+        trainer = cls(resumed_config(folder, overrides, config, allow_plugins), initialise=False)
         run = trainer.run
         step, average, state = load_training_state(folder, run.model)
         try:

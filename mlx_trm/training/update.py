@@ -20,6 +20,7 @@ from mlx_trm.models import RecursiveModel, named_arrays
 from mlx_trm.models.base import Tree
 from mlx_trm.models.carry import Batch, Carry, with_noise
 from mlx_trm.models.losses import Metrics, act_loss, loss_scale
+from mlx_trm.system.environment import prepare_temporary_folder
 from mlx_trm.system.streams import added, joined, over_rows
 from mlx_trm.training.chains import Chains
 from mlx_trm.training.optim import EMA, clip_norm, rate_factors, sign_sgd_rows
@@ -78,6 +79,7 @@ def make_step_functions(
 
     functions = (whole, differentiate, update)
     if should_compile(train.compile, model):
+        prepare_temporary_folder()
         functions = tuple(mx.compile(function) for function in functions)  # type: ignore
     return StepFunctions(*functions)
 

@@ -27,6 +27,7 @@ def export_upstream(
     dtype: str = "reference",
     names: str = "compiled",
     allow_nonfinite: bool = False,
+    allow_plugins: bool = False,
 ) -> Checkpoint:
     """Write a run's weights under the reference's names, as its ``load_state_dict`` takes them.
 
@@ -38,6 +39,7 @@ def export_upstream(
             everything, which rounds.
         names: which wrappers stand before a name, a key of :data:`WRAPPERS`.
         allow_nonfinite: write NaN and infinity too, which are refused otherwise.
+        allow_plugins: whether the code that the run's configuration names may run.
 
     Returns:
         The checkpoint that was read.
@@ -49,7 +51,7 @@ def export_upstream(
     if target.suffix not in (".safetensors", ".pt"):
         raise ConfigError(f"--to-upstream {target}: name a file that ends in .safetensors or .pt")
     torch = _torch() if target.suffix == ".pt" else None
-    checkpoint = load_checkpoint(run, weights=weights)
+    checkpoint = load_checkpoint(run, weights, allow_plugins)
     _check_exportable(checkpoint)
     arrays = _upstream_arrays(checkpoint.model, dtype, WRAPPERS[names])
     wrong = [] if allow_nonfinite else find_nonfinite(arrays)

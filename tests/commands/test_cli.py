@@ -19,7 +19,7 @@ from mlx_trm.cli.arguments import add_config, add_overrides, read_config
 from mlx_trm.cli.commands import COMMANDS, start_command
 from mlx_trm.config.loading import packaged_configs
 from mlx_trm.config.sections import ExperimentConfig
-from mlx_trm.errors import CheckpointError, ConfigError, DataError
+from mlx_trm.errors import LESS_MEMORY, CheckpointError, ConfigError, DataError
 from mlx_trm.system.report import gpu_available
 
 
@@ -241,13 +241,12 @@ def test_exit_code_of_the_command(given: Optional[int], code: int) -> None:
         (
             MemoryError("too much"),
             2,
-            "out of memory (MemoryError: too much); a smaller batch size helps",
+            f"out of memory (MemoryError: too much); {LESS_MEMORY}",
         ),
         (
             RuntimeError("[malloc] Unable to allocate\n5 bytes"),
             2,
-            "out of memory (RuntimeError: [malloc] Unable to allocate 5 bytes); "
-            "a smaller batch size helps",
+            "out of memory (RuntimeError: [malloc] Unable to allocate 5 bytes); " + LESS_MEMORY,
         ),
         (
             ZeroDivisionError("by\nzero"),

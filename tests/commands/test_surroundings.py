@@ -57,6 +57,7 @@ def shell(line: str, cache: Environment) -> "CompletedProcess[str]":
         ("mlx train --help | head -0; exit ${PIPESTATUS[0]}", 141),
         (f"mlx data show {TINY} >&-", 0),
         ("mlx evaluate nope 2>&-", 2),
+        (f"mlx data show {TINY} <&- >&-", 0),
         (f"PYTHONIOENCODING=ascii mlx data show {TINY}", 0),
     ],
 )
@@ -73,6 +74,52 @@ def test_a_full_disk(cache: Environment) -> None:
         pytest.skip("no /dev/full")
     done = shell(f"mlx data show {TINY} > /dev/full", cache)
     assert done.returncode == 2 and done.stderr == "No space left on device\n"
+
+
+RUN = f"mlx train {TINY} train.max_steps=12 train.log_interval=1 run_dir=run"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        f"{RUN} <&-",
+        f"{RUN} <&- >&- 2>&-",
+        f"{RUN} | head -1",
+        f"{RUN} 2>&1 | head -1",
+        f"{RUN} >/dev/full",
+        f"{RUN} 2>/dev/full",
+        f"{RUN} --log-file /dev/full",
+    ],
+)
+def test_a_run_outlasts_its_streams(line: str, tmp_path: Path, cache: Environment) -> None:
+    """Closed, full, or with a reader that has left: trained to the end, saved, code 0."""
+    if "/dev/full" in line and not os.path.exists("/dev/full"):
+        pytest.skip("no /dev/full")
+    done = shell(f"{line}; exit ${{PIPESTATUS[0]}}", cache)
+    assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
+    assert load_checkpoint("run").step == 12
+    assert all(json.loads(text) for text in (tmp_path / "run" / "metrics.jsonl").open())
+    if "/dev/full" in line and "2>" not in line:
+        assert "No space left on device" in done.stderr
+
+
+def test_no_standard_input_is_one_line(tmp_path: Path, cache: Environment) -> None:
+    """A puzzle cannot be read from there; everything else works without it."""
+    done = shell(
+        "mlx solve sudoku-4x4 - <&-; mlx solve sudoku-4x4 '12.. 34.. .143 .321' <&-", cache
+    )
+    assert done.returncode == 0 and "1234" in done.stdout.replace(" ", "").replace("│", "")
+    assert done.stderr.splitlines()[0] == (
+        "standard input: cannot be read (it is closed); name a file of puzzles"
+    )
+
+
+def test_compilation_without_a_temporary_folder(tmp_path: Path, cache: Environment) -> None:
+    """Another folder is taken, and said."""
+    line = f"{RUN} train.compile=always train.max_steps=1 -q"
+    done = shell(f"TMPDIR={tmp_path}/nowhere {line}", cache)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.startswith("TMPDIR: ") and done.stderr.count("\n") == 1
 
 
 # Interruptions ----------------------------------------------------------------------------------

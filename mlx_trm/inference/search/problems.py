@@ -12,7 +12,7 @@ import numpy as np
 
 from mlx_trm.config.sections import TaskSpec
 from mlx_trm.datasets.names import number_rows
-from mlx_trm.errors import DataError
+from mlx_trm.errors import DataError, shown
 from mlx_trm.inference.search.draws import hashed_order
 from mlx_trm.models import RecursiveModel
 from mlx_trm.models.carry import IGNORE_LABEL_ID
@@ -169,6 +169,15 @@ class PuzzleReader:
         numbers = [self._identifier(text) if identifier is None else identifier for text in texts]
         table = self._model.spec.num_puzzle_identifiers
         blank = self._model.spec.blank_identifier_id
+        for text, number in zip(texts, numbers):
+            if number >= table > 1 and self._model.config.puzzle_emb_ndim:
+                LOG.warning(
+                    "%s: has row %d by its data, and the model's puzzle table only %d; the model "
+                    "knows no rule for it",
+                    shown(text.replace("\n", "/"), 60),
+                    number,
+                    table,
+                )
         numbers = [number if 0 < number < table else blank for number in numbers]
         labels = [self.task.known_answer(text) if answer is None else answer for text in texts]
         return Problems(rows, np.array(numbers, dtype=np.int32), labels)

@@ -129,7 +129,10 @@ class ArcScorer(Scorer):
                 votes.add(order, pack(answer), float(beliefs[at]))
 
     def result(self) -> Dict[str, float]:
-        """Return pass@K: a task scores the share of its test inputs that K answers solve."""
+        """Return pass@K: a task scores the share of its test inputs that K answers solve.
+
+        NaN where there is no task to be solved.
+        """
         solved = np.zeros(len(PASS_AT))
         silent = 0
         for name, inputs in self.inputs.items():
@@ -142,7 +145,7 @@ class ArcScorer(Scorer):
             solved += right / len(inputs)
         if 0 < silent < len(self._votes):
             LOG.info("%d test inputs have no prediction and count as unsolved", silent)
-        means = solved / max(1, len(self.inputs))
+        means = solved / (len(self.inputs) or np.nan)
         return {f"ARC/pass@{k}": float(mean) for k, mean in zip(PASS_AT, means)}
 
     # Differs from reference: it stops or leaves a gap where a test input has no prediction, and

@@ -1,6 +1,7 @@
 """Run folders: their names, and what a line of the metrics log says."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any, Dict, List
 
@@ -65,11 +66,21 @@ def test_every_report_starts_anew_and_is_a_line(tmp_path: Path) -> None:
 
 
 def test_no_puzzle_halted(tmp_path: Path) -> None:
-    """Nothing is divided by zero."""
+    """Nothing is divided by zero, and nothing is said that was not measured: null in the file."""
     reports: List[StepReport] = []
     log = MetricsLog(tmp_path / "m.jsonl", 8, 1, 1, reports.append)
     log.add(1, {**ONE, **sums(count=0.0, exact_accuracy=0.0, accuracy=0.0, steps=0.0)}, 1e-4)
-    assert reports[0].metrics["accuracy"] == 0.0
+    assert math.isnan(reports[0].metrics["accuracy"])
+    line = json.loads((tmp_path / "m.jsonl").read_text(), parse_constant=pytest.fail)
+    assert line["accuracy"] is None and line["count"] == 0 and line["lm_loss"] is not None
+
+
+def test_a_log_has_numbers_of_json_only(tmp_path: Path) -> None:
+    """Neither NaN nor infinity, wherever they stand."""
+    log = MetricsLog(tmp_path / "m.jsonl", 8, 1, 1)
+    log.write({"kind": "eval", "a": math.nan, "b": [math.inf, {"c": -math.inf}], "d": 1.5})
+    line = json.loads((tmp_path / "m.jsonl").read_text(), parse_constant=pytest.fail)
+    assert line == {"kind": "eval", "a": None, "b": [None, {"c": None}], "d": 1.5}
 
 
 def test_a_log_that_cannot_be_written(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from run_files import arrays_of, log_of
 from toy_arc import write_tasks
 
 import mlx_trm as trm
+from mlx_trm.errors import ConfigError
 from mlx_trm.system.processes import LAUNCHED, Processes
 from mlx_trm.training.trainer import Trainer
 
@@ -321,3 +322,25 @@ def test_the_command_is_quiet_in_all_but_one() -> None:
     first, second = launch(2, code, *words)
     assert "processes   2" in first and "done: 4 of 4 steps" in first
     assert second == ""
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_process_that_never_starts_ends_the_others(rank: int, tmp_path: Path) -> None:
+    """With one line and code 2, after the time that was allowed."""
+    hosts = tmp_path / "hosts.json"
+    hosts.write_text(json.dumps([[f"127.0.0.1:{port}"] for port in ports(2)]))
+    line = "from mlx_trm.system.processes import Processes; Processes.start(); print('started')"
+    env = {"MLX_RANK": str(rank), "MLX_HOSTFILE": str(hosts), "MLX_TRM_WAIT_FOR_PEERS": "1"}
+    done = run_python("-c", line, env=env)
+    assert (done.returncode, done.stdout) == (2, ""), done.stderr
+    assert done.stderr.count("\n") == 1 and "have started within 1 s" in done.stderr
+
+
+def test_how_long_to_wait_is_checked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """One line for what is no number of seconds."""
+    monkeypatch.setenv("MLX_RANK", "0")
+    monkeypatch.setenv("MLX_HOSTFILE", str(tmp_path / "nowhere.json"))
+    for text in ("soon", "-1", "nan"):
+        monkeypatch.setenv("MLX_TRM_WAIT_FOR_PEERS", text)
+        with pytest.raises(ConfigError, match="MLX_TRM_WAIT_FOR_PEERS: must be"):
+            Processes.start()
