@@ -31,6 +31,13 @@ class DataError(TRMError):
     """Puzzles or data files that cannot be read or make no sense."""
 
 
+class DamagedError(DataError):
+    """A file that was read, and whose content is not what it should be.
+
+    What can be made again is made again. A file that could not be read may be all right.
+    """
+
+
 class CheckpointError(TRMError):
     """A checkpoint or run folder that is missing, broken, or of another shape."""
 

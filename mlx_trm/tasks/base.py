@@ -28,6 +28,7 @@ import numpy as np
 from mlx_trm.config.registry import TASKS
 from mlx_trm.config.sections import TaskConfig, TaskSpec
 from mlx_trm.datasets.dataset import PuzzleDataset, SetSource
+from mlx_trm.datasets.manifest import write_marker
 from mlx_trm.datasets.writing import (
     FORMAT_VERSION,
     MARKER,
@@ -38,7 +39,7 @@ from mlx_trm.datasets.writing import (
     write_splits,
 )
 from mlx_trm.errors import DataError
-from mlx_trm.system.files import cache_folder, hash_file, write_json
+from mlx_trm.system.files import cache_folder, hash_file
 from mlx_trm.tasks.puzzle_files import FilePuzzles
 from mlx_trm.tasks.text import TextForm
 
@@ -310,9 +311,8 @@ class Task(TextForm):
         with whole_folder(Path(folder).expanduser(), keep_existing) as temporary:
             about = self.write(temporary, splits, progress)
             content = [self.content(split) for split in splits]
-            key = self.cache_key(splits)
-            marker = {"made_by": "mlx_trm", "format": FORMAT_VERSION, "key": key}
-            write_json(temporary / MARKER, {**marker, "content": content}, indent=1)
+            marker = {"made_by": "mlx_trm", "format": FORMAT_VERSION, "content": content}
+            write_marker(temporary, {**marker, "key": self.cache_key(splits)})
         return about
 
     def write(

@@ -106,9 +106,12 @@ class _Loop:
         self.seconds_before = progress.seconds
         self.interrupts = Interrupts()
         # Settings that a resumed run has changed belong into its checkpoint, too.
-        self.outdated = resumed_from is not None and run.processes.any(
-            leads and (resumed_from / CONFIG).read_text(encoding="utf-8") != dump_config(config)
-        )[0]
+        self.outdated = (
+            resumed_from is not None
+            and run.processes.any(
+                leads and (resumed_from / CONFIG).read_text(encoding="utf-8") != dump_config(config)
+            )[0]
+        )
 
     def train(self) -> TrainReport:
         """Take what is left to do, evaluate and save at the end, and report."""

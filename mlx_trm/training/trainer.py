@@ -207,9 +207,7 @@ class Trainer:
         try:
             if list_checkpoints(folder) != self._found_at_resume:
                 raise ConfigError(f"{folder}: another process has gone on with it; resume it again")
-            prepare_resumed_run(
-                folder, self.resumed_from, self.config, self.progress, lock.held
-            )
+            prepare_resumed_run(folder, self.resumed_from, self.config, self.progress, lock.held)
         except BaseException:  # Ctrl-C, say
             lock.release()
             raise

@@ -305,14 +305,17 @@ CASES: Dict[str, Case] = {
     ),
     "run/state-other-spec": evaluated(
         "do not fit the model",
-        edit_json(STEP + "state.json", own_sha256=None, spec=asdict(TaskSpec(vocab_size=9, seq_len=4))),
+        edit_json(
+            STEP + "state.json", own_sha256=None, spec=asdict(TaskSpec(vocab_size=9, seq_len=4))
+        ),
     ),
     "run/state-half-a-spec": evaluated(
         "num_puzzle_identifiers must be a whole number from 1 up, not None",
         edit_json(STEP + "state.json", own_sha256=None, spec={"vocab_size": 6, "seq_len": 16}),
     ),
     "run/state-no-spec": evaluated(
-        "state.json: damaged or not a checkpoint's", edit_json(STEP + "state.json", own_sha256=None, spec=[6, 16])
+        "state.json: damaged or not a checkpoint's",
+        edit_json(STEP + "state.json", own_sha256=None, spec=[6, 16]),
     ),
     "run/model-missing": evaluated(
         "model.safetensors: missing", remove(STEP + "model.safetensors")
