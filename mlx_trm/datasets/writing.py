@@ -11,7 +11,7 @@ import os
 import re
 import shutil
 import tempfile
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import (
@@ -153,6 +153,13 @@ def _remove_leftovers(parent: Path, name: Optional[str] = None) -> None:
         if "old" in inside and not (parent / found["name"]).exists():
             os.rename(path / "old", parent / found["name"])
         shutil.rmtree(path, ignore_errors=True)
+
+
+def is_built(folder: Path) -> bool:
+    """Say whether a dataset is in the cache; what builds left beside it that were killed goes."""
+    with suppress(OSError):  # a cache that can only be read, or is not there yet
+        _remove_leftovers(folder.parent)
+    return (folder / MARKER).is_file()
 
 
 def check_replaceable(target: Path) -> None:

@@ -27,7 +27,7 @@ from mlx_trm.runs.layout import (
     list_checkpoints,
     step_folders,
 )
-from mlx_trm.runs.metrics import check_metrics, rewind_metrics
+from mlx_trm.runs.metrics import check_metrics, count_lines, rewind_metrics
 from mlx_trm.runs.progress import RunProgress
 from mlx_trm.system.files import flush, write_bytes
 
@@ -137,6 +137,11 @@ def resumed_config(
     return replace(config_from_dict(values, str(folder.parent)), origin=own.stem)
 
 
+def _log_is_kept(run: Path, lines: int) -> bool:
+    """Say whether a checkpoint that was put aside holds so many lines of the log already."""
+    return any(count_lines(path / METRICS) >= lines > 0 for path in run.glob("aside_step_*"))
+
+
 def prepare_resumed_run(
     run: Path,
     checkpoint: Path,
@@ -171,9 +176,9 @@ def prepare_resumed_run(
         remove_leftovers(run, owned)
         last = int(checkpoint.name[len("step_") :])
         newer = [folder for step, folder in step_folders(run) if step > last]
-        if newer and there:
+        if newer and there and not _log_is_kept(run, count_lines(log)):
             write_bytes(newer[-1] / METRICS, log.read_bytes())
-        for folder in newer:
+        for folder in reversed(newer):  # so that the best of those still in place is in place
             aside = free_name(folder)
             LOG.warning("%s: newer than the checkpoint that is resumed, renamed %s", folder, aside)
             os.replace(folder, aside)

@@ -31,10 +31,10 @@ from mlx_trm.datasets.dataset import PuzzleDataset, SetSource
 from mlx_trm.datasets.manifest import write_marker
 from mlx_trm.datasets.writing import (
     FORMAT_VERSION,
-    MARKER,
     SPLITS,
     Group,
     PuzzleBlock,
+    is_built,
     whole_folder,
     write_splits,
 )
@@ -253,7 +253,7 @@ class Task(TextForm):
                     )
             return dataset
         splits, folder = self._place_in_cache(split)
-        if not (folder / MARKER).is_file():
+        if not is_built(folder):
             LOG.info("building %s into %s", " and ".join(splits), folder)
             self.build(folder, splits, progress, keep_existing=True)
         try:
@@ -270,7 +270,7 @@ class Task(TextForm):
             DataError: if the raw data, which decide its name, cannot be read.
         """
         folder = self._place_in_cache(split)[1]
-        return folder if (folder / MARKER).is_file() else None
+        return folder if is_built(folder) else None
 
     def _place_in_cache(self, split: str) -> Tuple[Sequence[str], Path]:
         """Return the splits that are built together with one, and their folder in the cache."""
