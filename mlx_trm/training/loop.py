@@ -166,6 +166,7 @@ class _Loop:
                 self.log.report()
                 if not self.report.reason:
                     self._evaluate()
+                    self.report.reason = self.report.reason or self._reason_to_stop()
             elif save_is_due:
                 self._save()
             if finished or self.report.reason:
