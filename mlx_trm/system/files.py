@@ -12,7 +12,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Iterator, List, Sequence, Union
 
-from mlx_trm.errors import DataError
+from mlx_trm.errors import DamagedError, DataError, describe_error
+from mlx_trm.system.bounded import MOST_TEXT, parse_json, read_bytes
 
 AnyPath = Union[str, "os.PathLike[str]"]
 
@@ -143,25 +144,30 @@ def write_json(path: AnyPath, content: Any, indent: int = 2) -> None:
     write_text(path, json.dumps(content, indent=indent, ensure_ascii=False) + "\n")
 
 
-def read_json(path: AnyPath, kind: type = dict, advice: str = "") -> Any:
+def read_json(path: AnyPath, kind: type = dict, advice: str = "", most: int = MOST_TEXT) -> Any:
     """Read a JSON file that holds an object, or a list.
 
     Args:
         path: of the file, UTF-8.
         kind: ``dict`` or ``list``.
         advice: what the user can do, put at the end of an error.
+        most: bytes that such a file may have.
 
     Raises:
-        DataError: if it cannot be read, is no JSON, or holds something else.
+        DataError: if it cannot be read.
+        DamagedError: if it is no JSON, holds something else, or is far too large.
     """
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8-sig"))
+        content = parse_json(read_bytes(path, most))
+    except FileNotFoundError as error:
+        raise DamagedError(f"{path}: cannot be read: {error.strerror or error}{advice}") from error
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}{advice}") from error
-    except (ValueError, RecursionError) as error:  # bad UTF-8, bad JSON, or nested without end
-        raise DataError(f"{path}: is not JSON: {error}{advice}") from error
+    except ValueError as error:  # bad UTF-8, bad JSON, too much of it
+        raise DamagedError(f"{path}: is not JSON: {describe_error(error)}{advice}") from error
     if not isinstance(content, kind):
-        raise DataError(f"{path}: is not a JSON {'object' if kind is dict else 'list'}{advice}")
+        wanted = "object" if kind is dict else "list"
+        raise DamagedError(f"{path}: is not a JSON {wanted}{advice}")
     return content
 
 
