@@ -3,13 +3,13 @@
 Reference: puzzle_dataset.py.
 """
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple, Union
 
 import numpy as np
 
-from mlx_trm.config.sections import TaskSpec
+from mlx_trm.config.sections import MOST_SIZE, TaskSpec
 from mlx_trm.datasets.manifest import MappedFiles, check_manifest
 from mlx_trm.datasets.reading import (
     SetArrays,
@@ -19,7 +19,7 @@ from mlx_trm.datasets.reading import (
     read_metadata,
 )
 from mlx_trm.datasets.writing import SET_NAME, SPLITS
-from mlx_trm.errors import DataError
+from mlx_trm.errors import DamagedError, DataError, shown
 from mlx_trm.system.files import distinct_names
 
 # The label of cells that no loss counts; mlx_trm.models.carry has the same number on the MLX side.
@@ -108,14 +108,15 @@ class PuzzleDataset:
             raise DataError(f"{path}: {state}; data build makes one")
         path = path / split
         if not path.is_dir():
-            raise DataError(f"{path}: no such folder; the dataset has no split {split!r}")
+            raise DamagedError(f"{path}: no such folder; the dataset has no split {split!r}")
         check_format(path.parent)
         about, spec = read_metadata(path / "dataset.json")
+        _check_splits_agree(path, spec)
         sets = {name: load_set(path, name, spec) for name in about["sets"]}
         dataset = cls(path, spec, sets)
         if about["total_groups"] != dataset.total_groups:
-            raise DataError(
-                f"{path / 'dataset.json'}: total_groups is {about['total_groups']}, "
+            raise DamagedError(
+                f"{path / 'dataset.json'}: total_groups is {shown(about['total_groups'])}, "
                 f"the arrays hold {dataset.total_groups}; build the dataset again"
             )
         mapped = [path / f"{name}__{part}.npy" for name in sets for part in ("inputs", "labels")]
@@ -144,6 +145,8 @@ class PuzzleDataset:
                 source = part.source(name)
                 sources[whole] = source._replace(name=whole, first_identifier=total - 1)
             total += part.spec.num_puzzle_identifiers - 1
+            if total > MOST_SIZE:
+                raise DataError(f"{part.path}: with it there are {total:,} puzzle identifiers")
         spec = replace(first.spec, num_puzzle_identifiers=total)
         dataset = cls(first.path, spec, sets, sources)
         dataset.name = ", ".join(str(part.path) for part in parts)
@@ -373,14 +376,24 @@ def _check_alike(first: PuzzleDataset, other: PuzzleDataset) -> None:
             f"{other.path}: blank_identifier_id is {other.spec.blank_identifier_id}; "
             "only datasets where it is 0 can be mixed"
         )
-    for split in SPLITS:  # both splits must be numbered on alike
-        beside = other.path.parent / split / "dataset.json"
-        have = other.spec.num_puzzle_identifiers
-        if beside.is_file():
-            want = read_metadata(beside)[1].num_puzzle_identifiers
+
+
+def _check_splits_agree(path: Path, spec: TaskSpec) -> None:
+    """Refuse a split whose dimensions or numbers are not those of the split beside it.
+
+    A model of the one is trained for, or asked about, the other: rows of its table that are not
+    there would be read.
+    """
+    for split in SPLITS:
+        beside = path.parent / split / "dataset.json"
+        if split == path.name or not beside.is_file():
+            continue
+        other = read_metadata(beside)[1]
+        for field in fields(spec):
+            have, want = getattr(spec, field.name), getattr(other, field.name)
             if have != want:
-                raise DataError(
-                    f"{other.path}: num_puzzle_identifiers is {have}, in {split} it is {want}; "
+                raise DamagedError(
+                    f"{path}: {field.name} is {have}, in {split} it is {want}; "
                     "build the dataset again"
                 )
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from mlx_trm.errors import ConfigError, DataError
 from mlx_trm.inference.search import Result
+from mlx_trm.system.bounded import parse_json
 from mlx_trm.system.files import replace_file
 from mlx_trm.tasks import Task
 
@@ -149,7 +150,7 @@ def read_predictions(path: Path) -> Dict[str, Optional[bool]]:
     try:
         with open(path, encoding="utf-8", newline="") as file:
             table = path.suffix.lower() == ".csv"
-            rows: Iterable[Any] = csv.DictReader(file) if table else map(json.loads, file)
+            rows: Iterable[Any] = csv.DictReader(file) if table else map(parse_json, file)
             for number, row in enumerate(rows, 1):
                 problem = not isinstance(row, dict) or not {"puzzle", "correct"} <= set(row)
                 if problem or not isinstance(row["puzzle"], str):

@@ -41,7 +41,7 @@ from mlx_trm.runs.layout import (
     list_checkpoints,
 )
 from mlx_trm.runs.state import read_state, write_state
-from mlx_trm.runs.weights import load_weights, read_safetensors
+from mlx_trm.runs.weights import check_finite, load_weights, read_safetensors
 from mlx_trm.system.files import flush, hash_file, owner_name, point_link
 
 
@@ -251,7 +251,9 @@ def load_training_state(
         )
     load_weights(model, read_arrays(folder / MODEL), str(folder / MODEL))
     average = read_arrays(folder / AVERAGE) if AVERAGE in state["sha256"] else None
+    check_finite(average or {}, str(folder / AVERAGE))
     arrays = [read_arrays(folder / name) for name in (OPTIMIZER, CARRY)]
+    check_finite(arrays[0], str(folder / OPTIMIZER))
     return state["step"], average, TrainingState(arrays[0], arrays[1], state["progress"])
 
 

@@ -49,7 +49,7 @@ class RunProgress:
             counts = [progress.iteration - 1, progress.batches, progress.without_better]
             counts.append(progress.skipped_in_row)
             counts += [] if log is None else [log["steps"], log["lines"], log["step"]]
-            good = all(isinstance(count, int) and count >= 0 for count in counts)
+            good = all(isinstance(count, int) and 0 <= count < 2**63 for count in counts)
             good = good and isinstance(progress.evaluated, int) and progress.seconds >= 0
             if log is not None:
                 good = good and all(isinstance(v, float) for v in log["sums"].values())

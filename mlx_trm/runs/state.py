@@ -10,8 +10,8 @@ import json
 from pathlib import Path
 from typing import Any, Dict, Mapping
 
-from mlx_trm.config.sections import TaskSpec
-from mlx_trm.errors import CheckpointError, describe_error
+from mlx_trm.config.sections import MOST_SIZE, TaskSpec
+from mlx_trm.errors import CheckpointError, describe_error, shown
 from mlx_trm.runs.layout import (
     AVERAGE,
     CARRY,
@@ -22,9 +22,12 @@ from mlx_trm.runs.layout import (
     ROW_NAMES,
     STATE,
 )
+from mlx_trm.system.bounded import read_object
 from mlx_trm.system.files import flush, write_json
 
 OWN_HASH = "own_sha256"
+# Of the file; most of it are names of metrics.
+_MOST_BYTES = 1 << 22
 # Without its own hash a state has nothing else: a hash whose name was damaged would not be looked at.
 _FIELDS = {"format", "step", "spec", "progress", "sha256"}
 
@@ -53,16 +56,18 @@ def read_state(folder: Path) -> Dict[str, Any]:
     """
     file = folder / STATE
     try:
-        state = json.loads(file.read_text(encoding="utf-8"))
+        state = read_object(file, _MOST_BYTES)
         version = state["format"]
         if version != FORMAT_VERSION:
             raise CheckpointError(
-                f"{file}: format {version}, this version of mlx_trm reads {FORMAT_VERSION}; "
+                f"{file}: format {shown(version)}, this version of mlx_trm reads {FORMAT_VERSION}; "
                 "use the version that wrote it"
             )
         step, files = state["step"], state["sha256"]
         if not isinstance(step, int) or isinstance(step, bool) or step < 0:
             raise TypeError("step must be a whole number from 0 up")
+        if step > MOST_SIZE:
+            raise TypeError("step is too large")
         # What is there but not named would be passed over, or read unchecked.
         optional = (AVERAGE, OPTIMIZER, CARRY, ROW_NAMES)
         needed = [MODEL, CONFIG, *(name for name in optional if (folder / name).exists())]

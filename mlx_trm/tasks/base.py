@@ -38,7 +38,7 @@ from mlx_trm.datasets.writing import (
     whole_folder,
     write_splits,
 )
-from mlx_trm.errors import DataError
+from mlx_trm.errors import DamagedError, DataError
 from mlx_trm.system.files import cache_folder, hash_file
 from mlx_trm.tasks.puzzle_files import FilePuzzles
 from mlx_trm.tasks.text import TextForm
@@ -258,7 +258,7 @@ class Task(TextForm):
             self.build(folder, splits, progress, keep_existing=True)
         try:
             return PuzzleDataset.load(folder, split)
-        except DataError as error:
+        except DamagedError as error:  # not what cannot be read just now
             LOG.warning("%s: building it anew", error)
             self.build(folder, splits, progress)
             return PuzzleDataset.load(folder, split)
