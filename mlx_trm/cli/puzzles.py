@@ -10,7 +10,7 @@ import numpy as np
 
 from mlx_trm.errors import DataError, listed
 from mlx_trm.tasks import Task
-from mlx_trm.tasks.puzzle_files import split_fields
+from mlx_trm.tasks.puzzle_files import own_names, split_fields
 
 LISTED_PROBLEMS = 10
 # A text with a larger share of the task's symbols and spaces is a puzzle, not a file's name.
@@ -117,7 +117,7 @@ def read_texts(
         raise DataError(f"{name}: cannot be read ({error.strerror}); name a text file") from error
     except UnicodeDecodeError as error:
         raise DataError(f"{name}: is not UTF-8 text; name a file of puzzles") from error
-    header = [word.strip(' "').lower() for word in lines[0].split(",")] if lines else []
+    header = own_names([word.strip(' "') for word in lines[0].split(",")]) if lines else []
     if "question" in header:
         found = list(_questions(name, lines[1:], header.index("question")))
     else:

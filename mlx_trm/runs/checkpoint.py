@@ -168,10 +168,10 @@ def load_checkpoint(path: Union[str, Path], weights: str = "ema") -> Checkpoint:
     folder, state, averaged = open_checkpoint(path, weights)
     try:
         config = load_config(str(folder / CONFIG))
+        spec = TaskSpec.read(state["spec"])
+        model = build_model(config.model, spec, seed=config.seed)
     except ConfigError as error:
         raise CheckpointError(f"{folder}: its configuration cannot be used: {error}") from error
-    spec = TaskSpec.read(state["spec"])
-    model = build_model(config.model, spec, seed=config.seed)
     load_weights(model, read_arrays(folder / MODEL), str(folder / MODEL))
     if averaged:
         load_weights(model, read_arrays(folder / AVERAGE), str(folder / AVERAGE), partial=True)

@@ -176,7 +176,9 @@ CASES: Dict[str, Case] = {
     "file/built": Case(f"train {NINE} task.train_file=built", "built: "),
     "file/empty": train_csv("", "a.csv:1: the columns must be"),
     "file/header-only": train_csv(HEADER, "a.csv: holds no puzzles"),
-    "file/columns": train_csv("puzzle,solution\n1,2\n", "the columns must be source,question"),
+    "file/columns": train_csv(
+        "puzzle,key\n1,2\n", "the columns must be one question (puzzle, quizzes)"
+    ),
     "file/ragged": train_csv(HEADER + ROW + "x,y\n", "a.csv:3: 2 columns, the header has 4"),
     "file/80-cells": train_csv(HEADER + f"x,{HARD[1:]},{SOLVED},5\n", "has 80 cells"),
     "file/letter": train_csv(HEADER + f"x,{HARD[:-1]}k,{SOLVED},5\n", "a.csv:2: |'k' in row 9"),
@@ -216,9 +218,9 @@ CASES: Dict[str, Case] = {
     # Mazes --------------------------------------------------------------------------------------
     "maze/missing": Case(f"train {MAZE} task.train_file=no.csv", "no.csv: cannot be read"),
     "maze/folder": Case(f"train {MAZE} task.test_file=sub", "sub: is a folder", {"sub": None}),
-    "maze/empty": maze_csv("", "a.csv:1: the columns must be source,question,answer", header=""),
+    "maze/empty": maze_csv("", "a.csv:1: the columns must be one question", header=""),
     "maze/header-only": maze_csv("", "a.csv: holds no mazes"),
-    "maze/columns": maze_csv("1,2\n", "columns must be source,question,answer", "maze,path\n"),
+    "maze/columns": maze_csv("1,2\n", "columns must be one question", "maze,path\n"),
     "maze/ragged-row": maze_csv(f"a,{CELLS},{MARKED},6\nb\n", "a.csv:3: 1 columns, the header"),
     "maze/15-cells": maze_csv(f"a,{CELLS[1:]},{MARKED},6\n", "a.csv:2: the question has 15 cells"),
     "maze/other-size": maze_csv(f"a,{'S' * 25},{'S' * 25},6\n", "25 cells|task.size=5"),
