@@ -8,7 +8,7 @@ import ast
 import math
 import re
 from pathlib import Path
-from typing import IO, NamedTuple, Tuple
+from typing import IO, Literal, NamedTuple, Tuple
 
 import numpy as np
 
@@ -28,7 +28,7 @@ class _Header(NamedTuple):
 
     dtype: np.dtype
     shape: Tuple[int, ...]
-    order: str
+    order: Literal["C", "F"]
     offset: int
 
 
