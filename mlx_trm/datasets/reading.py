@@ -4,7 +4,7 @@ Reference: puzzle_dataset.py ``_load_metadata``, ``_lazy_load_dataset``.
 """
 
 from pathlib import Path
-from typing import Any, Dict, NamedTuple, Tuple
+from typing import Any, Dict, Iterable, Iterator, NamedTuple, Tuple
 
 import numpy as np
 
@@ -102,6 +102,8 @@ def load_set(folder: Path, name: str, spec: TaskSpec) -> SetArrays:
         _refuse(files["labels"], f"shape {data.labels.shape}, the inputs have {data.inputs.shape}")
     for field in ("inputs", "labels"):
         _check_range(files[field], getattr(data, field), "token", spec.vocab_size)
+    if spec.ignore_label_id is not None:
+        _check_scored(files["labels"], data.labels, spec.ignore_label_id)
     for field, total in (("puzzle_indices", rows), ("group_indices", len(data.puzzle_identifiers))):
         edges = getattr(data, field)
         # Numbers without a sign fall without getting negative.
@@ -132,14 +134,26 @@ def _check_range(path: Path, values: np.ndarray, what: str, limit: int) -> None:
     blocks = -(-values.nbytes // _BLOCK_BYTES)
     # Batches are checked again when they are taken.
     looked_at = np.linspace(0, blocks - 1, min(blocks, SCANNED_BYTES // _BLOCK_BYTES), dtype=int)
+    for part in _read_blocks(path, values, looked_at.tolist()):
+        check_values(path, part, what, limit)
+
+
+def _check_scored(path: Path, labels: np.ndarray, ignored: int) -> None:
+    """Refuse labels none of which is scored: nothing could be learnt, and no share be right."""
+    if isinstance(labels, np.memmap) and labels.nbytes <= SCANNED_BYTES:
+        parts = _read_blocks(path, labels, range(-(-labels.nbytes // _BLOCK_BYTES)))
+        if not any((part != ignored).any() for part in parts):  # the first one has some
+            _refuse(path, f"every label is {ignored}, which means not scored")
+
+
+def _read_blocks(path: Path, values: np.memmap, blocks: Iterable[int]) -> Iterator[np.ndarray]:
+    """Read blocks of a mapped file. What is mapped would count as this process's memory."""
     try:
-        # Read, not mapped: what is mapped counts as this process's memory.
         with open(path, "rb") as file:
-            for block in looked_at.tolist():
+            for block in blocks:
                 file.seek(values.offset + block * _BLOCK_BYTES)
                 left = values.nbytes - block * _BLOCK_BYTES
-                part = np.frombuffer(file.read(min(_BLOCK_BYTES, left)), dtype=values.dtype)
-                check_values(path, part, what, limit)
+                yield np.frombuffer(file.read(min(_BLOCK_BYTES, left)), dtype=values.dtype)
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
 
