@@ -40,7 +40,11 @@ HOSTILE = {
     "more": ({"a": {**entry(0, 4, 1), "extra": [[]]}}, 4, "malformed"),
     "turned": ({"a": entry(4, 0, 1)}, 4, "has -4 bytes"),
     "large": ({"a": entry(0, 4, 2**31)}, 4, "has 4 bytes"),
-    "digits": (b'{"a":{"dtype":"F32","shape":[' + b"9" * 5000 + b'],"data_offsets":[0,4]}}', 4, "digits|has 4 bytes"),
+    "digits": (
+        b'{"a":{"dtype":"F32","shape":[' + b"9" * 5000 + b'],"data_offsets":[0,4]}}',
+        4,
+        "digits|has 4 bytes",
+    ),
     "twice": (b'{"a":%s,"a":%s}' % ((json.dumps(entry(0, 4, 1)).encode(),) * 2), 4, "twice"),
     "deep": (b'{"__metadata__":' + b'{"a":' * 5000 + b"1" + b"}" * 5001, 0, "deeply"),
     "deep entry": (b'{"a":' + b"[" * 5000 + b"]" * 5000 + b"}", 0, "deeply"),
