@@ -6,6 +6,7 @@ tasks with their files and ``c.yaml``, all sound.
 
 import io
 import json
+import re
 import tarfile
 import zipfile
 import zlib
@@ -69,14 +70,14 @@ def sealed(folder: Path, name: str, content: Any) -> Callable[[], None]:
     return make
 
 
-def config(folder: Path, old: str, new: str) -> Callable[[], None]:
-    """Change a line of a checkpoint's configuration."""
+def config(folder: Path, key: str, value: str) -> Callable[[], None]:
+    """Change a setting of a checkpoint's configuration."""
 
     def make() -> None:
         path = folder / "config.yaml"
         held = path.read_text()
-        assert held.count(old) == 1, old
-        path.write_text(held.replace(old, new))
+        assert f"{key}: " in held
+        path.write_text(re.sub(rf"\b{key}: .*", f"{key}: {value}", held, count=1))
         seal(folder)
 
     return make
@@ -198,13 +199,17 @@ def not_finite(name: str) -> Callable[[], None]:
     return make
 
 
+def lists() -> bytes:
+    """Empty lists, three bytes each, of which each takes 64."""
+    return b"[" + b"[]," * (20 << 20) + b"[]]"
+
+
 DEEP = "[" * 200_000
 DEEP_OBJECT = '{"a":' * 100_000
-LISTS = b"[" + b"[]," * (20 << 20) + b"[]]"
 DIGITS = "9" * 5000
 WEIGHTS = "model.safetensors"
 MANY_OVERLAPPING = ({f"w{n}": entry(0, 1 << 24, 1 << 22) for n in range(200)}, 1 << 24)
-HEADERS: Dict[str, Tuple[Any, int]] = {
+HEADERS: Dict[str, Tuple[Any, int]] = {  # the second number: bytes behind it
     "overlap": MANY_OVERLAPPING,
     "dimensions": ({"a": entry(0, 4, *[1] * 100_000)}, 4),
     "header": (b'{"a":[' + b"{}," * (20 << 20) + b"{}]}", 0),
@@ -234,13 +239,14 @@ CASES: Dict[str, Hostile] = {
         "h.yaml", YAML[:-2] + ", puzzle_emb_ndim: 0, puzzle_emb_len: 0, register_tokens: 999999999}"
     )),
     "yaml/endless": Hostile(TRAIN, lambda: Path("h.yaml").symlink_to("/dev/zero")),
-    "config/layers": Hostile(EVALUATE, config(STEP, "L_layers: 2", "L_layers: 100000000")),
-    "config/cycles": Hostile(EVALUATE, config(STEP, "L_cycles: 4", "L_cycles: 100000000")),
-    "config/size": Hostile(EVALUATE, config(STEP, "hidden_size: 128", "hidden_size: 134217728")),
-    "config/scalar": Hostile(EVALUATE, config(
-        STEP, "plugins: []", "plugins: [" + "x" * 50_000_000 + "]")),
+    "config/layers": Hostile(EVALUATE, config(STEP, "L_layers", "100000000")),
+    "config/cycles": Hostile(EVALUATE, config(STEP, "L_cycles", "100000000")),
+    "config/size": Hostile(EVALUATE, config(STEP, "hidden_size", "134217728")),
+    "config/scalar": Hostile(
+        EVALUATE, sealed(STEP, "config.yaml", lambda: YAML + "run_dir: " + "x" * 50_000_000)
+    ),
     "state/deep": Hostile(EVALUATE, text("run/step_1/state.json", DEEP)),
-    "state/lists": Hostile(EVALUATE, text("run/step_1/state.json", LISTS)),
+    "state/lists": Hostile(EVALUATE, text("run/step_1/state.json", lists)),
     "state/digits": Hostile(EVALUATE, text(
         "run/step_1/state.json", '{"format": 1, "step": ' + DIGITS + "}")),
     "state/step": Hostile(EVALUATE, state("step", 10**4000)),
@@ -258,9 +264,9 @@ CASES: Dict[str, Hostile] = {
         "train --resume run -q train.max_steps=2", not_finite("optimizer.safetensors")),
     "weights/nan-init": Hostile(
         "train --config sudoku_tiny.yaml -q run_dir=other train.max_steps=1 init.run=run",
-        not_finite(WEIGHTS)),
+        not_finite("ema.safetensors")),
     "names/zeros": Hostile(EVALUATE_ARC, sealed(
-        ARC_STEP, "identifiers.json.gz", lambda: bomb(b"\0" * (1 << 24), 256))),
+        ARC_STEP, "identifiers.json.gz", lambda: bomb(b"\0" * (1 << 24), 80))),
     "names/lists": Hostile(EVALUATE_ARC, sealed(
         ARC_STEP, "identifiers.json.gz", lambda: bomb(b"[]," * (1 << 20), 40, b"[", b"[]]"))),
     "names/names": Hostile(EVALUATE_ARC, sealed(
@@ -285,7 +291,7 @@ CASES: Dict[str, Hostile] = {
         "train --config sudoku_tiny.yaml -q run_dir=other train.max_steps=1 task.data_dir=built",
         unsigned_falling),
     "data/deep": Hostile(SHOW, text("built/test/dataset.json", DEEP)),
-    "data/lists": Hostile(SHOW, text("built/test/dataset.json", LISTS)),
+    "data/lists": Hostile(SHOW, text("built/test/dataset.json", lists)),
     "data/sets": Hostile(SHOW, text(
         "built/test/dataset.json", json.dumps({
             **{"vocab_size": 6, "seq_len": 16, "num_puzzle_identifiers": 1, "pad_id": 0},
@@ -302,12 +308,12 @@ CASES: Dict[str, Hostile] = {
     "arc/pairs": Hostile(ARC + " task.num_aug=1000", text(
         "p_a_challenges.json", lambda: pairs(100_000))),
     "arc/deep": Hostile(ARC, text("p_a_challenges.json", DEEP)),
-    "arc/lists": Hostile(ARC, text("p_a_challenges.json", b'{"t":' + LISTS + b"}")),
+    "arc/lists": Hostile(ARC, text("p_a_challenges.json", lambda: b'{"t":' + lists() + b"}")),
     "arc/grid": Hostile(ARC, text("p_a_challenges.json", pairs(1).replace(
         "[[1]]", "[[" + ",".join(["1"] * 5_000_000) + "]]"))),
     "arc/cell": Hostile(ARC, text("p_a_challenges.json", pairs(1).replace("[[1]]", f"[[{DIGITS}]]"))),
     "arc/names": Hostile("evaluate arcrun -q task.data_dir=arcset", text(
-        "arcset/identifiers.json", LISTS)),
+        "arcset/identifiers.json", lists)),
     "arc/tests": Hostile("evaluate arcrun -q task.data_dir=arcset", text(
         "arcset/test_puzzles.json", DEEP_OBJECT)),
     "solve/lines": Hostile("solve run h.txt", text("h.txt", lambda: b"\n" * 100_000_000)),
@@ -316,11 +322,11 @@ CASES: Dict[str, Hostile] = {
     "solve/number": Hostile(f"solve arcrun e1:{DIGITS}", lambda: None),
     "plot/deep": Hostile("plot run", text("run/metrics.jsonl", DEEP + "\n")),
     "plot/digits": Hostile("plot run", text("run/metrics.jsonl", '{"a":' + DIGITS + "}\n")),
-    "plot/lists": Hostile("plot run", text("run/metrics.jsonl", LISTS + b"\n")),
+    "plot/lists": Hostile("plot run", text("run/metrics.jsonl", lambda: lists() + b"\n")),
     "record/deep": Hostile("data fetch arc1", text("cache/fetched/arc-agi/fetched.json", DEEP)),
-    "record/lists": Hostile("data fetch arc1", text("cache/fetched/arc-agi/fetched.json", LISTS)),
-    "record/list": Hostile("data list", text("cache/fetched/arc-agi/fetched.json", LISTS), True),
-    "cache/marker": Hostile("data list", text("cache/x/build.json", LISTS), True),
+    "record/lists": Hostile("data fetch arc1", text("cache/fetched/arc-agi/fetched.json", lists)),
+    "record/list": Hostile("data list", text("cache/fetched/arc-agi/fetched.json", lists), True),
+    "cache/marker": Hostile("data list", text("cache/x/build.json", lists), True),
     "convert/members": Hostile(CONVERT, text("h.bin", lambda: archive(50_000))),
     "convert/packed": Hostile(CONVERT, text("h.bin", packed_pickle)),
     "convert/tar": Hostile(CONVERT, text("h.bin", tar_of("9" * 40))),
