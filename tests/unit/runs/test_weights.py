@@ -11,7 +11,6 @@ import pytest
 from mlx_trm.config.sections import TaskSpec
 from mlx_trm.errors import CheckpointError
 from mlx_trm.models import TRM, TRMConfig
-from mlx_trm.runs.transfer import read_weights
 from mlx_trm.runs.weights import check_finite, load_weights, read_safetensors
 
 
