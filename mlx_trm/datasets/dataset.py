@@ -3,7 +3,7 @@
 Reference: puzzle_dataset.py.
 """
 
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple, Union
 
@@ -14,11 +14,12 @@ from mlx_trm.datasets.manifest import MappedFiles, check_manifest
 from mlx_trm.datasets.reading import (
     SetArrays,
     check_format,
+    check_splits_agree,
     check_values,
     load_set,
     read_metadata,
 )
-from mlx_trm.datasets.writing import SET_NAME, SPLITS
+from mlx_trm.datasets.writing import SET_NAME
 from mlx_trm.errors import DamagedError, DataError, shown
 from mlx_trm.system.files import distinct_names
 
@@ -111,7 +112,7 @@ class PuzzleDataset:
             raise DamagedError(f"{path}: no such folder; the dataset has no split {split!r}")
         check_format(path.parent)
         about, spec = read_metadata(path / "dataset.json")
-        _check_splits_agree(path, spec)
+        check_splits_agree(path, spec)
         sets = {name: load_set(path, name, spec) for name in about["sets"]}
         dataset = cls(path, spec, sets)
         if about["total_groups"] != dataset.total_groups:
@@ -376,26 +377,6 @@ def _check_alike(first: PuzzleDataset, other: PuzzleDataset) -> None:
             f"{other.path}: blank_identifier_id is {other.spec.blank_identifier_id}; "
             "only datasets where it is 0 can be mixed"
         )
-
-
-def _check_splits_agree(path: Path, spec: TaskSpec) -> None:
-    """Refuse a split whose dimensions or numbers are not those of the split beside it.
-
-    A model of the one is trained for, or asked about, the other: rows of its table that are not
-    there would be read.
-    """
-    for split in SPLITS:
-        beside = path.parent / split / "dataset.json"
-        if split == path.name or not beside.is_file():
-            continue
-        other = read_metadata(beside)[1]
-        for field in fields(spec):
-            have, want = getattr(spec, field.name), getattr(other, field.name)
-            if have != want:
-                raise DamagedError(
-                    f"{path}: {field.name} is {have}, in {split} it is {want}; "
-                    "build the dataset again"
-                )
 
 
 def _joined(boundaries: List[np.ndarray]) -> np.ndarray:

@@ -3,6 +3,7 @@
 Reference: puzzle_dataset.py ``_load_metadata``, ``_lazy_load_dataset``.
 """
 
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, Dict, Iterable, Iterator, NamedTuple, Tuple
 
@@ -10,7 +11,7 @@ import numpy as np
 
 from mlx_trm.config.sections import TaskSpec
 from mlx_trm.datasets.arrays import ADVICE, open_array
-from mlx_trm.datasets.writing import FORMAT_VERSION, MARKER
+from mlx_trm.datasets.writing import FORMAT_VERSION, MARKER, SPLITS
 from mlx_trm.errors import DamagedError, DataError, shown
 from mlx_trm.system.files import read_json
 
@@ -79,6 +80,29 @@ def check_format(folder: Path) -> None:
             f"{path}: was built by another version of mlx_trm (format {shown(version)}, this one "
             f"reads {FORMAT_VERSION}){ADVICE}"
         )
+
+
+def check_splits_agree(path: Path, spec: TaskSpec) -> None:
+    """Refuse a split whose dimensions or numbers are not those of the split beside it.
+
+    A model of the one is trained for, or asked about, the other: rows of its table that are not
+    there would be read.
+
+    Raises:
+        DamagedError: naming what differs.
+    """
+    for split in SPLITS:
+        beside = path.parent / split / "dataset.json"
+        if split == path.name or not beside.is_file():
+            continue
+        other = read_metadata(beside)[1]
+        for field in fields(spec):
+            have, want = getattr(spec, field.name), getattr(other, field.name)
+            if have != want:
+                raise DamagedError(
+                    f"{path}: {field.name} is {have}, in {split} it is {want}; "
+                    "build the dataset again"
+                )
 
 
 def load_set(folder: Path, name: str, spec: TaskSpec) -> SetArrays:
