@@ -122,7 +122,9 @@ def test_a_log_that_is_shorter_than_the_checkpoint_says_is_refused() -> None:
     log.write_bytes(b"".join(lines[:-1]))
     before = {path: path.read_bytes() for path in Path("run").rglob("*") if path.is_file()}
     trainer = Trainer.resume("run", ["train.max_steps=14"])
-    with pytest.raises(CheckpointError, match=r"metrics.jsonl: has 4 lines, and .* after 5") as caught:
+    with pytest.raises(
+        CheckpointError, match=r"metrics.jsonl: has 4 lines, and .* after 5"
+    ) as caught:
         trainer.fit()
     assert "\n" not in str(caught.value)
     assert before == {path: path.read_bytes() for path in Path("run").rglob("*") if path.is_file()}
@@ -245,9 +247,7 @@ def test_ctrl_c_while_a_step_is_taken(whole: Path, monkeypatch: Any) -> None:
     assert_same_run(whole, Path("run"))
 
 
-def test_a_step_that_another_handler_interrupts_is_abandoned(
-    whole: Path, monkeypatch: Any
-) -> None:
+def test_a_step_that_another_handler_interrupts_is_abandoned(whole: Path, monkeypatch: Any) -> None:
     """The state before it is saved."""
     real = TrainStep._take_whole
 
