@@ -9,7 +9,7 @@ from typing import Any, Callable, Dict, Iterable, Iterator, NamedTuple, Optional
 
 import numpy as np
 
-from mlx_trm.errors import ConfigError, DataError
+from mlx_trm.errors import ConfigError, DataError, describe_error, shown
 from mlx_trm.inference.search import Result
 from mlx_trm.system.bounded import parse_json
 from mlx_trm.system.files import replace_file
@@ -159,7 +159,7 @@ def read_predictions(path: Path) -> Dict[str, Optional[bool]]:
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
     except (ValueError, csv.Error) as error:
-        raise DataError(f"{path}: is no file of predictions: {error}") from error
+        raise DataError(f"{path}: is no file of predictions: {describe_error(error)}") from error
     return found
 
 
@@ -170,4 +170,4 @@ def _truth(value: Any) -> Optional[bool]:
         return value
     if value in ("true", "false"):
         return bool(value == "true")
-    raise ValueError(f"correct is {value!r}, not true or false")
+    raise ValueError(f"correct is {shown(repr(value))}, not true or false")

@@ -73,7 +73,9 @@ def parse_name(name: str) -> Augmentation:
     parts = name.split(SEPARATOR)
     transform, colors = parts[-2], parts[-1]
     if not re.fullmatch("t[0-7]", transform) or sorted(colors) != list("0123456789"):
-        raise DataError(f"{name!r} is not the name of an augmented puzzle; build the dataset again")
+        raise DataError(
+            f"{shown(repr(name))} is not the name of an augmented puzzle; build the dataset again"
+        )
     return Augmentation(parts[0], int(transform[1]), np.array(list(colors)).astype(np.uint8))
 
 
