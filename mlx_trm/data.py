@@ -1,4 +1,4 @@
-"""``python -m mlx_trm.data``: list, fetch, build, show and generate puzzles."""
+"""``python -m mlx_trm.data``: list, fetch, build, show, generate and verify puzzles."""
 
 import argparse
 import logging
@@ -14,11 +14,12 @@ from mlx_trm.cli.arguments import add_config, positive, read_config, whole
 from mlx_trm.cli.fetching import add_fetch
 from mlx_trm.cli.generating import add_generate
 from mlx_trm.cli.pictures import Panel, add_png, check_matplotlib, save_png
-from mlx_trm.cli.running import make_main
+from mlx_trm.cli.running import DONE, NO, make_main
 from mlx_trm.config.registry import TASKS
 from mlx_trm.datasets.catalogue import DataEntry, built_datasets, bundled_samples, fetched_sets
+from mlx_trm.datasets.manifest import check_manifest
 from mlx_trm.datasets.writing import SPLITS
-from mlx_trm.errors import ConfigError
+from mlx_trm.errors import ConfigError, DataError
 from mlx_trm.system.files import cache_folder
 from mlx_trm.tasks import PuzzleDataset, Task, build_task
 
@@ -53,6 +54,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     action.set_defaults(do=run_show)
 
     add_generate(commands)
+
+    action = commands.add_parser("verify", help="compare built datasets with their checksums")
+    action.add_argument(
+        "folders", nargs="*", type=Path, metavar="DIR", help="default: all in the cache"
+    )
+    action.set_defaults(do=run_verify)
 
 
 def run(args: argparse.Namespace) -> Optional[int]:
@@ -140,6 +147,23 @@ def run_show(args: argparse.Namespace) -> None:
         print(f"{task.format(inputs)}\n")
     if args.png is not None:
         save_png(args.png, pictures)
+
+
+def run_verify(args: argparse.Namespace) -> int:
+    """Read built datasets through, whatever their size, and say which are damaged."""
+    folders: List[Path] = args.folders or [entry.path for entry in built_datasets()]
+    rows, code = [], DONE
+    for folder in folders:
+        try:
+            known = check_manifest(folder, full=True)
+            for split in (split for split in SPLITS if (folder / split).is_dir() or not known):
+                PuzzleDataset.load(folder, split)
+            rows.append((str(folder), "as it was built" if known else "no checksums, readable"))
+        except DataError as error:
+            rows.append((str(folder), str(error)))
+            code = NO
+    print(display.table(rows, ("folder", "state")) if rows else "no built datasets")
+    return code
 
 
 def draw_pair(task: Task, inputs: np.ndarray, labels: np.ndarray, color: bool) -> str:

@@ -73,6 +73,13 @@ class DataError(TRMError):
     """Puzzles or data files that cannot be read or make no sense."""
 
 
+class DamagedError(DataError):
+    """A file that was read, and whose content is not what it should be.
+
+    What can be made again is made again. A file that could not be read may be all right.
+    """
+
+
 class CheckpointError(TRMError):
     """A checkpoint or run folder that is missing, broken, or of another shape."""
 
@@ -85,12 +92,24 @@ class NonFiniteError(TRMError):
         parts: what entered it, a list of :class:`mlx_trm.training.step.Part`.
     """
 
-    def __init__(self, step: int, parts: Sequence[Any], replay: str = "") -> None:
-        """Keep what entered the step, and name the file that holds it where it was saved."""
+    def __init__(
+        self, step: int, parts: Sequence[Any], replay: str = "", in_a_row: int = 0
+    ) -> None:
+        """Keep what entered the step, and name the file that holds it where it was saved.
+
+        Args:
+            step, parts: the attributes.
+            replay: name of the file, where it was saved.
+            in_a_row: steps that were skipped before the run gave up, this one included.
+        """
         saved = f"; {replay} has what entered it, and the state before it is saved"
+        what = "the loss or a gradient is not finite any more"
+        advice = "or go on with train.on_nonfinite=skip"
+        if in_a_row:
+            what = f"the loss or a gradient was not finite in {in_a_row} steps in a row"
+            advice = "or begin again from an earlier checkpoint"
         super().__init__(
-            f"step {step}: the loss or a gradient is not finite any more; lower train.lr, use "
-            "model.forward_dtype=float32, or go on with train.on_nonfinite=skip"
+            f"step {step}: {what}; lower train.lr, use model.forward_dtype=float32, {advice}"
             + (saved if replay else "")
         )
         self.step = step

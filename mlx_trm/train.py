@@ -81,6 +81,7 @@ def run(args: argparse.Namespace, config: Optional[ExperimentConfig]) -> int:
             print()
         print(display.table(describe(trainer)), flush=True)
     if trainer.finished():
+        trainer.settle()
         if quiet:
             return 0
         print(f"{args.resume}: has reached its end at step {trainer.step}; nothing is left to do")

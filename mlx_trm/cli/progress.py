@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from mlx_trm.cli.tables import duration, size
 from mlx_trm.runs.metrics import StepReport
-from mlx_trm.training.loop import Evaluation
+from mlx_trm.training.report import Evaluation
 
 
 def decimals(value: Optional[float], digits: int) -> str:

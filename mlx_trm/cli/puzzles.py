@@ -4,18 +4,20 @@ import errno
 import os
 import re
 import sys
-from pathlib import Path
 from typing import Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 
 from mlx_trm.errors import DataError, listed
+from mlx_trm.system.bounded import read_bytes
 from mlx_trm.tasks import Task
-from mlx_trm.tasks.puzzle_files import split_fields
+from mlx_trm.tasks.puzzle_files import own_names, split_fields
 
 LISTED_PROBLEMS = 10
 # A text with a larger share of the task's symbols and spaces is a puzzle, not a file's name.
 MOSTLY = 0.85
+# What the text of a file, and a line of it besides, may take: two million puzzles are 500 MB.
+_MOST_BYTES, _LINE_BYTES = 1 << 29, 60
 
 
 class Given(NamedTuple):
@@ -112,13 +114,17 @@ def read_texts(
     name = "standard input" if source == "-" else source
     try:
         if content is None:
-            content = read_standard_input() if source == "-" else Path(path).read_bytes()
+            content = read_standard_input() if source == "-" else read_bytes(path, _MOST_BYTES)
+        if len(content) + _LINE_BYTES * content.count(b"\n") > _MOST_BYTES:
+            raise ValueError("it has too many lines")
         lines = content.decode("utf-8-sig").splitlines()
     except OSError as error:
         raise DataError(f"{name}: cannot be read ({error.strerror}); name a text file") from error
     except UnicodeDecodeError as error:
         raise DataError(f"{name}: is not UTF-8 text; name a file of puzzles") from error
-    header = [word.strip(' "').lower() for word in lines[0].split(",")] if lines else []
+    except ValueError as error:
+        raise DataError(f"{name}: {error}; give fewer puzzles at a time") from error
+    header = own_names([word.strip(' "') for word in lines[0].split(",")]) if lines else []
     if "question" in header:
         found = list(_questions(name, lines[1:], header.index("question")))
     else:

@@ -1,6 +1,5 @@
 """Reads what runs have logged: ``metrics.jsonl`` as arrays, smoothed, and thinned for drawing."""
 
-import json
 import math
 from array import array
 from pathlib import Path
@@ -11,6 +10,7 @@ import numpy as np
 from mlx_trm.errors import DataError
 from mlx_trm.runs.layout import METRICS
 from mlx_trm.runs.reporters import ABOUT
+from mlx_trm.system.bounded import parse_json
 from mlx_trm.system.files import distinct_names
 
 TRAIN = "train"
@@ -134,10 +134,10 @@ def read_log(path: Path, name: str) -> RunLog:
 def _parse(text: bytes) -> Dict[str, Any]:
     """Read a line of a log; a ValueError says what is wrong with it."""
     try:
-        line = json.loads(text.decode("utf-8"))
+        line = parse_json(text)
     except UnicodeDecodeError:
         raise ValueError("is not UTF-8") from None
-    except (ValueError, RecursionError):
+    except ValueError:
         raise ValueError("is not JSON") from None
     if not isinstance(line, dict) or not isinstance(line.get("kind"), str):
         raise ValueError("is no line of a log, which has a kind")

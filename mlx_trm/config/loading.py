@@ -26,8 +26,11 @@ from mlx_trm.config.sections import (
     TrainConfig,
 )
 from mlx_trm.errors import ConfigError, did_you_mean
+from mlx_trm.system.bounded import read_bytes
 from mlx_trm.system.files import write_text
 
+# Bytes of a configuration; one that names every setting has 5,000.
+_MOST_BYTES = 1 << 20
 PACKAGED = Path(__file__).resolve().parent / "presets"
 
 
@@ -86,7 +89,7 @@ def load_config(
     where = os.fspath(source)
     path = _find(where)
     try:
-        values, duplicates = parse_yaml(path.read_text(encoding="utf-8-sig"))
+        values, duplicates = parse_yaml(read_bytes(path, _MOST_BYTES).decode("utf-8-sig"))
     except OSError as error:
         raise ConfigError(f"{where}: cannot be read ({error.strerror})") from error
     except UnicodeDecodeError as error:

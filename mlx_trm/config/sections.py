@@ -10,8 +10,11 @@ from typing import Any, Dict, FrozenSet, List, Mapping, NamedTuple, Optional, Tu
 
 from mlx_trm.config.checks import NO_SETTING, Section, show
 from mlx_trm.config.registry import LOSSES, OPTIMIZERS
+from mlx_trm.errors import shown
 
 MAX_SEED = 2**32 - 1
+# Tokens, cells and identifiers are int32.
+MOST_SIZE = 2**31 - 1
 
 MINUTES = re.compile(r"\d+(\.\d+)?min")
 
@@ -230,7 +233,11 @@ class TaskSpec:
             if name == "ignore_label_id" and name in values and value is None:
                 continue
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
-                raise ValueError(f"{name} must be a whole number from {least} up, not {value!r}")
+                raise ValueError(
+                    f"{name} must be a whole number from {least} up, not {shown(repr(value))}"
+                )
+            if value > MOST_SIZE:
+                raise ValueError(f"{name} must be at most {MOST_SIZE}, not {shown(repr(value))}")
         for name, limit in (
             ("pad_id", "vocab_size"),
             ("blank_identifier_id", "num_puzzle_identifiers"),

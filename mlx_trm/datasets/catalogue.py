@@ -7,7 +7,8 @@ from typing import Iterator, List, NamedTuple, Optional
 from mlx_trm.datasets.dataset import PuzzleDataset
 from mlx_trm.datasets.sources import SAMPLES, SOURCES, fetched_folder, is_fetched, read_record
 from mlx_trm.datasets.writing import MARKER, SPLITS
-from mlx_trm.errors import DataError
+from mlx_trm.errors import DataError, shown
+from mlx_trm.system.bounded import read_object
 from mlx_trm.system.files import cache_folder
 
 
@@ -80,9 +81,10 @@ def built_datasets(folder: Optional[Path] = None) -> List[DataEntry]:
         examples: Optional[int] = sum(len(dataset) for dataset in splits) if splits else None
         content = " and ".join(dataset.path.name for dataset in splits) or "damaged"
         try:
-            about = json.loads(marker.read_text(encoding="utf-8"))["content"][0]
-            content = f"{about['task']} {content}, seed {about.get('seed', 'not used')}"
-        except (OSError, ValueError, LookupError, TypeError):
+            about = read_object(marker, 1 << 24)["content"][0]
+            task, seed = shown(about["task"]), shown(about.get("seed", "not used"))
+            content = f"{task} {content}, seed {seed}"
+        except (OSError, ValueError, LookupError, TypeError, AttributeError):
             pass  # a task of somebody's own may describe itself otherwise
         found.append(DataEntry(marker.parent.name, content, examples, size, marker.parent))
     return found

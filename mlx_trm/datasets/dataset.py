@@ -9,16 +9,18 @@ from typing import Callable, Dict, Iterator, List, NamedTuple, Optional, Sequenc
 
 import numpy as np
 
-from mlx_trm.config.sections import TaskSpec
+from mlx_trm.config.sections import MOST_SIZE, TaskSpec
+from mlx_trm.datasets.manifest import MappedFiles, check_manifest
 from mlx_trm.datasets.reading import (
     SetArrays,
     check_format,
+    check_splits_agree,
     check_values,
     load_set,
     read_metadata,
 )
-from mlx_trm.datasets.writing import SET_NAME, SPLITS
-from mlx_trm.errors import DataError
+from mlx_trm.datasets.writing import SET_NAME
+from mlx_trm.errors import DamagedError, DataError, shown
 from mlx_trm.system.files import distinct_names
 
 # The label of cells that no loss counts; mlx_trm.models.carry has the same number on the MLX side.
@@ -77,6 +79,7 @@ class PuzzleDataset:
         }
         self.sets = list(sets)
         self.arrays = sets
+        self._mapped: List[MappedFiles] = []
         self.total_groups = sum(len(s.group_indices) - 1 for s in sets.values())
         self.total_puzzles = sum(len(s.puzzle_identifiers) for s in sets.values())
         self.mean_puzzle_examples = len(self) / max(1, self.total_puzzles)
@@ -106,16 +109,20 @@ class PuzzleDataset:
             raise DataError(f"{path}: {state}; data build makes one")
         path = path / split
         if not path.is_dir():
-            raise DataError(f"{path}: no such folder; the dataset has no split {split!r}")
+            raise DamagedError(f"{path}: no such folder; the dataset has no split {split!r}")
         check_format(path.parent)
         about, spec = read_metadata(path / "dataset.json")
+        check_splits_agree(path, spec)
         sets = {name: load_set(path, name, spec) for name in about["sets"]}
         dataset = cls(path, spec, sets)
         if about["total_groups"] != dataset.total_groups:
-            raise DataError(
-                f"{path / 'dataset.json'}: total_groups is {about['total_groups']}, "
+            raise DamagedError(
+                f"{path / 'dataset.json'}: total_groups is {shown(about['total_groups'])}, "
                 f"the arrays hold {dataset.total_groups}; build the dataset again"
             )
+        mapped = [path / f"{name}__{part}.npy" for name in sets for part in ("inputs", "labels")]
+        dataset._mapped = [MappedFiles(path.parent, split, mapped)]
+        check_manifest(path.parent, split)
         return dataset
 
     # Differs from reference: there the identifiers of several datasets collide, and their sets
@@ -139,9 +146,12 @@ class PuzzleDataset:
                 source = part.source(name)
                 sources[whole] = source._replace(name=whole, first_identifier=total - 1)
             total += part.spec.num_puzzle_identifiers - 1
+            if total > MOST_SIZE:
+                raise DataError(f"{part.path}: with it there are {total:,} puzzle identifiers")
         spec = replace(first.spec, num_puzzle_identifiers=total)
         dataset = cls(first.path, spec, sets, sources)
         dataset.name = ", ".join(str(part.path) for part in parts)
+        dataset._mapped = [files for part in parts for files in part._mapped]
         return dataset
 
     def source(self, name: str) -> SetSource:
@@ -152,12 +162,22 @@ class PuzzleDataset:
         """
         return self._sources[name]
 
+    def check_mapped(self) -> None:
+        """See that no file of the dataset has been changed since it was opened.
+
+        Raises:
+            DataError: naming the file.
+        """
+        for files in self._mapped:
+            files.check()
+
     def example(self, index: int) -> Tuple[np.ndarray, np.ndarray]:
         """Return the (S,) inputs and labels of one example, counted over all sets.
 
         Raises:
             IndexError: if there is no such example.
         """
+        self.check_mapped()
         for data in self.arrays.values():
             if 0 <= index < len(data.inputs):
                 return np.array(data.inputs[index]), np.array(data.labels[index])
@@ -204,7 +224,9 @@ class PuzzleDataset:
         ):
             if number < first:
                 continue
+            self.check_mapped()
             inputs, labels = pool.examples(rows)
+            self.check_mapped()
             if augment is not None:
                 stream = np.random.Philox(
                     np.random.SeedSequence([_AUGMENT_STREAM, seed, iteration, number])
@@ -244,9 +266,11 @@ class PuzzleDataset:
             for at in range(0, len(mine), batch_size):
                 rows = mine[at : at + batch_size]
                 puzzles = np.searchsorted(data.puzzle_indices, rows, side="right") - 1
+                self.check_mapped()
                 batch = self._collate(
                     data.inputs[rows], data.labels[rows], data.puzzle_identifiers[puzzles]
                 )
+                self.check_mapped()
                 batch["places"] = rows
                 yield name, self._pad(batch, batch_size), len(rows)
             start = stop
@@ -353,16 +377,6 @@ def _check_alike(first: PuzzleDataset, other: PuzzleDataset) -> None:
             f"{other.path}: blank_identifier_id is {other.spec.blank_identifier_id}; "
             "only datasets where it is 0 can be mixed"
         )
-    for split in SPLITS:  # both splits must be numbered on alike
-        beside = other.path.parent / split / "dataset.json"
-        have = other.spec.num_puzzle_identifiers
-        if beside.is_file():
-            want = read_metadata(beside)[1].num_puzzle_identifiers
-            if have != want:
-                raise DataError(
-                    f"{other.path}: num_puzzle_identifiers is {have}, in {split} it is {want}; "
-                    "build the dataset again"
-                )
 
 
 def _joined(boundaries: List[np.ndarray]) -> np.ndarray:

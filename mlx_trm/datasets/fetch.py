@@ -10,6 +10,7 @@ import logging
 import os
 import shutil
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Dict, Iterator, List, NamedTuple, Optional, Tuple
 
@@ -26,6 +27,7 @@ from mlx_trm.datasets.sources import (
     find_source,
     read_record,
 )
+from mlx_trm.datasets.watching import hash_blob, watch
 from mlx_trm.errors import ConfigError, DataError
 from mlx_trm.system.files import cache_folder, hash_file, write_json
 
@@ -208,17 +210,17 @@ def _download(
     LOG.info("  from     %s, %s", source.repository, source.revision)
     LOG.info("  licence  %s: %s", source.licence, source.page)
     LOG.info("  into     %s", place)
-    partial = place / PARTIAL
-    partial.mkdir(exist_ok=True)
+    folder = place / PARTIAL
+    folder.mkdir(exist_ok=True)
     if source.base_url is not None:
         _download_plain(job, files)
     else:
         # All files of a set come from one commit: that of those that are there, or the newest.
         commit = _download_hub(job, files, commit or source.revision, digests)
-    found = {file.target: _facts(partial / file.target) for file in files}
+    found = {file.target: _facts(folder / file.target) for file in files}
     for name in found:
-        os.replace(partial / name, place / name)
-    shutil.rmtree(partial)
+        os.replace(folder / name, place / name)
+    shutil.rmtree(folder)
     return found, commit
 
 
@@ -241,8 +243,9 @@ def _download_plain(job: _Job, files: List[RemoteFile]) -> None:
         # Compressed on its way, a file would have another size than the bar is told.
         headers = {"Accept-Encoding": "identity"}
         downloader = pooch.HTTPDownloader(bar, 1 << 16, timeout=job.timeout, headers=headers)
+        work = partial(keeper.fetch, file.target, downloader=downloader)
         with bar, _one_line(job, file):
-            keeper.fetch(file.target, downloader=downloader)
+            watch(work, job.place / PARTIAL, file.size)
 
 
 def _download_hub(
@@ -261,32 +264,39 @@ def _download_hub(
     """
     import huggingface_hub
 
-    repository, partial = job.source.repository, job.place / PARTIAL
+    repository, folder = job.source.repository, job.place / PARTIAL
     # Read here, for the library reads it only once, when it is first imported.
     api = huggingface_hub.HfApi(endpoint=os.environ.get("HF_ENDPOINT") or None)
     with _one_line(job, files[0]):
         about = api.dataset_info(
             repository, revision=revision, files_metadata=True, timeout=job.timeout
         )
-    promised = {each.rfilename: each.lfs.sha256 for each in about.siblings or [] if each.lfs}
+    siblings = {each.rfilename: each for each in about.siblings or []}
+    promised = {name: each.lfs.sha256 for name, each in siblings.items() if each.lfs}
     for file in files:
+        work = partial(
+            api.hf_hub_download,
+            repository,
+            file.path,
+            repo_type="dataset",
+            revision=about.sha or revision,
+            local_dir=folder,
+            etag_timeout=job.timeout,
+        )
+        said = siblings.get(file.path)
         with _one_line(job, file), _hub_bars(job.progress):
-            api.hf_hub_download(
-                repository,
-                file.path,
-                repo_type="dataset",
-                revision=about.sha or revision,
-                local_dir=partial,
-                etag_timeout=job.timeout,
-            )
-        sha256 = hash_file(partial / file.target)
+            watch(work, folder, said.size if said is not None else None)
+        sha256 = hash_file(folder / file.target)
         expected = known.get(file.target) or promised.get(file.path)
-        if expected not in (None, sha256):
+        blob = said.blob_id if expected is None and said is not None else None
+        # A small file has no SHA-256 there, but git's name: parts of two versions have neither.
+        if expected not in (None, sha256) or blob not in (None, hash_blob(folder / file.target)):
             # Left there, it would count as downloaded the next time.
-            shutil.rmtree(partial)
+            shutil.rmtree(folder)
             raise DataError(
                 f"{job.source.url(file)}: what came is not what is expected (SHA-256 {sha256}, "
-                f"expected {expected}); it is not kept; --force takes a set that has changed"
+                f"expected {expected or blob}); it is not kept; "
+                "--force takes a set that has changed"
             )
     return about.sha
 

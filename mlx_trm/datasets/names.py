@@ -7,13 +7,15 @@ its meaning when a dataset is built again, with other tasks or in another order.
 
 import gzip
 import json
-import zlib
 from collections import Counter
 from pathlib import Path
 from typing import Dict, List, Optional, Sequence, Set, Tuple
 
 from mlx_trm.datasets.dataset import PuzzleDataset
+from mlx_trm.datasets.reading import read_metadata
 from mlx_trm.datasets.writing import BLANK_NAME, IDENTIFIERS
+from mlx_trm.errors import DamagedError, describe_error
+from mlx_trm.system.bounded import MOST_TEXT, parse_json, unpack_gzip
 from mlx_trm.system.files import read_json
 
 # What helps where a built dataset's names or places are damaged.
@@ -26,7 +28,26 @@ def load_names(folder: Path) -> List[str]:
     Raises:
         DataError: if they cannot be read.
     """
-    names: List[str] = read_json(folder / IDENTIFIERS, list, NAMES_ADVICE)
+    path = folder / IDENTIFIERS
+    names: List[str] = read_json(path, list, NAMES_ADVICE)
+    if not names or not all(isinstance(name, str) for name in names):
+        raise DamagedError(f"{path}: is not a list of names{NAMES_ADVICE}")
+    return names
+
+
+def load_all_names(folder: Path, split: str) -> List[str]:
+    """Read the names of a built dataset that says how many there are.
+
+    Raises:
+        DataError: if they cannot be read, or are more or fewer.
+    """
+    names = load_names(folder)
+    count = read_metadata(folder / split / "dataset.json")[1].num_puzzle_identifiers
+    if len(names) != count:
+        raise DamagedError(
+            f"{folder / IDENTIFIERS}: has {len(names):,} names, the dataset has {count:,} "
+            "identifiers; build the dataset again"
+        )
     return names
 
 
@@ -37,7 +58,7 @@ def row_names(dataset: PuzzleDataset) -> Optional[List[str]]:
         dataset: of one folder, or of several, whose identifiers are numbered on.
 
     Returns:
-        N names, the blank one first; None where a folder does not have them all.
+        N names, the blank one first; None where a folder has none.
 
     Raises:
         DataError: if a file with names is damaged.
@@ -53,7 +74,7 @@ def row_names(dataset: PuzzleDataset) -> Optional[List[str]]:
             continue  # of a task without names; what is missing is seen below
         if source.first_identifier != len(names) - 1:
             return None
-        names += map(str, load_names(source.folder)[1:])
+        names += load_all_names(source.folder, source.split)[1:]
     return names if len(names) == dataset.spec.num_puzzle_identifiers else None
 
 
@@ -78,9 +99,9 @@ def unpack_names(packed: bytes) -> List[str]:
         ValueError: if it is something else.
     """
     try:
-        names = json.loads(gzip.decompress(packed).decode("utf-8"))
-    except (OSError, EOFError, zlib.error, RecursionError) as error:
-        raise ValueError(f"no packed names ({error})") from error
+        names = parse_json(unpack_gzip(packed, MOST_TEXT))
+    except ValueError as error:
+        raise ValueError(f"no packed names ({describe_error(error)})") from error
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise ValueError("no list of names")
     return names

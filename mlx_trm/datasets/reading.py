@@ -3,19 +3,23 @@
 Reference: puzzle_dataset.py ``_load_metadata``, ``_lazy_load_dataset``.
 """
 
+from dataclasses import fields
 from pathlib import Path
-from typing import Any, Dict, NamedTuple, Tuple
+from typing import Any, Dict, Iterable, Iterator, NamedTuple, Tuple
 
 import numpy as np
 
 from mlx_trm.config.sections import TaskSpec
-from mlx_trm.datasets.writing import FORMAT_VERSION, MARKER
-from mlx_trm.errors import DataError
+from mlx_trm.datasets.arrays import ADVICE, open_array
+from mlx_trm.datasets.writing import FORMAT_VERSION, MARKER, SPLITS
+from mlx_trm.errors import DamagedError, DataError, shown
 from mlx_trm.system.files import read_json
 
 # What is larger is not read through when it is opened: that would take seconds and fill the memory.
 SCANNED_BYTES = 1 << 28
 _BLOCK_BYTES = 1 << 18
+# Of dataset.json and build.json; a folder of a thousand tasks has 100,000.
+_MOST_ABOUT = 1 << 24
 
 
 class SetArrays(NamedTuple):
@@ -38,20 +42,22 @@ class SetArrays(NamedTuple):
 
 def read_metadata(path: Path) -> Tuple[Dict[str, Any], TaskSpec]:
     """Read and check ``dataset.json``."""
-    about: Dict[str, Any] = read_json(path, dict, "; build the dataset again")
+    about: Dict[str, Any] = read_json(path, dict, ADVICE, _MOST_ABOUT)
     try:
         spec = TaskSpec.read(about)
     except ValueError as error:
-        raise DataError(f"{path}: {error}") from error
+        raise DamagedError(f"{path}: {error}") from error
     groups = about.get("total_groups")
     if not isinstance(groups, int) or isinstance(groups, bool) or groups < 1:
-        raise DataError(f"{path}: total_groups must be a whole number from 1 up, not {groups!r}")
+        raise DamagedError(
+            f"{path}: total_groups must be a whole number from 1 up, not {shown(groups)}"
+        )
     sets = about.get("sets")
     plain = isinstance(sets, list) and all(
         isinstance(name, str) and name and not set(name) & set("/\\\0") for name in sets
     )
     if not plain or not sets or len(set(sets)) != len(sets):
-        raise DataError(f"{path}: sets must be a list of different names, not {sets!r}")
+        raise DamagedError(f"{path}: sets must be a list of different names, not {shown(sets)}")
     return about, spec
 
 
@@ -62,26 +68,54 @@ def check_format(folder: Path) -> None:
         folder: of the dataset. Without ``build.json`` it is the reference's own format.
 
     Raises:
-        DataError: if it is another format, or ``build.json`` is damaged.
+        DataError: if it is another format, or ``build.json`` is damaged or cannot be read.
     """
     path = folder / MARKER
     if not path.exists():
         return
-    about = read_json(path, dict, "; build the dataset again")
+    about = read_json(path, dict, ADVICE, _MOST_ABOUT)
     version = about.get("format", FORMAT_VERSION)
     if version != FORMAT_VERSION:
-        raise DataError(
-            f"{path}: was built by another version of mlx_trm (format {version!r}, this one reads "
-            f"{FORMAT_VERSION}); build the dataset again"
+        raise DamagedError(
+            f"{path}: was built by another version of mlx_trm (format {shown(version)}, this one "
+            f"reads {FORMAT_VERSION}){ADVICE}"
         )
 
 
+def check_splits_agree(path: Path, spec: TaskSpec) -> None:
+    """Refuse a split whose dimensions or numbers are not those of the split beside it.
+
+    A model of the one is trained for, or asked about, the other: rows of its table that are not
+    there would be read.
+
+    Raises:
+        DamagedError: naming what differs.
+    """
+    for split in SPLITS:
+        beside = path.parent / split / "dataset.json"
+        if split == path.name or not beside.is_file():
+            continue
+        other = read_metadata(beside)[1]
+        for field in fields(spec):
+            have, want = getattr(spec, field.name), getattr(other, field.name)
+            if have != want:
+                raise DamagedError(
+                    f"{path}: {field.name} is {have}, in {split} it is {want}; "
+                    "build the dataset again"
+                )
+
+
 def load_set(folder: Path, name: str, spec: TaskSpec) -> SetArrays:
-    """Open and check the arrays of one set."""
+    """Open and check the arrays of one set.
+
+    Raises:
+        DamagedError: if one is missing, or is not what it should be.
+        DataError: if one cannot be read.
+    """
     files = {field: folder / f"{name}__{field}.npy" for field in SetArrays._fields}
     data = SetArrays(
         **{
-            field: _load_array(path, 2 if field in ("inputs", "labels") else 1)
+            field: open_array(path, 2 if field in ("inputs", "labels") else 1)
             for field, path in files.items()
         }
     )
@@ -92,9 +126,12 @@ def load_set(folder: Path, name: str, spec: TaskSpec) -> SetArrays:
         _refuse(files["labels"], f"shape {data.labels.shape}, the inputs have {data.inputs.shape}")
     for field in ("inputs", "labels"):
         _check_range(files[field], getattr(data, field), "token", spec.vocab_size)
+    if spec.ignore_label_id is not None:
+        _check_scored(files["labels"], data.labels, spec.ignore_label_id)
     for field, total in (("puzzle_indices", rows), ("group_indices", len(data.puzzle_identifiers))):
         edges = getattr(data, field)
-        if len(edges) < 2 or edges[0] != 0 or edges[-1] != total or (np.diff(edges) < 1).any():
+        # Numbers without a sign fall without getting negative.
+        if len(edges) < 2 or edges[0] != 0 or edges[-1] != total or (edges[1:] <= edges[:-1]).any():
             _refuse(files[field], f"must rise from 0 to {total}")
     if len(data.puzzle_indices) != len(data.puzzle_identifiers) + 1:
         _refuse(
@@ -111,23 +148,6 @@ def load_set(folder: Path, name: str, spec: TaskSpec) -> SetArrays:
     return data
 
 
-def _load_array(path: Path, dimensions: int) -> np.ndarray:
-    """Open an integer array; (E, S) ones are mapped, not read."""
-    try:
-        array = np.load(path, mmap_mode="r" if dimensions == 2 else None, allow_pickle=False)
-    except FileNotFoundError as error:
-        raise DataError(f"{path}: no such file; build the dataset again") from error
-    except (OSError, ValueError, EOFError) as error:
-        raise DataError(f"{path}: is damaged ({error}); build the dataset again") from error
-    if (
-        not isinstance(array, np.ndarray)
-        or array.ndim != dimensions
-        or array.dtype.kind not in "iu"
-    ):
-        _refuse(path, f"is not an array of whole numbers with {dimensions} dimensions")
-    return array
-
-
 def _check_range(path: Path, values: np.ndarray, what: str, limit: int) -> None:
     """Refuse numbers that are not 0 to ``limit`` - 1; of large files a sample is looked at."""
     if not values.size:
@@ -138,20 +158,35 @@ def _check_range(path: Path, values: np.ndarray, what: str, limit: int) -> None:
     blocks = -(-values.nbytes // _BLOCK_BYTES)
     # Batches are checked again when they are taken.
     looked_at = np.linspace(0, blocks - 1, min(blocks, SCANNED_BYTES // _BLOCK_BYTES), dtype=int)
-    # Read, not mapped: what is mapped counts as this process's memory.
-    with open(path, "rb") as file:
-        for block in looked_at.tolist():
-            file.seek(values.offset + block * _BLOCK_BYTES)
-            left = values.nbytes - block * _BLOCK_BYTES
-            part = np.frombuffer(file.read(min(_BLOCK_BYTES, left)), dtype=values.dtype)
-            check_values(path, part, what, limit)
+    for part in _read_blocks(path, values, looked_at.tolist()):
+        check_values(path, part, what, limit)
+
+
+def _check_scored(path: Path, labels: np.ndarray, ignored: int) -> None:
+    """Refuse labels none of which is scored: nothing could be learnt, and no share be right."""
+    if isinstance(labels, np.memmap) and labels.nbytes <= SCANNED_BYTES:
+        parts = _read_blocks(path, labels, range(-(-labels.nbytes // _BLOCK_BYTES)))
+        if not any((part != ignored).any() for part in parts):  # the first one has some
+            _refuse(path, f"every label is {ignored}, which means not scored")
+
+
+def _read_blocks(path: Path, values: np.memmap, blocks: Iterable[int]) -> Iterator[np.ndarray]:
+    """Read blocks of a mapped file. What is mapped would count as this process's memory."""
+    try:
+        with open(path, "rb") as file:
+            for block in blocks:
+                file.seek(values.offset + block * _BLOCK_BYTES)
+                left = values.nbytes - block * _BLOCK_BYTES
+                yield np.frombuffer(file.read(min(_BLOCK_BYTES, left)), dtype=values.dtype)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
 
 
 def check_values(path: Path, values: np.ndarray, what: str, limit: int) -> None:
     """Refuse numbers that are not 0 to ``limit`` - 1.
 
     Raises:
-        DataError: naming the file and the number.
+        DamagedError: naming the file and the number.
     """
     low, high = int(values.min()), int(values.max())
     if low < 0 or high >= limit:
@@ -159,4 +194,4 @@ def check_values(path: Path, values: np.ndarray, what: str, limit: int) -> None:
 
 
 def _refuse(path: Path, problem: str) -> None:
-    raise DataError(f"{path}: {problem}; build the dataset again")
+    raise DamagedError(f"{path}: {problem}{ADVICE}")

@@ -5,17 +5,19 @@ ARC sets share a place, so that one prefix finds all of them. A file ``fetched.j
 records what was fetched: the commit, and every file's size and SHA-256.
 """
 
-import json
 from pathlib import Path
 from typing import Any, Dict, NamedTuple, Optional, Tuple
 
 from mlx_trm.errors import DataError, did_you_mean
+from mlx_trm.system.bounded import read_object
 from mlx_trm.system.files import cache_folder
 
 # The puzzles that come with the package.
 SAMPLES = Path(__file__).resolve().parents[1] / "samples"
 RECORD = "fetched.json"
 RECORD_FORMAT = 1
+# Bytes of a record; those of all sets take 3,000.
+_MOST_RECORD = 1 << 20
 
 # Size in bytes and SHA-256 of files, by their names in a place.
 Files = Dict[str, Tuple[int, str]]
@@ -225,7 +227,7 @@ def read_record(place: Path) -> Dict[str, Entry]:
     """
     path = place / RECORD
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_object(path, _MOST_RECORD)
         if content["format"] != RECORD_FORMAT:
             raise ValueError("another format")
         return {name: _entry(about) for name, about in content["sets"].items()}

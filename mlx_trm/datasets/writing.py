@@ -8,10 +8,10 @@ Reference: dataset/common.py ``PuzzleDatasetMetadata``; dataset/build_*_dataset.
 """
 
 import os
+import re
 import shutil
 import tempfile
-import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import (
@@ -32,7 +32,7 @@ import numpy as np
 
 from mlx_trm.config.sections import TaskSpec
 from mlx_trm.errors import DataError
-from mlx_trm.system.files import write_json, write_text
+from mlx_trm.system.files import flush, is_abandoned, owner_name, write_json, write_text
 
 FORMAT_VERSION = 1
 MARKER = "build.json"
@@ -44,7 +44,8 @@ BLANK_NAME = "<blank>"
 ARRAYS = ("inputs", "labels", "puzzle_identifiers", "puzzle_indices", "group_indices")
 
 _HEADER_BYTES = 128
-_LEFTOVER_SECONDS = 86400
+# The temporary folder of a build. Those of earlier versions do not name their process.
+_BUILDING = re.compile(r"\.(?P<name>.+?)(\.(?P<owner>\d+-[0-9a-f]{8}))?\.[a-z0-9_]+")
 
 
 class Puzzle(NamedTuple):
@@ -100,13 +101,15 @@ def whole_folder(target: Path, keep_existing: bool = False) -> Iterator[Path]:
     temporary: Optional[Path] = None
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        if keep_existing:
-            _remove_leftovers(target.parent)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+        _remove_leftovers(target.parent, None if keep_existing else target.name)
+        prefix = f".{target.name}.{owner_name()}."
+        temporary = Path(tempfile.mkdtemp(prefix=prefix, dir=target.parent))
         # mkdtemp is for secrets; a dataset has the rights that any new folder has.
         content = temporary / "new"
         content.mkdir()
         yield content
+        for path in (*content.rglob("*"), content):
+            flush(path)
         if keep_existing and target.is_dir():
             return
         if target.exists():
@@ -119,6 +122,7 @@ def whole_folder(target: Path, keep_existing: bool = False) -> Iterator[Path]:
             if (temporary / "old").exists():
                 os.rename(temporary / "old", target)
             raise
+        flush(target.parent)
     except OSError as error:
         advice = "; MLX_TRM_CACHE can name another folder" if keep_existing else ""
         raise DataError(
@@ -129,11 +133,33 @@ def whole_folder(target: Path, keep_existing: bool = False) -> Iterator[Path]:
             shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _remove_leftovers(cache: Path) -> None:
-    """Remove what builds left in the cache that were killed more than a day ago."""
-    for path in cache.glob(".*"):
-        if (path / "new").is_dir() and time.time() - path.stat().st_mtime > _LEFTOVER_SECONDS:
-            shutil.rmtree(path, ignore_errors=True)
+def _remove_leftovers(parent: Path, name: Optional[str] = None) -> None:
+    """Remove what builds left that were killed; what one of them was replacing is put back.
+
+    Args:
+        parent: the folder they built into.
+        name: only those of the dataset of this name; None: of all, in the cache.
+
+    Raises:
+        OSError: if the folder cannot be read.
+    """
+    for path in list(parent.glob(".*.*")):
+        found = _BUILDING.fullmatch(path.name)
+        if found is None or name not in (None, found["name"]) or not path.is_dir():
+            continue
+        inside = set(os.listdir(path))
+        if not inside <= {"new", "old"} or not is_abandoned(path, found["owner"] or "0"):
+            continue
+        if "old" in inside and not (parent / found["name"]).exists():
+            os.rename(path / "old", parent / found["name"])
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def is_built(folder: Path) -> bool:
+    """Say whether a dataset is in the cache; what builds left beside it that were killed goes."""
+    with suppress(OSError):  # a cache that can only be read, or is not there yet
+        _remove_leftovers(folder.parent)
+    return (folder / MARKER).is_file()
 
 
 def check_replaceable(target: Path) -> None:

@@ -1,7 +1,6 @@
 """Predictions of an evaluation in a file, one puzzle a line, and two such files compared."""
 
 import csv
-import json
 import math
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,8 +8,9 @@ from typing import Any, Callable, Dict, Iterable, Iterator, NamedTuple, Optional
 
 import numpy as np
 
-from mlx_trm.errors import ConfigError, DataError
+from mlx_trm.errors import ConfigError, DataError, describe_error, shown
 from mlx_trm.inference.search import Result
+from mlx_trm.system.bounded import parse_json
 from mlx_trm.system.files import json_text, replace_file
 from mlx_trm.tasks import Task
 
@@ -149,7 +149,7 @@ def read_predictions(path: Path) -> Dict[str, Optional[bool]]:
     try:
         with open(path, encoding="utf-8", newline="") as file:
             table = path.suffix.lower() == ".csv"
-            rows: Iterable[Any] = csv.DictReader(file) if table else map(json.loads, file)
+            rows: Iterable[Any] = csv.DictReader(file) if table else map(parse_json, file)
             for number, row in enumerate(rows, 1):
                 problem = not isinstance(row, dict) or not {"puzzle", "correct"} <= set(row)
                 if problem or not isinstance(row["puzzle"], str):
@@ -158,7 +158,7 @@ def read_predictions(path: Path) -> Dict[str, Optional[bool]]:
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
     except (ValueError, csv.Error) as error:
-        raise DataError(f"{path}: is no file of predictions: {error}") from error
+        raise DataError(f"{path}: is no file of predictions: {describe_error(error)}") from error
     return found
 
 
@@ -169,4 +169,4 @@ def _truth(value: Any) -> Optional[bool]:
         return value
     if value in ("true", "false"):
         return bool(value == "true")
-    raise ValueError(f"correct is {value!r}, not true or false")
+    raise ValueError(f"correct is {shown(repr(value))}, not true or false")

@@ -23,6 +23,7 @@ from mlx_trm.models.carry import (
     Batch,
     Carry,
     Outputs,
+    check_batch,
     draw_normal,
     empty_carry,
     halt,
@@ -299,7 +300,12 @@ class RecursiveModel(nn.Module):  # pylint: disable=too-many-public-methods
 
         Returns:
             The new carry and the step's outputs.
+
+        Raises:
+            ValueError: if the batch has a token or an identifier that the model does not know; a
+                step inside ``mx.compile`` cannot look, and what it gives is then undefined.
         """
+        check_batch(batch, self.spec, self.config.puzzle_emb_ndim > 0)
         carry = self.begin(carry, batch)
         return self.step(carry, self.puzzle_rows(carry), min_steps)
 

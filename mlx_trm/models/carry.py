@@ -39,6 +39,32 @@ class Batch(NamedTuple):
     puzzle_identifiers: mx.array
 
 
+def check_batch(batch: Batch, spec: TaskSpec, has_table: bool) -> None:
+    """Refuse a batch whose numbers are not the model's: MLX would read memory that is not its own.
+
+    Args:
+        batch: read on the host, unless it is being traced.
+        spec: the model's dimensions.
+        has_table: whether it has a puzzle table, of which identifiers are rows.
+
+    Raises:
+        ValueError: naming the array and the number.
+    """
+    try:
+        inputs, labels, identifiers = (np.array(part) for part in batch)
+    except (RuntimeError, ValueError):  # inside mx.compile there are no numbers to look at
+        return
+    rows = spec.num_puzzle_identifiers if has_table else np.iinfo(np.int32).max
+    for name, values, limit in (
+        ("inputs", inputs, spec.vocab_size),
+        ("labels", labels[labels != IGNORE_LABEL_ID], spec.vocab_size),
+        ("puzzle_identifiers", identifiers, rows),
+    ):
+        bad = values[(values < 0) | (values >= limit)]
+        if bad.size:
+            raise ValueError(f"batch.{name} has {bad[0]}, the model knows 0 to {limit - 1}")
+
+
 class Outputs(NamedTuple):
     """What one supervision step says.
 

@@ -20,6 +20,7 @@ from mlx.nn.utils import checkpoint
 from mlx_trm.config.sections import ModelConfig, TaskSpec
 from mlx_trm.models.base import RecursiveModel, embed_inputs, named_arrays
 from mlx_trm.models.carry import Outputs
+from mlx_trm.models.sizes import check_latent, find_too_many_blocks
 from mlx_trm.nn import fused
 from mlx_trm.nn.functional import CosSin, rms_norm, rope_tables
 from mlx_trm.nn.init import KeySequence, trunc_normal
@@ -67,7 +68,7 @@ class NetworkConfig(ModelConfig):
 
     def problems(self) -> List[str]:
         """Find settings that do not fit together."""
-        found = []
+        found = find_too_many_blocks(self)
         if self.register_tokens and self.puzzle_ndim:
             found.append(
                 "register_tokens: are in the place of the puzzle vector; set puzzle_emb_ndim to 0, "
@@ -206,6 +207,7 @@ class Network(RecursiveModel):  # pylint: disable=abstract-method
         """
         super().__init__(fill_puzzle_ndim(config), spec, config.positions)
         size, length = config.hidden_size, self.positions + spec.seq_len
+        check_latent(length, size)
         std = 1.0 / math.sqrt(size)
         self.embed_tokens = CastedEmbedding(spec.vocab_size, size, std, keys)
         self.lm_head = CastedLinear(size, spec.vocab_size, bias=config.head_bias, keys=keys)

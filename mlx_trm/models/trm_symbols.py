@@ -14,7 +14,7 @@ Shape letters: n symbols, C = symbol_size, R registers; the others are those of 
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Optional, Set, Tuple
+from typing import List, Optional, Set, Tuple
 
 import mlx.core as mx
 from mlx import nn
@@ -24,6 +24,7 @@ from mlx_trm.errors import ConfigError
 from mlx_trm.models.base import RecursiveModel, named_arrays, register_model
 from mlx_trm.models.carry import Carry, Outputs
 from mlx_trm.models.network import ReasoningModule
+from mlx_trm.models.sizes import find_too_many_blocks
 from mlx_trm.nn import fused
 from mlx_trm.nn.functional import CosSin, rms_norm, scaled
 from mlx_trm.nn.gating import gated_norm
@@ -65,6 +66,10 @@ class TRMSymbolsConfig(ModelConfig):
     """Dtype of activations; auto is bfloat16 on a GPU and float32 on the CPU."""
     rms_norm_eps: float = field(default=1e-5, metadata={"above": 0})
     """Added to the mean square in every RMS norm."""
+
+    def problems(self) -> List[str]:
+        """Find settings that do not fit together."""
+        return find_too_many_blocks(self)
 
     @property
     def puzzle_emb_ndim(self) -> int:

@@ -5,16 +5,15 @@ to the newest; ``best`` is a link to the one with the best evaluation. A checkpo
 ``model.safetensors`` (the raw weights, the puzzle table and the initial states),
 ``ema.safetensors`` where an average is kept, ``optimizer.safetensors`` and ``carry.safetensors``
 to go on from, ``identifiers.json.gz`` where the puzzle table's rows have names
-(:mod:`mlx_trm.datasets.names`), ``config.yaml``, and ``state.json`` with the step, the task's
-dimensions, where in the data and the log the run is, and the SHA-256 of each file. It is written to
-a temporary folder, flushed to the disk and renamed, so a killed run leaves no half a checkpoint.
+(:mod:`mlx_trm.datasets.names`), ``config.yaml``, and ``state.json`` (:mod:`mlx_trm.runs.state`). It
+is written to a temporary folder, flushed to the disk and renamed, so a killed run leaves no half a
+checkpoint. Where there are no links, ``latest`` and ``best`` are text files that name the folder.
 There is no random state: every draw follows from the seed and the step.
 
 Differs from reference: there a checkpoint is one torch pickle of the weights, and with EMA on of
 the EMA weights only.
 """
 
-import json
 import os
 import shutil
 from dataclasses import asdict, dataclass
@@ -41,9 +40,10 @@ from mlx_trm.runs.layout import (
     find_checkpoint,
     list_checkpoints,
 )
-from mlx_trm.runs.weights import load_weights, read_safetensors
+from mlx_trm.runs.state import read_state, write_state
+from mlx_trm.runs.weights import check_finite, load_weights, read_safetensors
 from mlx_trm.system.environment import reserve_descriptors
-from mlx_trm.system.files import flush, hash_file, point_link, write_json
+from mlx_trm.system.files import flush, hash_file, owner_name, point_link
 
 
 class TrainingState(NamedTuple):
@@ -109,8 +109,8 @@ def save_checkpoint(
     """
     run = Path(run_dir)
     target = run / f"step_{step}"
-    temporary = run / f".step_{step}.tmp-{os.getpid()}"
-    aside = run / f".step_{step}.old-{os.getpid()}"
+    temporary = run / f".step_{step}.tmp-{owner_name()}"
+    aside = run / f".step_{step}.old-{owner_name()}"
     reserve_descriptors()
     try:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -131,7 +131,7 @@ def save_checkpoint(
             "progress": None if training is None else training.progress,
             "sha256": {path.name: hash_file(path) for path in sorted(temporary.iterdir())},
         }
-        write_json(temporary / STATE, state)
+        write_state(temporary, state)
         for path in temporary.iterdir():
             flush(path)
         flush(temporary)
@@ -174,10 +174,10 @@ def load_checkpoint(
     folder, state, averaged = open_checkpoint(path, weights)
     try:
         config = load_config(str(folder / CONFIG), allow_plugins=allow_plugins)
+        spec = TaskSpec.read(state["spec"])
+        model = build_model(config.model, spec, seed=config.seed)
     except ConfigError as error:
         raise CheckpointError(f"{folder}: its configuration cannot be used: {error}") from error
-    spec = TaskSpec.read(state["spec"])
-    model = build_model(config.model, spec, seed=config.seed)
     load_weights(model, read_arrays(folder / MODEL), str(folder / MODEL))
     if averaged:
         load_weights(model, read_arrays(folder / AVERAGE), str(folder / AVERAGE), partial=True)
@@ -207,7 +207,7 @@ def verify_checkpoint(folder: Path) -> Dict[str, Any]:
     Raises:
         CheckpointError: naming the file that is missing or damaged.
     """
-    state = _read_state(folder)
+    state = read_state(folder)
     for name, digest in state["sha256"].items():
         file = folder / name
         if not file.is_file():
@@ -250,42 +250,17 @@ def load_training_state(
     Raises:
         CheckpointError: if a file cannot be read, or the checkpoint was not made by training.
     """
-    state = _read_state(folder)
+    state = read_state(folder)
     if state.get("progress") is None or not {OPTIMIZER, CARRY} <= set(state["sha256"]):
         raise CheckpointError(
             f"{folder}: holds weights only and cannot be resumed; it can be evaluated"
         )
     load_weights(model, read_arrays(folder / MODEL), str(folder / MODEL))
     average = read_arrays(folder / AVERAGE) if AVERAGE in state["sha256"] else None
+    check_finite(average or {}, str(folder / AVERAGE))
     arrays = [read_arrays(folder / name) for name in (OPTIMIZER, CARRY)]
+    check_finite(arrays[0], str(folder / OPTIMIZER))
     return state["step"], average, TrainingState(arrays[0], arrays[1], state["progress"])
-
-
-def _read_state(folder: Path) -> Dict[str, Any]:
-    file = folder / STATE
-    try:
-        state = json.loads(file.read_text(encoding="utf-8"))
-        version = state["format"]
-        if version != FORMAT_VERSION:
-            raise CheckpointError(
-                f"{file}: format {version}, this version of mlx_trm reads {FORMAT_VERSION}; "
-                "use the version that wrote it"
-            )
-        step, files = state["step"], state["sha256"]
-        if not isinstance(step, int) or isinstance(step, bool) or step < 0:
-            raise TypeError("step must be a whole number from 0 up")
-        # What is there but not named would be passed over, or read unchecked.
-        optional = (AVERAGE, OPTIMIZER, CARRY, ROW_NAMES)
-        needed = [MODEL, CONFIG, *(name for name in optional if (folder / name).exists())]
-        if not isinstance(files, dict) or not files.keys() >= set(needed):
-            raise TypeError(f"sha256 must name {', '.join(needed)}")
-        TaskSpec.read(dict(state["spec"]))
-        return dict(state)
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise CheckpointError(
-            f"{file}: damaged or not a checkpoint's ({describe_error(error)}); "
-            "use another checkpoint"
-        ) from error
 
 
 def read_arrays(file: Path) -> Dict[str, mx.array]:

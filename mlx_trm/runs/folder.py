@@ -1,7 +1,9 @@
 """Run folders: chosen, made, locked, and what an evaluation keeps in them."""
 
+import errno
 import logging
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, List, Mapping, Optional, Tuple, Union
 
@@ -9,6 +11,7 @@ from mlx_trm.config.loading import save_config
 from mlx_trm.config.plugins import keep_copies
 from mlx_trm.config.sections import ExperimentConfig
 from mlx_trm.errors import CheckpointError, ConfigError
+from mlx_trm.runs.history import remove_leftovers
 from mlx_trm.runs.layout import CONFIG, METRICS, list_checkpoints
 from mlx_trm.system.files import write_text
 
@@ -16,7 +19,11 @@ LOG = logging.getLogger(__name__)
 
 
 class RunLock:
-    """Keeps a second process out of a run folder; the system frees it when the process ends."""
+    """Keeps a second process out of a run folder; the system frees it when the process ends.
+
+    Attributes:
+        held: whether it does: not every file system can lock.
+    """
 
     def __init__(self, run: Path) -> None:
         """Take the lock.
@@ -26,6 +33,7 @@ class RunLock:
             CheckpointError: if the file cannot be written.
         """
         self._file: Optional[IO[str]] = None
+        self.held = False
         path = run / ".lock"
         try:
             import fcntl
@@ -41,20 +49,31 @@ class RunLock:
             file.seek(0)
             holder = file.read().strip() or "another process"
             file.close()
+            # What else it may say (ENOTSUP, ENOLCK, ENOSYS) is that files cannot be locked here.
+            if error.errno not in (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES):
+                LOG.warning(
+                    "%s: cannot be locked on this file system (%s); going on without: see to it "
+                    "that no second process trains there",
+                    *(run, error.strerror or error),
+                )
+                return
             raise ConfigError(
                 f"run_dir: {run} is in use by {holder}; wait for it, or name another run_dir"
             ) from error
-        file.seek(0)
-        file.truncate()
-        file.write(f"process {os.getpid()}\n")
-        file.flush()
+        self.held = True
         self._file = file
+        with suppress(OSError):  # a full disk: the name of the holder is a courtesy
+            file.seek(0)
+            file.truncate()
+            file.write(f"process {os.getpid()}\n")
+            file.flush()
 
     def release(self) -> None:
         """Let others use the run folder."""
         if self._file is not None:
-            self._file.close()
-            self._file = None
+            with suppress(OSError):  # what could not be written before still cannot
+                self._file.close()
+            self._file, self.held = None, False
 
 
 def free_run_dir(stem: str, root: Union[str, Path] = "runs") -> Path:
@@ -140,6 +159,7 @@ def prepare_run_dir(config: ExperimentConfig, unsaved: bool = False) -> Tuple[Pa
                     continue
                 raise
             lock = RunLock(run)
+            remove_leftovers(run, lock.held)
             if unsaved and (run / METRICS).exists():
                 os.replace(run / METRICS, run / f"aside_{METRICS}")
                 LOG.warning(

@@ -2,7 +2,7 @@
 
 import re
 from pathlib import Path
-from typing import List, Tuple, Union
+from typing import List, Optional, Tuple, Union
 
 from mlx_trm.errors import CheckpointError
 
@@ -28,16 +28,19 @@ def find_checkpoint(path: Union[str, Path]) -> Path:
     """
     folder = Path(path)
     if folder.is_file():
-        raise CheckpointError(
-            f"{path}: is a file; name the run folder that holds config.yaml and the checkpoints"
-        )
+        pointed = follow_link(folder)
+        if pointed is None or not (pointed / STATE).is_file():
+            raise CheckpointError(
+                f"{path}: is a file; name the run folder that holds config.yaml and the checkpoints"
+            )
+        return pointed
     if not folder.is_dir():
         raise CheckpointError(f"{path}: no such run or checkpoint folder")
     if (folder / STATE).is_file():
         return folder
     whole = list_checkpoints(folder)
-    if (folder / LATEST / STATE).is_file():
-        latest = (folder / LATEST).resolve()
+    latest = follow_link(folder / LATEST)
+    if latest is not None and (latest / STATE).is_file():
         # A process killed after saving a checkpoint, before it moved the link, leaves it behind.
         return whole[-1] if latest.name in [path.name for path in whole[:-1]] else latest
     if not whole:
@@ -46,6 +49,24 @@ def find_checkpoint(path: Union[str, Path]) -> Path:
             "has its training reached an evaluation?"
         )
     return whole[-1]
+
+
+def follow_link(link: Path) -> Optional[Path]:
+    """Say which folder ``latest`` or ``best`` names, be it a link or the text file in its place.
+
+    Returns:
+        The folder, which need not be there; None where nothing is named.
+    """
+    if link.is_symlink():
+        return link.resolve()
+    if link.name not in (LATEST, BEST) or not link.is_file():
+        return None
+    try:
+        with open(link, "rb") as file:
+            found = re.fullmatch(rb"(step_\d{1,18})\s*", file.read(64))
+    except OSError:
+        return None
+    return None if found is None else link.parent / found[1].decode()
 
 
 def step_folders(run_dir: Union[str, Path]) -> List[Tuple[int, Path]]:

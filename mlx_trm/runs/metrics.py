@@ -8,7 +8,7 @@ from typing import Any, Callable, Dict, List, Mapping, Optional, TypedDict
 
 import mlx.core as mx
 
-from mlx_trm.errors import CheckpointError
+from mlx_trm.errors import CheckpointError, describe_error
 from mlx_trm.models.losses import Metrics, metric_values
 from mlx_trm.runs.reporters import Reporter
 from mlx_trm.system.files import flush, json_text, write_bytes
@@ -175,16 +175,52 @@ class MetricsLog:
         Raises:
             CheckpointError: if the file cannot be written.
         """
-        self.lines += 1
         for reporter in self.reporters:
             reporter.report(line)
-        if self.path is None:
-            return
         try:
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(json_text(line) + "\n")
+            if self.path is not None:
+                with self.path.open("a", encoding="utf-8") as file:
+                    file.write(json_text(line) + "\n")
         except OSError as error:
             raise CheckpointError(f"{self.path}: cannot be written ({error.strerror})") from error
+        self.lines += 1  # last: a checkpoint may never count a line that is not there
+
+
+def count_lines(path: Path) -> int:
+    """Count a log's whole lines, 0 where there is no log.
+
+    Raises:
+        CheckpointError: if it cannot be read.
+    """
+    try:
+        return path.read_bytes().count(b"\n") if path.exists() else 0
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({describe_error(error)})") from error
+
+
+def check_metrics(path: Path, lines: int) -> bool:
+    """See that a log holds what it held when a checkpoint was saved.
+
+    Args:
+        path: of the log.
+        lines: that were there then.
+
+    Returns:
+        Whether there is a log; without one a new one can be begun.
+
+    Raises:
+        CheckpointError: if it is shorter, or cannot be read.
+    """
+    found = count_lines(path)
+    if not path.exists():
+        return False
+    if found < lines:
+        raise CheckpointError(
+            f"{path}: has {found} lines, and the checkpoint was saved after {lines}; the log has "
+            "been cut: bring it back, go on from an older checkpoint, or move the log away to "
+            "begin a new one"
+        )
+    return True
 
 
 def rewind_metrics(path: Path, lines: int) -> None:
@@ -195,12 +231,13 @@ def rewind_metrics(path: Path, lines: int) -> None:
         lines: that were there when the checkpoint was saved.
 
     Raises:
-        CheckpointError: if the log cannot be read or written.
+        CheckpointError: if the log is shorter, or cannot be read or written.
     """
+    if not check_metrics(path, lines):
+        return
     try:
-        if path.exists():
-            content = path.read_bytes().split(b"\n")
-            kept = content[: min(lines, len(content) - 1)]  # what follows the last newline is cut
-            write_bytes(path, b"".join(line + b"\n" for line in kept))
+        content = path.read_bytes().split(b"\n")
+        if len(content) > lines + 1 or content[-1]:  # what follows the last newline is cut, too
+            write_bytes(path, b"".join(line + b"\n" for line in content[:lines]))
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be rewound ({error})") from error

@@ -21,6 +21,7 @@ class RunProgress:
         ended: why the run has ended before its last step; empty: it has not.
         data: describes the data sets, so that no others are taken.
         seconds: that it has taken so far, evaluations included, in all its stretches.
+        skipped_in_row: steps skipped since the last finite one.
     """
 
     iteration: int = 1
@@ -33,6 +34,7 @@ class RunProgress:
     ended: str = ""
     data: str = ""
     seconds: float = 0.0
+    skipped_in_row: int = 0
 
     @classmethod
     def read(cls, values: Any) -> "RunProgress":
@@ -45,8 +47,9 @@ class RunProgress:
             progress = cls(**values)
             log, best = progress.log, progress.best
             counts = [progress.iteration - 1, progress.batches, progress.without_better]
+            counts.append(progress.skipped_in_row)
             counts += [] if log is None else [log["steps"], log["lines"], log["step"]]
-            good = all(isinstance(count, int) and count >= 0 for count in counts)
+            good = all(isinstance(count, int) and 0 <= count < 2**63 for count in counts)
             good = good and isinstance(progress.evaluated, int) and progress.seconds >= 0
             if log is not None:
                 good = good and all(isinstance(v, float) for v in log["sums"].values())

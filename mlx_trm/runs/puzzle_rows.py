@@ -9,9 +9,10 @@ import numpy as np
 
 from mlx_trm.config.sections import NEW_ROWS
 from mlx_trm.datasets.names import row_names, unpack_names
-from mlx_trm.errors import CheckpointError
+from mlx_trm.errors import CheckpointError, describe_error
 from mlx_trm.models import RecursiveModel
 from mlx_trm.runs.layout import ROW_NAMES
+from mlx_trm.system.bounded import MOST_TEXT, read_bytes
 from mlx_trm.tasks import PuzzleDataset
 
 TABLE = "puzzle_emb.weights"
@@ -27,10 +28,10 @@ def read_row_names(folder: Path) -> Optional[List[str]]:
     if not file.exists():
         return None
     try:
-        return unpack_names(file.read_bytes())
+        return unpack_names(read_bytes(file, MOST_TEXT))
     except (OSError, ValueError) as error:
         raise CheckpointError(
-            f"{file}: cannot be read ({error}); use another checkpoint"
+            f"{file}: cannot be read ({describe_error(error)}); use another checkpoint"
         ) from error
 
 

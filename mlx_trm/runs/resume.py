@@ -3,6 +3,7 @@
 import logging
 import os
 import re
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Dict, Optional, Sequence, Union
@@ -18,20 +19,18 @@ from mlx_trm.config.plugins import import_named, keep_copies
 from mlx_trm.config.sections import ExperimentConfig
 from mlx_trm.errors import CheckpointError, ConfigError
 from mlx_trm.runs.checkpoint import newest_whole, verify_checkpoint
-from mlx_trm.runs.history import point_best, remove_leftovers
+from mlx_trm.runs.history import free_name, remove_leftovers, restore_replaced, set_links
 from mlx_trm.runs.layout import (
-    BEST,
     CONFIG,
-    LATEST,
     METRICS,
     STATE,
     find_checkpoint,
     list_checkpoints,
     step_folders,
 )
-from mlx_trm.runs.metrics import rewind_metrics
+from mlx_trm.runs.metrics import check_metrics, count_lines, rewind_metrics
 from mlx_trm.runs.progress import RunProgress
-from mlx_trm.system.files import point_link
+from mlx_trm.system.files import flush, write_bytes
 
 LOG = logging.getLogger(__name__)
 
@@ -67,6 +66,9 @@ def resumable_checkpoint(path: Union[str, Path], fall_back: bool = False) -> Pat
         CheckpointError: if there is none, or it is damaged; it names the newest whole one.
     """
     try:
+        with suppress(OSError):  # a folder that can only be read is read as it is
+            restore_replaced(Path(path))
+            restore_replaced(Path(path).parent)
         folder = find_checkpoint(path)
         if not re.fullmatch(r"step_\d+", folder.name):  # a link, or the working folder
             folder = folder.resolve()
@@ -146,35 +148,54 @@ def resumed_config(
     return replace(config, origin=own.stem)
 
 
-def prepare_resumed_run(
-    run: Path, checkpoint: Path, config: ExperimentConfig, progress: RunProgress
-) -> None:
-    """Make a run folder look as it did when a checkpoint of it was saved; the lock is held.
+def _log_is_kept(run: Path, lines: int) -> bool:
+    """Say whether a checkpoint that was put aside holds so many lines of the log already."""
+    return any(count_lines(path / METRICS) >= lines > 0 for path in run.glob("aside_step_*"))
 
-    Newer checkpoints, which can only be damaged or left aside on purpose, are renamed, and the
-    log's lines of later steps are taken out: they are about to be written again.
+
+def prepare_resumed_run(
+    run: Path,
+    checkpoint: Path,
+    config: ExperimentConfig,
+    progress: RunProgress,
+    owned: bool = True,
+) -> None:
+    """Make a run folder look as it did when a checkpoint of it was saved.
+
+    Newer checkpoints, which can only be damaged or left aside on purpose, are renamed, the newest
+    with a copy of the log in it. Only then the log's lines of later steps are taken out: they are
+    about to be written again. So wherever this is cut off, the log holds at least what each
+    checkpoint in place has counted.
+
+    Args:
+        run: the run folder.
+        checkpoint: that the run goes on from.
+        config: written into the folder.
+        progress: of the checkpoint. Where there is no log any more, it counts from 0 again.
+        owned: the run's lock is held.
 
     Raises:
-        CheckpointError: if the folder cannot be written.
+        CheckpointError: if the log is shorter than the checkpoint says, or the folder cannot be
+            written.
     """
-    rewind_metrics(run / METRICS, progress.log["lines"] if progress.log else 0)
+    log, lines = run / METRICS, progress.log["lines"] if progress.log else 0
+    there = check_metrics(log, lines)
+    if progress.log is not None and lines and not there:
+        LOG.warning("%s: there is no log any more, a new one is begun", log)
+        progress.log["lines"] = 0
     try:
-        remove_leftovers(run)
+        remove_leftovers(run, owned)
         last = int(checkpoint.name[len("step_") :])
-        for folder in (path for step, path in step_folders(run) if step > last):
-            aside = run / f"aside_{folder.name}"
-            number = 2
-            while aside.exists():
-                aside = run / f"aside_{folder.name}-{number}"
-                number += 1
+        newer = [folder for step, folder in step_folders(run) if step > last]
+        if newer and there and not _log_is_kept(run, count_lines(log)):
+            write_bytes(newer[-1] / METRICS, log.read_bytes())
+        for folder in reversed(newer):  # so that the best of those still in place is in place
+            aside = free_name(folder)
             LOG.warning("%s: newer than the checkpoint that is resumed, renamed %s", folder, aside)
             os.replace(folder, aside)
-        point_link(run / LATEST, checkpoint.name)
-        best = run / BEST
-        if best.is_symlink() and not best.exists():
-            best.unlink()
-            if (run / f"step_{progress.best_step}").is_dir():
-                point_best(run / f"step_{progress.best_step}")
+        set_links(run, checkpoint.name, progress.best_step)
+        flush(run)
+        rewind_metrics(log, progress.log["lines"] if progress.log else 0)
         save_config(config, run / CONFIG)
         keep_copies(config.plugins, run)
     except OSError as error:

@@ -30,6 +30,7 @@ from mlx_trm.runs.puzzle_rows import (
     reset_table,
     take_rows,
 )
+from mlx_trm.runs.weights import check_finite
 
 TAKEN, PARTLY, RESET, FRESH, LEFT = STATES = "taken", "partly", "reset", "fresh", "left"
 
@@ -108,6 +109,7 @@ def read_weights(path: Union[str, Path], weights: str = "ema") -> Weights:
     arrays = read_arrays(folder / MODEL)
     if averaged:
         arrays.update(read_arrays(folder / AVERAGE))
+    check_finite(arrays, str(folder))
     names, table = read_row_names(folder), arrays.get(TABLE)
     if table is None:
         return Weights(arrays, names, str(folder))

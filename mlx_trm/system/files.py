@@ -1,17 +1,28 @@
 """Files: where things are kept between runs, and how a file is written, hashed and read."""
 
+import errno
 import hashlib
 import json
 import math
 import os
+import platform
+import re
 import sys
-from contextlib import contextmanager
+import time
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Iterator, List, Optional, Sequence, Union
 
-from mlx_trm.errors import DataError
+from mlx_trm.errors import DamagedError, DataError, describe_error
+from mlx_trm.system.bounded import MOST_TEXT, parse_json, read_bytes
 
 AnyPath = Union[str, "os.PathLike[str]"]
+
+# Seconds after which an unfinished file of another machine's process counts as given up.
+LEFTOVER_SECONDS = 86400
+# What a file system says that cannot flush a folder: some network shares.
+_NO_FLUSH = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF}
+_UNFINISHED = re.compile(r"\.(?P<stem>.+)\.(?P<owner>\d+(-[0-9a-f]{8})?)\.tmp(?P<suffix>\.[^.]*)?")
 
 
 def cache_folder() -> Path:
@@ -27,10 +38,61 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or home / ".cache") / "mlx_trm"
 
 
+def owner_name() -> str:
+    """Name this process for the names of what it has not finished: its number and its machine."""
+    return f"{os.getpid()}-{_machine()}"
+
+
+def _machine() -> str:
+    return hashlib.sha256(platform.node().encode()).hexdigest()[:8]
+
+
+def is_abandoned(path: Path, owner: str) -> bool:
+    """Say whether the process that began something unfinished is gone.
+
+    Of processes on other machines nothing is known: what they have not touched for a day counts as
+    abandoned, and so does what an earlier version named by the process's number alone.
+
+    Args:
+        path: of the unfinished file or folder.
+        owner: as of :func:`owner_name`.
+    """
+    number, _, machine = owner.partition("-")
+    if machine == _machine() and os.name == "posix":
+        try:
+            os.kill(int(number), 0)
+        except (ProcessLookupError, OverflowError):
+            return True
+        except OSError:  # another user's
+            return False
+        return False
+    try:
+        return time.time() - path.lstat().st_mtime > LEFTOVER_SECONDS
+    except OSError:
+        return False
+
+
 def temporary_name(path: AnyPath) -> Path:
     """Give the hidden name beside a file under which this process writes it; same suffix."""
     target = Path(path)
-    return target.with_name(f".{target.stem}.{os.getpid()}.tmp{target.suffix}")
+    return target.with_name(f".{target.stem}.{owner_name()}.tmp{target.suffix}")
+
+
+def remove_unfinished(folder: Path, of: str = "", owned: bool = False) -> None:
+    """Remove the temporary files of :func:`replace_file` that killed processes left in a folder.
+
+    Args:
+        folder: which need not be there.
+        of: only those of the file of this name; empty: of all files.
+        owned: nobody else writes in the folder, so all of them go.
+    """
+    with suppress(OSError):  # cannot be listed or changed: whoever has to write there will say so
+        for name in os.listdir(folder):
+            found = _UNFINISHED.fullmatch(name)
+            if found is None or of not in ("", found["stem"] + (found["suffix"] or "")):
+                continue
+            if owned or is_abandoned(folder / name, found["owner"]):
+                (folder / name).unlink(missing_ok=True)
 
 
 @contextmanager
@@ -46,6 +108,7 @@ def replace_file(path: AnyPath) -> Iterator[Path]:
         OSError: if the file cannot be flushed to the disk or put in place.
     """
     temporary = temporary_name(path)
+    remove_unfinished(temporary.parent, of=Path(path).name)
     try:
         yield temporary
         flush(temporary)  # or a crash of the machine could leave an empty file under the name
@@ -106,25 +169,30 @@ def _finite(content: Any) -> Any:
     return content
 
 
-def read_json(path: AnyPath, kind: type = dict, advice: str = "") -> Any:
+def read_json(path: AnyPath, kind: type = dict, advice: str = "", most: int = MOST_TEXT) -> Any:
     """Read a JSON file that holds an object, or a list.
 
     Args:
         path: of the file, UTF-8.
         kind: ``dict`` or ``list``.
         advice: what the user can do, put at the end of an error.
+        most: bytes that such a file may have.
 
     Raises:
-        DataError: if it cannot be read, is no JSON, or holds something else.
+        DataError: if it cannot be read.
+        DamagedError: if it is no JSON, holds something else, or is far too large.
     """
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8-sig"))
+        content = parse_json(read_bytes(path, most))
+    except FileNotFoundError as error:
+        raise DamagedError(f"{path}: cannot be read: {error.strerror or error}{advice}") from error
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}{advice}") from error
-    except (ValueError, RecursionError) as error:  # bad UTF-8, bad JSON, or nested without end
-        raise DataError(f"{path}: is not JSON: {error}{advice}") from error
+    except ValueError as error:  # bad UTF-8, bad JSON, too much of it
+        raise DamagedError(f"{path}: is not JSON: {describe_error(error)}{advice}") from error
     if not isinstance(content, kind):
-        raise DataError(f"{path}: is not a JSON {'object' if kind is dict else 'list'}{advice}")
+        wanted = "object" if kind is dict else "list"
+        raise DamagedError(f"{path}: is not a JSON {wanted}{advice}")
     return content
 
 
@@ -158,11 +226,14 @@ def flush(path: AnyPath) -> None:
     """Ask the system to put a file's or folder's content on the disk.
 
     Raises:
-        OSError: if that fails.
+        OSError: if that fails. Of a folder it may: not every file system can.
     """
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
+    except OSError as error:
+        if error.errno not in _NO_FLUSH or not os.path.isdir(path):
+            raise
     finally:
         os.close(handle)
 
@@ -170,10 +241,20 @@ def flush(path: AnyPath) -> None:
 def point_link(link: Path, target: str) -> None:
     """Make or move a relative symbolic link in one step.
 
+    Where the file system has no links (exFAT, some network shares), the link is a text file of one
+    line that holds the target.
+
     Raises:
         OSError: if that fails.
     """
-    temporary = link.with_name(f".{link.name}.tmp-{os.getpid()}")
+    temporary = link.with_name(f".{link.name}.tmp-{owner_name()}")
     temporary.unlink(missing_ok=True)
-    temporary.symlink_to(target)
-    os.replace(temporary, link)
+    try:
+        try:
+            temporary.symlink_to(target)
+        except OSError:  # each file system has its own number for it; a full disk fails again
+            temporary.write_text(target + "\n", encoding="utf-8")
+            flush(temporary)
+        os.replace(temporary, link)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -29,17 +29,18 @@ import numpy as np
 from mlx_trm.config.registry import TASKS
 from mlx_trm.config.sections import TaskConfig, TaskSpec
 from mlx_trm.datasets.dataset import PuzzleDataset, SetSource
+from mlx_trm.datasets.manifest import write_marker
 from mlx_trm.datasets.writing import (
     FORMAT_VERSION,
-    MARKER,
     SPLITS,
     Group,
     PuzzleBlock,
+    is_built,
     whole_folder,
     write_splits,
 )
-from mlx_trm.errors import DataError
-from mlx_trm.system.files import cache_folder, hash_file, write_json
+from mlx_trm.errors import DamagedError, DataError
+from mlx_trm.system.files import cache_folder, hash_file
 from mlx_trm.tasks.puzzle_files import FilePuzzles
 from mlx_trm.tasks.text import TextForm
 
@@ -253,12 +254,12 @@ class Task(TextForm):
                     )
             return dataset
         splits, folder = self._place_in_cache(split)
-        if not (folder / MARKER).is_file():
+        if not is_built(folder):
             LOG.info("building %s into %s", " and ".join(splits), folder)
             self.build(folder, splits, progress, keep_existing=True)
         try:
             return PuzzleDataset.load(folder, split)
-        except DataError as error:
+        except DamagedError as error:  # not what cannot be read just now
             LOG.warning("%s: building it anew", error)
             self.build(folder, splits, progress)
             return PuzzleDataset.load(folder, split)
@@ -270,7 +271,7 @@ class Task(TextForm):
             DataError: if the raw data, which decide its name, cannot be read.
         """
         folder = self._place_in_cache(split)[1]
-        return folder if (folder / MARKER).is_file() else None
+        return folder if is_built(folder) else None
 
     def _place_in_cache(self, split: str) -> Tuple[Sequence[str], Path]:
         """Return the splits that are built together with one, and their folder in the cache."""
@@ -311,9 +312,8 @@ class Task(TextForm):
         with whole_folder(Path(folder).expanduser(), keep_existing) as temporary:
             about = self.write(temporary, splits, progress)
             content = [self.content(split) for split in splits]
-            key = self.cache_key(splits)
-            marker = {"made_by": "mlx_trm", "format": FORMAT_VERSION, "key": key}
-            write_json(temporary / MARKER, {**marker, "content": content}, indent=1)
+            marker = {"made_by": "mlx_trm", "format": FORMAT_VERSION, "content": content}
+            write_marker(temporary, {**marker, "key": self.cache_key(splits)})
         return about
 
     def write(

@@ -1,4 +1,4 @@
-"""Files of puzzles: a CSV with the columns source, question, answer and rating, or plain text.
+"""Files of puzzles: a CSV with a column for the puzzle and one for its answer, or plain text.
 
 A CSV is read in blocks whose fields are found by NumPy, so that millions of puzzles take seconds
 and little memory. What the cells of a puzzle are, and what the lines of a text mean, each task
@@ -7,6 +7,8 @@ says itself.
 
 import csv
 from itertools import chain
+from itertools import count as numbers_from
+from itertools import takewhile
 from pathlib import Path
 from typing import (
     BinaryIO,
@@ -18,6 +20,7 @@ from typing import (
     NamedTuple,
     NoReturn,
     Optional,
+    Sequence,
     Tuple,
     TypeVar,
     Union,
@@ -25,13 +28,38 @@ from typing import (
 
 import numpy as np
 
-from mlx_trm.errors import DataError
+from mlx_trm.errors import DataError, shown
 from mlx_trm.system.files import hash_file
 
 COLUMNS = ("source", "question", "answer", "rating")
+# What others call the two columns that are needed; capitals make no difference.
+SYNONYMS = {
+    "question": (
+        "question",
+        "questions",
+        "puzzle",
+        "puzzles",
+        "quiz",
+        "quizzes",
+        "input",
+        "inputs",
+    ),
+    "answer": (
+        "answer",
+        "answers",
+        "solution",
+        "solutions",
+        "output",
+        "outputs",
+        "label",
+        "labels",
+    ),
+}
 
 T = TypeVar("T")
 _BLOCK_BYTES = 1 << 23
+# Bytes of a line; a maze of 255 x 255 and its answer have 130,000.
+_MOST_LINE = 1 << 20
 _NEWLINE, _COMMA = ord("\n"), ord(",")
 # Stands for a comma within quotes, which separates nothing.
 _INNER_COMMA = "\x1f"
@@ -96,6 +124,24 @@ class CsvBlock:
         self.fields: Dict[str, Tuple[np.ndarray, np.ndarray]] = {
             name: (borders[:, i] + 1, borders[:, i + 1]) for i, name in enumerate(names)
         }
+
+    def cut_behind_misfit(self, count: int) -> None:
+        """Leave out the rows behind the first one whose question or answer has another length.
+
+        That one is refused, so they need not be read; a million short lines as puzzles of 900 cells
+        would take gigabytes.
+
+        Args:
+            count: characters of a field.
+        """
+        fits = np.ones(len(self._lines), dtype=bool)
+        for column in ("question", "answer"):
+            starts, ends = self.fields[column]
+            fits &= ends - starts == count
+        if not fits.all():
+            stop = int(fits.argmin()) + 1
+            self._lines = self._lines[:stop]
+            self.fields = {name: (a[:stop], b[:stop]) for name, (a, b) in self.fields.items()}
 
     def cells(self, column: str, count: int, table: np.ndarray) -> np.ndarray:
         """Turn a column's characters into tokens.
@@ -171,13 +217,13 @@ def read_puzzle_file(
     check_no_folder(path)
     try:
         with open(path, "rb") as file:
-            first = file.readline()
-            header = b"question" in first.lower()
-            header = header and not (comments and first.lstrip().startswith(b"#"))
+            first = _read_line(path, 1, file)
+            header = _is_header(first) and not (comments and first.lstrip().startswith(b"#"))
             if header or path.suffix.lower() == ".csv":
                 yield from map(from_csv, _blocks(path, file, first))
             else:
-                lines = enumerate(chain([first], file), 1)
+                more = (_read_line(path, number, file) for number in numbers_from(2))
+                lines = enumerate(chain([first], takewhile(bool, more)), 1)
                 yield from from_text(path, ((n, _decode(path, n, line)) for n, line in lines))
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
@@ -215,10 +261,13 @@ def _blocks(path: Path, file: BinaryIO, header: bytes) -> Iterator[CsvBlock]:
     header = header.rstrip(b"\r\n")
     if b"\r" in header:
         raise DataError(f"{path}:1: lines end with carriage returns alone; end them with newlines")
-    names = [name.strip().lower() for name in _split(path, 1, header)]
-    if not {"question", "answer"} <= set(names):
-        given = ",".join(names) if any(names) else "nothing"
-        raise DataError(f"{path}:1: the columns must be {','.join(COLUMNS)}, not {given[:80]}")
+    names = own_names(_split(path, 1, header))
+    if not all(names.count(needed) == 1 for needed in SYNONYMS):
+        given = shown(",".join(names)) if any(names) else "nothing"
+        raise DataError(
+            f"{path}:1: the columns must be one question (puzzle, quizzes) and one answer "
+            f"(solution, solutions), with others or without, not {given}"
+        )
     line, rest = 2, b""
     while True:
         read = file.read(_BLOCK_BYTES)
@@ -226,6 +275,8 @@ def _blocks(path: Path, file: BinaryIO, header: bytes) -> Iterator[CsvBlock]:
         if read:
             whole = block.rfind(b"\n") + 1
             block, rest = block[:whole], block[whole:]
+            if len(rest) > _MOST_LINE:
+                _refuse_line(path, line + block.count(b"\n"))
         elif block and not block.endswith(b"\n"):
             block += b"\n"
         if block:
@@ -233,6 +284,32 @@ def _blocks(path: Path, file: BinaryIO, header: bytes) -> Iterator[CsvBlock]:
             line += block.count(b"\n")
         if not read:
             return
+
+
+def own_names(header: Sequence[str]) -> List[str]:
+    """Give the names of a header's columns, small, those of question and answer as we call them."""
+    names = [name.strip().lower() for name in header]
+    for own, others in SYNONYMS.items():
+        if own not in names:
+            names = [own if name in others else name for name in names]
+    return names
+
+
+def _is_header(line: bytes) -> bool:
+    """Whether a first line names columns: one of them is the question."""
+    text = line.decode("utf-8-sig", "replace").replace('"', "")
+    return "question" in own_names(text.split(",")) or "question" in text.lower()
+
+
+def _read_line(path: Path, number: int, file: BinaryIO) -> bytes:
+    line = file.readline(_MOST_LINE + 1)
+    if len(line) > _MOST_LINE:
+        _refuse_line(path, number)
+    return line
+
+
+def _refuse_line(path: Path, number: int) -> NoReturn:
+    raise DataError(f"{path}:{number}: has more than {_MOST_LINE:,} bytes, which no puzzle needs")
 
 
 def _split(path: Path, number: int, line: bytes) -> List[str]:

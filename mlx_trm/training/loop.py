@@ -6,89 +6,31 @@ Reference: ``launch`` in pretrain.py.
 import logging
 import math
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
-from typing import Callable, Dict, List, NamedTuple, Optional, Tuple, TypedDict
+from typing import Dict, Optional, Tuple
 
 import mlx.core as mx
 
-from mlx_trm.config.loading import config_to_dict
-from mlx_trm.errors import NonFiniteError
+from mlx_trm.config.loading import config_to_dict, dump_config
+from mlx_trm.errors import DataError, NonFiniteError
 from mlx_trm.inference.evaluator import Metrics
 from mlx_trm.models.carry import Batch
 from mlx_trm.runs.checkpoint import TrainingState, save_checkpoint
 from mlx_trm.runs.folder import save_evaluation_files
-from mlx_trm.runs.history import point_best, prune_checkpoints
-from mlx_trm.runs.layout import METRICS
-from mlx_trm.runs.metrics import MetricsLog, StepReport
+from mlx_trm.runs.history import prune_checkpoints, set_links
+from mlx_trm.runs.layout import CONFIG, METRICS
+from mlx_trm.runs.metrics import MetricsLog
 from mlx_trm.runs.progress import RunProgress
 from mlx_trm.runs.reporters import make_reporters
-from mlx_trm.training.nonfinite import save_replay
+from mlx_trm.runs.state import record_progress
+from mlx_trm.training.interrupts import Abandoned, Interrupts
+from mlx_trm.training.nonfinite import GIVE_UP, save_replay
 from mlx_trm.training.prepare import Run
+from mlx_trm.training.report import Callbacks, TrainReport
 from mlx_trm.training.step import TrainStep
 
 LOG = logging.getLogger(__name__)
-
-
-class Evaluation(TypedDict):
-    """What ``on_eval`` is called with.
-
-    Attributes:
-        step: supervision steps done.
-        metrics: of each set.
-    """
-
-    step: int
-    metrics: Dict[str, Metrics]
-
-
-class Callbacks(NamedTuple):
-    """What a run calls while it trains; None: nothing.
-
-    Attributes:
-        on_eval: after each evaluation.
-        on_step: every ``train.log_interval`` steps and at the last one.
-        on_tick: after every step, with its number.
-        on_eval_progress: during evaluations, with (puzzles done, puzzles in all).
-        stop_requested: asked after every step; once it says yes the run saves and ends.
-    """
-
-    on_eval: Optional[Callable[[Evaluation], None]] = None
-    on_step: Optional[Callable[[StepReport], None]] = None
-    on_tick: Optional[Callable[[int], None]] = None
-    on_eval_progress: Optional[Callable[[int, int], None]] = None
-    stop_requested: Callable[[], bool] = lambda: False
-
-
-@dataclass
-class TrainReport:
-    """What a run did.
-
-    Attributes:
-        run_dir: its folder.
-        checkpoint: the newest checkpoint.
-        steps: supervision steps done.
-        total: supervision steps the configuration asks for.
-        seconds: of wall-clock time, evaluations included.
-        interrupted: whether it was stopped before its end.
-        reason: why it stopped, in words; empty at its end.
-        taken: supervision steps of this stretch.
-        skipped: steps that were not finite and were skipped.
-        evaluations: (step, metrics of each set) in order.
-        peak_memory: bytes.
-    """
-
-    run_dir: Path
-    checkpoint: Path
-    steps: int = 0
-    total: int = 0
-    seconds: float = 0.0
-    interrupted: bool = False
-    reason: str = ""
-    taken: int = 0
-    skipped: int = 0
-    evaluations: List[Tuple[int, Dict[str, Metrics]]] = field(default_factory=list)
-    peak_memory: int = 0
 
 
 def fit(
@@ -110,7 +52,8 @@ def fit(
         resumed_from: the checkpoint that it goes on from.
 
     Returns:
-        The report; its checkpoint holds the final state, stopped early or not.
+        The report; its checkpoint holds the final state, stopped early or not. ``KeyboardInterrupt``
+        stops it early, too; a second one is raised.
 
     Raises:
         CheckpointError: if a checkpoint cannot be written.
@@ -118,7 +61,8 @@ def fit(
     """
     loop = _Loop(run, train_step, progress, folder, callbacks, resumed_from)
     try:
-        return loop.train()
+        with loop.interrupts:
+            return loop.train()
     finally:
         for reporter in loop.log.reporters:
             reporter.close()
@@ -160,24 +104,32 @@ class _Loop:
         self.started = self.saved_at = time.monotonic()
         self.saved_step = train_step.step if resumed_from is not None else -1
         self.seconds_before = progress.seconds
+        self.interrupts = Interrupts()
+        # Settings that a resumed run has changed belong into its checkpoint, too.
+        self.outdated = (
+            resumed_from is not None
+            and run.processes.any(
+                leads and (resumed_from / CONFIG).read_text(encoding="utf-8") != dump_config(config)
+            )[0]
+        )
 
     def train(self) -> TrainReport:
         """Take what is left to do, evaluate and save at the end, and report."""
         train_step, report = self.train_step, self.report
         first_step = train_step.step
-        if self.progress.evaluate_first:
-            self._evaluate()
-            self._save()
-        self._note_time()
-        if not self._finished() and not report.reason:
-            self._take_steps()
-        if not report.reason:
-            self.log.report()
-            if self.progress.evaluated != train_step.step:
-                self._evaluate()
-                self.saved_step = -1  # the evaluation belongs into the checkpoint
-        if self.saved_step != train_step.step:
-            self._save()
+        try:
+            self._train()
+        except KeyboardInterrupt as error:
+            again = self._stop_requested() and not isinstance(error, Abandoned)
+            # Other processes wait for this one; of half an update nothing can be saved.
+            if again or self.run.processes.size > 1 or not train_step.whole:
+                raise
+            report.reason = "stopped"
+        except DataError:  # of a batch: the steps before it are good
+            if self.run.processes.size == 1 and train_step.whole:
+                self._save_once()
+            raise
+        self._save_once()
         report.interrupted = bool(report.reason) and not self.progress.ended
         report.steps = train_step.step
         report.taken = train_step.step - first_step
@@ -185,14 +137,23 @@ class _Loop:
         report.peak_memory = mx.get_peak_memory()
         return report
 
+    def _train(self) -> None:
+        """Take what is left to do, and evaluate; what has been done since the last save is left."""
+        if self.progress.evaluate_first:
+            self._evaluate()
+        self._note_time()
+        if not self._finished() and not self.report.reason:
+            self._take_steps()
+        if not self.report.reason:
+            self.log.report()
+            if self.progress.evaluated != self.train_step.step:
+                self._evaluate()
+
     def _take_steps(self) -> None:
         """Take steps, evaluate and save until the end or a reason to stop."""
         progress, on_tick = self.progress, self.callbacks.on_tick
         for batch, last_of_iteration in self.run.batches(progress.iteration, progress.batches):
-            self._take_step(batch)
-            progress.batches += 1
-            if last_of_iteration:
-                progress.iteration, progress.batches = progress.iteration + 1, 0
+            self._take_step(batch, last_of_iteration)
             if on_tick is not None:
                 on_tick(self.train_step.step)
             self._note_time()
@@ -202,11 +163,10 @@ class _Loop:
                 self.report.reason = self._reason_to_stop()
                 save_is_due = self._save_is_due()
             if last_of_iteration and not finished:
-                progress.evaluate_first = True
                 self.log.report()
                 if not self.report.reason:
                     self._evaluate()
-                    self._save()
+                    self.report.reason = self.report.reason or self._reason_to_stop()
             elif save_is_due:
                 self._save()
             if finished or self.report.reason:
@@ -228,22 +188,39 @@ class _Loop:
             return True
         return plan.planned_seconds is not None and self.progress.seconds >= plan.planned_seconds
 
-    def _take_step(self, batch: Batch) -> None:
+    def _take_step(self, batch: Batch, last_of_iteration: bool) -> None:
         """Take a step; what is not finite is saved for replay, and stops the run or is skipped."""
-        train_step = self.train_step
+        train_step, progress = self.train_step, self.progress
         try:
             metrics = train_step(batch)
         except NonFiniteError as error:
             path = save_replay(self.folder, error, self.run.processes.rank)
-            if self.run.config.train.on_nonfinite == "stop":
-                self._save()  # the state before the step
-                raise NonFiniteError(error.step, error.parts, path.name) from None
+            stop = self.run.config.train.on_nonfinite == "stop"
+            in_a_row = 0 if stop else progress.skipped_in_row + 1
+            if stop or in_a_row >= GIVE_UP:
+                progress.skipped_in_row = 0  # whoever resumes it wants to try again
+                self._save_once()  # the state before the step
+                raise NonFiniteError(error.step, error.parts, path.name, in_a_row) from None
             train_step.skip()
+            self._count_batch(last_of_iteration, in_a_row)
             self.report.skipped += 1
             self.log.write({"kind": "skipped", "step": train_step.step, "replay": path.name})
             self.log.resume_clock()
             return
+        self._count_batch(last_of_iteration)
         self.log.add(train_step.step, metrics, train_step.learning_rate(train_step.step))
+
+    def _count_batch(self, last_of_iteration: bool, skipped_in_row: int = 0) -> None:
+        """Note that a batch has been taken; at once, so that step and data never disagree."""
+        progress = self.progress
+        progress.skipped_in_row = skipped_in_row
+        progress.batches += 1
+        if last_of_iteration:
+            progress.iteration, progress.batches = progress.iteration + 1, 0
+            progress.evaluate_first = True
+
+    def _stop_requested(self) -> bool:
+        return self.callbacks.stop_requested() or self.interrupts.came
 
     def _reason_to_stop(self) -> str:
         """Say why to stop now; empty: go on. All processes say the same."""
@@ -251,7 +228,7 @@ class _Loop:
         if self.run.plan.planned_seconds is not None:
             hours = None  # they end the run, and do not stop it: see _finished
         late = hours is not None and time.monotonic() - self.started >= 3600 * hours
-        stopped, late = self.run.processes.any(self.callbacks.stop_requested(), late)
+        stopped, late = self.run.processes.any(self._stop_requested(), late)
         if stopped:
             return "stopped"
         return f"train.max_hours={hours:g} reached" if late else ""
@@ -265,16 +242,18 @@ class _Loop:
         return steps is not None and self.train_step.step % steps == 0
 
     def _evaluate(self) -> None:
-        """Evaluate the average, log it, and see whether it is the best so far."""
+        """Save, evaluate the average, log it, see whether it is the best so far, and record it.
+
+        In this order, so that nothing that goes wrong in an evaluation loses a step.
+        """
         run, progress, step = self.run, self.progress, self.train_step.step
-        average, on_progress = self.train_step.average, self.callbacks.on_eval_progress
+        progress.evaluate_first = True
+        self.log.report()
+        if self.saved_step != step or self.outdated:
+            self._save()
         size = run.evaluation_size(step)
-        weights = None if average is None else average.weights
-        metrics = run.evaluator.run("test", size, weights=weights, on_progress=on_progress)
-        files = run.evaluator.files
-        if run.config.eval.raw and weights is not None:
-            raw = run.evaluator.run("test", size, on_progress=on_progress)
-            metrics.update({f"{name}/raw": values for name, values in raw.items()})
+        with self.interrupts.may_abandon(run.processes.size == 1):
+            metrics, files = self._measure(size)
         progress.evaluate_first = False
         progress.evaluated = step
         self.report.evaluations.append((step, metrics))
@@ -286,10 +265,27 @@ class _Loop:
             save_evaluation_files(self.folder / "evaluations" / f"step_{step}", files)
         for name, values in metrics.items():
             self.log.write({"kind": "eval", "step": step, "set": name, **values})
-        self.log.resume_clock()
+        self._note_best(metrics)
+        self._record()
         if self.callbacks.on_eval is not None:
             self.callbacks.on_eval({"step": step, "metrics": metrics})
-        self._note_best(metrics)
+        self.log.resume_clock()
+
+    def _measure(self, size: Optional[int]) -> Tuple[Dict[str, Metrics], Dict[str, Dict[str, str]]]:
+        """Evaluate the average, and where it is asked for the raw weights.
+
+        Returns:
+            The metrics of each set, and what its scorer wants to keep.
+        """
+        run, on_progress = self.run, self.callbacks.on_eval_progress
+        average = self.train_step.average
+        weights = None if average is None else average.weights
+        metrics = run.evaluator.run("test", size, weights=weights, on_progress=on_progress)
+        files = run.evaluator.files
+        if run.config.eval.raw and weights is not None:
+            raw = run.evaluator.run("test", size, on_progress=on_progress)
+            metrics.update({f"{name}/raw": values for name, values in raw.items()})
+        return metrics, files
 
     def _note_best(self, metrics: Dict[str, Metrics]) -> None:
         """Keep the best value so far; end the run where patience has run out."""
@@ -303,29 +299,50 @@ class _Loop:
             progress.ended = f"no better {settings.best_metric} in {settings.patience} evaluations"
             self.report.reason = progress.ended
 
+    def _save_once(self) -> None:
+        """Save, where the state has not been saved yet."""
+        if self.saved_step != self.train_step.step:
+            self._save()
+
     def _save(self) -> None:
         """Write a checkpoint, point the links at it, and remove those that are not kept."""
         run, train_step = self.run, self.train_step
-        self._note_time()  # an evaluation before it took its time, too
+        self._note_progress()
+        optimizer, carry = train_step.state()  # together: the carry is gathered
+        if run.processes.leads:
+            self.report.checkpoint = save_checkpoint(
+                self.folder,
+                run.model,
+                run.config,
+                train_step.step,
+                None if train_step.average is None else train_step.average.weights,
+                TrainingState(optimizer, carry, asdict(self.progress)),
+                run.packed_names,
+            )
+        else:
+            self.report.checkpoint = self.folder / f"step_{train_step.step}"
+        self.saved_step, self.outdated = train_step.step, False
+        self._tidy()
+
+    def _record(self) -> None:
+        """Write into the checkpoint of this step what its evaluation has changed."""
+        self._note_progress()
+        if self.run.processes.leads:
+            record_progress(self.folder / f"step_{self.train_step.step}", asdict(self.progress))
+        self._tidy()
+
+    def _note_progress(self) -> None:
+        """Bring the log to the disk, and the progress up to date."""
+        self._note_time()  # an evaluation took its time, too
         self.log.flush()
         self.progress.log = self.log.state()
-        optimizer, carry = train_step.state()  # together: the carry is gathered
-        self.saved_step, self.saved_at = train_step.step, time.monotonic()
-        if not run.processes.leads:
-            self.report.checkpoint = self.folder / f"step_{train_step.step}"
-            return
-        self.report.checkpoint = save_checkpoint(
-            self.folder,
-            run.model,
-            run.config,
-            train_step.step,
-            None if train_step.average is None else train_step.average.weights,
-            TrainingState(optimizer, carry, asdict(self.progress)),
-            run.packed_names,
-        )
-        if self.progress.best_step == train_step.step:
-            point_best(self.report.checkpoint)
-        prune_checkpoints(self.folder, run.config.checkpoint.keep)
+
+    def _tidy(self) -> None:
+        """Set the links, and remove the checkpoints that are not kept."""
+        if self.run.processes.leads:
+            best = self.progress.best_step
+            set_links(self.folder, f"step_{self.train_step.step}", best)
+            prune_checkpoints(self.folder, self.run.config.checkpoint.keep, best)
         self.saved_at = time.monotonic()
         self.log.resume_clock()
 

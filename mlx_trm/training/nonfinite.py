@@ -1,5 +1,7 @@
 """What a step that is not finite leaves behind: its inputs, saved so that it can be replayed."""
 
+import re
+from contextlib import suppress
 from pathlib import Path
 from typing import Dict
 
@@ -9,11 +11,16 @@ from mlx_trm.errors import CheckpointError, NonFiniteError
 from mlx_trm.models import named_arrays
 from mlx_trm.system.files import replace_file
 
+# Files that are kept, the newest ones: at the paper's size each has 150 to 300 MB.
+REPLAYS = 4
+# With ``train.on_nonfinite: skip``, so many steps in a row end the run: it will not recover.
+GIVE_UP = 20
+
 
 def save_replay(folder: Path, error: NonFiniteError, rank: int = 0) -> Path:
     """Save what entered a step that was not finite: carry, incoming batch and exploration.
 
-    Of several processes number 0 saves its share.
+    Of several processes number 0 saves its share. Of more than REPLAYS files the oldest are removed.
 
     Returns:
         The file, ``nonfinite_step_N.safetensors``.
@@ -42,4 +49,17 @@ def save_replay(folder: Path, error: NonFiniteError, rank: int = 0) -> Path:
             mx.save_safetensors(str(temporary), arrays, {"step": str(error.step)})
     except (OSError, RuntimeError) as problem:
         raise CheckpointError(f"{path}: cannot be written ({problem})") from problem
+    _remove_oldest(folder)
     return path
+
+
+def _remove_oldest(folder: Path) -> None:
+    """Keep the newest replay files only."""
+    found = []
+    for path in folder.glob("nonfinite_step_*.safetensors"):
+        match = re.fullmatch(r"nonfinite_step_(\d+)\.safetensors", path.name)
+        if match:
+            found.append((int(match[1]), path))
+    for _, path in sorted(found)[:-REPLAYS]:
+        with suppress(OSError):
+            path.unlink()

@@ -54,6 +54,7 @@ class TrainStep:
         step: supervision steps done.
         schedule: says what holds in a step: rates, cycles, whether the average runs.
         carries: the carry between steps, in micro-batches; None before the first step.
+        whole: whether all of this is of one step; it is not while an update is put in place.
     """
 
     def __init__(
@@ -86,6 +87,7 @@ class TrainStep:
         self.average = EMA(model.trained_weights(), train.ema_rate) if train.ema else None
         self.step = 0
         self.carries: Optional[List[Carry]] = None
+        self.whole = True
         self._chains = Chains(train, model)
         self._stage = self.schedule.cycles(1)
         self._functions = self._make_functions()
@@ -144,10 +146,15 @@ class TrainStep:
         self.model.train()
         alone = len(parts) == 1 and self.processes.size == 1
         take = self._take_whole if alone else self._take_parts
-        new, carries, rows, metrics, finite = take(parts, state, rows, identifiers)
-        if not finite.item():  # what was there is still there: nothing new has been put in place
+        try:
+            new, carries, rows, metrics, finite = take(parts, state, rows, identifiers)
+        except BaseException:  # Ctrl-C, say: what was there is still there
+            self.optimizer.state = state["optimizer"]
+            raise
+        if not finite.item():  # the same: nothing new has been put in place
             self.optimizer.state = state["optimizer"]
             raise NonFiniteError(number, parts)
+        self.whole = False
         self.optimizer.state = new["optimizer"]
         self.model.update(new["weights"])
         if self.average is not None:
@@ -160,6 +167,7 @@ class TrainStep:
         give_back_cores()
         self.carries = carries
         self.step = number
+        self.whole = True
         return metrics
 
     def skip(self) -> None:

@@ -7,20 +7,23 @@ a run that is resumed from a checkpoint goes on to the bit as if it had never st
 Reference: ``launch`` in pretrain.py.
 """
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Callable, List, Optional, Sequence, Tuple, Union
 
 from mlx_trm.config.sections import ExperimentConfig
-from mlx_trm.errors import CheckpointError, ConfigError
+from mlx_trm.errors import CheckpointError, ConfigError, TRMError
 from mlx_trm.models import RecursiveModel
 from mlx_trm.runs.checkpoint import load_training_state
 from mlx_trm.runs.folder import RunLock, prepare_run_dir
+from mlx_trm.runs.history import prune_checkpoints
 from mlx_trm.runs.layout import list_checkpoints
 from mlx_trm.runs.metrics import StepReport
 from mlx_trm.runs.progress import RunProgress
 from mlx_trm.runs.resume import prepare_resumed_run, resumable_checkpoint, resumed_config
-from mlx_trm.training.loop import Callbacks, Evaluation, TrainReport, fit
+from mlx_trm.training.loop import fit
 from mlx_trm.training.prepare import prepare
+from mlx_trm.training.report import Callbacks, Evaluation, TrainReport
 from mlx_trm.training.step import TrainStep
 
 __all__ = ["TrainReport", "Trainer"]
@@ -156,7 +159,9 @@ class Trainer:
             on_eval_progress: called during evaluations with (puzzles done, puzzles in all).
 
         Returns:
-            The report; its checkpoint holds the final state, stopped early or not.
+            The report; its checkpoint holds the final state, stopped early or not. Ctrl-C
+            (``KeyboardInterrupt``) stops it early, too, as :meth:`stop` does, but leaves an
+            evaluation at once; a second one is raised.
 
         Raises:
             ConfigError: if ``run_dir`` cannot be used, or another process uses it.
@@ -175,6 +180,23 @@ class Trainer:
             if lock is not None:
                 lock.release()
 
+    def settle(self) -> None:
+        """Put the folder of a run with nothing left to do right, if it was killed at the very end.
+
+        Links, the log and what was left half done become what the last checkpoint says. What cannot
+        be written, or is in use by another process, stays as it is.
+        """
+        newest = self._found_at_resume[-1:] == [self.resumed_from]
+        if self.resumed_from is None or not newest or not self.run.processes.leads:
+            return
+        with suppress(TRMError):
+            folder, lock = self._open_folder()
+            try:
+                prune_checkpoints(folder, self.config.checkpoint.keep, self.progress.best_step)
+            finally:
+                if lock is not None:
+                    lock.release()
+
     def _open_folder(self) -> Tuple[Path, Optional[RunLock]]:
         """Give the run's folder, ready to be written to, and its lock where this process has it."""
         folder = Path(self.config.run_dir or ".")
@@ -188,7 +210,7 @@ class Trainer:
         try:
             if list_checkpoints(folder) != self._found_at_resume:
                 raise ConfigError(f"{folder}: another process has gone on with it; resume it again")
-            prepare_resumed_run(folder, self.resumed_from, self.config, self.progress)
+            prepare_resumed_run(folder, self.resumed_from, self.config, self.progress, lock.held)
         except BaseException:  # Ctrl-C, say
             lock.release()
             raise

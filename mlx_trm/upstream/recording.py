@@ -90,7 +90,7 @@ class Recording:
             self.loss = metadata["loss"].replace("_cross_entropy", "")
             self.dtype = self.settings["forward_dtype"]
             self.halt_max_steps = int(self.settings["halt_max_steps"])
-        except (KeyError, ValueError, TypeError) as error:
+        except (KeyError, ValueError, TypeError, RecursionError) as error:
             raise DataError(
                 f"{path}: the metadata of a recording is missing or malformed ({error!r}); "
                 "it needs model, config and loss"

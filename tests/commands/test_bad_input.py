@@ -176,7 +176,9 @@ CASES: Dict[str, Case] = {
     "file/built": Case(f"train {NINE} task.train_file=built", "built: "),
     "file/empty": train_csv("", "a.csv:1: the columns must be"),
     "file/header-only": train_csv(HEADER, "a.csv: holds no puzzles"),
-    "file/columns": train_csv("puzzle,solution\n1,2\n", "the columns must be source,question"),
+    "file/columns": train_csv(
+        "puzzle,key\n1,2\n", "the columns must be one question (puzzle, quizzes)"
+    ),
     "file/ragged": train_csv(HEADER + ROW + "x,y\n", "a.csv:3: 2 columns, the header has 4"),
     "file/80-cells": train_csv(HEADER + f"x,{HARD[1:]},{SOLVED},5\n", "has 80 cells"),
     "file/letter": train_csv(HEADER + f"x,{HARD[:-1]}k,{SOLVED},5\n", "a.csv:2: |'k' in row 9"),
@@ -216,9 +218,9 @@ CASES: Dict[str, Case] = {
     # Mazes --------------------------------------------------------------------------------------
     "maze/missing": Case(f"train {MAZE} task.train_file=no.csv", "no.csv: cannot be read"),
     "maze/folder": Case(f"train {MAZE} task.test_file=sub", "sub: is a folder", {"sub": None}),
-    "maze/empty": maze_csv("", "a.csv:1: the columns must be source,question,answer", header=""),
+    "maze/empty": maze_csv("", "a.csv:1: the columns must be one question", header=""),
     "maze/header-only": maze_csv("", "a.csv: holds no mazes"),
-    "maze/columns": maze_csv("1,2\n", "columns must be source,question,answer", "maze,path\n"),
+    "maze/columns": maze_csv("1,2\n", "columns must be one question", "maze,path\n"),
     "maze/ragged-row": maze_csv(f"a,{CELLS},{MARKED},6\nb\n", "a.csv:3: 1 columns, the header"),
     "maze/15-cells": maze_csv(f"a,{CELLS[1:]},{MARKED},6\n", "a.csv:2: the question has 15 cells"),
     "maze/other-size": maze_csv(f"a,{'S' * 25},{'S' * 25},6\n", "25 cells|task.size=5"),
@@ -301,18 +303,21 @@ CASES: Dict[str, Case] = {
     "run/state-format": evaluated("format 99", edit_json(STEP + "state.json", format=99)),
     "run/state-spec": evaluated(
         "vocab_size must be a whole number from 1 up, not '6'",
-        edit_json(STEP + "state.json", spec={"vocab_size": "6", "seq_len": 16}),
+        edit_json(STEP + "state.json", own_sha256=None, spec={"vocab_size": "6", "seq_len": 16}),
     ),
     "run/state-other-spec": evaluated(
         "do not fit the model",
-        edit_json(STEP + "state.json", spec=asdict(TaskSpec(vocab_size=9, seq_len=4))),
+        edit_json(
+            STEP + "state.json", own_sha256=None, spec=asdict(TaskSpec(vocab_size=9, seq_len=4))
+        ),
     ),
     "run/state-half-a-spec": evaluated(
         "num_puzzle_identifiers must be a whole number from 1 up, not None",
-        edit_json(STEP + "state.json", spec={"vocab_size": 6, "seq_len": 16}),
+        edit_json(STEP + "state.json", own_sha256=None, spec={"vocab_size": 6, "seq_len": 16}),
     ),
     "run/state-no-spec": evaluated(
-        "state.json: damaged or not a checkpoint's", edit_json(STEP + "state.json", spec=[6, 16])
+        "state.json: damaged or not a checkpoint's",
+        edit_json(STEP + "state.json", own_sha256=None, spec=[6, 16]),
     ),
     "run/model-missing": evaluated(
         "model.safetensors: missing", remove(STEP + "model.safetensors")

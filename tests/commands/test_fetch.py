@@ -19,6 +19,7 @@ from paths import ROOT
 
 from mlx_trm.data import main
 from mlx_trm.datasets import fetch as fetch_module
+from mlx_trm.datasets import watching
 from mlx_trm.datasets.fetch import PARTIAL, Fetched, fetch
 from mlx_trm.datasets.sources import RECORD, SOURCES, fetched_folder, is_fetched
 from mlx_trm.errors import DataError
@@ -374,6 +375,75 @@ def test_a_large_file_goes_on_where_it_broke_off(web: Server) -> None:
     fetch("sudoku-extreme")
     assert (fetched_folder("sudoku-extreme") / "train.csv").read_bytes() == text
     assert [line.split("=")[-1] for line in web.asked if "bytes=" in line] == [f"{10 << 20}-"]
+
+
+def test_parts_of_two_versions_are_refused(web: Server) -> None:
+    """The file changes while it comes: the rest, a 206, has another ETag and another length."""
+    texts = [np.random.default_rng(seed).bytes((11 << 20) + seed) for seed in (0, 1)]
+    web.hugging_face(SUDOKU, {**CSV, "train.csv": texts[0]})
+    path = f"/datasets/{SUDOKU}/resolve/{COMMIT}/train.csv"
+    web.cuts[path] = [(10 << 20) + 9]
+
+    def change(asked: str) -> None:
+        if asked == path:
+            web.files[path] = texts[1]
+            web.headers[path] = {**web.headers[path], "ETag": '"another"'}
+            web.hook = lambda path: None
+
+    web.hook = change
+    refused("train.csv: ", "sudoku-extreme")
+    assert not is_fetched("sudoku-extreme")
+    assert not (fetched_folder("sudoku-extreme") / "train.csv").exists()
+
+
+def test_a_small_file_is_checked_by_its_name_in_git(web: Server) -> None:
+    """Of files that are not large Hugging Face tells no SHA-256, but git's name for the content."""
+    path = f"/api/datasets/{SUDOKU}/revision/main"
+    about = json.loads(web.files[path])
+    for each in about["siblings"]:
+        text = CSV[each["rfilename"]]
+        del each["lfs"]
+        each["blobId"] = hashlib.sha1(b"blob %d\0" % len(text) + text).hexdigest()
+    web.files[path] = json.dumps(about).encode()
+    content_path = f"/datasets/{SUDOKU}/resolve/{COMMIT}/train.csv"
+    web.files[content_path] = CSV["train.csv"][:-1] + b"x"
+    refused("train.csv: what came is not what is expected", "sudoku-extreme")
+    web.files[content_path] = CSV["train.csv"]
+    assert fetch("sudoku-extreme").downloaded
+
+
+@pytest.mark.parametrize("name", ["sudoku-extreme", "conceptarc"])
+def test_a_server_that_hardly_sends(web: Server, monkeypatch: Any, name: str) -> None:
+    """A byte now and then never ends a time limit; what does not reach the disk for long does."""
+    monkeypatch.setattr(watching, "STALLED_AFTER", 0.3)
+    monkeypatch.setattr(watching, "_PAUSE", 0.05)
+    done = threading.Event()
+    web.hook = lambda path: (path.endswith(("train.csv", ".json")) and done.wait(20)) and None
+    refused("cannot be downloaded: nothing has come for 0 seconds", name)
+    done.set()
+    assert not is_fetched(name)
+
+
+def test_a_server_that_never_stops(tmp_path: Path, monkeypatch: Any) -> None:
+    """What brings far more than was promised is given up."""
+    monkeypatch.setattr(watching, "_SPARE", 10)
+    monkeypatch.setattr(watching, "_PAUSE", 0.01)
+    stop = threading.Event()
+
+    def work() -> None:
+        (tmp_path / "a").write_bytes(b"x" * 1000)
+        stop.wait(20)
+
+    with pytest.raises(ValueError, match="larger than the 900 bytes that were promised"):
+        watching.watch(work, tmp_path, 900)
+    stop.set()
+
+
+@pytest.mark.parametrize("place", ["http://[::1/x", "http://[nonsense]/x", "//[", "gopher://x/"])
+def test_a_redirect_to_no_address(web: Server, place: str) -> None:
+    """It is one line, whatever the library makes of it."""
+    web.redirects[plain_path("concept_challenges.json")] = place
+    refused("cannot be downloaded", "conceptarc")
 
 
 @pytest.mark.parametrize("name", ["sudoku-extreme", "arc1"])

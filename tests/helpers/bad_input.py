@@ -7,6 +7,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Callable, Dict, List, Mapping, NamedTuple, Optional
 
+from mlx_trm.runs.state import write_state
 from mlx_trm.system.files import hash_file
 
 
@@ -44,7 +45,7 @@ def rewrite(path: str, change: Callable[[bytes], bytes], seal: bool = False) -> 
         if seal:
             state = json.loads((file.parent / "state.json").read_text())
             state["sha256"][file.name] = hash_file(file)
-            (file.parent / "state.json").write_text(json.dumps(state))
+            write_state(file.parent, state)
 
     return prepare
 

@@ -15,6 +15,7 @@ class Server:
     Attributes:
         files: content by path; change them at any time.
         headers: sent with a path's answer too.
+        redirects: where a path leads, by path.
         cuts: by path, after how many bytes the body breaks off; used up, one entry a GET.
         asked: ``GET /path`` of every request so far, with the range where one was asked for.
         hook: called with the path before a body is sent.
@@ -24,6 +25,7 @@ class Server:
         self.files: Dict[str, bytes] = {}
         self.headers: Dict[str, Dict[str, str]] = {}
         self.cuts: Dict[str, List[int]] = {}
+        self.redirects: Dict[str, str] = {}
         self.asked: List[str] = []
         self.hook: Callable[[str], None] = lambda path: None
         server = self
@@ -91,6 +93,8 @@ class Server:
         body = self.files.get(path, b"")
         status = 200 if path in self.files else 404
         headers = {"Content-Type": "application/json", **self.headers.get(path, {})}
+        if path in self.redirects:
+            status, headers["Location"] = 302, self.redirects[path]
         if wanted.endswith("-") and status == 200:
             start = int(wanted[len("bytes=") : -1])
             headers["Content-Range"] = f"bytes {start}-{len(body) - 1}/{len(body)}"

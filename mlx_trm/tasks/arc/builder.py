@@ -14,6 +14,7 @@ from typing import Dict, Iterable, Iterator, List, NamedTuple, Sequence, Tuple
 import numpy as np
 
 from mlx_trm.datasets.writing import PuzzleBlock
+from mlx_trm.errors import DataError, shown
 from mlx_trm.tasks.arc.files import ArcTask, Pair
 from mlx_trm.tasks.arc.grids import CANVAS, COLORS, END, FIRST_COLOR, TURNED, augmented_name
 from mlx_trm.tasks.symmetries import dihedral_transform
@@ -24,6 +25,46 @@ RETRIES = 5
 # Colours are looked up by number; this one stands for the end mark.
 _END_COLOR = COLORS
 _CHUNK = 256
+
+
+# Puzzles with all augmentations: rows of the puzzle table, each of which has a name. ARC-AGI-1
+# has 876,406, and so many take 500 MB before anything is written.
+MOST_PUZZLES = 3_000_000
+# Bytes of the grids of a task with all augmentations; ARC's largest has 20 MB.
+MOST_BYTES = 1 << 28
+
+
+def check_amount(tasks: Sequence[ArcTask], more: int, num_aug: int, size: int, where: str) -> int:
+    """Refuse tasks that would become too many puzzles, or too large ones.
+
+    Args:
+        tasks: of a subset.
+        more: tasks of the subsets before.
+        num_aug: augmentations of each.
+        size: of the canvas.
+        where: file or folder to name in an error.
+
+    Returns:
+        How many tasks there are with these.
+
+    Raises:
+        DataError: naming what can be lowered.
+    """
+    count = len(tasks) + more
+    advice = "lower task.num_aug, or leave something out"
+    if count * (num_aug + 1) > MOST_PUZZLES:
+        raise DataError(
+            f"{where}: with it there are {count:,} tasks with {num_aug:,} augmentations each, more "
+            f"than {MOST_PUZZLES:,} puzzles; {advice}"
+        )
+    for task in tasks:
+        pairs = sum(map(len, task.pairs.values()))
+        if pairs * (num_aug + 1) * 2 * size * size > MOST_BYTES:
+            raise DataError(
+                f"{where}: task {shown(task.name)}: {pairs:,} pairs with {num_aug:,} augmentations "
+                f"are too many; {advice}"
+            )
+    return count
 
 
 class Plan(NamedTuple):

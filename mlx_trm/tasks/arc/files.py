@@ -3,15 +3,18 @@
 Reference: dataset/build_arc_dataset.py ``load_puzzles_arcagi``.
 """
 
+import logging
 from pathlib import Path
 from typing import Any, Dict, List, NamedTuple, Optional, Tuple
 
 import numpy as np
 
 from mlx_trm.config.checks import is_unicode
-from mlx_trm.errors import DataError
+from mlx_trm.errors import DataError, shown
 from mlx_trm.system.files import read_json
 from mlx_trm.tasks.arc.grids import CANVAS, SEPARATOR, check_grid
+
+LOG = logging.getLogger(__name__)
 
 PARTS = ("train", "test")
 Pair = Tuple[np.ndarray, np.ndarray]
@@ -96,6 +99,12 @@ def read_subset(subset: Subset, size: int = CANVAS, complete: bool = True) -> Li
     solutions: Dict[str, Any] = {}
     if subset.solutions.is_file():
         solutions = read_json(subset.solutions)
+        spare = [name for name in solutions if name not in raw]
+        if spare:
+            LOG.warning(
+                "%s: has solutions of %d tasks that are not in %s, such as %s; they are not used",
+                *(subset.solutions, len(spare), subset.challenges, shown(spare[0])),
+            )
     elif complete and not all(_answered(task) for task in raw.values()):
         raise DataError(
             f"{subset.solutions}: no such file; put the solutions there, or leave the answers open "
@@ -103,11 +112,11 @@ def read_subset(subset: Subset, size: int = CANVAS, complete: bool = True) -> Li
         )
     tasks = []
     for name, task in raw.items():
-        where = f"{subset.challenges}: task {name}"
+        where = f"{subset.challenges}: task {shown(name)}"
         _check_task(task, where)
         answers = ""
         if subset.solutions.is_file():
-            answers = f"{subset.solutions}: task {name}"
+            answers = f"{subset.solutions}: task {shown(name)}"
             _fill_in(task, solutions.get(name), answers)
         tasks.append(_task(name, task, where, size, complete, answers))
     if not tasks:
@@ -160,8 +169,8 @@ def _task(
 ) -> ArcTask:
     """Check the name and the grids of a task; ``answers`` says where its outputs come from."""
     if SEPARATOR in name or not name or not is_unicode(name):
-        shown = where.encode("utf-8", "replace").decode()
-        raise DataError(f"{shown}: a task's name is text without {SEPARATOR!r}")
+        place = where.encode("utf-8", "replace").decode()
+        raise DataError(f"{place}: a task's name is text without {SEPARATOR!r}")
     pairs: Dict[str, List[Pair]] = {}
     for part in raw:
         if part not in PARTS:

@@ -7,13 +7,13 @@ Reference: dataset/build_arc_dataset.py ``np_grid_to_seq_translational_augment``
 ``inverse_aug``; evaluators/arc.py ``_crop``.
 """
 
-import json
 import re
 from typing import List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 
-from mlx_trm.errors import DataError
+from mlx_trm.errors import DataError, shown
+from mlx_trm.system.bounded import parse_json
 from mlx_trm.tasks.symmetries import dihedral_transform, inverse_dihedral_transform
 
 CANVAS = 30
@@ -73,7 +73,9 @@ def parse_name(name: str) -> Augmentation:
     parts = name.split(SEPARATOR)
     transform, colors = parts[-2], parts[-1]
     if not re.fullmatch("t[0-7]", transform) or sorted(colors) != list("0123456789"):
-        raise DataError(f"{name!r} is not the name of an augmented puzzle; build the dataset again")
+        raise DataError(
+            f"{shown(repr(name))} is not the name of an augmented puzzle; build the dataset again"
+        )
     return Augmentation(parts[0], int(transform[1]), np.array(list(colors)).astype(np.uint8))
 
 
@@ -99,7 +101,9 @@ def check_grid(rows: object, where: str, size: int = CANVAS) -> np.ndarray:
             raise DataError(f"{where}: row {number} has {len(row)} cells, row 1 has {width}")
         for cell in row:
             if isinstance(cell, bool) or not isinstance(cell, int) or not 0 <= cell < COLORS:
-                raise DataError(f"{where}: row {number} has {cell!r}, which is no colour 0 to 9")
+                raise DataError(
+                    f"{where}: row {number} has {shown(repr(cell))}, which is no colour 0 to 9"
+                )
     if not width or max(len(rows), width) > size:
         raise DataError(f"{where}: is {len(rows)}x{width}, allowed are 1x1 to {size}x{size}")
     return np.array(rows, dtype=np.uint8)
@@ -195,8 +199,8 @@ def parse_grid(text: str, size: int = CANVAS) -> np.ndarray:
     text = text.strip()
     if text.startswith("["):
         try:
-            return check_grid(json.loads(text), "the grid", size)
-        except (ValueError, RecursionError) as error:
+            return check_grid(parse_json(text), "the grid", size)
+        except ValueError as error:
             raise DataError(f"the grid is not JSON: {error}") from error
     rows = [re.sub(r"[ ,]", "", row) for row in re.split(r"[/\n]", text) if row.strip()]
     if not rows or not all(row.isascii() and row.isdigit() for row in rows):

@@ -14,6 +14,7 @@ import numpy as np
 from mlx_trm.datasets.dataset import SetSource
 from mlx_trm.datasets.names import load_names
 from mlx_trm.errors import DataError, did_you_mean
+from mlx_trm.system.bounded import parse_json
 from mlx_trm.tasks.arc.files import Pair, Subset, read_subset
 from mlx_trm.tasks.arc.grids import CANVAS
 from mlx_trm.tasks.arc.voting import load_puzzles, pack
@@ -143,7 +144,7 @@ def read_raw(subset: Subset, size: int, complete: bool, row_numbers: RowNumbers)
 
 def split_name(text: str) -> Tuple[str, Optional[int]]:
     """Split ``NAME:NUMBER``; without a number all test inputs are meant."""
-    match = re.fullmatch(r"(.+):(\d+)", text.strip())
+    match = re.fullmatch(r"(.+):(\d{1,9})", text.strip())
     return (match.group(1), int(match.group(2))) if match else (text.strip(), None)
 
 
@@ -172,8 +173,8 @@ def split_grids(
     text = "\n".join(lines).strip()
     if text.startswith("{"):
         try:
-            content = json.loads(text)
-        except (ValueError, RecursionError) as error:
+            content = parse_json(text)
+        except ValueError as error:
             raise DataError(f"the file is not JSON: {error}") from error
         alone = isinstance(content.get("test"), list)
         for name, task in [("", content)] if alone else content.items():

@@ -15,15 +15,15 @@ from typing import Any, Dict, Iterable, Iterator, List, Optional, Sequence, Tupl
 import numpy as np
 
 from mlx_trm.config.sections import TaskConfig, TaskSpec
-from mlx_trm.datasets.dataset import SetSource
+from mlx_trm.datasets.dataset import PuzzleDataset, SetSource
 from mlx_trm.datasets.names import load_names
 from mlx_trm.datasets.sources import SAMPLES, fetched_folder
 from mlx_trm.datasets.writing import SPLITS, TEST_PUZZLES, PuzzleBlock, write_splits
 from mlx_trm.errors import DataError, did_you_mean, shown
 from mlx_trm.system.files import hash_file
 from mlx_trm.tasks.arc import grids as arc_grids
-from mlx_trm.tasks.arc.builder import Plan, Writer, draw_plans, number_plans
-from mlx_trm.tasks.arc.files import Subset, find_subset, read_subset
+from mlx_trm.tasks.arc.builder import Plan, Writer, check_amount, draw_plans, number_plans
+from mlx_trm.tasks.arc.files import ArcTask, Subset, find_subset, read_subset
 from mlx_trm.tasks.arc.lookup import (
     KnownInput,
     KnownSet,
@@ -33,6 +33,7 @@ from mlx_trm.tasks.arc.lookup import (
     read_raw,
     split_grids,
 )
+from mlx_trm.tasks.arc.overlap import log_plans, note_shared, warn_of_shared
 from mlx_trm.tasks.arc.voting import ArcScorer, load_scorer
 from mlx_trm.tasks.base import Task, check_split, register_task, with_progress
 
@@ -144,20 +145,18 @@ class ARC(Task):
         Raises:
             DataError: if the raw data cannot be used.
         """
-        config, subsets = self.config, self.subsets()
         # Differs from reference: with the test subset first, its order of splits depends on
         # Python's hashing of strings; here train always comes first.
-        yield from draw_plans(
-            (
-                (
-                    read_subset(subset, config.max_grid_size, config.require_solutions),
-                    subset.name == config.test_set_name,
-                )
-                for subset in subsets
-            ),
-            config.num_aug,
-            rng,
-        )
+        yield from draw_plans(self._read_tasks(), self.config.num_aug, rng)
+
+    def _read_tasks(self) -> Iterator[Tuple[List[ArcTask], bool]]:
+        """Read the tasks of each subset, and whether they are for testing."""
+        config, count = self.config, 0
+        for subset in self.subsets():
+            tasks = read_subset(subset, config.max_grid_size, config.require_solutions)
+            where = str(subset.challenges)
+            count = check_amount(tasks, count, config.num_aug, config.max_grid_size, where)
+            yield tasks, subset.name == config.test_set_name
 
     def groups(self, split: str, rng: np.random.Generator) -> Iterator[PuzzleBlock]:
         """Yield a block for each task: the puzzle and its augmentations.
@@ -186,14 +185,7 @@ class ARC(Task):
             raise ValueError("the splits of ARC are built together")
         rng = np.random.RandomState(self.seed)
         plans = list(with_progress(self.plans(rng), "augmenting", progress, " tasks"))
-        short = sum(len(plan.transforms) <= self.config.num_aug for plan in plans)
-        if short:
-            LOG.info(
-                "%d of %d tasks have fewer than %d different augmentations",
-                short,
-                len(plans),
-                self.config.num_aug,
-            )
+        log_plans(plans, self.config.num_aug)
         writer = Writer(rng, self.config.max_grid_size)
         groups = (
             (split, with_progress(writer.blocks(plans, split), split, progress)) for split in SPLITS
@@ -201,7 +193,15 @@ class ARC(Task):
         about = write_splits(groups, folder, self.spec)
         tests = {plan.task.name: plan.task.raw for plan in plans if plan.to_test}
         (folder / TEST_PUZZLES).write_text(json.dumps(tests) + "\n", encoding="utf-8")
+        note_shared(plans, folder / "test", about["test"])
         return about
+
+    def dataset(self, split: str, progress: bool = False) -> PuzzleDataset:
+        """Open a split, and say which test pairs are trained on; see :meth:`Task.dataset`."""
+        found = super().dataset(split, progress)
+        if split == "test":
+            warn_of_shared(found)
+        return found
 
     def content(self, split: str) -> Dict[str, Any]:
         """Return what decides the built files; the splits are built together."""

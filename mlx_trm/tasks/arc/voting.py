@@ -15,10 +15,9 @@ from typing import Any, Dict, List, Sequence, Tuple
 import numpy as np
 
 from mlx_trm.datasets.dataset import SetSource
-from mlx_trm.datasets.names import NAMES_ADVICE, load_names
-from mlx_trm.datasets.reading import read_metadata
-from mlx_trm.datasets.writing import IDENTIFIERS, TEST_PUZZLES
-from mlx_trm.errors import DataError
+from mlx_trm.datasets.names import NAMES_ADVICE, load_all_names
+from mlx_trm.datasets.writing import TEST_PUZZLES
+from mlx_trm.errors import DamagedError, shown
 from mlx_trm.system.files import read_json
 from mlx_trm.tasks.arc.files import Pair
 from mlx_trm.tasks.arc.grids import CANVAS, check_grid, crop_sizes, cut_shape, parse_name
@@ -228,13 +227,13 @@ def load_scorer(source: SetSource, size: int = CANVAS) -> ArcScorer:
     Raises:
         DataError: if its ``identifiers.json`` or ``test_puzzles.json`` cannot be used.
     """
-    names, puzzles = load_names(source.folder), load_puzzles(source.folder, size)
-    count = read_metadata(source.folder / source.split / "dataset.json")[1].num_puzzle_identifiers
-    if len(names) != count:
-        raise DataError(
-            f"{source.folder / IDENTIFIERS}: has {len(names)} names, the dataset has {count} "
-            "identifiers; build the dataset again"
-        )
+    puzzles = load_puzzles(source.folder, size)
+    names = load_all_names(source.folder, source.split)
+    path = source.folder / TEST_PUZZLES
+    unknown = sorted(set(puzzles) - set(names))
+    if unknown or not puzzles:
+        what = f"{shown(unknown[0])} has no identifier" if unknown else "is empty"
+        raise DamagedError(f"{path}: {what}{NAMES_ADVICE}")
     return ArcScorer(names, puzzles, source.first_identifier, size)
 
 
@@ -247,12 +246,12 @@ def load_puzzles(folder: Path, size: int = CANVAS) -> Dict[str, List[Pair]]:
     path = folder / TEST_PUZZLES
     try:
         return {
-            name: [_pair(pair, f"{path}: {name}: test pair {i}", size) for i, pair in
+            name: [_pair(pair, f"{path}: {shown(name)}: test pair {i}", size) for i, pair in
                    enumerate(puzzle["test"], 1)]
             for name, puzzle in read_json(path, dict, NAMES_ADVICE).items()
         }  # fmt: skip
     except (KeyError, TypeError) as error:
-        raise DataError(f"{path}: is damaged; build the dataset again") from error
+        raise DamagedError(f"{path}: is damaged; build the dataset again") from error
 
 
 def _pair(pair: Any, where: str, size: int) -> Pair:

@@ -68,6 +68,7 @@ def read_with_sources(path: Union[str, Path], size: int) -> Iterator[FilePuzzles
 
 def _read_csv(block: CsvBlock, size: int) -> MazeSet:
     """Turn the fields of a CSV into arrays and check them."""
+    block.cut_behind_misfit(size**2)
     inputs, labels = (block.cells(name, size**2, _TOKENS) for name in ("question", "answer"))
     judged = judge(inputs, labels)
     good = judged.valid & (inputs > 0).all(axis=1)

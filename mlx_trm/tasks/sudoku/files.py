@@ -205,6 +205,7 @@ def _read_csv(block: CsvBlock, size: int) -> PuzzleSet:
     table = np.full(256, _BAD, dtype=np.uint8)
     table[[ord("."), ord("0")]] = 0
     table[ord("1") : ord("1") + size] = np.arange(1, size + 1)
+    block.cut_behind_misfit(size**2)
     puzzles, solutions = (block.cells(name, size**2, table) for name in ("question", "answer"))
     bad = ((puzzles == _BAD) | (solutions == _BAD)).any(axis=1) | ~valid_grids(solutions, size)
     bad |= ((puzzles != 0) & (puzzles != solutions)).any(axis=1)

@@ -14,6 +14,7 @@ import mlx_trm as trm
 from mlx_trm.errors import CheckpointError
 from mlx_trm.runs.history import prune_checkpoints
 from mlx_trm.runs.layout import find_checkpoint, list_checkpoints
+from mlx_trm.runs.state import write_state
 
 OVERRIDES = [
     "task.size=4",
@@ -170,7 +171,7 @@ def test_files_that_are_no_safetensors_though_the_checksum_agrees(run):
     state = json.loads((run / "step_7" / "state.json").read_text())
     (run / "step_7" / "model.safetensors").write_bytes(b"not weights")
     state["sha256"]["model.safetensors"] = sha256(b"not weights").hexdigest()
-    (run / "step_7" / "state.json").write_text(json.dumps(state))
+    write_state(run / "step_7", state)
     with pytest.raises(CheckpointError, match=r"model\.safetensors: cannot be read as safetensors"):
         trm.load_checkpoint(run, weights="raw")
 

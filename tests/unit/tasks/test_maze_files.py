@@ -91,8 +91,8 @@ def test_a_longer_path_is_an_answer_too(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "rows, header, message",
     [
-        ([GOOD], "id,maze,path", ":1: the columns must be source,question,answer,rating, not id,"),
-        ([GOOD], "", ":1: the columns must be source,question,answer,rating, not nothing"),
+        ([GOOD], "id,maze,path", ":1: the columns must be one question"),
+        ([GOOD], "", ":1: the columns must be one question"),
         ([GOOD], 'source,"question,answer', ":1: unexpected end of data"),
         ([GOOD], HEADER + "\r" + GOOD, ":1: lines end with carriage returns alone"),
         ([GOOD, QUESTION], HEADER, ":3: 1 columns, the header has 4"),

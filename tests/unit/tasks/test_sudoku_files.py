@@ -108,8 +108,12 @@ def test_blocks_end_anywhere(tmp_path: Path, monkeypatch: Any) -> None:
 @pytest.mark.parametrize(
     "rows, header, message",
     [
-        ([GOOD], "id,puzzle,solution", ":1: the columns must be source,question,answer,rating"),
-        ([GOOD], "", ":1: the columns must be source,question,answer,rating, not nothing"),
+        (
+            [GOOD],
+            "id,puzzle,rating",
+            ":1: the columns must be one question",
+        ),
+        ([GOOD], "", ":1: the columns must be one question"),
         ([GOOD, QUESTION], None, ":3: 1 columns, the header has 4"),
         ([GOOD + ",5"], None, ":2: 5 columns, the header has 4"),
         ([GOOD, f"a,{QUESTION[:-1]},{ANSWER},3"], None, ":3: the question has 80 cells"),

@@ -327,6 +327,7 @@ def test_a_test_set_without_answers(tmp_path: Path) -> None:
     trm.build_task(experiment().task).build(tmp_path / "data")
     labels = tmp_path / "data" / "test" / "all__labels.npy"
     np.save(labels, np.zeros_like(np.load(labels)))
+    (tmp_path / "data" / "build.json").unlink()  # it says what the file was
     config = experiment(run_dir=str(tmp_path / "run"), task__data_dir=str(tmp_path / "data"))
     config = dataclasses.replace(config, train=dataclasses.replace(config.train, max_steps=2))
     trainer = Trainer(config)

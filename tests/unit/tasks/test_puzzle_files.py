@@ -1,0 +1,81 @@
+"""Columns of CSV files by the names that others give them, and lines that no puzzle needs."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mlx_trm.errors import DataError
+from mlx_trm.tasks import puzzle_files
+from mlx_trm.tasks.maze.files import read_mazes
+from mlx_trm.tasks.puzzle_files import SYNONYMS
+from mlx_trm.tasks.sudoku.files import read_puzzles
+
+PUZZLE, SOLVED = "1.....2..3.....4", "1243342143122134"
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.txt"])
+@pytest.mark.parametrize("header", [
+    *(f"{question},answer" for question in SYNONYMS["question"]),
+    *(f"question,{answer}" for answer in SYNONYMS["answer"]),
+    "puzzle,solution", "quizzes,solutions", "Puzzle,SOLUTION", '"quizzes","solutions"',
+])  # fmt: skip
+def test_other_names_of_the_columns(tmp_path: Path, header: str, name: str) -> None:
+    """In either case, whatever the file is called."""
+    (tmp_path / name).write_text(f"{header}\n{PUZZLE},{SOLVED}\n")
+    found = list(read_puzzles(tmp_path / name, 4))
+    assert found[0].solutions.tolist() == [[int(char) for char in SOLVED]]
+
+
+def test_others_beside_them(tmp_path: Path) -> None:
+    """Columns that are not needed are passed over; our own names win; two of a kind are refused."""
+    path = tmp_path / "a.csv"
+    path.write_text(f"id,solutions,puzzle,clues\n7,{SOLVED},{PUZZLE},4\n")
+    assert len(list(read_puzzles(path, 4))[0].puzzles) == 1
+    path.write_text(f"puzzle,question,answer\nx,{PUZZLE},{SOLVED}\n")
+    assert len(list(read_puzzles(path, 4))[0].puzzles) == 1
+    path.write_text(f"puzzle,quizzes,answer\n{PUZZLE},{PUZZLE},{SOLVED}\n")
+    with pytest.raises(DataError, match="the columns must be one question"):
+        list(read_puzzles(path, 4))
+
+
+def test_what_is_asked_for_is_what_is_needed(tmp_path: Path) -> None:
+    """No rating and no source."""
+    path = tmp_path / "a.csv"
+    path.write_text(f"puzzle,key\n{PUZZLE},{SOLVED}\n")
+    with pytest.raises(DataError) as caught:
+        list(read_puzzles(path, 4))
+    assert "solution" in str(caught.value) and "rating" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text, line", [
+    ("question,answer\n" + "1" * 3000, 2),
+    ("question,answer\n" + f"{PUZZLE},{SOLVED}\n" * 2 + "1" * 3000, 4),
+    ("question,answer" + "," * 3000 + "\n", 1),
+    ("1" * 3000, 1),
+    (f"{PUZZLE}\n" + "." * 3000 + "\n", 2),
+])  # fmt: skip
+def test_a_line_that_no_puzzle_needs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, line: int
+) -> None:
+    """It is refused before it is held, with its number."""
+    monkeypatch.setattr(puzzle_files, "_MOST_LINE", 2000)
+    monkeypatch.setattr(puzzle_files, "_BLOCK_BYTES", 1500)
+    path = tmp_path / "a"
+    path.write_text(text)
+    with pytest.raises(DataError, match=f"a:{line}: has more than 2,000 bytes"):
+        list(read_puzzles(path, 4))
+
+
+def test_a_million_short_lines_are_not_read_as_puzzles(tmp_path: Path) -> None:
+    """The first one is refused; each as a row of cells would take gigabytes."""
+    maze, path = "S #    # #     G", "S # o  #o#  oooG"
+    block = puzzle_files.CsvBlock(
+        Path("x"), f"{maze},{path}\n,\n{maze},{path}\n".encode(), ["question", "answer"], 2
+    )
+    block.cut_behind_misfit(16)
+    assert block.cells("question", 16, np.zeros(256, np.uint8)).shape == (2, 16)
+    file = tmp_path / "a.csv"
+    file.write_text(f"question,answer\n{maze},{path}\n,\nx,\n")
+    with pytest.raises(DataError, match="a.csv:3: the question has 0 cells"):
+        read_mazes(file, 4)
