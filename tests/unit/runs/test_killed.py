@@ -1,8 +1,8 @@
 """Killed before any operation on a file: state, log, links and folder are right when it goes on.
 
 What is killed, and what has to hold right after and in the end, is in ``tests/helpers/killing.py``.
-The full run (``-m slow``) kills before every operation; otherwise a few are drawn, whose numbers are
-in the message of a failure.
+The full run (``-m slow``) kills before every operation; otherwise a few are drawn, whose numbers
+are in the message of a failure.
 """
 
 import json
