@@ -58,6 +58,7 @@ class PuzzleDataset:
         spec: dimensions and special tokens.
         sets: names of the sets.
         arrays: of each set, by name.
+        mapped: the files behind them, which are checked whenever examples are read.
         total_groups: puzzles not counting their augmentations, over all sets.
         total_puzzles: puzzles, over all sets.
         mean_puzzle_examples: examples in a puzzle, on average.
@@ -79,7 +80,7 @@ class PuzzleDataset:
         }
         self.sets = list(sets)
         self.arrays = sets
-        self._mapped: List[MappedFiles] = []
+        self.mapped = MappedFiles()
         self.total_groups = sum(len(s.group_indices) - 1 for s in sets.values())
         self.total_puzzles = sum(len(s.puzzle_identifiers) for s in sets.values())
         self.mean_puzzle_examples = len(self) / max(1, self.total_puzzles)
@@ -121,7 +122,7 @@ class PuzzleDataset:
                 f"the arrays hold {dataset.total_groups}; build the dataset again"
             )
         mapped = [path / f"{name}__{part}.npy" for name in sets for part in ("inputs", "labels")]
-        dataset._mapped = [MappedFiles(path.parent, split, mapped)]
+        dataset.mapped.watch(path.parent, split, mapped)
         check_manifest(path.parent, split)
         return dataset
 
@@ -151,7 +152,7 @@ class PuzzleDataset:
         spec = replace(first.spec, num_puzzle_identifiers=total)
         dataset = cls(first.path, spec, sets, sources)
         dataset.name = ", ".join(str(part.path) for part in parts)
-        dataset._mapped = [files for part in parts for files in part._mapped]
+        dataset.mapped = MappedFiles(*(part.mapped for part in parts))
         return dataset
 
     def source(self, name: str) -> SetSource:
@@ -162,22 +163,13 @@ class PuzzleDataset:
         """
         return self._sources[name]
 
-    def check_mapped(self) -> None:
-        """See that no file of the dataset has been changed since it was opened.
-
-        Raises:
-            DataError: naming the file.
-        """
-        for files in self._mapped:
-            files.check()
-
     def example(self, index: int) -> Tuple[np.ndarray, np.ndarray]:
         """Return the (S,) inputs and labels of one example, counted over all sets.
 
         Raises:
             IndexError: if there is no such example.
         """
-        self.check_mapped()
+        self.mapped.check()
         for data in self.arrays.values():
             if 0 <= index < len(data.inputs):
                 return np.array(data.inputs[index]), np.array(data.labels[index])
@@ -224,9 +216,9 @@ class PuzzleDataset:
         ):
             if number < first:
                 continue
-            self.check_mapped()
+            self.mapped.check()
             inputs, labels = pool.examples(rows)
-            self.check_mapped()
+            self.mapped.check()
             if augment is not None:
                 stream = np.random.Philox(
                     np.random.SeedSequence([_AUGMENT_STREAM, seed, iteration, number])
@@ -266,11 +258,11 @@ class PuzzleDataset:
             for at in range(0, len(mine), batch_size):
                 rows = mine[at : at + batch_size]
                 puzzles = np.searchsorted(data.puzzle_indices, rows, side="right") - 1
-                self.check_mapped()
+                self.mapped.check()
                 batch = self._collate(
                     data.inputs[rows], data.labels[rows], data.puzzle_identifiers[puzzles]
                 )
-                self.check_mapped()
+                self.mapped.check()
                 batch["places"] = rows
                 yield name, self._pad(batch, batch_size), len(rows)
             start = stop

@@ -153,16 +153,25 @@ def _hash_block(path: Path, number: int) -> str:
 class MappedFiles:
     """Files that are mapped and in use, watched: what is cut off reads as zeros, without a word."""
 
-    def __init__(self, folder: Path, split: str, paths: Iterable[Path]) -> None:
-        """Begin to watch.
+    def __init__(self, *others: "MappedFiles") -> None:
+        """Begin with those of others, or with none."""
+        self._states: Dict[Path, FileState] = {}
+        self._places: Dict[Path, Tuple[Path, str]] = {}
+        for other in others:
+            self._states.update(other._states)
+            self._places.update(other._places)
+
+    def watch(self, folder: Path, split: str, paths: Iterable[Path]) -> None:
+        """Begin to watch more files.
 
         Args:
             folder: of the dataset they belong to.
             split: that they belong to.
             paths: the files.
         """
-        self._place = (folder, split)
-        self._states = {path: FileState.of(path) for path in paths}
+        for path in paths:
+            self._states[path] = FileState.of(path)
+            self._places[path] = (folder, split)
 
     def check(self) -> None:
         """See that the files are as they were, before and after something is read from them.
@@ -185,6 +194,6 @@ class MappedFiles:
                     f"{before.size}; build the dataset again or bring the file back, then go on "
                     "(train: --resume)"
                 )
-            if not check_manifest(*self._place, full=True):
+            if not check_manifest(*self._places[path], full=True):
                 LOG.warning("%s: was written to while it was in use", path)
             self._states[path] = now

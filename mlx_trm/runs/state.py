@@ -28,7 +28,7 @@ from mlx_trm.system.files import flush, write_json
 OWN_HASH = "own_sha256"
 # Of the file; most of it are names of metrics.
 _MOST_BYTES = 1 << 22
-# Without its own hash a state has nothing else: a hash whose name was damaged would not be looked at.
+# Without its own hash a state has nothing else: or one whose name was damaged would be passed over.
 _FIELDS = {"format", "step", "spec", "progress", "sha256"}
 
 

@@ -52,8 +52,8 @@ def fit(
         resumed_from: the checkpoint that it goes on from.
 
     Returns:
-        The report; its checkpoint holds the final state, stopped early or not. ``KeyboardInterrupt``
-        stops it early, too; a second one is raised.
+        The report; its checkpoint holds the final state, stopped early or not. Ctrl-C
+        (``KeyboardInterrupt``) stops it early, too; a second one is raised.
 
     Raises:
         CheckpointError: if a checkpoint cannot be written.

@@ -20,7 +20,7 @@ GIVE_UP = 20
 def save_replay(folder: Path, error: NonFiniteError, rank: int = 0) -> Path:
     """Save what entered a step that was not finite: carry, incoming batch and exploration.
 
-    Of several processes number 0 saves its share. Of more than REPLAYS files the oldest are removed.
+    Of several processes number 0 saves its share. The oldest of more than REPLAYS files go.
 
     Returns:
         The file, ``nonfinite_step_N.safetensors``.

@@ -16,6 +16,7 @@ import os
 import shutil
 import signal
 import sys
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Tuple
 
@@ -25,6 +26,8 @@ import numpy as np
 from marks import Marks, MarksConfig, experiment
 from run_files import arrays_of, log_of
 
+from mlx_trm.datasets.fetch import fetch
+from mlx_trm.datasets.sources import SOURCES
 from mlx_trm.inference.exporting import export_checkpoint
 from mlx_trm.runs.checkpoint import load_checkpoint, verify_checkpoint
 from mlx_trm.runs.layout import follow_link, list_checkpoints
@@ -316,11 +319,44 @@ class Convert(Scenario):
         return compare_files(whole / "out", folder / "out")
 
 
+FETCHED = {
+    f"concept_{kind}.json": json.dumps({"task": [kind] * 9}).encode()
+    for kind in ("challenges", "solutions")
+}
+
+
+class Fetch(Scenario):
+    """Files downloaded from the server that the environment names; it serves FETCHED."""
+
+    def act(self, folder: Path) -> None:
+        source = SOURCES["conceptarc"]
+        files = tuple(
+            file._replace(
+                size=len(FETCHED[file.target]), sha256=sha256(FETCHED[file.target]).hexdigest()
+            )
+            for file in source.files
+        )
+        address = os.environ["KILLING_SERVER"]
+        SOURCES["conceptarc"] = source._replace(files=files, base_url=f"{address}/")
+        fetch("conceptarc")
+
+    def look(self, folder: Path) -> List[str]:
+        place = folder / "cache/fetched/arc-agi"
+        there = {path.name: path.read_bytes() for path in place.glob("concept_*")}
+        found = [name for name, content in there.items() if content != FETCHED[name]]
+        if (place / "fetched.json").exists() and len(there) < 2:
+            found.append("the record is there, and not all files")
+        return found
+
+    def compare(self, whole: Path, folder: Path) -> List[str]:
+        return compare_files(whole / "cache", folder / "cache")
+
+
 def compare_files(one: Path, other: Path) -> List[str]:
     """Say which files of two folders differ."""
     trees: List[Dict[str, bytes]] = []
     for root in (one, other):
-        files = (path for path in root.rglob("*") if path.is_file())
+        files = (path for path in root.rglob("*") if path.is_file() and path.suffix != ".lock")
         trees.append({str(path.relative_to(root)): path.read_bytes() for path in files})
     return [n for n in {**trees[0], **trees[1]} if trees[0].get(n) != trees[1].get(n)]
 
@@ -332,6 +368,7 @@ SCENARIOS: Dict[str, Scenario] = {
     "build_new": BuildNew(),
     "export": Export(),
     "convert": Convert(),
+    "fetch": Fetch(),
 }
 
 

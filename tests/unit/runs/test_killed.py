@@ -1,8 +1,8 @@
 """Killed before any operation on a file: state, log, links and folder are right when it goes on.
 
 What is killed, and what has to hold right after and in the end, is in ``tests/helpers/killing.py``.
-The full run (``-m slow``) kills before every operation; otherwise a few are drawn, whose numbers are
-in the message of a failure.
+The full run (``-m slow``) kills before every operation; otherwise a few are drawn, whose numbers
+are in the message of a failure.
 """
 
 import json
@@ -10,16 +10,20 @@ import random
 import signal
 import sys
 from pathlib import Path
-from typing import Any, Dict, Iterable, List
+from typing import Any, Dict, Iterable, Iterator, List
 
 import pytest
 from child_processes import run_python
+from fetch_server import Server
+from killing import FETCHED
 from paths import HELPERS
+
+from mlx_trm.datasets.sources import SOURCES
 
 PROGRAM = HELPERS / "killing.py"
 # How many operations are drawn for the sample.
 SAMPLE = {"train": 3, "older": 2, "build": 1}
-SCENARIOS = ["train", "older", "build", "build_new", "export", "convert"]
+SCENARIOS = ["train", "older", "build", "build_new", "export", "convert", "fetch"]
 # Forked processes share the imports; elsewhere MLX may not be forked, even unused.
 CAN_FORK = sys.platform == "linux"
 
@@ -53,6 +57,17 @@ def killed(scenario: str, folder: Path, numbers: Iterable[int]) -> Dict[str, Lis
             assert not program(scenario, folder, "try", number), f"{number}: not killed"
             answers += program(scenario, folder, "mend", number)
     return {answer["number"]: answer["wrong"] for answer in answers}
+
+
+@pytest.fixture(name="server", autouse=True)
+def make_server(monkeypatch: Any) -> Iterator[None]:
+    """What is fetched comes from this machine."""
+    monkeypatch.setenv("no_proxy", "*")
+    with Server() as web:
+        for file in SOURCES["conceptarc"].files:
+            web.files[f"/{file.path}"] = FETCHED[file.target]
+        monkeypatch.setenv("KILLING_SERVER", web.address)
+        yield
 
 
 @pytest.mark.parametrize("scenario", list(SAMPLE))

@@ -13,7 +13,7 @@ import pytest
 from marks import experiment
 from run_files import arrays_of, log_of
 
-from mlx_trm.errors import CheckpointError, ConfigError, NonFiniteError
+from mlx_trm.errors import CheckpointError, ConfigError, DataError, NonFiniteError
 from mlx_trm.runs.checkpoint import load_checkpoint
 from mlx_trm.runs.folder import RunLock
 from mlx_trm.runs.history import prune_checkpoints, remove_leftovers
@@ -509,3 +509,27 @@ def test_steps_in_a_row_are_counted_through_a_stop(monkeypatch: Any) -> None:
     assert trainer.fit(on_tick=lambda step: trainer.stop() if step == 4 else None).skipped == 3
     with pytest.raises(NonFiniteError, match="step 6: .* 5 steps in a row"):
         Trainer.resume("run").fit()
+
+
+# Data that change under a run -------------------------------------------------------------------
+
+
+def test_data_that_are_cut_while_a_run_trains(whole: Path) -> None:
+    """No other tokens are learnt: the steps so far are saved, and it goes on to the bit."""
+    task = Trainer(short()).run.task
+    task.build("data")
+    path = Path("data/train/all__labels.npy")
+    content = path.read_bytes()
+
+    def cut(step: int) -> None:
+        if step == 11:
+            os.truncate(path, len(content) - 30)
+
+    with pytest.raises(DataError, match="all__labels.npy: was changed while it was in use"):
+        Trainer(short(task__data_dir="data")).fit(on_tick=cut)
+    assert find_checkpoint("run").name in ("step_11", "step_12")  # one batch was made before
+    with pytest.raises(DataError, match="all__labels.npy: is damaged"):
+        Trainer.resume("run")
+    path.write_bytes(content)
+    Trainer.resume("run").fit()
+    assert_same_run(whole, Path("run"))
