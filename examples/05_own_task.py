@@ -5,7 +5,7 @@
 
 A task needs a configuration, a ``spec`` and ``groups``; the methods below those two make it
 solvable from the command line. A configuration that names this file under ``plugins`` can be
-trained, evaluated and solved with by the ordinary commands.
+trained, evaluated and solved with by the ordinary commands; a run of it wants ``--allow-plugins``.
 """
 
 import sys

@@ -83,7 +83,8 @@ def run_command(
     parser = Parser(
         prog=f"python -m mlx_trm.{command}",
         description=summary[:1].upper() + summary[1:] + ".",
-        epilog="Exit code: 0 done, 1 the answer is no or a bug, 2 something you can mend.",
+        epilog="Exit code: 0 done, 1 the answer is no or a bug, 2 something you can mend. No file "
+        "runs code but plugins that you name or allow (docs/security.md).",
     )
     add_arguments(parser)
     if needs == "config":

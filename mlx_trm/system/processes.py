@@ -10,9 +10,9 @@ import ctypes
 import io
 import json
 import os
+import select
 import signal
-import subprocess
-import sys
+import warnings
 from contextlib import contextmanager
 from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple, TypeVar
 
@@ -183,43 +183,48 @@ def _patience() -> float:
     return seconds
 
 
-# What another process does meanwhile: it waits for the end of its standard input, or for the time.
-_WATCH = """
-import os, select, signal, sys
-if not select.select([0], [], [], float(sys.argv[1]))[0] and os.getppid() == int(sys.argv[2]):
-    sys.stderr.write(sys.argv[3] + chr(10))
-    sys.stderr.flush()
-    os.kill(os.getppid(), signal.SIGINT)
-"""
-
-
 @contextmanager
 def _ended_after(seconds: float) -> Iterator[None]:
     """End this process with a line where the block takes longer.
 
     MLX holds the interpreter's lock while it connects, so no thread or signal handler of Python can
-    run. Another process writes the line and sends SIGINT, whose handler is C's ``_exit`` here: it
-    is called with the signal's number, 2, which is the exit code for what the user can mend. Ctrl-C
-    ends the process in the same way, which it would not do otherwise.
+    run. A fork of this process waits for the end of the block or of the time; then it writes the
+    line and sends SIGINT, whose handler is C's ``_exit`` here: it is called with the signal's
+    number, 2, which is the exit code for what the user can mend. Ctrl-C ends the process in the
+    same way, which it would not do otherwise.
     """
-    if not sys.executable or sys.platform == "win32":
+    if not hasattr(os, "fork"):
         yield
         return
     line = (
         f"not all of the processes that were to train together have started within {seconds:g} s; "
         f"start all of them at about the same time, or let {PATIENCE} say how long to wait (see "
-        "docs/distributed.md)"
+        "docs/distributed.md)\n"
     )
-    words = [sys.executable, "-I", "-S", "-c", _WATCH, f"{seconds}", f"{os.getpid()}", line]
+    parent = os.getpid()
+    ends, done = os.pipe()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that there are threads: the fork computes nothing
+        child = os.fork()
+    if child == 0:
+        try:
+            os.close(done)
+            if not select.select([ends], [], [], seconds)[0] and os.getppid() == parent:
+                os.write(2, line.encode())
+                os.kill(parent, signal.SIGINT)
+        finally:
+            os._exit(0)
+    os.close(ends)
     libc = ctypes.CDLL(None)
     libc.signal.restype, libc.signal.argtypes = ctypes.c_void_p, [ctypes.c_int, ctypes.c_void_p]
-    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL):
-        before = libc.signal(signal.SIGINT, ctypes.cast(libc._exit, ctypes.c_void_p))
-        try:
-            yield
-        finally:
-            libc.signal(signal.SIGINT, before)
-            signal.siginterrupt(signal.SIGINT, True)  # as Python has it
+    before = libc.signal(signal.SIGINT, ctypes.cast(libc._exit, ctypes.c_void_p))
+    try:
+        yield
+    finally:
+        libc.signal(signal.SIGINT, before)
+        signal.siginterrupt(signal.SIGINT, True)  # as Python has it
+        os.close(done)
+        os.waitpid(child, 0)
 
 
 def _one_host() -> bool:

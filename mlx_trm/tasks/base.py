@@ -4,7 +4,6 @@ import hashlib
 import inspect
 import json
 import logging
-import math
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -127,7 +126,7 @@ class ShareScorer(Scorer):
 
     def result(self) -> Dict[str, float]:
         """Return the shares, NaN where there were no puzzles: nothing was measured."""
-        count = self.counts["count"] or math.nan
+        count = self.counts["count"] or float("nan")
         return {name: good / count for name, good in self.counts.items() if name != "count"}
 
 

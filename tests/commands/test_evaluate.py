@@ -15,7 +15,8 @@ from mlx_trm.evaluate import main
 from mlx_trm.inference.evaluator import Evaluator
 from mlx_trm.models import TRM
 from mlx_trm.runs.checkpoint import load_checkpoint, save_checkpoint
-from mlx_trm.tasks import build_task
+from mlx_trm.tasks import PuzzleDataset, build_task
+from mlx_trm.tasks.base import ShareScorer
 
 TINY = tiny_config(H_cycles=1, L_cycles=1, halt_max_steps=3)
 
@@ -163,3 +164,45 @@ def test_what_it_refuses(
     done = evaluate(runs[0], *words)
     assert done.code == 2 and message in done.err and done.err.count("\n") == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_a_set_without_a_scored_cell_has_no_accuracy(
+    evaluate: Any, runs: Any, tmp_path: Path, monkeypatch: Any
+) -> None:
+    """Nothing was measured: a dash and the reason, null in the file, and never 0.0000."""
+    batches = PuzzleDataset.eval_batches
+
+    def unlabelled(self: Any, *args: Any, **options: Any) -> Any:
+        for name, arrays, size in batches(self, *args, **options):
+            yield name, {**arrays, "labels": np.full_like(arrays["labels"], -100)}, size
+
+    monkeypatch.setattr(PuzzleDataset, "eval_batches", unlabelled)
+    monkeypatch.setattr(ShareScorer, "update", lambda self, rows: None)
+    done = evaluate(runs[0], "--json", str(tmp_path / "m.json"))
+    assert done.code == 0 and "0.0000" not in done.out
+    assert "no puzzle has a scored cell" in done.out
+    shown = {row[1]: row[2] for row in rows_of(done.out) if row[0] == "all"}
+    assert shown["count"] == "0" and shown["valid_grids"] == "-"
+    written = json.loads((tmp_path / "m.json").read_text(), parse_constant=pytest.fail)
+    assert written["all"] == {"count": 0, "valid_grids": None}
+
+
+def test_json_files_have_null_for_what_is_no_number(
+    evaluate: Any, runs: Any, tmp_path: Path, monkeypatch: Any
+) -> None:
+    """A model whose numbers are not finite: no NaN, which no reader of JSON has to take."""
+    checkpoint = load_checkpoint(runs[0])
+    checkpoint.model.q_head.bias = checkpoint.model.q_head.bias * float("nan")
+    save = tmp_path / "nan"
+    monkeypatch.setattr(
+        "mlx_trm.cli.checkpoints.load_checkpoint", lambda *args, **options: checkpoint
+    )
+    save.mkdir()
+    done = evaluate(str(save), "--json", str(tmp_path / "m.json"))
+    assert done.code == 0
+    written = json.loads((tmp_path / "m.json").read_text(), parse_constant=pytest.fail)
+    assert written["all"]["q_halt_loss"] is None and written["all"]["count"] == 100
+    names = ["--rollouts", "2", "--predictions", str(tmp_path / "p.jsonl")]
+    assert evaluate(str(save), *names, "--json", str(tmp_path / "s.json")).code == 0
+    for text in [(tmp_path / "s.json").read_text(), *(tmp_path / "p.jsonl").open()]:
+        json.loads(text, parse_constant=pytest.fail)

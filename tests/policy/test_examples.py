@@ -65,14 +65,18 @@ def test_train_evaluate_and_watch(tmp_path: Path) -> None:
     assert given.startswith("puzzle  1....2....3....4\nstep 1")
 
 
+# The run's own configuration names the file.
+ALLOW = "--allow-plugins"
+
+
 def test_own_task_with_the_ordinary_commands(tmp_path: Path) -> None:
     """The run of a task from a file is evaluated and solved with by the commands."""
     example(tmp_path, "05_own_task.py", "train.max_steps=4", "run_dir=run")
-    run(tmp_path, "-m", "mlx_trm.evaluate", "run", "--json", "metrics.json", "-q")
+    run(tmp_path, "-m", "mlx_trm.evaluate", "run", "--json", "metrics.json", "-q", ALLOW)
     metrics = json.loads((tmp_path / "metrics.json").read_text(encoding="utf-8"))
     assert metrics["all"]["count"] == 500
-    assert run(tmp_path, "-m", "mlx_trm.solve", "run", "abcdeabcdeab")
-    refused = run_python("-m", "mlx_trm.solve", "run", "abc", cwd=tmp_path)
+    assert run(tmp_path, "-m", "mlx_trm.solve", "run", "abcdeabcdeab", ALLOW)
+    refused = run_python("-m", "mlx_trm.solve", "run", "abc", ALLOW, cwd=tmp_path)
     assert refused.returncode == 2
     assert refused.stderr == "'abc': expected 12 letters from a to e\n"
 
