@@ -18,7 +18,8 @@ import mlx.core as mx
 
 from mlx_trm.config.registry import MODELS
 from mlx_trm.config.sections import ModelConfig, TaskSpec
-from mlx_trm.errors import listed, shown
+from mlx_trm.datasets.hub import SIDE_FILES
+from mlx_trm.errors import describe_error, listed, shown
 
 # Segments that wrappers put before a name, or inside of it: torch.compile, parallel training,
 # sharding, recomputation.
@@ -269,3 +270,33 @@ def preset_of(repository: str, file: str) -> Optional[str]:
         if f"{repository}:{file}".lower().startswith(start.lower()):
             return str(preset)
     return None
+
+
+def read_settings_beside(checkpoint: Path) -> Tuple[str, Any]:
+    """Read the settings of a model in a file beside its checkpoint.
+
+    Args:
+        checkpoint: the file that holds the weights.
+
+    Returns:
+        Which file it is, and what should be the settings; nothing where there is no such file.
+
+    Raises:
+        ValueError: if it cannot be read.
+    """
+    from mlx_trm.config.strict_yaml import parse_yaml
+
+    for name in SIDE_FILES:
+        side = checkpoint.parent / name
+        if not side.is_file() or side.stat().st_size > 1 << 20:
+            continue
+        try:
+            content = parse_yaml(side.read_text(encoding="utf-8"))[0] or {}
+            # Only the first is the reference's own name; the others are anybody's.
+            if name == SIDE_FILES[0] or "arch" in content:
+                return str(side), content["arch"]
+            if "H_cycles" in content:
+                return str(side), content
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+            raise ValueError(f"{name}: {describe_error(error)}") from error
+    return "", {}

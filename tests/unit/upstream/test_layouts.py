@@ -204,6 +204,18 @@ def test_an_average_without_its_table_is_not_taken_for_a_model_without_one(tmp_p
         open_upstream(path, None, ReadOptions(preset="eqr-sudoku"))
 
 
+def test_a_file_beside_it_that_cannot_be_read_is_said(tmp_path, caplog):
+    path = tw.save_tree(tmp_path / "step_1", named(weights("sudoku", mlp_t=True)))
+    (tmp_path / "config.yaml").write_text("model: {name: trm}\n", encoding="utf-8")  # a run's own
+    open_upstream(path, None, ReadOptions(preset="trm-sudoku"))
+    assert "cannot be read" not in caplog.text
+    for name, text in (("config.json", "{"), ("all_config.yaml", "lr: 1\n")):
+        caplog.clear()
+        (tmp_path / name).write_text(text, encoding="utf-8")
+        open_upstream(path, None, ReadOptions(preset="trm-sudoku"))
+        assert "cannot be read" in caplog.text and name in caplog.text
+
+
 def test_hrm_s_checkpoint(hub, tmp_path):
     arrays = weights("sudoku", name="hrm", num_heads=8)
     side = config_file(H_cycles=2, L_cycles=2, num_heads=8, pos_encodings="rope")

@@ -144,6 +144,28 @@ def test_a_file_without_such_weights_lists_its_entries(tmp_path):
         read_upstream(path)
 
 
+def test_settings_that_are_none_are_left_alone(tmp_path, capsys):
+    """What stands in a file may be anything; what could be a setting is checked as one."""
+    arrays = named(weights("sudoku", mlp_t=True))
+    options = [str(tmp_path / "run"), "--preset", "trm-sudoku"]
+    odd = {"H_cycles": 2**70, "num_heads": [1] * 9, "pos_encodings": "x" * 10_000, "lambda_": "y"}
+    odd.update(rms_norm_eps={"a": 1}, noise_scale=None, rope_theta=float("inf"))
+    path = tw.save_tree(tmp_path / "x.pt", {"model": arrays, "config": {"arch": odd}})
+    assert main([str(path), *options]) == 0
+    assert load_checkpoint(tmp_path / "run").config.model.H_cycles == 3
+    for wrong in (
+        {"H_cycles": 0},
+        {"pos_encodings": "rope2d"},
+        {"lambda_": 0.5, "noise_scale": -1.0},
+    ):
+        tw.save_tree(path, {"model": arrays, "config": wrong})
+        capsys.readouterr()
+        assert main([str(path), str(tmp_path / "other"), "--preset", "trm-sudoku"]) == 2
+        message = capsys.readouterr().err
+        assert str(path) in message and "model." in message, message
+        assert len(message) < 600 and message[:-1].isprintable(), message
+
+
 def test_numbers_of_what_is_not_taken_are_not_read(tmp_path):
     """An optimiser's may be missing, of another kind, or lie."""
     lies = tw.tensor(tw.storage("gone", "DoubleStorage", 2**40), 0, (2**20, 2**20), (2**20, 1))
