@@ -147,6 +147,10 @@ def choose_weights(leaves: Sequence[Leaf[T]], entry: Optional[str] = None) -> Ch
         leaf for leaf in within if leaf.container == container and leaf.name not in _COUNTERS
     ]
     values = {leaf.path[start:]: leaf.value for leaf in members}
+    before = ".".join((*next(iter(sets), ()), ""))[start:]
+    if set(before.split(".")) - _WRAPPERS - _HOLDERS:  # the name that somebody gave the model
+        short = {name[len(before) * name.startswith(before) :]: values[name] for name in values}
+        values = short if len(short) == len(values) else values
     notes = [f"the weights are those of its entry {shown(named)}"] if named else []
     if len(everywhere) > 1:
         have, own = {strip_prefix(name) for name in values}, {id(leaf) for leaf in members}

@@ -73,6 +73,23 @@ def test_the_rest_of_a_dict_may_be_anything_where_a_part_is_named(tmp_path):
     assert list(read_upstream(path, "model")[0]) == ["embed_tokens.embedding_weight"]
 
 
+def test_the_name_that_somebody_gave_the_model_is_dropped(tmp_path):
+    """As Lightning puts an attribute's name before all names."""
+    arrays = weights("sudoku", mlp_t=True)
+    state = named(arrays, "reasoner._orig_mod.core.inner.")
+    path = tw.save_tree(tmp_path / "last.ckpt", {"state_dict": state})
+    assert main([str(path), str(tmp_path / "run"), "--preset", "trm-sudoku"]) == 0
+    same(load_checkpoint(tmp_path / "run"), arrays)
+    more = {"reasoner.loss.weight": np.ones(1, "f"), "metric.total": np.ones(1, "f")}
+    tw.save_tree(path, {"state_dict": {**state, **more}})
+    options = ReadOptions(preset="trm-sudoku")
+    with pytest.raises(trm.CheckpointError, match="unexpected metric.total .*reasoner.loss.weight"):
+        open_upstream(path, None, options)
+    tw.save_tree(path, {"state_dict": {**state, **more}})
+    options = ReadOptions("state_dict.reasoner._orig_mod.core", preset="trm-sudoku")
+    open_upstream(path, None, options)
+
+
 def test_counters_of_averages_are_no_weights(tmp_path):
     """As torch's AveragedModel and ema-pytorch keep them among the weights."""
     count = tw.tensor(tw.storage("gone", "LongStorage", 1), 0, (), ())
