@@ -30,6 +30,8 @@ _HOLDERS = {"", "model", "inner", "net", "network", "ema_model", "online_model"}
 _ANCHOR = ["embed_tokens", "embedding_weight"]
 # What no average of trained weights holds, since nothing trains it as it does weights.
 _BUFFER = re.compile(r"puzzle_emb\.weights|[HL][1-6]?_init")
+# Characters; what is longer is no name of a model, whatever its end.
+_LONGEST_NAME = 1000
 # What averages keep beside their weights: how often they were updated.
 _COUNTERS = {"n_averaged", "initted", "step"}
 T = TypeVar("T")
@@ -57,9 +59,10 @@ _OWN_TRAINING = ("start", "noise")
 def strip_prefix(name: str) -> str:
     """Drop all that wrappers put into a parameter's name, in any order and number."""
     parts = [part for part in name.split(".") if part not in _WRAPPERS]
-    while len(parts) > 1 and parts[0] in _HOLDERS:
-        del parts[0]
-    return ".".join(parts) or name
+    first = next(
+        (place for place, part in enumerate(parts) if part not in _HOLDERS), len(parts) - 1
+    )
+    return ".".join(parts[first:]) or name
 
 
 @dataclass(frozen=True)
@@ -83,6 +86,8 @@ class Leaf(Generic[T]):
 
     def home(self) -> Optional[Tuple[str, ...]]:
         """Give the keys and segments before a model's names, where this is its embedding."""
+        if len(self.name) > _LONGEST_NAME:
+            return None
         parts = self.name.split(".")
         if [part for part in parts if part not in _WRAPPERS][-2:] != _ANCHOR:
             return None

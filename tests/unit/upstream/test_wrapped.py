@@ -197,6 +197,14 @@ def test_many_sets_and_loops_take_no_time(tmp_path):
     path = tw.save_tree(tmp_path / "x.pt", tree)
     with pytest.raises(trm.CheckpointError, match="3000 sets of weights: m0, .*and 2994 more"):
         read_upstream(path)
+    long = "model." * 1_000_000 + "embed_tokens.embedding_weight"
+    path = tw.save_tree(tmp_path / "y.pt", {"a": {long: ones}, "b": {"x." + long: ones}})
+    with pytest.raises(trm.CheckpointError, match="no embed_tokens.embedding_weight; it has a, b"):
+        read_upstream(path)
+    path = tw.save_tree(tmp_path / "z.pt", {long: ones, "module." * 9 + "H_init": ones})
+    arrays = list(read_upstream(path)[0])
+    assert [strip_prefix(name) for name in arrays] == ["embed_tokens.embedding_weight", "H_init"]
+    assert strip_prefix("module.model") == "model" and strip_prefix("module") == "module"
     loop = b"\x80\x02}q\x00(" + tw.text("model") + b"h\x00" + tw.text("x") + b"](h\x00h\x00eu."
     with pytest.raises(trm.CheckpointError, match="is a state dict of its own"):
         read_upstream(tw.archive(tmp_path / "loop", loop, {}))
