@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch_writer as tw
 from child_processes import run_python
+from paths import ROOT
 from published import averaged, named, same, weights
 
 import mlx_trm as trm
@@ -251,6 +252,15 @@ def test_every_preset_is_a_configuration():
         config = config_from_dict(values, name)
         assert config.model.name in name.replace("cgar", "trm").replace("eqr", "trm")
     assert set(content["repositories"].values()) == set(content["presets"])
+
+
+def test_every_published_file_is_in_the_guide_with_its_preset():
+    rows = (ROOT / "docs" / "migration_guide.md").read_text(encoding="utf-8").splitlines()
+    for start, preset in read_presets()["repositories"].items():
+        (row,) = [
+            row for row in rows if row.startswith("| `") and f"`{start.split(':')[0]}`" in row
+        ]
+        assert f"`{preset}`" in row and "http" not in row, start
 
 
 def test_a_preset_that_is_none_and_two_answers_are_one_line(tmp_path, capsys):
