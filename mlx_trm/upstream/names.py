@@ -18,7 +18,8 @@ import mlx.core as mx
 
 from mlx_trm.config.registry import MODELS
 from mlx_trm.config.sections import ModelConfig, TaskSpec
-from mlx_trm.errors import listed, shown
+from mlx_trm.datasets.hub import SIDE_FILES
+from mlx_trm.errors import describe_error, listed, shown
 
 # Segments that wrappers put before a name, or inside of it: torch.compile, parallel training,
 # sharding, recomputation.
@@ -29,6 +30,8 @@ _HOLDERS = {"", "model", "inner", "net", "network", "ema_model", "online_model"}
 _ANCHOR = ["embed_tokens", "embedding_weight"]
 # What no average of trained weights holds, since nothing trains it as it does weights.
 _BUFFER = re.compile(r"puzzle_emb\.weights|[HL][1-6]?_init")
+# Characters; what is longer is no name of a model, whatever its end.
+_LONGEST_NAME = 1000
 # What averages keep beside their weights: how often they were updated.
 _COUNTERS = {"n_averaged", "initted", "step"}
 T = TypeVar("T")
@@ -56,9 +59,10 @@ _OWN_TRAINING = ("start", "noise")
 def strip_prefix(name: str) -> str:
     """Drop all that wrappers put into a parameter's name, in any order and number."""
     parts = [part for part in name.split(".") if part not in _WRAPPERS]
-    while len(parts) > 1 and parts[0] in _HOLDERS:
-        del parts[0]
-    return ".".join(parts) or name
+    first = next(
+        (place for place, part in enumerate(parts) if part not in _HOLDERS), len(parts) - 1
+    )
+    return ".".join(parts[first:]) or name
 
 
 @dataclass(frozen=True)
@@ -82,6 +86,8 @@ class Leaf(Generic[T]):
 
     def home(self) -> Optional[Tuple[str, ...]]:
         """Give the keys and segments before a model's names, where this is its embedding."""
+        if len(self.name) > _LONGEST_NAME:
+            return None
         parts = self.name.split(".")
         if [part for part in parts if part not in _WRAPPERS][-2:] != _ANCHOR:
             return None
@@ -146,6 +152,10 @@ def choose_weights(leaves: Sequence[Leaf[T]], entry: Optional[str] = None) -> Ch
         leaf for leaf in within if leaf.container == container and leaf.name not in _COUNTERS
     ]
     values = {leaf.path[start:]: leaf.value for leaf in members}
+    before = ".".join((*next(iter(sets), ()), ""))[start:]
+    if set(before.split(".")) - _WRAPPERS - _HOLDERS:  # the name that somebody gave the model
+        short = {name[len(before) * name.startswith(before) :]: values[name] for name in values}
+        values = short if len(short) == len(values) else values
     notes = [f"the weights are those of its entry {shown(named)}"] if named else []
     if len(everywhere) > 1:
         have, own = {strip_prefix(name) for name in values}, {id(leaf) for leaf in members}
@@ -269,3 +279,33 @@ def preset_of(repository: str, file: str) -> Optional[str]:
         if f"{repository}:{file}".lower().startswith(start.lower()):
             return str(preset)
     return None
+
+
+def read_settings_beside(checkpoint: Path) -> Tuple[str, Any]:
+    """Read the settings of a model in a file beside its checkpoint.
+
+    Args:
+        checkpoint: the file that holds the weights.
+
+    Returns:
+        Which file it is, and what should be the settings; nothing where there is no such file.
+
+    Raises:
+        ValueError: if it cannot be read.
+    """
+    from mlx_trm.config.strict_yaml import parse_yaml
+
+    for name in SIDE_FILES:
+        side = checkpoint.parent / name
+        if not side.is_file() or side.stat().st_size > 1 << 20:
+            continue
+        try:
+            content = parse_yaml(side.read_text(encoding="utf-8"))[0] or {}
+            # Only the first is the reference's own name; the others are anybody's.
+            if name == SIDE_FILES[0] or "arch" in content:
+                return str(side), content["arch"]
+            if "H_cycles" in content:
+                return str(side), content
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+            raise ValueError(f"{name}: {describe_error(error)}") from error
+    return "", {}

@@ -115,7 +115,7 @@ def load_upstream_checkpoint(
 
 def locate(
     source: Union[str, "os.PathLike[str]"], options: ReadOptions = ReadOptions()
-) -> Tuple[Path, ReadOptions]:
+) -> Tuple[Path, ReadOptions, List[str]]:
     """Give the file that a source means, downloaded where it is one of Hugging Face.
 
     Args:
@@ -123,7 +123,7 @@ def locate(
         options: what is to be read of it.
 
     Returns:
-        The file, and the options with the preset of a published one.
+        The file, the options with the preset of a published one, and lines that say what it is.
 
     Raises:
         CheckpointError: in one line, if it cannot be downloaded.
@@ -131,11 +131,11 @@ def locate(
     """
     text = os.fspath(source)
     if not text.startswith(PREFIX):
-        return Path(text), options
+        return Path(text), options, []
     found = download_checkpoint(text, progress=options.progress)
-    LOG.info("%s: %s of the commit %s", text, found.file, found.revision)
     preset = options.preset or preset_of(found.repository, found.file)
-    return Path(found.path), replace(options, preset=preset)
+    note = f"{found.repository}, {found.file} of the commit {found.revision}"
+    return Path(found.path), replace(options, preset=preset), [note]
 
 
 def read_upstream(
@@ -150,6 +150,16 @@ def read_upstream(
     Raises:
         CheckpointError: saying in one line why not.
     """
+    arrays, metadata, notes = _read(path, entry)
+    for note in notes:
+        LOG.info("%s: %s", path, note)
+    return arrays, metadata
+
+
+def _read(
+    path: Path, entry: Optional[str]
+) -> Tuple[Dict[str, mx.array], Dict[str, str], List[str]]:
+    """Do the work of :func:`read_upstream`; the notes are said when all has gone well."""
     from mlx_trm.upstream.torch_files import (  # zip archives: for these files only
         ZIP_MAGIC,
         open_torch,
@@ -175,9 +185,7 @@ def read_upstream(
         raise CheckpointError(f"{path}: cannot be read ({error.strerror or error})") from error
     except ValueError as error:
         raise CheckpointError(f"{path}: is no checkpoint that can be used: {error}") from error
-    for note in notes:
-        LOG.info("%s: %s", path, note)
-    return arrays, metadata
+    return arrays, metadata, notes
 
 
 def open_upstream(
@@ -196,8 +204,9 @@ def open_upstream(
         CheckpointError: if the file cannot be read, or its weights are not the model's.
         ConfigError: if the configuration cannot be used.
     """
-    file, options = locate(path, options)
-    arrays, metadata = read_upstream(file, options.entry)
+    file, options, notes = locate(path, options)
+    arrays, metadata, chosen = _read(file, options.entry)
+    notes += chosen
     _check_floats(file, arrays)
     shapes = {strip_prefix(name): tuple(array.shape) for name, array in arrays.items()}
     if len(shapes) < len(arrays):
@@ -213,11 +222,13 @@ def open_upstream(
         )
     where, declared = declared_settings(file, metadata)
     if config is None:
-        config = preset_config(file, shapes, declared, options.preset, options.overrides)
+        config = preset_config(file, shapes, declared, options.preset, options.overrides, notes)
     completed = completed_config(file, config, shapes, (where, declared))
     resolved = replace(completed.config, origin=config.stem)
     model = build_model(resolved.model, completed.spec, seed=config.seed)
     _put_weights(file, model, arrays)
+    for note in notes:
+        LOG.info("%s: %s", file, note)
     if completed.untold:
         LOG.warning(
             "%s: weights do not show, and the configuration leaves at its defaults: %s; name them "

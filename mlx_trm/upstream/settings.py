@@ -19,13 +19,12 @@ from mlx_trm.config.assembly import given_settings
 from mlx_trm.config.loading import config_from_dict, config_to_dict
 from mlx_trm.config.registry import MODELS
 from mlx_trm.config.sections import ExperimentConfig, TaskSpec
-from mlx_trm.datasets.hub import SIDE_FILES
 from mlx_trm.errors import CheckpointError, ConfigError, did_you_mean, listed, shown
 from mlx_trm.models.network import NetworkConfig
 from mlx_trm.nn.layers import SwiGLU
 from mlx_trm.runs.puzzle_rows import TABLE
 from mlx_trm.tasks import build_task
-from mlx_trm.upstream.names import read_presets
+from mlx_trm.upstream.names import read_presets, read_settings_beside
 
 LOG = logging.getLogger(__name__)
 
@@ -169,7 +168,7 @@ def declared_settings(path: Path, metadata: Mapping[str, str]) -> Tuple[str, Dic
         if "config" in metadata:
             settings = json.loads(metadata["config"])
         else:
-            where, settings = _beside(path)
+            where, settings = read_settings_beside(path)
         if not isinstance(settings, dict):
             raise ValueError("no settings")
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
@@ -177,39 +176,34 @@ def declared_settings(path: Path, metadata: Mapping[str, str]) -> Tuple[str, Dic
             "%s: the settings in %s cannot be read (%s); ignored", path, where, shown(error, 400)
         )
         return where, {}
-    found = {name: settings[name] for name in (*_DECLARED, "puzzle_emb_ndim") if name in settings}
+    found = {
+        name: settings[name]
+        for name in (*_DECLARED, "puzzle_emb_ndim")
+        if name in settings and _is_setting(settings[name])
+    }
     if found.get("pos_encodings", "") is None:
         found["pos_encodings"] = "none"
     kept = settings.get("lambda_")
     if isinstance(kept, float) and 0 < kept <= 1:  # of EqR: the share of what is new
         found.update(start="random", damping=round(1 - kept, 12))
-        found["noise"] = settings.get("noise_scale", 0.0)
+        noise = settings.get("noise_scale")
+        found["noise"] = noise if isinstance(noise, (int, float)) else 0.0
     return where, found
 
 
-def _beside(path: Path) -> Tuple[str, Any]:
-    """Read the settings of the model in a file beside a checkpoint, and say which file it is."""
-    from mlx_trm.config.strict_yaml import parse_yaml
-
-    for name in SIDE_FILES:
-        side = path.parent / name
-        if not side.is_file() or side.stat().st_size > 1 << 20:
-            continue
-        content = parse_yaml(side.read_text(encoding="utf-8"))[0] or {}
-        # Only the first is the reference's own name; the others are anybody's.
-        if name == SIDE_FILES[0] or "arch" in content:
-            return str(side), content["arch"]
-        if "H_cycles" in content:
-            return str(side), content
-    return "", {}
+def _is_setting(value: Any) -> bool:
+    """Tell whether a value that stands in a file may be one of a setting, not a book."""
+    small = isinstance(value, (int, float)) and abs(value) < 2**31
+    return value is None or small or (isinstance(value, str) and len(value) <= 100)
 
 
 def preset_config(
     path: Path,
     shapes: Mapping[str, Shape],
     declared: Mapping[str, Any],
-    preset: Optional[str] = None,
-    overrides: Sequence[str] = (),
+    preset: Optional[str],
+    overrides: Sequence[str],
+    notes: List[str],
 ) -> ExperimentConfig:
     """Make the configuration of a published checkpoint.
 
@@ -219,6 +213,7 @@ def preset_config(
         declared: settings that stand beside the weights; they count more than a preset's.
         preset: a name in ``presets.yaml``; None: what the weights are like.
         overrides: such as ``task.data_dir=data/arc1``; they count most.
+        notes: gets a line where the weights decided.
 
     Raises:
         ConfigError: if there is no such preset, or the weights do not show which one to take.
@@ -233,7 +228,7 @@ def preset_config(
                 f"{path}: the weights do not show what they are of; name --config FILE, or "
                 f"--preset NAME with NAME one of {', '.join(presets)}"
             )
-        LOG.info("%s: taken as a checkpoint of %s, by its weights (--preset)", path, preset)
+        notes.append(f"taken as a checkpoint of {preset}, by its weights (--preset)")
     elif preset not in presets:
         raise ConfigError(
             f"--preset {preset}: there is no such preset{did_you_mean(preset, presets)} (there "
@@ -242,11 +237,11 @@ def preset_config(
     model = dict(presets[preset]["model"])
     if model["name"] == "trm" and TABLE in shapes:
         model["puzzle_emb_len"] = 16
-    known = set(MODELS.get(model["name"]).config_class.__dataclass_fields__)
-    known.discard("puzzle_emb_ndim")  # the weights show it
+    fields = MODELS.get(model["name"]).config_class.__dataclass_fields__
+    known = set(fields) - {"puzzle_emb_ndim"}  # which the weights show
     model.update({name: value for name, value in declared.items() if name in known})
-    values = {"task": presets[preset]["task"], "model": model}
-    return config_from_dict(values, f"preset {preset}", overrides)
+    values, where = {**presets[preset], "model": model}, f"{path} with the preset {preset}"
+    return config_from_dict(values, where, overrides)
 
 
 def completed_config(

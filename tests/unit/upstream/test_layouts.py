@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch_writer as tw
 from child_processes import run_python
+from paths import ROOT
 from published import averaged, named, same, weights
 
 import mlx_trm as trm
@@ -204,6 +205,18 @@ def test_an_average_without_its_table_is_not_taken_for_a_model_without_one(tmp_p
         open_upstream(path, None, ReadOptions(preset="eqr-sudoku"))
 
 
+def test_a_file_beside_it_that_cannot_be_read_is_said(tmp_path, caplog):
+    path = tw.save_tree(tmp_path / "step_1", named(weights("sudoku", mlp_t=True)))
+    (tmp_path / "config.yaml").write_text("model: {name: trm}\n", encoding="utf-8")  # a run's own
+    open_upstream(path, None, ReadOptions(preset="trm-sudoku"))
+    assert "cannot be read" not in caplog.text
+    for name, text in (("config.json", "{"), ("all_config.yaml", "lr: 1\n")):
+        caplog.clear()
+        (tmp_path / name).write_text(text, encoding="utf-8")
+        open_upstream(path, None, ReadOptions(preset="trm-sudoku"))
+        assert "cannot be read" in caplog.text and name in caplog.text
+
+
 def test_hrm_s_checkpoint(hub, tmp_path):
     arrays = weights("sudoku", name="hrm", num_heads=8)
     side = config_file(H_cycles=2, L_cycles=2, num_heads=8, pos_encodings="rope")
@@ -239,6 +252,15 @@ def test_every_preset_is_a_configuration():
         config = config_from_dict(values, name)
         assert config.model.name in name.replace("cgar", "trm").replace("eqr", "trm")
     assert set(content["repositories"].values()) == set(content["presets"])
+
+
+def test_every_published_file_is_in_the_guide_with_its_preset():
+    rows = (ROOT / "docs" / "migration_guide.md").read_text(encoding="utf-8").splitlines()
+    for start, preset in read_presets()["repositories"].items():
+        (row,) = [
+            row for row in rows if row.startswith("| `") and f"`{start.split(':')[0]}`" in row
+        ]
+        assert f"`{preset}`" in row and "http" not in row, start
 
 
 def test_a_preset_that_is_none_and_two_answers_are_one_line(tmp_path, capsys):

@@ -73,6 +73,23 @@ def test_the_rest_of_a_dict_may_be_anything_where_a_part_is_named(tmp_path):
     assert list(read_upstream(path, "model")[0]) == ["embed_tokens.embedding_weight"]
 
 
+def test_the_name_that_somebody_gave_the_model_is_dropped(tmp_path):
+    """As Lightning puts an attribute's name before all names."""
+    arrays = weights("sudoku", mlp_t=True)
+    state = named(arrays, "reasoner._orig_mod.core.inner.")
+    path = tw.save_tree(tmp_path / "last.ckpt", {"state_dict": state})
+    assert main([str(path), str(tmp_path / "run"), "--preset", "trm-sudoku"]) == 0
+    same(load_checkpoint(tmp_path / "run"), arrays)
+    more = {"reasoner.loss.weight": np.ones(1, "f"), "metric.total": np.ones(1, "f")}
+    tw.save_tree(path, {"state_dict": {**state, **more}})
+    options = ReadOptions(preset="trm-sudoku")
+    with pytest.raises(trm.CheckpointError, match="unexpected metric.total .*reasoner.loss.weight"):
+        open_upstream(path, None, options)
+    tw.save_tree(path, {"state_dict": {**state, **more}})
+    options = ReadOptions("state_dict.reasoner._orig_mod.core", preset="trm-sudoku")
+    open_upstream(path, None, options)
+
+
 def test_counters_of_averages_are_no_weights(tmp_path):
     """As torch's AveragedModel and ema-pytorch keep them among the weights."""
     count = tw.tensor(tw.storage("gone", "LongStorage", 1), 0, (), ())
@@ -144,6 +161,28 @@ def test_a_file_without_such_weights_lists_its_entries(tmp_path):
         read_upstream(path)
 
 
+def test_settings_that_are_none_are_left_alone(tmp_path, capsys):
+    """What stands in a file may be anything; what could be a setting is checked as one."""
+    arrays = named(weights("sudoku", mlp_t=True))
+    options = [str(tmp_path / "run"), "--preset", "trm-sudoku"]
+    odd = {"H_cycles": 2**70, "num_heads": [1] * 9, "pos_encodings": "x" * 10_000, "lambda_": "y"}
+    odd.update(rms_norm_eps={"a": 1}, noise_scale=None, rope_theta=float("inf"))
+    path = tw.save_tree(tmp_path / "x.pt", {"model": arrays, "config": {"arch": odd}})
+    assert main([str(path), *options]) == 0
+    assert load_checkpoint(tmp_path / "run").config.model.H_cycles == 3
+    for wrong in (
+        {"H_cycles": 0},
+        {"pos_encodings": "rope2d"},
+        {"lambda_": 0.5, "noise_scale": -1.0},
+    ):
+        tw.save_tree(path, {"model": arrays, "config": wrong})
+        capsys.readouterr()
+        assert main([str(path), str(tmp_path / "other"), "--preset", "trm-sudoku"]) == 2
+        message = capsys.readouterr().err
+        assert str(path) in message and "model." in message, message
+        assert len(message) < 600 and message[:-1].isprintable(), message
+
+
 def test_numbers_of_what_is_not_taken_are_not_read(tmp_path):
     """An optimiser's may be missing, of another kind, or lie."""
     lies = tw.tensor(tw.storage("gone", "DoubleStorage", 2**40), 0, (2**20, 2**20), (2**20, 1))
@@ -158,6 +197,14 @@ def test_many_sets_and_loops_take_no_time(tmp_path):
     path = tw.save_tree(tmp_path / "x.pt", tree)
     with pytest.raises(trm.CheckpointError, match="3000 sets of weights: m0, .*and 2994 more"):
         read_upstream(path)
+    long = "model." * 1_000_000 + "embed_tokens.embedding_weight"
+    path = tw.save_tree(tmp_path / "y.pt", {"a": {long: ones}, "b": {"x." + long: ones}})
+    with pytest.raises(trm.CheckpointError, match="no embed_tokens.embedding_weight; it has a, b"):
+        read_upstream(path)
+    path = tw.save_tree(tmp_path / "z.pt", {long: ones, "module." * 9 + "H_init": ones})
+    arrays = list(read_upstream(path)[0])
+    assert [strip_prefix(name) for name in arrays] == ["embed_tokens.embedding_weight", "H_init"]
+    assert strip_prefix("module.model") == "model" and strip_prefix("module") == "module"
     loop = b"\x80\x02}q\x00(" + tw.text("model") + b"h\x00" + tw.text("x") + b"](h\x00h\x00eu."
     with pytest.raises(trm.CheckpointError, match="is a state dict of its own"):
         read_upstream(tw.archive(tmp_path / "loop", loop, {}))
