@@ -47,17 +47,12 @@ _CYCLES: ContextVar[Optional[Tuple["RecursiveModel", int, int]]] = ContextVar(
 DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16, "float16": mx.float16}
 
 
-def _dtype_named(name: str) -> mx.Dtype:
-    dtype: mx.Dtype = getattr(mx, name)
-    return dtype
-
-
-def _reduced(dtype: mx.Dtype) -> Any:
-    return _dtype_named, (str(dtype).rpartition(".")[2],)
+def _dtype_named(name: str) -> Any:
+    return getattr(mx, name)
 
 
 # MLX's dtypes cannot be pickled or copied, and each model holds its own; with this all of it can.
-copyreg.pickle(mx.Dtype, _reduced)
+copyreg.pickle(mx.Dtype, lambda dtype: (_dtype_named, (str(dtype).rpartition(".")[2],)))
 
 
 def resolve_dtype(name: str) -> mx.Dtype:
