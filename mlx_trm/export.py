@@ -10,7 +10,7 @@ from mlx_trm.cli.checkpoints import add_model, add_run, load_run, locate_run
 from mlx_trm.cli.running import make_main
 from mlx_trm.errors import ConfigError
 from mlx_trm.inference.exporting import export_checkpoint
-from mlx_trm.runs.portable import pack_checkpoint, unpack_checkpoint
+from mlx_trm.inference.portable import pack_checkpoint, unpack_checkpoint
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

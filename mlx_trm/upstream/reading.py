@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple, Union
 
 import mlx.core as mx
+from mlx.utils import tree_unflatten
 
 from mlx_trm.config.loading import config_from_dict, config_to_dict, load_config
 from mlx_trm.config.sections import ExperimentConfig
@@ -256,7 +257,10 @@ def _put_weights(path: Path, model: RecursiveModel, arrays: Dict[str, mx.array])
             path,
             ", ".join(missing),
         )
-    load_weights(model, named, str(path))
+    # Nobody is asked whether these are numbers: that was decided where the file was read.
+    odd = {name: array for name, array in named.items() if find_nonfinite({name: array})}
+    load_weights(model, {**named, **{name: mx.zeros_like(odd[name]) for name in odd}}, str(path))
+    model.update(tree_unflatten(list(odd.items())))
 
 
 def find_nonfinite(arrays: Mapping[str, mx.array]) -> List[str]:

@@ -14,9 +14,9 @@ from run_files import arrays_of, log_of
 
 from mlx_trm.errors import CheckpointError, ConfigError
 from mlx_trm.export import main as export
-from mlx_trm.runs import portable
+from mlx_trm.inference import portable
+from mlx_trm.inference.portable import MANIFEST, pack_checkpoint, unpack_checkpoint
 from mlx_trm.runs.checkpoint import load_checkpoint, verify_checkpoint
-from mlx_trm.runs.portable import MANIFEST, pack_checkpoint, unpack_checkpoint
 from mlx_trm.training.trainer import Trainer
 
 
