@@ -88,7 +88,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, overrides: List[str]) -> int:
     """Evaluate and print a table; the overrides change the run's configuration."""
-    checkpoint, _ = load_run(args)
+    checkpoint, _ = load_run(args, settings=True)
     config = checkpoint.config
     if overrides:
         values, folder = config_to_dict(config), checkpoint.path

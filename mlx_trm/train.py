@@ -241,11 +241,19 @@ def show_solving(trainer: Trainer) -> None:
 
 @contextmanager
 def stopping(trainer: Trainer, progress: Progress) -> Iterator[None]:
-    """Make Ctrl-C (or SIGTERM) finish the step and save; a second one stops at once."""
-    signals = (signal.SIGINT, signal.SIGTERM)
+    """Make Ctrl-C (or SIGTERM) finish the step and save; a second one stops at once.
 
-    def handle(_number: int, _frame: Any) -> None:
-        for number in signals:
+    So does a terminal that is closed, which says so more than once; ``nohup`` keeps that away.
+    """
+    signals = [signal.SIGINT, signal.SIGTERM]
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+        signals.append(signal.SIGHUP)
+
+    def handle(hit: int, _frame: Any) -> None:
+        if hit not in signals[:2]:
+            trainer.stop()
+            return
+        for number in signals[:2]:
             signal.signal(number, signal.default_int_handler)
         trainer.stop()
         progress.line("stopping: finishing this step and saving; Ctrl-C again stops at once")

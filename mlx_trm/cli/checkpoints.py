@@ -41,6 +41,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     """Let a command choose among a run's weights, and quantise them."""
     add_weights(parser)
     add_plugins(parser)
+    parser.set_defaults(takes_overrides=True)  # for plugins=[FILE]
     parser.add_argument(
         "--quantize",
         type=int,
@@ -89,13 +90,22 @@ def find_weights(source: str, content: Optional[bytes]) -> Pretrained:
     )
 
 
-def load_run(args: argparse.Namespace) -> Tuple[Checkpoint, Optional[Quantized]]:
+def load_run(
+    args: argparse.Namespace, settings: bool = False
+) -> Tuple[Checkpoint, Optional[Quantized]]:
     """Load the model that :func:`add_run` and :func:`add_model` took, and say what was quantised.
+
+    Args:
+        args: of the command.
+        settings: whether the command takes any setting; else ``plugins`` is the only one.
 
     Raises:
         CheckpointError: if there is no checkpoint, or it cannot be used.
-        ConfigError: if no layer of it can be quantised.
+        ConfigError: if no layer of it can be quantised, or there is a setting that is not taken.
     """
+    others = [word for word in args.overrides if word.partition("=")[0].strip() != "plugins"]
+    if others and not settings:
+        raise ConfigError(f"unexpected {others[0]!r}; the only setting here is plugins=[FILE]")
     import_named(args.overrides)
     checkpoint = load_checkpoint(locate_run(args.run), args.weights, args.allow_plugins)
     if args.quantize is None:

@@ -19,13 +19,14 @@ from mlx_trm.cli.arguments import (
     read_config,
 )
 from mlx_trm.cli.commands import COMMANDS, INTERRUPTED, close_output, prepare_streams
-from mlx_trm.config.plugins import locate_in_plugin
+from mlx_trm.config.plugins import loaded_plugins, locate_in_plugin
 from mlx_trm.errors import (
     MOST_PROBLEMS,
     ConfigError,
     TRMError,
     describe_device_problem,
     printable,
+    shown,
 )
 from mlx_trm.system.output import shown_output
 
@@ -157,7 +158,9 @@ def report_error(error: BaseException) -> int:
         where = f"{error.filename}: " if error.filename else ""
         LOGGER.error("%s%s", where, error.strerror, exc_info=error)
         return USER
-    LOGGER.error("unexpected %s (a bug; -vv shows the traceback)", text, exc_info=error)
+    plugins = ", ".join(shown(name) for name in loaded_plugins())
+    bug = f"a bug, of mlx_trm or of what a plugin gave it: {plugins}" if plugins else "a bug"
+    LOGGER.error("unexpected %s (%s; -vv shows the traceback)", text, bug, exc_info=error)
     return NO
 
 

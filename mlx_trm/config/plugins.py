@@ -20,7 +20,7 @@ import traceback
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from types import CodeType, ModuleType
-from typing import Callable, Dict, NamedTuple, Optional, Sequence, Set
+from typing import Callable, Dict, List, NamedTuple, Optional, Sequence, Set
 
 from mlx_trm.errors import ConfigError, listed, shown
 from mlx_trm.system.files import write_bytes, write_json
@@ -28,8 +28,7 @@ from mlx_trm.system.files import write_bytes, write_json
 LOG = logging.getLogger(__name__)
 
 FOLDER, INDEX = "plugins", "index.json"
-# A module that somebody wrote has a few kilobytes, an index some hundred bytes.
-LARGEST, LARGEST_INDEX = 10 << 20, 64 << 10
+LARGEST, LARGEST_INDEX = 10 << 20, 64 << 10  # bytes; far more than anybody writes
 _DIGITS = 16  # of a text's SHA-256, as the name of its folder
 
 Importer = Callable[[Sequence[str]], None]
@@ -146,16 +145,17 @@ def keep_copies(names: Sequence[str], run: Path) -> None:
 
 
 def locate_in_plugin(error: BaseException) -> str:
-    """Say where in a plugin an error happened.
-
-    Returns:
-        Such as ``" (my_task.py, line 12)"``; an empty string where no plugin took part.
-    """
+    """Say where in a plugin an error happened: `` (my_task.py, line 12)``; empty: in none."""
     for each in _LOADED.values():
         where = None if each.file is None else _line_in(error, each.file)
         if where:
             return where
     return ""
+
+
+def loaded_plugins() -> List[str]:
+    """Give the names of the plugins that were imported here."""
+    return [name for name, each in _LOADED.items() if each.module in sys.modules]
 
 
 def _line_in(error: BaseException, file: Path) -> str:
@@ -230,7 +230,9 @@ def _find_copy(folder: Path, name: str) -> Optional[Path]:
         ConfigError: if what is kept is damaged.
         OSError: if it cannot be read.
     """
-    for place in (folder / FOLDER, folder.parent / FOLDER):
+    # A checkpoint's are in its run's folder; what lies beside a run is none of its.
+    places = [folder, folder.parent] if (folder / "state.json").is_file() else [folder]
+    for place in (each / FOLDER for each in places):
         if not (place / INDEX).is_file():
             continue
         try:
@@ -275,7 +277,7 @@ def _import(name: str, copy: Optional[Path], own: bool) -> None:
         raise ConfigError(f"plugins: {shown(name)} needs the module {missing!r}{where}") from error
     except OSError as error:
         raise ConfigError(f"plugins: {shown(name)}: {error.strerror or error}") from error
-    except Exception as error:  # pylint: disable=broad-exception-caught
+    except (Exception, SystemExit) as error:  # pylint: disable=broad-exception-caught
         # Whatever somebody's file raises while it is imported is theirs to mend.
         text = shown((str(error).splitlines() or [""])[0], 200)
         where = _last_line(error, file)

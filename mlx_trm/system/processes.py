@@ -217,7 +217,7 @@ def _ended_after(seconds: float) -> Iterator[None]:
     os.close(ends)
     libc = ctypes.CDLL(None)
     libc.signal.restype, libc.signal.argtypes = ctypes.c_void_p, [ctypes.c_int, ctypes.c_void_p]
-    before = libc.signal(signal.SIGINT, ctypes.cast(libc._exit, ctypes.c_void_p))
+    before = libc.signal(signal.SIGINT, ctypes.cast(getattr(libc, "_exit"), ctypes.c_void_p))
     try:
         yield
     finally:

@@ -161,6 +161,10 @@ def test_what_the_user_names_needs_no_allowance(run: Path, forget: Callable[[], 
     own = run.parent / "own.py"
     assert main(["evaluate", str(run), f"plugins=[{own}]"]) == 0
     forget()
+    assert main(["solve", str(run), PUZZLE, f"plugins=[{own}]"]) == 0
+    forget()
+    assert main(["export", f"plugins=[{own}]", str(run), "--output", "m.mlxfn"]) == 0
+    forget()
     words = ["--resume", str(run), "train.max_steps=3", f"plugins=[{own}]"]
     assert main(["train", *words]) == 0
     forget()

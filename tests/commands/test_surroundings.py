@@ -147,6 +147,19 @@ def test_training_stops_cleanly(tmp_path: Path, cache: Environment) -> None:
     assert 0 <= checkpoint.step - steps[-1]["step"] < 10
 
 
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="no SIGHUP")
+def test_a_terminal_that_is_closed_stops_a_run_saved(tmp_path: Path, cache: Environment) -> None:
+    """It says so twice, and nothing can be written any more."""
+    log = tmp_path / "stopped" / "metrics.jsonl"
+    with command(f"{LONG} run_dir=stopped", cache) as process:
+        wait_until(log.exists, process)
+        process.send_signal(signal.SIGHUP)
+        process.send_signal(signal.SIGHUP)
+        _, err = process.communicate(timeout=LIMIT)
+    assert process.returncode == 0, err
+    assert load_checkpoint("stopped").step >= 10
+
+
 def test_an_interrupted_build(tmp_path: Path, cache: Environment) -> None:
     """Ctrl-C: one line, code 130, and nothing half done is left."""
     line = "data build --config sudoku.yaml task.num_aug=20000 --output out/data"

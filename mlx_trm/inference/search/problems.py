@@ -223,5 +223,5 @@ class PuzzleReader:
         if number is None:  # several rows have this name; the data know which one is meant
             return self.task.identifier(puzzle)
         if not number:
-            LOG.warning("%s: the model's puzzle table has no row of this name", name)
+            LOG.warning("%s: the model's puzzle table has no row of this name", shown(name))
         return number

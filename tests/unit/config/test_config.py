@@ -829,7 +829,9 @@ def test_plugins_register_before_anything_is_checked(
         ("missing.py", None, "missing.py: No such file or directory"),
         ("p.py", "import nowhere_to_be_found", "p.py needs the module 'nowhere_to_be_found'"),
         ("p.py", "x = undefined_name", "p.py: NameError: name 'undefined_name' is not defined"),
-        ("p.py", "raise RuntimeError('one\\ntwo')", "p.py: RuntimeError: one"),
+        ("p.py", "raise RuntimeError('one\\ntwo')", "p.py: RuntimeError: one (p.py, line 1)"),
+        ("p.py", "\nraise SystemExit(3)", "p.py: SystemExit: 3 (p.py, line 2)"),
+        ("p.py", "x = 1\nx = )", "p.py: SyntaxError: unmatched ')' (p.py, line 2)"),
         (
             "p.py",
             "from mlx_trm.config.loading import no_such_name",
