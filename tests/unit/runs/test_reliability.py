@@ -87,6 +87,22 @@ def test_the_best_is_what_the_progress_says(monkeypatch: Any) -> None:
     assert [path.name for path in list_checkpoints("run")] == ["step_16", "step_24"]
 
 
+def test_a_link_that_was_not_moved_is_not_believed(monkeypatch: Any) -> None:
+    """Whoever evaluates ``run/best`` or ``run/latest`` before the run goes on gets the right one."""
+    scored(monkeypatch, 0.5, 0.9, 0.7)
+    Trainer(short(checkpoint__keep=9)).fit()
+    assert load_checkpoint("run/best").step == 16 and load_checkpoint("run/latest").step == 24
+    for stale in ("step_8", None):
+        for name in ("best", "latest"):
+            os.unlink(f"run/{name}")
+            if stale:
+                os.symlink(stale, f"run/{name}")
+        assert load_checkpoint("run/best").step == 16
+        if stale:
+            assert load_checkpoint("run/latest").step == 24
+            assert Trainer.resume("run/best").step == 16
+
+
 def test_pruning_asks_the_progress_and_not_the_link(monkeypatch: Any) -> None:
     """The link says another one is the best; a file that is no link is not followed at all."""
     scored(monkeypatch, 0.9, 0.5, 0.7)
