@@ -88,7 +88,7 @@ def test_the_best_is_what_the_progress_says(monkeypatch: Any) -> None:
 
 
 def test_a_link_that_was_not_moved_is_not_believed(monkeypatch: Any) -> None:
-    """Whoever evaluates ``run/best`` or ``run/latest`` before the run goes on gets the right one."""
+    """Who evaluates ``run/best`` or ``run/latest`` before the run goes on gets the right one."""
     scored(monkeypatch, 0.5, 0.9, 0.7)
     Trainer(short(checkpoint__keep=9)).fit()
     assert load_checkpoint("run/best").step == 16 and load_checkpoint("run/latest").step == 24
