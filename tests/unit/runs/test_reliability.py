@@ -27,7 +27,7 @@ from mlx_trm.training.step import TrainStep
 from mlx_trm.training.trainer import Trainer
 
 # No process has such a number.
-GONE = owner_name().replace(str(os.getpid()), "4194999")
+GONE = owner_name().replace(str(os.getpid()), "4194999", 1)
 
 
 @pytest.fixture(autouse=True)
