@@ -159,7 +159,8 @@ def prepare_run_dir(config: ExperimentConfig, unsaved: bool = False) -> Tuple[Pa
                     continue
                 raise
             lock = RunLock(run)
-            remove_leftovers(run, lock.held)
+            if unsaved:  # otherwise the folder may be anybody's
+                remove_leftovers(run, lock.held)
             if unsaved and (run / METRICS).exists():
                 os.replace(run / METRICS, run / f"aside_{METRICS}")
                 LOG.warning(

@@ -1,5 +1,6 @@
 """Where a run's files are: their names, and the checkpoints of a run folder."""
 
+import json
 import re
 from pathlib import Path
 from typing import List, Optional, Tuple, Union
@@ -27,6 +28,10 @@ def find_checkpoint(path: Union[str, Path]) -> Path:
         CheckpointError: if there is no checkpoint.
     """
     folder = Path(path)
+    if folder.name in (LATEST, BEST):
+        right = _right_target(folder)
+        if right is not None and right.resolve() != follow_link(folder):
+            return right
     if folder.is_file():
         pointed = follow_link(folder)
         if pointed is None or not (pointed / STATE).is_file():
@@ -67,6 +72,27 @@ def follow_link(link: Path) -> Optional[Path]:
     except OSError:
         return None
     return None if found is None else link.parent / found[1].decode()
+
+
+def _right_target(link: Path) -> Optional[Path]:
+    """Say what a run's link should name, of which a process may have been killed before it moved.
+
+    Returns:
+        The checkpoint; None where it is no link of a run's, or nothing else is known than it says.
+    """
+    whole = list_checkpoints(link.parent)
+    if not whole or (link.is_dir() and not link.is_symlink()):
+        return None
+    if link.name == LATEST:
+        named = follow_link(link)
+        stale = named is not None and named.name in [path.name for path in whole[:-1]]
+        return whole[-1] if stale else None
+    try:
+        state = json.loads((whole[-1] / STATE).read_text(encoding="utf-8"))
+        best = link.parent / f"step_{int(state['progress']['best'][1])}"
+    except (OSError, ValueError, LookupError, TypeError, OverflowError, RecursionError):
+        return None  # weights alone, no evaluation yet, or damaged: whoever reads it will say so
+    return best if best in whole else None
 
 
 def step_folders(run_dir: Union[str, Path]) -> List[Tuple[int, Path]]:

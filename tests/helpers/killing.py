@@ -30,12 +30,13 @@ from mlx_trm.datasets.fetch import fetch
 from mlx_trm.datasets.sources import SOURCES
 from mlx_trm.inference.exporting import export_checkpoint
 from mlx_trm.runs.checkpoint import load_checkpoint, verify_checkpoint
-from mlx_trm.runs.layout import follow_link, list_checkpoints
+from mlx_trm.runs.layout import find_checkpoint, follow_link, list_checkpoints
 from mlx_trm.runs.metrics import check_metrics, count_lines
 from mlx_trm.system.files import hash_file
 from mlx_trm.tasks import PuzzleDataset
 from mlx_trm.training import loop
 from mlx_trm.training.trainer import Trainer
+from mlx_trm.upstream.reading import convert_upstream
 from mlx_trm.upstream.writing import export_upstream
 
 CALLS = ("replace", "rename", "symlink", "unlink", "remove", "rmdir", "mkdir", "truncate", "fsync")
@@ -319,6 +320,35 @@ class Convert(Scenario):
         return compare_files(whole / "out", folder / "out")
 
 
+class Import(Convert):
+    """Weights of the original made a run folder."""
+
+    def prepare(self, folder: Path) -> None:
+        super().prepare(folder)
+        super().act(folder)
+
+    def act(self, folder: Path) -> None:
+        output = folder / "converted"
+        if output.is_dir() and not list_checkpoints(output):
+            shutil.rmtree(output)  # as the line says that a second conversion is refused with
+        if not output.exists():
+            config = config_of(folder)
+            config.model.swiglu_multiple = 256
+            convert_upstream(folder / "out/weights.safetensors", config, output, 7)
+
+    def look(self, folder: Path) -> List[str]:
+        for checkpoint in list_checkpoints(folder / "converted"):
+            verify_checkpoint(checkpoint)
+        return []
+
+    def compare(self, whole: Path, folder: Path) -> List[str]:
+        one, other = whole / "converted/step_7", folder / "converted/step_7"
+        want, have = arrays_of(one), arrays_of(other)
+        same = want.keys() == have.keys() and all((want[k] == have[k]).all() for k in want)
+        assert find_checkpoint(folder / "converted").resolve() == other.resolve()
+        return [] if same and load_checkpoint(other).step == 7 else ["other weights"]
+
+
 FETCHED = {
     f"concept_{kind}.json": json.dumps({"task": [kind] * 9}).encode()
     for kind in ("challenges", "solutions")
@@ -368,6 +398,7 @@ SCENARIOS: Dict[str, Scenario] = {
     "build_new": BuildNew(),
     "export": Export(),
     "convert": Convert(),
+    "import": Import(),
     "fetch": Fetch(),
 }
 

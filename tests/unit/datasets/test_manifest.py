@@ -186,7 +186,7 @@ def test_a_dataset_that_is_built_anew_meanwhile(built: Path) -> None:
 def test_leftovers_go_when_their_process_is_gone(tmp_path: Path) -> None:
     """Of this dataset's builds; what one of them was replacing is put back first."""
     Marks(MarksConfig(), 1).build(tmp_path / "built")
-    gone = owner_name().replace(str(os.getpid()), "4194999")
+    gone = owner_name().replace(str(os.getpid()), "4194999", 1)
     other = gone[:-8] + "00000000"
     for owner in (gone, owner_name(), other):
         (tmp_path / f".built.{owner}.abc_12" / "new").mkdir(parents=True)
@@ -202,7 +202,7 @@ def test_what_a_killed_build_was_replacing_is_not_lost(tmp_path: Path, monkeypat
     """Killed between the two renames, and the next build fails: the old one is there again."""
     task = Marks(MarksConfig(), 1)
     task.build(tmp_path / "built")
-    gone = owner_name().replace(str(os.getpid()), "4194999")
+    gone = owner_name().replace(str(os.getpid()), "4194999", 1)
     (tmp_path / f".built.{gone}.abc_12").mkdir()
     os.rename(tmp_path / "built", tmp_path / f".built.{gone}.abc_12" / "old")
     monkeypatch.setattr(Marks, "groups", lambda *_args: iter(()))

@@ -23,7 +23,7 @@ from mlx_trm.datasets.sources import SOURCES
 PROGRAM = HELPERS / "killing.py"
 # How many operations are drawn for the sample.
 SAMPLE = {"train": 3, "older": 2, "build": 1}
-SCENARIOS = ["train", "older", "build", "build_new", "export", "convert", "fetch"]
+SCENARIOS = ["train", "older", "build", "build_new", "export", "convert", "import", "fetch"]
 # Forked processes share the imports; elsewhere MLX may not be forked, even unused.
 CAN_FORK = sys.platform == "linux"
 

@@ -27,7 +27,7 @@ from mlx_trm.training.step import TrainStep
 from mlx_trm.training.trainer import Trainer
 
 # No process has such a number.
-GONE = owner_name().replace(str(os.getpid()), "4194999")
+GONE = owner_name().replace(str(os.getpid()), "4194999", 1)
 
 
 @pytest.fixture(autouse=True)
@@ -85,6 +85,22 @@ def test_the_best_is_what_the_progress_says(monkeypatch: Any) -> None:
         Trainer.resume("run").settle()
         assert Path("run/best").readlink() == Path("step_16")
     assert [path.name for path in list_checkpoints("run")] == ["step_16", "step_24"]
+
+
+def test_a_link_that_was_not_moved_is_not_believed(monkeypatch: Any) -> None:
+    """Who evaluates ``run/best`` or ``run/latest`` before the run goes on gets the right one."""
+    scored(monkeypatch, 0.5, 0.9, 0.7)
+    Trainer(short(checkpoint__keep=9)).fit()
+    assert load_checkpoint("run/best").step == 16 and load_checkpoint("run/latest").step == 24
+    for stale in ("step_8", None):
+        for name in ("best", "latest"):
+            os.unlink(f"run/{name}")
+            if stale:
+                os.symlink(stale, f"run/{name}")
+        assert load_checkpoint("run/best").step == 16
+        if stale:
+            assert load_checkpoint("run/latest").step == 24
+            assert Trainer.resume("run/best").step == 16
 
 
 def test_pruning_asks_the_progress_and_not_the_link(monkeypatch: Any) -> None:
