@@ -3,6 +3,7 @@
 Reference: puzzle_dataset.py ``_load_metadata``, ``_lazy_load_dataset``.
 """
 
+import logging
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, Dict, Iterable, Iterator, NamedTuple, Tuple
@@ -14,6 +15,8 @@ from mlx_trm.datasets.arrays import ADVICE, open_array
 from mlx_trm.datasets.writing import FORMAT_VERSION, MARKER, SPLITS
 from mlx_trm.errors import DamagedError, DataError, shown
 from mlx_trm.system.files import read_json
+
+LOG = logging.getLogger(__name__)
 
 # What is larger is not read through when it is opened: that would take seconds and fill the memory.
 SCANNED_BYTES = 1 << 28
@@ -127,7 +130,7 @@ def load_set(folder: Path, name: str, spec: TaskSpec) -> SetArrays:
     for field in ("inputs", "labels"):
         _check_range(files[field], getattr(data, field), "token", spec.vocab_size)
     if spec.ignore_label_id is not None:
-        _check_scored(files["labels"], data.labels, spec.ignore_label_id)
+        _check_scored(files["labels"], data.labels, spec.ignore_label_id, folder.name)
     for field, total in (("puzzle_indices", rows), ("group_indices", len(data.puzzle_identifiers))):
         edges = getattr(data, field)
         # Numbers without a sign fall without getting negative.
@@ -162,12 +165,15 @@ def _check_range(path: Path, values: np.ndarray, what: str, limit: int) -> None:
         check_values(path, part, what, limit)
 
 
-def _check_scored(path: Path, labels: np.ndarray, ignored: int) -> None:
-    """Refuse labels none of which is scored: nothing could be learnt, and no share be right."""
+def _check_scored(path: Path, labels: np.ndarray, ignored: int, split: str) -> None:
+    """Refuse training labels none of which counts; a contest's test set may have no answers."""
     if isinstance(labels, np.memmap) and labels.nbytes <= SCANNED_BYTES:
         parts = _read_blocks(path, labels, range(-(-labels.nbytes // _BLOCK_BYTES)))
-        if not any((part != ignored).any() for part in parts):  # the first one has some
+        if any((part != ignored).any() for part in parts):  # the first one has some
+            return
+        if split == "train":
             _refuse(path, f"every label is {ignored}, which means not scored")
+        LOG.warning("%s: holds no answers, every label is %d; nothing is scored", path, ignored)
 
 
 def _read_blocks(path: Path, values: np.memmap, blocks: Iterable[int]) -> Iterator[np.ndarray]:

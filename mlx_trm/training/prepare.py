@@ -18,6 +18,7 @@ from mlx_trm.config.loading import config_to_dict, validate_config
 from mlx_trm.config.plugins import locate_in_plugin
 from mlx_trm.config.sections import ExperimentConfig, InitConfig, TrainConfig
 from mlx_trm.datasets.names import pack_names, row_names
+from mlx_trm.datasets.overlap import count_shared
 from mlx_trm.errors import ConfigError, describe_error
 from mlx_trm.inference.evaluator import Evaluator, check_dimensions
 from mlx_trm.models import RecursiveModel, build_model
@@ -145,6 +146,17 @@ class Run:
         return max(1, step * self.config.train.batch_size // each)
 
 
+def warn_of_shared(train_set: PuzzleDataset, test_set: PuzzleDataset) -> None:
+    """Say how many test puzzles a model is trained on, where any are."""
+    shared = count_shared(train_set, test_set)
+    if shared:
+        LOG.warning(
+            "%d of %d test puzzles are training examples too (%s); their accuracy says nothing "
+            "about new ones, so take them out of one of the two",
+            *(shared, len(test_set), test_set.name),
+        )
+
+
 def prepare(config: ExperimentConfig, initialise: bool = True) -> Run:
     """Check the configuration, open the data, create the model, and plan the steps.
 
@@ -166,6 +178,7 @@ def prepare(config: ExperimentConfig, initialise: bool = True) -> Run:
     source = read_first_weights(config.init) if initialise else None
     task = build_task(config.task, config.task_seed)
     train_set, test_set = task.dataset("train"), task.dataset("test")
+    warn_of_shared(train_set, test_set)
     summary = f"{describe_data(train_set)} {describe_data(test_set)}"
     processes.agree("data set", summary)
     model = build_model(config.model, train_set.spec, seed=config.seed)

@@ -39,9 +39,10 @@ from mlx_trm.upstream.torch_files import read_torch
 WORDS = (
     b"[", b"]", b"{", b"}", b'"', b"'", b",", b":", b"\\", b"\n", b"\r", b"\0", b"-", b"#", b"&a ",
     b"*a", b"!!python/name:os.system", b"NaN", b"Infinity", b"-1", b"1e999", b"9" * 5000,
-    b"[" * 3000, b'{"a":' * 3000, b"\xff\xfe", b"\xef\xbb\xbf", b"\\ud800", b"null", b"true", b"0x1",
-    b"\xed\xa0\x80", b"\xe2\x80\xa8", b"|||", b"|||t9|||", b"..", b"/", b"question,answer\n",
-    b"(" * 500, b"(1,)*9", b"'|O'", b"<<: ", b"---\n", b"\x1b[2J", b"1" * 200, b"\xc2\x85", b"%TAG",
+    b"[" * 3000, b'{"a":' * 3000, b"\xff\xfe", b"\xef\xbb\xbf", b"\\ud800", b"null", b"true",
+    b"0x1", b"\xed\xa0\x80", b"\xe2\x80\xa8", b"|||", b"|||t9|||", b"..", b"/",
+    b"question,answer\n", b"(" * 500, b"(1,)*9", b"'|O'", b"<<: ", b"---\n",
+    b"\x1b[2J", b"1" * 200, b"\xc2\x85", b"%TAG",
 )  # fmt: skip
 
 

@@ -276,7 +276,7 @@ CASES: Dict[str, Hostile] = {
     "names/cut": Hostile(EVALUATE_ARC, sealed(
         ARC_STEP, "identifiers.json.gz", lambda: bomb(b"a", 1)[:-4])),
     "data/shape": Hostile(SHOW, text("built/test/all__inputs.npy", npy("(2**62, 4)"))),
-    "data/rows": Hostile(SHOW, text("built/test/all__inputs.npy", npy("(9223372036854775807, 16)"))),
+    "data/rows": Hostile(SHOW, text("built/test/all__inputs.npy", npy(f"({2**63 - 1}, 16)"))),
     "data/objects": Hostile(SHOW, text("built/test/all__inputs.npy", npy("(1, 16)", b"x", "'|O'"))),
     "data/token": Hostile(SHOW, text("built/test/all__labels.npy", npy("(((", descr="'"))),
     "data/deep-header": Hostile(SHOW, text("built/test/all__labels.npy", npy("(" * 60_000))),
@@ -311,7 +311,8 @@ CASES: Dict[str, Hostile] = {
     "arc/lists": Hostile(ARC, text("p_a_challenges.json", lambda: b'{"t":' + lists() + b"}")),
     "arc/grid": Hostile(ARC, text("p_a_challenges.json", pairs(1).replace(
         "[[1]]", "[[" + ",".join(["1"] * 5_000_000) + "]]"))),
-    "arc/cell": Hostile(ARC, text("p_a_challenges.json", pairs(1).replace("[[1]]", f"[[{DIGITS}]]"))),
+    "arc/cell": Hostile(ARC, text(
+        "p_a_challenges.json", pairs(1).replace("[[1]]", f"[[{DIGITS}]]"))),
     "arc/names": Hostile("evaluate arcrun -q task.data_dir=arcset", text(
         "arcset/identifiers.json", lists)),
     "arc/tests": Hostile("evaluate arcrun -q task.data_dir=arcset", text(

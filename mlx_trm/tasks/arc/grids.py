@@ -259,8 +259,8 @@ def draw_answer(grid: np.ndarray, right: Optional[np.ndarray], color: bool) -> s
         if right.shape != grid.shape:
             note = f"{_shape(grid)} instead of {_shape(right)}"
             note = f"\n\033[31m{note}\033[0m" if color else f"\n{note}"
-        padded, shown = pad_to_one_shape(right, grid)
-        wrong = (padded != shown)[: grid.shape[0], : grid.shape[1]]
+        padded, drawn = pad_to_one_shape(right, grid)
+        wrong = (padded != drawn)[: grid.shape[0], : grid.shape[1]]
     return "\n".join(draw(grid, wrong, color)) + note
 
 

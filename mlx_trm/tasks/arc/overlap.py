@@ -33,7 +33,7 @@ def find_shared(plans: Iterable[Plan]) -> Optional[Dict[str, Any]]:
     """Find test pairs, input and output, that are training examples of any task too.
 
     Returns:
-        How many are, of how many, and the first one's task and number; None where there is none.
+        How many are, of how many, and the first one as ``TASK:NUMBER``; None where there is none.
     """
     plans = list(plans)
     trained = {_key(pair) for plan in plans for pair in plan.pairs("train")}
@@ -45,7 +45,8 @@ def find_shared(plans: Iterable[Plan]) -> Optional[Dict[str, Any]]:
     shared = [(name, number) for name, number, key in tested if key in trained]
     if not shared:
         return None
-    return {"shared": len(shared), "of": len(tested), "first": list(shared[0])}
+    name, number = shared[0]
+    return {"shared": len(shared), "of": len(tested), "first": f"{name}:{number}"}
 
 
 def _key(pair: Pair) -> bytes:

@@ -78,7 +78,9 @@ def test_identifiers_beyond_32_bits(task: Sudoku, tmp_path: Path) -> None:
         PuzzleDataset.load(tmp_path / "built", "train")
 
 
-def test_splits_that_disagree_and_labels_that_do_not_count(task: Sudoku, tmp_path: Path) -> None:
+def test_splits_that_disagree_and_labels_that_do_not_count(
+    task: Sudoku, tmp_path: Path, caplog: Any
+) -> None:
     """A model would be asked for rows that it does not have; nothing could be scored."""
     task.build(tmp_path / "built")
     (tmp_path / "built" / "build.json").unlink()
@@ -88,10 +90,13 @@ def test_splits_that_disagree_and_labels_that_do_not_count(task: Sudoku, tmp_pat
         with pytest.raises(DamagedError, match="num_puzzle_identifiers is . in|is ., in"):
             PuzzleDataset.load(tmp_path / "built", split)
     edit_json(str(about), num_puzzle_identifiers=1)()
-    path = tmp_path / "built" / "test" / "all__labels.npy"
-    np.save(path, np.load(path) * 0)
+    for split in ("train", "test"):
+        path = tmp_path / "built" / split / "all__labels.npy"
+        np.save(path, np.load(path) * 0)
     with pytest.raises(DamagedError, match="all__labels.npy: every label is 0, .* not scored"):
-        PuzzleDataset.load(tmp_path / "built", "test")
+        PuzzleDataset.load(tmp_path / "built", "train")
+    assert len(PuzzleDataset.load(tmp_path / "built", "test")) == 4  # a contest's
+    assert "all__labels.npy: holds no answers, every label is 0; nothing is scored" in caplog.text
 
 
 def test_names_that_are_too_few(tmp_path: Path, monkeypatch: Any) -> None:

@@ -1,4 +1,4 @@
-"""Every file of a checkpoint, a dataset and a cache, damaged at random: never other data in silence.
+"""Every file of a checkpoint, a dataset and a cache, damaged: never other data in silence.
 
 Each damage is refused in one line, makes no difference, or is mended. A few are tried in every run,
 five hundred of each file with ``-m slow``.

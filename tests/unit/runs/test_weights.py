@@ -80,8 +80,9 @@ def test_what_mlx_writes(tmp_path: Path) -> None:
 @pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16, mx.float16])
 def test_weights_that_are_not_finite(value: float, dtype: mx.Dtype) -> None:
     """They are named, and the model stays as it was; whole numbers are not looked at."""
-    model = TRM(TRMConfig(hidden_size=8, num_heads=2, puzzle_emb_ndim=0, puzzle_emb_len=0,
-                          swiglu_multiple=8, L_layers=1), TaskSpec(vocab_size=3, seq_len=4))  # fmt: skip
+    config = TRMConfig(hidden_size=8, num_heads=2, swiglu_multiple=8, L_layers=1)
+    config.puzzle_emb_ndim = config.puzzle_emb_len = 0
+    model = TRM(config, TaskSpec(vocab_size=3, seq_len=4))
     before = np.array(model.lm_head.weight)
     arrays = {"lm_head.weight": mx.full((3, 8), value, dtype=dtype)}
     with pytest.raises(CheckpointError, match="a: 1 of 1 arrays hold .*: lm_head.weight;"):

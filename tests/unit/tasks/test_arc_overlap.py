@@ -39,7 +39,7 @@ def test_test_pairs_that_are_trained_on(tmp_path: Path, caplog: Any) -> None:
         with caplog.at_level(logging.WARNING):
             task(tmp_path, shared).dataset("test")
         assert [record.getMessage().split(": ", 1)[1] for record in caplog.records] == [
-            "1 of 3 test pairs are training examples too, such as ['e1', 2]; the model learns their "
+            "1 of 3 test pairs are training examples too, such as e1:2; the model learns their "
             "answers by heart, so leave out a subset of task.subsets"
         ]
 
