@@ -16,6 +16,11 @@ def on_cuda() -> bool:
     return on_gpu() and backend is not None and bool(backend.is_available())
 
 
+def on_metal() -> bool:
+    """Whether MLX computes on a GPU that is not one of its CUDA backend: a Mac's."""
+    return on_gpu() and not on_cuda()
+
+
 def read_device_info(device: Any) -> Dict[str, Any]:
     """Give what MLX tells about a device; empty where it tells nothing.
 
