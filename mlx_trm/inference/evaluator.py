@@ -18,7 +18,7 @@ from mlx_trm.models import RecursiveModel
 from mlx_trm.models.base import Tree
 from mlx_trm.models.carry import Batch
 from mlx_trm.models.losses import act_loss, metric_values
-from mlx_trm.models.memory import limit_evaluation_memory
+from mlx_trm.models.memory import cap_evaluation_rows, limit_evaluation_memory
 from mlx_trm.system.processes import Processes
 from mlx_trm.system.streams import give_back_cores
 from mlx_trm.tasks import PuzzleDataset, ScoredRows, Task, build_task
@@ -98,6 +98,9 @@ class Evaluator:
         taken = self._count(steps)
         rows = self.config.eval.batch_size or self.config.train.batch_size
         rows = min(rows, max(1, len(dataset)), max_examples or len(dataset))
+        # As many in every process, so that all cut the same batches.
+        fitting = mx.array([cap_evaluation_rows(self.model, rows)])
+        rows = int(np.array(self.processes.gather(fitting)).min())
         total = min(len(dataset), max_examples or len(dataset))
         sums: Dict[str, Metrics] = {}
         scorers: Dict[str, Any] = {}

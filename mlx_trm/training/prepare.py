@@ -176,7 +176,7 @@ def prepare(config: ExperimentConfig, initialise: bool = True) -> Run:
     processes.agree("initial weights", str(transfer and transfer.rows()))
     train = config.train
     check_recipe(train, model)
-    set_limits(train.memory_limit_gb, train.cache_limit_gb)
+    set_limits(train.memory_limit_gb, train.cache_limit_gb, train.wired_limit_gb)
     model.recompute(train.checkpoint_activations)
     rows = choose_micro_batch(
         model,
