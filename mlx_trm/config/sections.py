@@ -298,8 +298,8 @@ class EvalConfig(Section):
 class CheckpointConfig(Section):
     """When to save."""
 
-    every: Optional[Union[int, str]] = None
-    """Steps between checkpoints, or minutes as in 10min, besides those at evaluations."""
+    every: Optional[Union[int, str]] = "10min"
+    """Steps between checkpoints, or minutes as in 10min, besides those at evaluations; or null."""
     keep: int = field(default=2, metadata={"min": 1})
     """Newest checkpoints that stay on disk."""
 
