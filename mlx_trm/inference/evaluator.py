@@ -96,11 +96,7 @@ class Evaluator:
         if max_examples is None:
             max_examples = self.config.eval.max_examples
         taken = self._count(steps)
-        rows = self.config.eval.batch_size or self.config.train.batch_size
-        rows = min(rows, max(1, len(dataset)), max_examples or len(dataset))
-        # As many in every process, so that all cut the same batches.
-        fitting = mx.array([cap_evaluation_rows(self.model, rows)])
-        rows = int(np.array(self.processes.gather(fitting)).min())
+        rows = self._rows(min(max(1, len(dataset)), max_examples or len(dataset)))
         total = min(len(dataset), max_examples or len(dataset))
         sums: Dict[str, Metrics] = {}
         scorers: Dict[str, Any] = {}
@@ -142,6 +138,12 @@ class Evaluator:
             if files
         }
         return {name: _means(held, scorers[name]) for name, held in sums.items()}
+
+    def _rows(self, most: int) -> int:
+        """Give the rows of a batch: as many in every process, so that all cut the same batches."""
+        rows = min(self.config.eval.batch_size or self.config.train.batch_size, most)
+        fitting = mx.array([cap_evaluation_rows(self.model, rows)])
+        return int(np.array(self.processes.gather(fitting)).min())
 
     def _count(self, steps: Optional[int]) -> int:
         """Give the supervision steps of an evaluation."""

@@ -33,8 +33,8 @@ def old_mlx_advice(version: str) -> Optional[str]:
     if (int(numbers[0]), int(numbers[1])) >= (0, 32):
         return None
     return (
-        f"MLX {version} ends the whole process where a Mac's GPU fails, for want of memory "
-        "too, and checkpoints are all that is left; MLX 0.32 does not, and needs Python 3.10 or newer: "
+        f"MLX {version} ends the whole process where a Mac's GPU fails, for want of memory too, "
+        "and checkpoints are all that is left; MLX 0.32 does not, and needs Python 3.10 or newer: "
         "make a new virtual environment with it"
     )
 

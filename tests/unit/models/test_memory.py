@@ -190,7 +190,7 @@ def test_an_evaluation_keeps_mlx_from_allocating_ahead(limits, monkeypatch):
     assert limits[-1] == 1 << 30
 
 
-# On Metal, and on every device: not yet run on Metal -----------------------------------------------
+# On Metal, and on every device: not yet run on Metal ----------------------------------------------
 
 
 @pytest.fixture(name="mac")
