@@ -14,6 +14,7 @@ not yet run on Metal.
 import argparse
 import sys
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Iterator, List, Tuple
 
@@ -93,6 +94,9 @@ def stand_ins(training: bool) -> Iterator[None]:
         return mx.depends([mx.cummax(query, axis=-1)], [key, value])[0]
 
     with pytest.MonkeyPatch.context() as patch:
+        # Of a few heads: as with enough rows, one more row brings no more scores at a time.
+        if find_spec("mlx_trm.nn.mixing") is not None:  # an older checkout has none
+            patch.setattr("mlx_trm.nn.mixing.PART_BYTES", 16 << 20)
         patch.setattr(mx.array, "__matmul__", multiply)
         patch.setattr(mx, "addmm", lambda c, a, b: mx.depends([product(a, b)], [c])[0])
         patch.setattr(mx.fast, "rms_norm", lambda x, weight, eps: norm(x))

@@ -177,7 +177,7 @@ def prepare(config: ExperimentConfig, initialise: bool = True) -> Run:
     processes.agree("initial weights", str(transfer and transfer.rows()))
     train = config.train
     check_recipe(train, model)
-    advice = old_mlx_advice(mx.__version__) if on_metal() else None
+    advice = old_mlx_advice(getattr(mx, "__version__", "")) if on_metal() else None
     if advice is not None:
         LOG.warning("%s", advice)
     set_limits(train.memory_limit_gb, train.cache_limit_gb, train.wired_limit_gb)
