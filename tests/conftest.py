@@ -1,7 +1,7 @@
 """How the tests run.
 
-They compute on MLX's default device, or on that of MLX_TRM_TEST_DEVICE (cpu or gpu). Where CI is
-set, Hypothesis draws the same examples every time; elsewhere it looks for new ones. Whole folders
+They compute on MLX's default device, or on that of MLX_TRM_TEST_DEVICE (cpu or gpu), and so do the
+processes that they start. Where CI is set, Hypothesis draws the same examples every time; elsewhere it looks for new ones. Whole folders
 are shared by one worker a core where pytest-xdist is installed; ``-n 0`` runs them in one process.
 """
 
@@ -27,6 +27,7 @@ import mlx.core as mx  # noqa: E402
 import pytest  # noqa: E402
 from hypothesis import settings  # noqa: E402
 from kernels import prepare_kernel_header  # noqa: E402
+from paths import HELPERS  # noqa: E402
 
 DEVICES = {"cpu": mx.cpu, "gpu": mx.gpu}
 
@@ -80,6 +81,9 @@ def pytest_configure(config: pytest.Config) -> None:
     if name not in DEVICES:
         raise pytest.UsageError(f"MLX_TRM_TEST_DEVICE: {name!r} is neither cpu nor gpu")
     mx.set_default_device(DEVICES[name])
+    # For processes that tests start without child_processes.py.
+    paths = [str(HELPERS / "device"), os.environ.get("PYTHONPATH", "")]
+    os.environ["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
 
 
 def pytest_report_header() -> str:

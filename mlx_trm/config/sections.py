@@ -54,7 +54,9 @@ class TrainConfig(Section):  # pylint: disable=too-many-instance-attributes
     memory_limit_gb: Optional[float] = field(default=None, metadata={"above": 0})
     """MLX waits for memory to be freed beyond so many GiB, then fails; unset: MLX's own limit."""
     cache_limit_gb: Optional[float] = field(default=None, metadata={"min": 0})
-    """Freed memory that MLX keeps for reuse, in GiB; unset: MLX's own limit."""
+    """Freed memory that MLX keeps for reuse, in GiB; unset: on a Mac 2 or less, else MLX's own."""
+    wired_limit_gb: Optional[float] = field(default=None, metadata={"min": 0})
+    """Memory that a Mac keeps in place for the GPU, in GiB (macOS 15); unset: as MLX has it."""
     epochs: int = field(default=50000, metadata={"min": 1})
     """Passes over the training puzzles; with batch_size it decides the steps and the schedule."""
     max_steps: Optional[int] = field(default=None, metadata={"min": 1})
@@ -307,8 +309,8 @@ class EvalConfig(Section):
 class CheckpointConfig(Section):
     """When to save."""
 
-    every: Optional[Union[int, str]] = None
-    """Steps between checkpoints, or minutes as in 10min, besides those at evaluations."""
+    every: Optional[Union[int, str]] = "10min"
+    """Steps between checkpoints, or minutes as in 10min, besides those at evaluations; or null."""
     keep: int = field(default=2, metadata={"min": 1})
     """Newest checkpoints that stay on disk."""
 

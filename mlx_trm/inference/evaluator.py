@@ -18,7 +18,7 @@ from mlx_trm.models import RecursiveModel
 from mlx_trm.models.base import Tree
 from mlx_trm.models.carry import Batch
 from mlx_trm.models.losses import act_loss, metric_values
-from mlx_trm.models.memory import limit_evaluation_memory
+from mlx_trm.models.memory import cap_evaluation_rows, limit_evaluation_memory
 from mlx_trm.system.processes import Processes
 from mlx_trm.system.streams import give_back_cores
 from mlx_trm.tasks import PuzzleDataset, ScoredRows, Task, build_task
@@ -96,8 +96,7 @@ class Evaluator:
         if max_examples is None:
             max_examples = self.config.eval.max_examples
         taken = self._count(steps)
-        rows = self.config.eval.batch_size or self.config.train.batch_size
-        rows = min(rows, max(1, len(dataset)), max_examples or len(dataset))
+        rows = self._rows(min(max(1, len(dataset)), max_examples or len(dataset)))
         total = min(len(dataset), max_examples or len(dataset))
         sums: Dict[str, Metrics] = {}
         scorers: Dict[str, Any] = {}
@@ -139,6 +138,12 @@ class Evaluator:
             if files
         }
         return {name: _means(held, scorers[name]) for name, held in sums.items()}
+
+    def _rows(self, most: int) -> int:
+        """Give the rows of a batch: as many in every process, so that all cut the same batches."""
+        rows = min(self.config.eval.batch_size or self.config.train.batch_size, most)
+        fitting = mx.array([cap_evaluation_rows(self.model, rows)])
+        return int(np.array(self.processes.gather(fitting)).min())
 
     def _count(self, steps: Optional[int]) -> int:
         """Give the supervision steps of an evaluation."""

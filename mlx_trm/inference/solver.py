@@ -18,7 +18,7 @@ from mlx_trm.inference.step import compile_reason, merge_weights, should_compile
 from mlx_trm.models import RecursiveModel
 from mlx_trm.models.base import Tree
 from mlx_trm.models.carry import IGNORE_LABEL_ID, Batch
-from mlx_trm.models.memory import limit_evaluation_memory
+from mlx_trm.models.memory import cap_evaluation_rows, limit_evaluation_memory
 from mlx_trm.runs.checkpoint import load_checkpoint
 from mlx_trm.runs.puzzle_rows import read_row_names
 from mlx_trm.system.streams import give_back_cores
@@ -185,7 +185,7 @@ class Solver:
             puzzles: each as for :meth:`steps`, or (n, S) tokens; all are read before the first is
                 solved.
             steps: as for :meth:`steps`.
-            batch_size: B, puzzles computed at a time.
+            batch_size: B, puzzles computed at a time, fewer where memory is short.
             stop_when_halted: give each puzzle's first step that would halt it, where there is one,
                 and go on only while a puzzle needs it.
 
@@ -201,6 +201,7 @@ class Solver:
         count = self._count(steps)
         problems = self._reader.read(puzzles)
         results: List[SolverStep] = []
+        batch_size = cap_evaluation_rows(self.model, batch_size)
         for start in range(0, len(puzzles), batch_size):
             part = problems.take(range(start, min(start + batch_size, len(puzzles))))
             size = len(part.inputs)

@@ -1,5 +1,6 @@
 """How much memory a training step takes, before it is tried, and how much there is."""
 
+import logging
 from contextlib import contextmanager
 from typing import Iterator, Optional, Union
 
@@ -12,13 +13,20 @@ from mlx_trm.models.network import NetworkConfig
 from mlx_trm.nn import fused
 from mlx_trm.nn.cuda import kernels as cuda
 from mlx_trm.nn.layers import SwiGLU
-from mlx_trm.system.device import on_cuda
-from mlx_trm.system.memory import GIB, PROCESS_LIMIT, device_memory
+from mlx_trm.system.device import on_cuda, on_gpu, on_metal
+from mlx_trm.system.memory import GIB, PROCESS_LIMIT, default_cache, device_memory
 
 # How many times more rows fit where activations are computed again for the gradient.
 RECOMPUTED = 3
+# Positions of all rows that keep a Mac's GPU busy; more at once take memory and no less time.
+METAL_POSITIONS = 12_000
 # What a chain's row takes in a race, in rows of an evaluation step: 2.3 to 2.5 measured on the CPU.
 RACING = 2.5
+# What a row of an evaluation takes on the CPU, in rows of the estimate: 1.3 to 2.6 measured.
+CPU_AHEAD = 2.6
+# The share of a device's memory that is planned with.
+USABLE = 0.8
+LOG = logging.getLogger(__name__)
 
 
 def estimate_row_bytes(model: RecursiveModel, train: Optional[TrainConfig] = None) -> int:
@@ -66,6 +74,8 @@ def _row_bytes(model: RecursiveModel) -> int:
             kept, passing = kept + 2.0, max(passing, 6.0 * _expansion(config, length))
         elif cuda.usable(model.dtype):
             kept += 6.0 if cuda.attention_fits(1, length, config.head_dim) else 8.0
+        elif on_metal():  # scores are those of a part, not of a row
+            kept += 8.0
         else:
             kept, passing = kept + 6.0 + scores, max(passing, 4.0 * scores)
     else:
@@ -90,7 +100,7 @@ def rows_that_fit(model: RecursiveModel, train: Optional[TrainConfig] = None) ->
     limit, row = device_memory(), estimate_row_bytes(model, train)
     if limit is None or row == 0:
         return None
-    return max(1, int((limit * 0.8 - estimate_train_bytes(model, 0)) / row))
+    return max(1, int((limit * USABLE - estimate_train_bytes(model, 0)) / row))
 
 
 def choose_micro_batch(
@@ -105,8 +115,8 @@ def choose_micro_batch(
     Args:
         model: to be trained.
         rows: this process's share of a batch.
-        setting: ``train.micro_batch_size``; ``auto`` takes what the estimate says will fit, in
-            parts of about equal size.
+        setting: ``train.micro_batch_size``; ``auto`` takes what the estimate says will fit, on
+            Metal 12,000 positions at most, in parts of about equal size.
         recompute: whether activations are computed again; then about a third is kept.
         train: the recipe; see :func:`estimate_row_bytes`.
 
@@ -116,6 +126,9 @@ def choose_micro_batch(
     fitting = rows_that_fit(model, train)
     if fitting is not None and recompute:
         fitting *= RECOMPUTED
+    if setting == "auto" and on_metal():
+        busy = max(1, METAL_POSITIONS // (model.positions + model.spec.seq_len))
+        fitting = busy if fitting is None else min(fitting, busy)
     if setting == "auto":
         return rows if fitting is None else -(-rows // -(-rows // min(rows, fitting)))
     chosen = min(rows, int(setting or rows))
@@ -135,18 +148,18 @@ def choose_micro_batch(
 
 
 def limit_run_ahead(model: RecursiveModel, rows: int, train: Optional[TrainConfig] = None) -> None:
-    """Set MLX's memory limit to what a train step needs. It is done on CUDA only.
+    """Set MLX's memory limit to what a train step needs. It is done on a GPU only.
 
     Args:
         model: to be trained.
         rows: computed at once.
         train: the recipe; see :func:`estimate_row_bytes`.
     """
-    if cuda.architecture() is not None and estimate_row_bytes(model):
-        # MLX's CUDA backend queues operations, and allocates for them, as long as there is memory:
-        # 90 GiB were measured for a step that needs less than 20. At its limit it waits for queued
-        # work, which costs next to nothing.
-        needed = GIB // 2 + estimate_train_bytes(model, rows, train)
+    if (cuda.architecture() is not None or on_metal()) and estimate_row_bytes(model):
+        # MLX's GPU backends queue operations, and allocate for them, as long as there is memory: 90
+        # GiB were measured on CUDA for a step that needs less than 20. At the limit MLX waits for
+        # queued work, which costs next to nothing.
+        needed = GIB // 2 + estimate_train_bytes(model, rows, train) + (default_cache() or 0)
         PROCESS_LIMIT.set_capped(max(4 * GIB, needed))
 
 
@@ -154,21 +167,43 @@ def limit_run_ahead(model: RecursiveModel, rows: int, train: Optional[TrainConfi
 def limit_evaluation_memory(model: RecursiveModel, rows: int) -> Iterator[None]:
     """Set MLX's memory limit to what an evaluation step needs, inside a ``with`` block.
 
-    It is done on CUDA only. Where another thread is in such a block already, its limit stays.
+    It is done on a GPU only. Where another thread is in such a block already, its limit stays.
 
     Args:
         model: to be evaluated.
         rows: computed at once.
     """
     row = _evaluation_row_bytes(model)
-    if not (on_cuda() and row):
+    if not ((on_cuda() or on_metal()) and row):
         yield
         return
-    needed = mx.get_active_memory() + rows * row
+    # On Metal the limit is that of the cache, too: beyond it MLX gives freed memory back.
+    needed = mx.get_active_memory() + rows * row + (default_cache() or 0)
     # As in training, it would allocate for operations long before they run. A step of 768 Sudoku
     # took 2.4 GiB with the limit and 15 without, and as long.
     with PROCESS_LIMIT.lower_in_block(max(3 * GIB // 2, needed)):
         yield
+
+
+def cap_evaluation_rows(model: RecursiveModel, rows: int) -> int:
+    """Give as many rows as evaluation can compute at once by the estimate, ``rows`` at most.
+
+    Args:
+        model: to be evaluated, perhaps while it is being trained.
+        rows: that are wanted.
+    """
+    limit, row = device_memory(), _evaluation_row_bytes(model)
+    if not on_gpu():  # where nothing keeps MLX from running ahead
+        row = int(CPU_AHEAD * row)
+    if limit is None or not row:
+        return rows
+    fitting = max(1, int((limit * USABLE - estimate_train_bytes(model, 0)) / row))
+    if fitting < rows:
+        LOG.info(
+            "evaluation computes %d rows at once: %d need about %.1f GiB, and this device has %.1f",
+            *(fitting, rows, rows * row / GIB, limit / GIB),
+        )
+    return min(rows, fitting)
 
 
 def _evaluation_row_bytes(model: RecursiveModel) -> int:
@@ -178,9 +213,13 @@ def _evaluation_row_bytes(model: RecursiveModel) -> int:
         return model.row_bytes(training=False)
     width, length = config.hidden_size, model.positions + model.spec.seq_len
     # In units of T * D numbers: states and what is added to them, and a SwiGLU's inner arrays.
-    inner = max(_expansion(config, width), 0.0 if config.attends else _expansion(config, length))
+    feature, position = _expansion(config, width), 0.0
+    if not config.attends:
+        position = _expansion(config, length)
+    # On Metal memory is given back when a number of operations is done: those of a block, about.
+    inner = feature + position if on_metal() else max(feature, position)
     units = 10.0 + 4.0 * inner
-    if config.attends and not cuda.usable(model.dtype):
+    if config.attends and not (cuda.usable(model.dtype) or on_metal()):
         units += 3.0 * config.num_heads * length / width
     return int(units * length * width * model.dtype.size)
 

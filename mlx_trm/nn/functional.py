@@ -3,14 +3,14 @@
 import functools
 import math
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from typing import Any, ContextManager, Iterator, Tuple, TypeVar
 
 import mlx.core as mx
 import numpy as np
 
-from mlx_trm.system.device import on_cuda, on_gpu
+from mlx_trm.system.device import on_cuda, on_gpu, on_metal
 
 CosSin = Tuple[mx.array, mx.array]
 T = TypeVar("T")
@@ -46,6 +46,9 @@ def rms_norm(x: mx.array, eps: float, axis: int = -1) -> mx.array:
         parts = 8 if x.shape[-1] % 8 == 0 else 1
         squares = mx.mean(squares.reshape(*x.shape[:-1], parts, -1), axis=-1)
     mean_square = mx.mean(squares, axis=axis, keepdims=True)
+    if on_metal():
+        # Cast again after the mean, or mx.compile would keep the float32 numbers from before it.
+        wide = mx.depends([x], [mean_square])[0].astype(mx.float32)
     return (wide * mx.rsqrt(mean_square + eps)).astype(x.dtype)
 
 
@@ -142,6 +145,15 @@ def without_custom_functions() -> ContextManager[None]:
     return set_within(_PLAIN_ONLY, True)
 
 
+def without_kept_results() -> ContextManager[None]:
+    """On Metal compute so that mx.compile fuses it: gradients are written out further up.
+
+    A function with a gradient of its own is a border that mx.compile does not fuse over, and keeps
+    its results, here two float32 arrays. Elsewhere kernels do the same, or exp is dear.
+    """
+    return without_custom_functions() if on_metal() else nullcontext()
+
+
 def computes_plainly() -> bool:
     """Whether plain operations alone are wanted: see :func:`without_custom_functions`."""
     return _PLAIN_ONLY.get()
@@ -198,10 +210,25 @@ def apply_rope(x: mx.array, cos_sin: CosSin) -> mx.array:
         Same shape and dtype.
     """
     cos, sin = cos_sin
+    if on_metal():
+        return _apply_rope_by_views(x, cos, sin)
     wide = x.astype(mx.float32)
     first, second = mx.split(wide, 2, axis=-1)
     rotated = mx.concatenate([-second, first], axis=-1)
     return (wide * cos + rotated * sin).astype(x.dtype)
+
+
+def _apply_rope_by_views(x: mx.array, cos: mx.array, sin: mx.array) -> mx.array:
+    """Compute :func:`apply_rope`, to the bit, as one operation of numbers that are there already.
+
+    The other half of a pair is read through a view from the end, and its sign is the sine's.
+    """
+    halves, table = (*x.shape[:-1], 2, x.shape[-1] // 2), (cos.shape[0], 2, x.shape[-1] // 2)
+    pairs = x.reshape(halves)
+    signed = sin.reshape(table) * mx.array([[-1.0], [1.0]])
+    turned = pairs.astype(mx.float32) * cos.reshape(table)
+    turned = turned + pairs[..., ::-1, :].astype(mx.float32) * signed
+    return turned.astype(x.dtype).reshape(x.shape)
 
 
 def attend(query: mx.array, key: mx.array, value: mx.array, scale: float) -> mx.array:
@@ -224,12 +251,18 @@ def attend(query: mx.array, key: mx.array, value: mx.array, scale: float) -> mx.
     """
     if on_gpu() and not (query.dtype == mx.float32 and on_cuda()):
         return mx.fast.scaled_dot_product_attention(query, key, value, scale=scale)
-    dtype = query.dtype
-    query, key, value = (part.astype(mx.float32) for part in (query, key, value))
     if on_gpu():
+        query, key, value = (part.astype(mx.float32) for part in (query, key, value))
         scores = (query @ key.swapaxes(-1, -2)) * (scale / math.log(2.0))
         shares = mx.power(2.0, scores - mx.stop_gradient(mx.max(scores, axis=-1, keepdims=True)))
         return (shares @ value) * mx.reciprocal(mx.sum(shares, axis=-1, keepdims=True))
+    return attend_in_float32(query, key, value, scale)
+
+
+def attend_in_float32(query: mx.array, key: mx.array, value: mx.array, scale: float) -> mx.array:
+    """Compute :func:`attend` by plain operations, in the arithmetic of flash attention."""
+    dtype = query.dtype
+    query, key, value = (part.astype(mx.float32) for part in (query, key, value))
     scores = (query * scale) @ key.swapaxes(-1, -2)
     shares = mx.exp(scores - mx.stop_gradient(mx.max(scores, axis=-1, keepdims=True)))
     mixed = shares.astype(dtype).astype(mx.float32) @ value

@@ -28,8 +28,9 @@ from mlx_trm.nn.functional import (
     set_within,
 )
 from mlx_trm.nn.gating import gate_halves, gate_halves_gradient
+from mlx_trm.nn.mixing import mix
 from mlx_trm.nn.residual import add_norm, norm_gradient
-from mlx_trm.system.device import on_gpu
+from mlx_trm.system.device import on_gpu, on_metal
 
 # Each thread has its own, so that one that solves or exports does not change how another traces.
 # None: on a GPU. Tests say True or False, and so does what cannot hold a custom function (export).
@@ -162,6 +163,8 @@ def _long_attention(qkv: mx.array, cos_sin: Optional[CosSin], keep: bool) -> mx.
         mask = mx.where(mx.arange(length + more) < length, 0.0, -mx.inf).astype(qkv.dtype)
         mask = mx.broadcast_to(mask, (1, 1, length + more, length + more))
         mixed = mx.fast.scaled_dot_product_attention(query, key, value, scale=scale, mask=mask)
+    elif on_metal():
+        mixed = mix(query, key, value, scale, keep)
     else:
         mixed = attend(query, key, value, scale)
     return mixed[:, :, :length].swapaxes(1, 2).reshape(-1, qkv.shape[-2] * size)
@@ -327,6 +330,8 @@ def _rotate(more: int) -> _Function:
         if by_kernel(qkv.shape[-1], qkv.dtype):
             return tuple(cuda.rope(qkv, cos, sin, more))
         query, key, value = (qkv[:, :, part] for part in range(3))
+        if on_metal():  # nothing is put behind, and so nothing copied
+            return turned(query, cos, sin), turned(key, cos, sin), value
         both = mx.stack([turned(query, cos, sin), turned(key, cos, sin), value], axis=2)
         return tuple(_split(both, more))
 

@@ -23,8 +23,9 @@ from mlx_trm.nn.functional import (
     silu,
     silu_and_divisor,
     silu_slope,
+    without_kept_results,
 )
-from mlx_trm.system.device import on_gpu
+from mlx_trm.system.device import on_gpu, on_metal
 
 
 def gated_norm(gate: mx.array, up: mx.array, eps: float, axis: int = -1) -> mx.array:
@@ -60,9 +61,10 @@ def gate_halves(gate_up: mx.array, axis: int, norm_eps: Optional[float]) -> mx.a
     if norm_eps is not None and _positions_kernel(gate_up, axis):
         return gate_norm.gate_norm_positions(gate_up, norm_eps)
     gate, up = mx.split(gate_up, 2, axis=axis)
-    if norm_eps is None:
-        return silu(gate) * up
-    return sigmoid(gate) * rms_norm(gate * up, norm_eps, axis)
+    with without_kept_results():
+        if norm_eps is None:
+            return silu(gate) * up
+        return sigmoid(gate) * rms_norm(gate * up, norm_eps, axis)
 
 
 def gate_halves_gradient(
@@ -78,6 +80,8 @@ def gate_halves_gradient(
     # Without the dependency mx.compile would find the same operations in the forward pass, and keep
     # their results until here instead of computing them again.
     gate_up = mx.depends([gate_up], [d_out])[0]
+    if on_metal():
+        return _gradient_in_parts(gate_up, d_out, axis, norm_eps)
     gate, up = mx.split(gate_up, 2, axis=axis)
     if norm_eps is not None:
         share = sigmoid(gate)
@@ -90,6 +94,32 @@ def gate_halves_gradient(
     d_gated = (d_out * up).astype(mx.float32)
     d_gate = (d_gated * silu_slope(wide, divisor)).astype(gate.dtype)
     return [mx.concatenate([d_gate, d_out * gated], axis=axis), gated * up]
+
+
+def _gradient_in_parts(
+    gate_up: mx.array, d_out: mx.array, axis: int, norm_eps: Optional[float]
+) -> List[mx.array]:
+    """Compute :func:`gate_halves_gradient`, to the bit, as mx.compile can fuse it whole.
+
+    It makes one kernel of what leads to one result. A number in between that two results share is a
+    result itself, in float32. So each starts anew from gate and up, after the one before it.
+    """
+    gate, up = mx.split(gate_up, 2, axis=axis)
+    if norm_eps is not None:
+        d_gate, d_up = _norm_gradient_in_parts(gate, up, d_out, norm_eps, axis)
+        gate, up = mx.depends([gate, up], [d_up])
+        with without_kept_results():
+            again = sigmoid(gate) * rms_norm(gate * up, norm_eps, axis)
+        return [mx.concatenate([d_gate, d_up], axis=axis), again]
+    wide = gate.astype(mx.float32)
+    divisor = silu_and_divisor(wide)[1]
+    d_gate = ((d_out * up).astype(mx.float32) * silu_slope(wide, divisor)).astype(gate.dtype)
+    first, second = mx.depends([gate], [d_gate])[0], mx.depends([up], [d_gate])[0]
+    with without_kept_results():
+        d_up = d_out * silu(first)
+        gate, up = mx.depends([first, second], [d_up])
+        again = silu(gate) * up
+    return [mx.concatenate([d_gate, d_up], axis=axis), again]
 
 
 def _swiglu_kernel(gate_up: mx.array, axis: int) -> bool:
@@ -110,8 +140,9 @@ def _gated_norm(eps: float, axis: int, keep_share: bool) -> Any:
     def forward(gate: mx.array, up: mx.array) -> Tuple[mx.array, ...]:
         if _norm_kernel(gate, axis, 1):
             return (gate_norm.gate_norm([gate, up], eps),)
-        share = sigmoid(gate)
-        out = share * rms_norm(gate * up, eps, axis)
+        with without_kept_results():
+            share = sigmoid(gate)
+            out = share * rms_norm(gate * up, eps, axis)
         return (out, share) if keep_share else (out,)
 
     function: Any = mx.custom_function(forward)
@@ -125,9 +156,40 @@ def _gated_norm(eps: float, axis: int, keep_share: bool) -> Any:
         if keep_share:
             return _norm_gradient(gate, up, outputs[1], d_out, eps, axis)
         gate, up = mx.depends([gate, up], [d_out])
+        if on_metal():
+            return _norm_gradient_in_parts(gate, up, d_out, eps, axis)
         return _norm_gradient(gate, up, sigmoid(gate), d_out, eps, axis)
 
     return function
+
+
+def _norm_gradient_in_parts(
+    gate: mx.array, up: mx.array, d_out: mx.array, eps: float, axis: int
+) -> Tuple[mx.array, mx.array]:
+    """Compute :func:`_norm_gradient`, to the bit, as mx.compile can fuse it whole."""
+
+    def after(then: mx.array) -> Tuple[mx.array, mx.array, mx.array, mx.array]:
+        """Start anew: give gate, up, sigmoid(gate) and the gradient of the result."""
+        narrow = mx.depends([gate, up, d_out], [then])
+        wide_gate, wide_up, wide_out = (part.astype(mx.float32) for part in narrow)
+        with without_kept_results():
+            share = sigmoid(narrow[0]).astype(mx.float32)
+        return wide_gate, wide_up, share, wide_out
+
+    wide_gate, wide_up = gate.astype(mx.float32), up.astype(mx.float32)
+    squares = mx.square(wide_gate * wide_up)
+    scale = mx.rsqrt(mx.mean(squares, axis=axis, keepdims=True) + eps)
+    wide_gate, wide_up, share, wide_out = after(scale)
+    pull = mx.mean((wide_gate * wide_up) * (wide_out * share), axis=axis, keepdims=True)
+    pull = pull * mx.square(scale)
+    wide_gate, wide_up, share, wide_out = after(pull)
+    product = wide_gate * wide_up
+    d_product = scale * (wide_out * share - product * pull)
+    d_share = wide_out * product * scale
+    d_gate = (d_product * wide_up + d_share * share * (1.0 - share)).astype(gate.dtype)
+    wide_gate, wide_up, share, wide_out = after(d_gate)
+    d_product = scale * (wide_out * share - wide_gate * wide_up * pull)
+    return d_gate, (d_product * wide_gate).astype(up.dtype)
 
 
 def _norm_gradient(

@@ -7,6 +7,7 @@ import mlx.core as mx
 
 from mlx_trm.nn.cuda import kernels as cuda
 from mlx_trm.nn.functional import rms_norm
+from mlx_trm.system.device import on_metal
 
 
 def residual_norm(x: mx.array, y: mx.array, eps: float, keep: bool) -> mx.array:
@@ -79,5 +80,11 @@ def norm_gradient(
     total = mx.depends([total], [d_out])[0]
     wide, d_wide = total.astype(mx.float32), d_out.astype(mx.float32)
     scale = mx.rsqrt(mx.mean(mx.square(wide), axis=axis, keepdims=True) + eps)
+    if on_metal():  # one after the other, casting again: nothing in float32 stays for the next
+        total, d_out = mx.depends([total, d_out], [scale])
+        wide, d_wide = total.astype(mx.float32), d_out.astype(mx.float32)
     pull = mx.mean(wide * d_wide, axis=axis, keepdims=True) * mx.square(scale)
+    if on_metal():
+        total, d_out = mx.depends([total, d_out], [pull])
+        wide, d_wide = total.astype(mx.float32), d_out.astype(mx.float32)
     return (scale * (d_wide - wide * pull)).astype(total.dtype)

@@ -45,6 +45,7 @@ CHANGEABLE = (
     "train.checkpoint_activations",
     "train.memory_limit_gb",
     "train.cache_limit_gb",
+    "train.wired_limit_gb",
     "train.report_to",
     "train.compile",
     "train.on_nonfinite",

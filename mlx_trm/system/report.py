@@ -14,7 +14,7 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_trm.system.backend import backends
-from mlx_trm.system.device import read_device_info
+from mlx_trm.system.device import old_mlx_advice, read_device_info
 
 # Largest difference from float64, over the largest exact value, that rounding explains at a sum of
 # 256 products. Float32 products that a GPU rounds to TF32 (10 bits of mantissa) are still right.
@@ -255,6 +255,8 @@ def _platform_warnings(report: Dict[str, Any]) -> List[str]:
             "Metal is not available, so everything runs on the CPU (in a virtual machine, say); "
             "train on the Mac itself"
         )
+    elif system == "Darwin" and old_mlx_advice(report["versions"]["mlx"]):
+        found.append(str(old_mlx_advice(report["versions"]["mlx"])))
     elif system == "Windows":
         found.append("mlx_trm is not tested on Windows; use WSL 2 and install as for Linux")
     names = sorted(report["backends"])

@@ -78,7 +78,10 @@ class AdamATan2(Optimizer):
         state["m"], state["v"] = m, v
         root = mx.sqrt(v) * mx.rsqrt(1.0 - mx.power(b2, count))
         decayed = parameter * (1.0 - lr * self.weight_decay)
-        return decayed - lr / (1.0 - mx.power(b1, count)) * mx.arctan2(m, root)
+        # The angle of 0 to 0, of a weight that has had no gradient yet, is 0 by C's library and
+        # undefined by Metal's: of 0 to 1 it is 0 everywhere, with the same sign.
+        angle = mx.arctan2(m, mx.where(m == 0.0, 1.0, root))
+        return decayed - lr / (1.0 - mx.power(b1, count)) * angle
 
 
 def register_optimizer(name: str) -> Callable[[MakeOptimizer], MakeOptimizer]:

@@ -34,6 +34,7 @@ from mlx_trm.runs.transfer import (
     read_weights,
     transfer_weights,
 )
+from mlx_trm.system.device import old_mlx_advice, on_metal
 from mlx_trm.system.memory import set_limits
 from mlx_trm.system.processes import Processes
 from mlx_trm.system.streams import read_stream_setting
@@ -190,7 +191,10 @@ def prepare(config: ExperimentConfig, initialise: bool = True) -> Run:
     processes.agree("initial weights", str(transfer and transfer.rows()))
     train = config.train
     check_recipe(train, model)
-    set_limits(train.memory_limit_gb, train.cache_limit_gb)
+    advice = old_mlx_advice(getattr(mx, "__version__", "")) if on_metal() else None
+    if advice is not None:
+        LOG.warning("%s", advice)
+    set_limits(train.memory_limit_gb, train.cache_limit_gb, train.wired_limit_gb)
     model.recompute(train.checkpoint_activations)
     rows = choose_micro_batch(
         model,

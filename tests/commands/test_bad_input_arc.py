@@ -122,7 +122,7 @@ CASES: Dict[str, Case] = {
     "set/no_test": with_set("the dataset has no split 'test'", remove("arcset/test")),
     "set/other_version": with_set("was built by another version of mlx_trm (format 7",
                                   edit_json("arcset/build.json", format=7)),
-    "set/unequal": with_set("test/dataset.json: is damaged",
+    "set/unequal": with_set("num_puzzle_identifiers is 73, in test it is 4000",
                             edit_json("arcset/test/dataset.json", num_puzzle_identifiers=4000)),
     "set/other_size": with_set("seq_len is 25, this task needs 400", lambda: None,
                                "task.max_grid_size=20"),

@@ -8,7 +8,7 @@ import time
 from contextlib import contextmanager
 from typing import Any, Callable, Dict, Iterator, Mapping, Optional, Sequence
 
-from paths import ROOT
+from paths import HELPERS, ROOT
 
 # Seconds. No test asks whether something is fast: this only ends what would wait for ever, on the
 # busiest machine too.
@@ -18,13 +18,19 @@ LIMIT = 600.0
 def environment(changes: Optional[Mapping[str, Optional[str]]] = None) -> Dict[str, str]:
     """This process's environment for a child that finds this checkout, wherever it starts.
 
+    Where the tests compute on a device that MLX_TRM_TEST_DEVICE names, so does the child: see
+    ``device/sitecustomize.py``.
+
     Args:
         changes: variables to set; None removes one.
 
     Returns:
         The environment.
     """
-    new: Dict[str, Optional[str]] = {**os.environ, "PYTHONPATH": str(ROOT), **(changes or {})}
+    found = str(ROOT)
+    if os.environ.get("MLX_TRM_TEST_DEVICE"):
+        found = os.pathsep.join([str(HELPERS / "device"), found])
+    new: Dict[str, Optional[str]] = {**os.environ, "PYTHONPATH": found, **(changes or {})}
     return {name: value for name, value in new.items() if value is not None}
 
 

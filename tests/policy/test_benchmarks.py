@@ -5,6 +5,7 @@ import json
 import sys
 from types import SimpleNamespace
 
+import mlx.core as mx
 import numpy as np
 import pytest
 from child_processes import run_python
@@ -288,3 +289,17 @@ def test_the_end_of_a_worker_is_one_line(suite):
     with pytest.raises(suite.protocol.WorkerError, match="^it ended with 3: no such thing$"):
         worker.call("ask")
     worker.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("training", [True, False])
+def test_the_memory_of_a_mac_s_row_is_estimated(training, monkeypatch):
+    """By stand-ins for MLX's own operations, which are there afterwards as before."""
+    monkeypatch.syspath_prepend(str(FOLDER))
+    script = importlib.import_module("metal_memory")
+    monkeypatch.setitem(script.CASES, "tiny", ("sudoku_tiny.yaml", 16, 6))
+    product, addmm = mx.array.__matmul__, mx.addmm
+    with script.emulated_metal(), script.stand_ins(training):
+        fewer, more = (script.peak("tiny", training, rows, 2) for rows in (64, 192))
+    assert 20_000 < (more - fewer) / 128 < 2_000_000
+    assert mx.array.__matmul__ is product and mx.addmm is addmm

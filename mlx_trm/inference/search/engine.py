@@ -22,6 +22,7 @@ from mlx_trm.inference.step import Reason, merge_weights
 from mlx_trm.models import RecursiveModel
 from mlx_trm.models.base import Tree
 from mlx_trm.models.carry import IGNORE_LABEL_ID
+from mlx_trm.models.memory import cap_evaluation_rows
 from mlx_trm.system.device import on_gpu
 from mlx_trm.tasks import Task
 
@@ -133,14 +134,15 @@ class Search:
             The results, in the order of the puzzles.
         """
         settings, source = self.settings, iter(problems)
-        first = list(islice(source, settings.batch_size))
+        most = cap_evaluation_rows(self._model, settings.batch_size)
+        first = list(islice(source, most))
         if not first:
             return
         early = settings.leaves_early and not everything
         # On the CPU a row costs as much as it computes: none is begun ahead, and none kept empty.
         rows_are_free = on_gpu()
         side_by_side = settings.rollouts if rows_are_free or not early else 1
-        rows = choose_size(len(first) * side_by_side, settings.batch_size)
+        rows = choose_size(len(first) * side_by_side, most)
         schedule = Schedule(
             chain(first, source),
             settings.rollouts,

@@ -14,6 +14,7 @@ from mlx_trm.inference.evaluator import Evaluator, wilson_interval
 from mlx_trm.inference.step import should_compile
 from mlx_trm.models import TRM, TRMConfig
 from mlx_trm.models.carry import Batch
+from mlx_trm.models.memory import cap_evaluation_rows
 from mlx_trm.tasks import Scorer
 
 SPEC = trm.TaskSpec(vocab_size=6, seq_len=5, num_puzzle_identifiers=1)
@@ -181,3 +182,17 @@ def test_compile_setting():
     assert should_compile("auto") == on_gpu == should_compile("auto", small)
     large = TRM(TRMConfig(), TaskSpec(vocab_size=11, seq_len=4))
     assert should_compile("auto", large) and not should_compile("never", large)
+
+
+def test_no_more_rows_than_fit_are_evaluated_at_once(evaluator, monkeypatch):
+    """By the estimate; the figures are the same."""
+    evaluator = evaluator(20)
+    done = []
+    want = evaluator.run("test", on_progress=lambda count, total: done.append(count))
+    assert done == [20, 23]
+    monkeypatch.setattr("mlx_trm.models.memory.device_memory", lambda: 1 << 18)
+    fitting = cap_evaluation_rows(evaluator.model, 20)
+    assert 1 <= fitting < 20
+    del done[:]
+    found = evaluator.run("test", on_progress=lambda count, total: done.append(count))
+    assert done[0] == fitting and found["all"] == pytest.approx(want["all"], rel=1e-5)

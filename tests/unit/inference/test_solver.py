@@ -20,6 +20,7 @@ from scripted import (
 import mlx_trm as trm
 from mlx_trm.config.sections import EvalConfig
 from mlx_trm.errors import CheckpointError, ConfigError, DataError
+from mlx_trm.inference.search.rows import Rows
 from mlx_trm.inference.solver import Solver
 from mlx_trm.models import TRM
 from mlx_trm.models.carry import IGNORE_LABEL_ID, Batch
@@ -325,3 +326,33 @@ def test_a_model_with_two_q_values_halts_where_halting_is_worth_more() -> None:
         config.model = model_config
         solver = trm.Solver(model, config)
         assert solver.solve("1... ..2. .3.. ...4", stop_when_halted=True).step == taken
+
+
+def test_batches_are_no_larger_than_fits(scripted: Solver, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the estimate, whoever asks for more."""
+    monkeypatch.setattr("mlx_trm.inference.solver.cap_evaluation_rows", lambda model, rows: 2)
+    assert len(scripted.solve_many([FIRST] * 5, batch_size=64)) == 5
+    assert {rows for rows, _ in seen(scripted)} == {2}
+
+
+def test_a_search_s_batch_is_no_larger_than_fits(
+    tiny: Solver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def cap(model: Any, rows: int) -> int:
+        asked.append(rows)
+        return 2
+
+    want = [result.answer for result in tiny.search([FIRST, SECOND, FIRST], batch_size=3)]
+    monkeypatch.setattr("mlx_trm.inference.search.engine.cap_evaluation_rows", cap)
+    sizes = []
+    step = Rows.step
+
+    def counted(rows: Rows) -> Any:
+        sizes.append(len(rows._runs))
+        return step(rows)
+
+    monkeypatch.setattr(Rows, "step", counted)
+    found = [result.answer for result in tiny.search([FIRST, SECOND, FIRST], batch_size=3)]
+    assert found == want and asked == [3] and max(sizes) == 2

@@ -1,9 +1,11 @@
 """The memory estimate against peaks that MLX measured."""
 
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 
 import mlx.core as mx
 import pytest
+from metal import emulated_metal
 
 from mlx_trm.config.sections import TaskSpec
 from mlx_trm.errors import ConfigError
@@ -16,12 +18,12 @@ from mlx_trm.models.memory import (
     estimate_train_bytes,
     rows_that_fit,
 )
-from mlx_trm.nn import fused
+from mlx_trm.nn import fused, mixing
 from mlx_trm.system import memory as limits_of_mlx
 from mlx_trm.system.memory import device_memory
 
 
-@pytest.mark.parametrize("by_hand", [False, True], ids=["automatic", "fused"])
+@pytest.mark.parametrize("way", ["automatic", "fused", "metal"])
 @pytest.mark.parametrize(
     "settings, length, rows",
     [
@@ -41,7 +43,11 @@ from mlx_trm.system.memory import device_memory
         ),
     ],
 )
-def test_the_estimate_is_within_a_factor_of_two_of_the_peak(settings, length, rows, by_hand):
+def test_the_estimate_is_within_a_factor_of_two_of_the_peak(
+    settings, length, rows, way, monkeypatch
+):
+    # Scores of a head at a time: on a Mac they are a fixed number of bytes, not a row's.
+    monkeypatch.setattr(mixing, "PART_BYTES", 1)
     spec = TaskSpec(vocab_size=11, seq_len=length)
     config = TRMConfig(**{"num_heads": 4, "H_cycles": 2, "forward_dtype": "float32", **settings})
     model = TRM(config, spec)
@@ -57,7 +63,7 @@ def test_the_estimate_is_within_a_factor_of_two_of_the_peak(settings, length, ro
 
     start = mx.get_active_memory()
     mx.reset_peak_memory()
-    with fused.use(by_hand):
+    with fused.use(way != "automatic"), emulated_metal() if way == "metal" else nullcontext():
         mx.eval(mx.grad(loss_fn, (0, 1))(model.trained_weights(), vectors))
         estimate = rows * estimate_row_bytes(model)
     peak = mx.get_peak_memory() - start
@@ -182,3 +188,116 @@ def test_an_evaluation_keeps_mlx_from_allocating_ahead(limits, monkeypatch):
     with memory.limit_evaluation_memory(model, 768):
         assert limits[-1] == 1 << 30
     assert limits[-1] == 1 << 30
+
+
+# On Metal, and on every device: not yet run on Metal ----------------------------------------------
+
+
+@pytest.fixture(name="mac")
+def fixture_mac(limits, monkeypatch):
+    """A Mac of 16 GiB: its limits as ``limits``, and the limits of its cache."""
+    caches = [12 << 30]
+
+    def set_cache(limit):
+        caches.append(limit)
+        return caches[-2]
+
+    about = {"memory_size": 16 << 30, "max_recommended_working_set_size": 11 << 30}
+    monkeypatch.setattr(mx, "set_cache_limit", set_cache)
+    monkeypatch.setattr(limits_of_mlx, "read_device_info", lambda device: about)
+    monkeypatch.setattr(memory.cuda, "architecture", lambda: None)
+    with emulated_metal():
+        yield limits, caches
+
+
+def test_mlx_is_kept_from_allocating_ahead_on_metal(mac):
+    """As on CUDA, with the cache besides: beyond the limit MLX gives freed memory back."""
+    limits, _ = mac
+    model = paper_model()
+    memory.limit_run_ahead(model, 64)
+    needed = estimate_train_bytes(model, 64)
+    assert needed < limits[-1] < needed + (3 << 30)
+    with memory.limit_evaluation_memory(model, 64):
+        assert limits[-1] < 6 << 30
+    assert needed < limits[-1] < needed + (3 << 30)
+
+
+@pytest.mark.parametrize("size, kept", [(8, 1.0), (16, 2.0), (128, 2.0)])
+def test_a_mac_s_cache_is_small_unless_the_user_says_so(mac, monkeypatch, size, kept):
+    about = {"memory_size": size << 30}
+    monkeypatch.setattr(limits_of_mlx, "read_device_info", lambda device: about)
+    _, caches = mac
+    with memory.limit_evaluation_memory(paper_model(), 8):
+        assert caches[-1] == kept * 2**30
+    assert caches[-1] == 12 << 30  # as it was
+    limits_of_mlx.set_limits(None, None)
+    assert caches[-1] == kept * 2**30
+    caches.append(1 << 20)  # the user's own, by MLX
+    limits_of_mlx.set_limits(None, None)
+    assert caches[-1] == 1 << 20
+    limits_of_mlx.set_limits(None, 10.0)
+    with memory.limit_evaluation_memory(paper_model(), 8):
+        assert caches[-1] == 10 << 30
+
+
+def test_elsewhere_the_cache_is_mlx_s_own(mac):
+    _, caches = mac
+    with emulated_metal(lean=False):
+        limits_of_mlx.set_limits(None, None)
+        with memory.limit_evaluation_memory(paper_model(), 8):
+            pass
+    assert caches == [12 << 30]
+
+
+def test_wired_memory_is_a_setting_only(mac, monkeypatch):
+    wired = []
+
+    def set_wired(limit):
+        if limit > 11 << 30:
+            raise ValueError("[metal::set_wired_limit] too large")
+        wired.append(limit)
+
+    monkeypatch.setattr(mx, "set_wired_limit", set_wired)
+    limits_of_mlx.set_limits(4.0, 1.0)
+    assert not wired
+    limits_of_mlx.set_limits(None, None, 8.0)
+    with emulated_metal(lean=False):
+        limits_of_mlx.set_limits(None, None, 4.0)
+    assert wired == [8 << 30]
+    with pytest.raises(ConfigError, match=r"^train.wired_limit_gb: 12 GiB are more .* set less"):
+        limits_of_mlx.set_limits(None, None, 12.0)
+
+
+def test_auto_takes_no_more_positions_than_keep_metal_busy(monkeypatch):
+    monkeypatch.setattr("mlx_trm.models.memory.device_memory", lambda: 1 << 40)
+    small, large = paper_model(), maze_model()
+    assert choose_micro_batch(small, 768, "auto") == 768
+    with emulated_metal():
+        for model in (small, large):
+            positions = model.positions + model.spec.seq_len
+            rows = choose_micro_batch(model, 768, "auto")
+            assert 0.8 * 12_000 < rows * positions <= 12_000
+            assert choose_micro_batch(model, 768, 700) == 700
+        monkeypatch.setattr("mlx_trm.models.memory.device_memory", lambda: None)
+        assert choose_micro_batch(large, 768, "auto") == rows
+
+
+def maze_model():
+    """A model of the maze's length."""
+    config = TRMConfig(hidden_size=64, num_heads=1, forward_dtype="bfloat16")
+    return TRM(config, TaskSpec(vocab_size=6, seq_len=900))
+
+
+@pytest.mark.parametrize("metal", [False, True])
+def test_an_evaluation_takes_the_rows_that_fit(metal, monkeypatch, caplog):
+    caplog.set_level("INFO")
+    model = paper_model()
+    with emulated_metal() if metal else nullcontext():
+        monkeypatch.setattr("mlx_trm.models.memory.device_memory", lambda: 2 << 30)
+        fitting = memory.cap_evaluation_rows(model, 100_000)
+        assert 50 < fitting < 700 and "100000 need about" in caplog.text
+        assert memory.cap_evaluation_rows(model, 50) == 50
+        monkeypatch.setattr("mlx_trm.models.memory.device_memory", lambda: 1 << 20)
+        assert memory.cap_evaluation_rows(model, 50) == 1
+        monkeypatch.setattr("mlx_trm.models.memory.device_memory", lambda: None)
+        assert memory.cap_evaluation_rows(model, 50) == 50

@@ -54,6 +54,29 @@ def test_report_survives_json(report: Dict[str, Any]) -> None:
     assert json.loads(json.dumps(report, allow_nan=False)) == report
 
 
+@pytest.mark.parametrize("version, old", [("0.29.3", True), ("0.31.2", True), ("0.32.0", False)])
+def test_an_mlx_that_a_gpu_s_error_ends_is_told_of(version: str, old: bool) -> None:
+    """On a Mac with Python 3.9 there is no other; elsewhere it does no such thing."""
+    mac = {
+        **healthy(),
+        "versions": {"mlx": version},
+        "platform": {"system": "Darwin", "machine": "arm64"},
+        "devices": {"default": "gpu", "gpu_available": True},
+        "backends": {"mlx-metal": version},
+    }
+    said = [line for line in find_warnings(mac) if "ends the whole process" in line]
+    assert len(said) == old and all("Python 3.10" in line for line in said)
+    linux = {**mac, "platform": {"system": "Linux", "machine": "x86_64"}}
+    assert not [line for line in find_warnings(linux) if "ends the whole process" in line]
+
+
+def test_on_a_mac_pip_takes_an_mlx_whose_errors_are_errors() -> None:
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    assert "\"mlx>=0.32; sys_platform == 'darwin' and python_version >= '3.10'\"" in text
+    assert "\"mlx>=0.29.3; sys_platform == 'darwin' and python_version < '3.10'\"" in text
+    assert "\"mlx>=0.29.3; sys_platform == 'darwin'\"" not in text
+
+
 def test_report_names_the_versions(report: Dict[str, Any]) -> None:
     """Of the package, MLX, NumPy and Python."""
     assert report["versions"] == {

@@ -56,6 +56,24 @@ def test_adam_atan2_does_not_move_without_a_gradient_and_ignores_its_scale():
     np.testing.assert_allclose(np.abs(moves[0]), math.atan(0.1), rtol=1e-5)
 
 
+def test_adam_atan2_asks_for_no_angle_of_nothing(monkeypatch):
+    """Metal leaves arctan2(0, 0) undefined: a weight without a gradient would become NaN."""
+    arctan2, start, gradients = mx.arctan2, mx.array(normal(4)), [0.0, 1e-30, -2.0, 0.0]
+
+    def moved():
+        optimizer, weights = AdamATan2(0.1), {"a": start}
+        for sign in (1.0, -1.0, 0.5):
+            weights = optimizer.apply_gradients({"a": mx.array(gradients) * sign}, weights)
+        return np.array(weights["a"])
+
+    def undefined_at_zero(y, x):
+        return mx.where((y == 0) & (x == 0), mx.nan, arctan2(y, x))
+
+    want = moved()
+    monkeypatch.setattr(mx, "arctan2", undefined_at_zero)
+    np.testing.assert_array_equal(moved(), want)
+
+
 def test_adam_atan2_accepts_a_schedule():
     optimizer = AdamATan2(lambda step: 0.1 * (step + 1))
     parameters = optimizer.apply_gradients({"a": mx.ones((1,))}, {"a": mx.zeros((1,))})

@@ -17,7 +17,7 @@ from mlx_trm.models import memory
 from mlx_trm.models.carry import draw_exploration
 from mlx_trm.models.losses import act_loss
 from mlx_trm.training.optim import EMA, AdamATan2, sign_sgd_rows
-from mlx_trm.training.prepare import make_one_ahead
+from mlx_trm.training.prepare import make_one_ahead, prepare
 from mlx_trm.training.trainer import Trainer
 
 
@@ -334,3 +334,13 @@ def test_a_test_set_without_answers(tmp_path: Path) -> None:
     report = trainer.fit()
     assert report.steps == 2 and report.evaluations[0][1]["all"] == {"count": 0}
     assert trainer.progress.best is None and trainer.progress.without_better == 1
+
+
+def test_an_old_mlx_on_a_mac_is_told_of(monkeypatch, caplog):
+    """There an error of the GPU ends the process; not yet run on Metal."""
+    monkeypatch.setattr("mlx_trm.training.prepare.on_metal", lambda: True)
+    for version, told in (("0.29.3", True), ("0.32.4", False)):
+        caplog.clear()
+        monkeypatch.setattr(mx, "__version__", version)
+        prepare(experiment())
+        assert ("ends the whole process" in caplog.text) == told
