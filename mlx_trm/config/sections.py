@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Dict, FrozenSet, List, Mapping, NamedTuple, Optional, Tuple, Union
 
 from mlx_trm.config.checks import NO_SETTING, Section, show
+from mlx_trm.config.html import settings_html
 from mlx_trm.config.registry import LOSSES, OPTIMIZERS
 
 MAX_SEED = 2**32 - 1
@@ -350,6 +351,9 @@ class ExperimentConfig(Section):
         default=None, compare=False, repr=False, metadata=NO_SETTING
     )
     """Settings that the file or an override names, as section.name; None: built in Python."""
+
+    def _repr_html_(self) -> str:
+        return settings_html(self)
 
     def problems(self) -> List[str]:
         """Check what takes more than one section to see."""

@@ -13,6 +13,7 @@ from typing import Callable, Dict, List, NamedTuple, Optional, Tuple, TypedDict
 import mlx.core as mx
 
 from mlx_trm.config.loading import config_to_dict
+from mlx_trm.drawing.charts import Chart, chart_run
 from mlx_trm.errors import NonFiniteError
 from mlx_trm.inference.evaluator import Metrics
 from mlx_trm.models.carry import Batch
@@ -23,6 +24,7 @@ from mlx_trm.runs.layout import METRICS
 from mlx_trm.runs.metrics import MetricsLog, StepReport
 from mlx_trm.runs.progress import RunProgress
 from mlx_trm.runs.reporters import make_reporters
+from mlx_trm.training.display import report_html
 from mlx_trm.training.nonfinite import save_replay
 from mlx_trm.training.prepare import Run
 from mlx_trm.training.step import TrainStep
@@ -89,6 +91,26 @@ class TrainReport:
     skipped: int = 0
     evaluations: List[Tuple[int, Dict[str, Metrics]]] = field(default_factory=list)
     peak_memory: int = 0
+
+    def plot(self) -> Chart:
+        """Draw the curves of the run's log; a notebook shows them, ``save`` writes them.
+
+        Raises:
+            ConfigError: if matplotlib (extra ``plot``) is missing.
+            DataError: if there is nothing to draw.
+        """
+        return chart_run(self.run_dir)
+
+    def _repr_html_(self) -> str:
+        speed = self.taken / max(self.seconds, 1e-9)
+        about = [
+            ("run", str(self.run_dir)),
+            ("steps", f"{self.steps:,} of {self.total:,}, {self.reason or 'done'}"),
+            ("time", f"{self.seconds:,.0f} s, {speed:.2f} steps/s with evaluations"),
+            ("peak memory", f"{self.peak_memory / (1 << 20):,.0f} MiB"),
+            ("checkpoint", str(self.checkpoint)),
+        ]
+        return report_html(about, self.evaluations)
 
 
 def fit(

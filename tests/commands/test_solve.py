@@ -20,8 +20,9 @@ from scripted import (
 
 from mlx_trm.models import TRM, TRMConfig
 from mlx_trm.runs.checkpoint import save_checkpoint
-from mlx_trm.solve import main, side_by_side, underline_changes
+from mlx_trm.solve import main, side_by_side
 from mlx_trm.tasks import build_task
+from mlx_trm.tasks.text import underline_changes
 
 GIVEN = """\
 ┌─────┬─────┐
