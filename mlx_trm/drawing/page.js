@@ -197,4 +197,8 @@
   });
   for (const node of document.querySelectorAll(".scenes")) node.hidden = scenes.length < 2;
   open(0);
+  // page.html#rollout=2&step=3 opens it there.
+  const asked = new URLSearchParams(window.location.hash.slice(1));
+  if (asked.has("rollout")) choose((Number(asked.get("rollout")) || 1) - 1);
+  if (asked.has("step")) go(Number(asked.get("step")) || 0);
 })();
