@@ -26,13 +26,13 @@
     const inner = { x: x + 2, y: y + 2, width: CELL - 4, height: CELL - 4 };
     if (color) svg.append(make("rect", { ...place, fill: color }));
     else svg.append(make("rect", { ...place, class: marks & CHANGED ? "changed-cell" : "paper" }));
-    if (color && marks & CHANGED) {
-      const size = CELL * 0.45;
-      svg.append(make("path", { d: `M${x} ${y}h${size}l${-size} ${size}z`, class: "corner" }));
-    }
     if (marks & WRONG) {
       if (color) svg.append(make("rect", { ...inner, class: "wrong-halo" }));
       svg.append(make("rect", { ...inner, class: color ? "wrong-ring on-color" : "wrong-ring" }));
+    }
+    if (color && marks & CHANGED) {
+      const size = CELL * 0.45;
+      svg.append(make("path", { d: `M${x} ${y}h${size}l${-size} ${size}z`, class: "corner" }));
     }
     if (!symbol) return;
     const look = marks & GIVEN ? "given" : marks & WRONG ? "bad" : "";

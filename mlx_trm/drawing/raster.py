@@ -262,15 +262,15 @@ def _draw_board(pen: "ImageDraw", board: Board, x: int, y: int) -> None:
     _draw_lines(pen, board, x, y, cell)
     for row, column in np.ndindex(height, width):
         left, top = x + column * cell, y + row * cell
-        if board.colors is not None and board.changed[row, column]:
-            edge = max(4, cell * 2 // 5)
-            corner = [(left + 1, top + 1), (left + edge, top + 1), (left + 1, top + edge)]
-            pen.polygon(corner, fill=CHANGED_EDGE, outline="#000000")
         if board.wrong[row, column]:
             thick = max(2, cell // 14)
             if board.colors is not None:  # seen on red, too
                 pen.rectangle(_inner(left, top, cell, 1), outline=PAPER, width=thick + 2)
             pen.rectangle(_inner(left, top, cell, 2), outline=WRONG, width=thick)
+        if board.colors is not None and board.changed[row, column]:
+            edge = max(4, cell * 2 // 5)
+            corner = [(left + 1, top + 1), (left + edge, top + 1), (left + 1, top + edge)]
+            pen.polygon(corner, fill=CHANGED_EDGE, outline="#000000")
 
 
 def _inner(left: int, top: int, cell: int, by: int) -> Tuple[int, int, int, int]:

@@ -65,14 +65,14 @@ def _cell(row: int, column: int, symbol: str, color: Optional[np.ndarray], marks
         ink = ink_on(color)
     elif marks & CHANGED:
         parts.append(f'<rect {place} fill="{AMBER}" fill-opacity="0.3"/>')
-    if marks & CHANGED and color is not None:
-        corner = f"M{x} {y}h{CELL * 0.45}l-{CELL * 0.45} {CELL * 0.45}z"
-        parts.append(f'<path d="{corner}" fill="{AMBER}" stroke="#000" stroke-width="0.8"/>')
     if marks & WRONG:
         inner = f'x="{x + 2}" y="{y + 2}" width="{CELL - 4}" height="{CELL - 4}" fill="none"'
         if color is not None:
-            parts.append(f'<rect {inner} stroke="#fff" stroke-width="4.5"/>')
-        parts.append(f'<rect {inner} stroke="{RED}" stroke-width="2.5"/>')
+            parts.append(f'<rect {inner} stroke="#fff" stroke-width="2.8"/>')
+        parts.append(f'<rect {inner} stroke="{RED}" stroke-width="1.5"/>')
+    if marks & CHANGED and color is not None:
+        corner = f"M{x} {y}h{CELL * 0.45}l-{CELL * 0.45} {CELL * 0.45}z"
+        parts.append(f'<path d="{corner}" fill="{AMBER}" stroke="#000" stroke-width="0.8"/>')
     if symbol:
         weight = ' font-weight="bold"' if marks & GIVEN else ""
         fill = RED if marks & WRONG and color is None else ink
