@@ -4,7 +4,7 @@ import sys
 from html import escape
 from typing import Any, Optional, Sequence, Tuple
 
-from mlx_trm.drawing.scenes import Frame, Scene
+from mlx_trm.drawing.scenes import Frame
 from mlx_trm.tasks.board import Board
 
 
@@ -50,7 +50,7 @@ def describe_frame(frame: Frame) -> str:
     """Say in a line what a step reached."""
     cells = "cell" if frame.changed == 1 else "cells"
     belief = "Q is no number" if frame.belief is None else f"Q {frame.belief:.3f}"
-    said = [frame.verdict, belief, f"{frame.changed} {cells} changed"]
+    said = [frame.verdict, belief, f"{frame.changed} {cells} changed (amber)"]
     wrong = int(frame.board.wrong.sum())
     if wrong:
         said.append(f"{wrong} wrong (framed red)")
@@ -59,10 +59,9 @@ def describe_frame(frame: Frame) -> str:
 
 def frame_page(page: str, height: int = 680) -> str:
     """Put a whole page into a notebook, where nothing of either touches the other."""
-    return (
-        f'<iframe srcdoc="{escape(page)}" sandbox="allow-scripts" title="a puzzle being solved" '
-        f'style="width:100%;height:{height}px;border:0"></iframe>'
-    )
+    look = f"width:100%;height:{height}px;border:0"
+    frame = f'<iframe srcdoc="{escape(page)}" sandbox="allow-scripts" style="{look}"'
+    return f'<div>{frame} title="a puzzle being solved"></iframe></div>'
 
 
 class LiveHTML:
@@ -80,9 +79,3 @@ class LiveHTML:
             self._handle = display(HTML(html), display_id=True)
         else:
             self._handle.update(HTML(html))
-
-
-def scene_html(scene: Scene, note: str) -> str:
-    """Show a puzzle beside the last step of the answer that was given."""
-    last = scene.chosen.frames[-1]
-    return boards_html([("puzzle", scene.puzzle), ("answer", last.board)], note)

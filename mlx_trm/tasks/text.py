@@ -125,7 +125,7 @@ class TextForm:
         labels: Optional[np.ndarray] = None,
         color: bool = False,
     ) -> str:
-        """Draw (S,) tokens for a terminal.
+        """Draw (S,) tokens for a terminal, as a step that changed nothing; else on one line.
 
         Args:
             tokens: what is drawn.
@@ -133,7 +133,8 @@ class TextForm:
             labels: the answer, to mark what is wrong.
             color: use ANSI colours.
         """
-        del inputs, labels, color
+        if type(self).render_step is not TextForm.render_step:
+            return self.render_step(tokens, tokens, inputs, labels, color)
         return self.format(tokens)
 
     def render_step(
@@ -146,8 +147,8 @@ class TextForm:
     ) -> str:
         """Draw (S,) tokens for a terminal as the answer of a step, what changed marked.
 
-        A task that writes :meth:`render` alone has changes underlined in colour, where its
-        drawings keep their length.
+        A task writes this or :meth:`render`. One that writes :meth:`render` alone has changes
+        underlined in colour, where its drawings keep their length.
 
         Args:
             tokens: what is drawn.

@@ -64,11 +64,13 @@ def _make_bar(**options: Any) -> Any:
     """Make the bar that suits the place: a widget in a notebook that has any, else text."""
     import warnings
 
+    # A notebook without widgets shows what comes from stderr on red, as if it were an error.
+    file = sys.stdout if in_notebook() else sys.stderr
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that a notebook without widgets gets text
+        warnings.simplefilter("ignore")  # tqdm says that widgets are missing
         from tqdm.auto import tqdm
 
-        return tqdm(dynamic_ncols=True, **options)
+        return tqdm(dynamic_ncols=True, file=file, mininterval=0.5, **options)
 
 
 def wants_bar(progress: Optional[bool]) -> bool:

@@ -104,7 +104,7 @@ def test_the_final_answer_stands_beside_the_puzzle(solve: Any) -> None:
 
 
 def test_every_step_is_shown_when_asked_for(solve: Any) -> None:
-    """The puzzle, then each answer with its belief so far; what changed or is wrong is marked."""
+    """The puzzle, then each answer with the beliefs; what changed or is wrong is marked."""
     done = solve(FIRST, "--show", "steps")
     assert done.code == 0
     assert done.out.startswith(
@@ -365,7 +365,9 @@ def test_pictures_of_every_step(solve: Any, tmp_path: Path, options: str) -> Non
 def test_a_page_has_every_rollout(solve: Any, tmp_path: Path) -> None:
     """Also those whose answer was not taken."""
     file = tmp_path / "a.html"
-    assert solve(FIRST, "--html", str(file), *"--rollouts 3 --steps 2 --noise 1e-3".split()).code == 0
+    assert (
+        solve(FIRST, "--html", str(file), *"--rollouts 3 --steps 2 --noise 1e-3".split()).code == 0
+    )
     (scene,) = json.loads(re.findall('id="data">(.*)</script>', file.read_text("utf-8"))[0])
     assert [take["rollout"] for take in scene["takes"]] == [0, 1, 2]
     assert sum(take["chosen"] for take in scene["takes"]) == 1

@@ -9,6 +9,7 @@ from mlx_trm.tasks.base import Task
 from mlx_trm.tasks.board import Board, make_board
 
 
+# pylint: disable-next=abstract-method
 class GridView(Task):
     """A task whose tokens are a grid of colours on a square canvas of ``config.max_grid_size``."""
 
@@ -26,23 +27,6 @@ class GridView(Task):
         """Padding, what ends a grid's rows and columns, and the colours."""
         return ["padding", "end", *map(str, range(arc_grids.COLORS))]
 
-    def render(
-        self,
-        tokens: np.ndarray,
-        inputs: Optional[np.ndarray] = None,
-        labels: Optional[np.ndarray] = None,
-        color: bool = False,
-    ) -> str:
-        """Draw a grid, two characters a cell.
-
-        Args:
-            tokens: (S,) what is drawn, cut out of its canvas.
-            inputs: not used.
-            labels: (S,) the answer; cells that differ are marked with ``!``.
-            color: use ANSI colours.
-        """
-        return self.render_step(tokens, tokens, inputs, labels, color)
-
     def render_step(
         self,
         tokens: np.ndarray,
@@ -51,7 +35,15 @@ class GridView(Task):
         labels: Optional[np.ndarray] = None,
         color: bool = False,
     ) -> str:
-        """Draw a grid, what changed marked with ``+``, and say below it if its shape is wrong."""
+        """Draw a grid, two characters a cell, and say below it if its shape is wrong.
+
+        Args:
+            tokens: (S,) what is drawn, cut out of its canvas.
+            before: (S,) the answer of the step before; what changed is marked with ``+``.
+            inputs: not used.
+            labels: (S,) the answer; cells that differ are marked with ``!``.
+            color: use ANSI colours.
+        """
         del inputs
         return arc_grids.draw_answer(
             self._visible(tokens), self._visible(labels), color, self._visible(before)

@@ -267,23 +267,6 @@ class Maze(Task):
             text=self.format(tokens),
         )
 
-    def render(
-        self,
-        tokens: np.ndarray,
-        inputs: Optional[np.ndarray] = None,
-        labels: Optional[np.ndarray] = None,
-        color: bool = False,
-    ) -> str:
-        """Draw a maze, two characters a cell.
-
-        Args:
-            tokens: (S,) what stands in the cells.
-            inputs: (S,) the maze. An answer that is a shortest path of it has nothing wrong.
-            labels: (S,) the answer; what differs is marked with ``!``, red in colour.
-            color: use ANSI colours.
-        """
-        return self.render_step(tokens, tokens, inputs, labels, color)
-
     def render_step(
         self,
         tokens: np.ndarray,
@@ -292,7 +275,15 @@ class Maze(Task):
         labels: Optional[np.ndarray] = None,
         color: bool = False,
     ) -> str:
-        """Draw a maze, what changed marked with ``+``, underlined in colour."""
+        """Draw a maze, two characters a cell, what changed marked with ``+``, underlined in colour.
+
+        Args:
+            tokens: (S,) what stands in the cells.
+            before: (S,) the answer of the step before.
+            inputs: (S,) the maze. An answer that is a shortest path of it has nothing wrong.
+            labels: (S,) the answer; what differs is marked with ``!``, red in colour.
+            color: use ANSI colours.
+        """
         size = self.config.size
         board = self.board(tokens, inputs, labels, before)
         styles = {START: BOLD, GOAL: BOLD, PATH: GREEN}

@@ -301,23 +301,6 @@ class Sudoku(Task):
             text=self.format(tokens),
         )
 
-    def render(
-        self,
-        tokens: np.ndarray,
-        inputs: Optional[np.ndarray] = None,
-        labels: Optional[np.ndarray] = None,
-        color: bool = False,
-    ) -> str:
-        """Draw a grid with its boxes.
-
-        Args:
-            tokens: (S,) what stands in the cells.
-            inputs: (S,) the puzzle; its givens are bold in colour.
-            labels: (S,) the answer; other digits are marked with ``!``, red in colour.
-            color: use ANSI colours.
-        """
-        return self.render_step(tokens, tokens, inputs, labels, color)
-
     def render_step(
         self,
         tokens: np.ndarray,
@@ -326,7 +309,15 @@ class Sudoku(Task):
         labels: Optional[np.ndarray] = None,
         color: bool = False,
     ) -> str:
-        """Draw a grid with its boxes, what changed marked with ``+``, underlined in colour."""
+        """Draw a grid with its boxes, what changed marked with ``+``, underlined in colour.
+
+        Args:
+            tokens: (S,) what stands in the cells.
+            before: (S,) the answer of the step before.
+            inputs: (S,) the puzzle; its givens are bold in colour.
+            labels: (S,) the answer; other digits are marked with ``!``, red in colour.
+            color: use ANSI colours.
+        """
         board = self.board(tokens, inputs, labels, before)
         cells = []
         for place, token in enumerate(tokens):

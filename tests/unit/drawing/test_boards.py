@@ -85,11 +85,18 @@ def test_a_task_that_paints_is_drawn_by_its_picture() -> None:
     """As plugins did before there were boards; a picture of other pixels has no marks."""
 
     class Painted(Marks):
+        """It has a picture."""
+
         def image(self, tokens, inputs=None):
+            """One pixel a token."""
+            del inputs
             return np.stack([np.asarray(tokens, np.uint8) * 40] * 3, axis=-1)[None]
 
     class Doubled(Painted):
+        """Its picture has two pixels a token."""
+
         def image(self, tokens, inputs=None):
+            """Each twice."""
             return np.repeat(super().image(tokens), 2, axis=1)
 
     tokens, before = np.array([1, 2, 3, 4, 5]), np.array([1, 2, 3, 4, 4])
@@ -145,7 +152,7 @@ def test_a_strip_paints_what_the_marks_say() -> None:
     assert counts[2][0] == 0 and counts[2][1] > 300
 
 
-def test_an_animation_has_a_picture_a_step(tmp_path: Path) -> None:
+def test_an_animation_has_a_picture_a_step() -> None:
     """All of one size, the last one longest."""
     found = scene(PUZZLE, SOLVED)
     pictures, times = draw_animation([found])

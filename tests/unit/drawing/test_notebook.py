@@ -13,7 +13,6 @@ from marks import experiment as marks_experiment
 from PIL import Image
 from scripted import FIRST, FIRST_SOLVED, experiment, scripted_model
 
-from mlx_trm.drawing.film import Film
 from mlx_trm.errors import ConfigError
 from mlx_trm.inference.solver import Solver, SolverStep
 from mlx_trm.training.trainer import Trainer
@@ -55,9 +54,9 @@ def test_a_step_shows_itself(solver: Solver) -> None:
     steps = list(solver.steps(FIRST))
     html = steps[1]._repr_html_()
     assert html is not None and html.count("<svg") == 2
-    assert "wrong, Q 0.622, 3 cells changed, 6 wrong (framed red)" in html
+    assert "wrong, Q 0.622, 3 cells changed (amber), 6 wrong (framed red)" in html
     last = steps[-1]._repr_html_()
-    assert last is not None and "right, Q 0.924, 3 cells changed<" in last
+    assert last is not None and "right, Q 0.924, 3 cells changed (amber)<" in last
     assert SolverStep(1, "", 0.5, None, 0, np.zeros(16))._repr_html_() is None
 
 
@@ -86,7 +85,7 @@ def test_films(solver: Solver, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="a.jpg: its name must end in .png, .gif, .html"):
         film.save(tmp_path / "a.jpg")
     frame = film._repr_html_()
-    assert frame.startswith('<iframe srcdoc="&lt;!DOCTYPE html&gt;') and frame.count("<") == 2
+    assert frame.startswith('<div><iframe srcdoc="&lt;!DOCTYPE html&gt;') and frame.count("<") == 4
 
 
 def test_a_search_that_is_watched_finds_the_same(solver: Solver) -> None:
@@ -105,7 +104,7 @@ def test_watching_in_a_notebook(solver: Solver, notebook: Displayed) -> None:
     assert solver.watch(FIRST) is None
     assert len(notebook) == 5
     assert all(html.count("<svg") == 2 for html in notebook[:4])
-    assert "Q 0.622" in notebook[1] and notebook[4].startswith("<iframe")
+    assert "Q 0.622" in notebook[1] and notebook[4].startswith("<div><iframe")
 
 
 @pytest.mark.parametrize("terminal", [True, False])
@@ -168,9 +167,9 @@ def test_training_shows_a_bar(
     """In a notebook and in a terminal, or always, or never; callbacks are called all the same."""
     steps: List[int] = []
     trained(on_tick=steps.append)
-    assert "4/4" in capsys.readouterr().err and steps == [1, 2, 3, 4]
+    assert "4/4" in capsys.readouterr().out and steps == [1, 2, 3, 4]
     trained(progress=False, on_tick=steps.append)
-    assert capsys.readouterr().err == "" and steps == [1, 2, 3, 4] * 2
+    assert capsys.readouterr() == ("", "") and steps == [1, 2, 3, 4] * 2
     del notebook
 
 

@@ -21,12 +21,12 @@ MAZE = Maze(MazeConfig(name="maze", size=3))
 class Elements(HTMLParser):
     """Collects a page's elements and the text of its scripts and styles."""
 
-    def __init__(self, page: str) -> None:
+    def __init__(self, text: str) -> None:
         super().__init__()
         self.found: List[Tuple[str, Dict[str, str]]] = []
         self.texts: Dict[str, List[str]] = {}
         self._inside = ""
-        self.feed(page)
+        self.feed(text)
 
     def handle_starttag(self, tag, attrs):
         self.found.append((tag, dict(attrs)))
