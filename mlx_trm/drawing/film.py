@@ -56,5 +56,9 @@ class Film:
             raise ConfigError(f"{path}: its name must end in {', '.join(savers)}")
         saver()
 
-    def _repr_html_(self) -> str:
+    def html(self) -> str:
+        """Give the page in a frame of its own, as a notebook shows it."""
         return frame_page(write_page(self.scenes))
+
+    def _repr_html_(self) -> str:
+        return self.html()

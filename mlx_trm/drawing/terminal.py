@@ -2,8 +2,9 @@
 
 import math
 import os
+import shutil
 import sys
-from typing import List, Sequence
+from typing import Sequence
 
 from mlx_trm.tasks.text import ANSI, LEGEND
 
@@ -58,16 +59,25 @@ class LiveText:
 
     def __init__(self) -> None:
         """Show nothing yet."""
-        self._lines: List[str] = []
+        self._height = 0
 
     def show(self, text: str) -> None:
         """Show text in place of what was shown before."""
         lines = text.splitlines()
-        if sys.stdout.isatty():
-            # Up to the first line, and clear from there; a taller text moves the screen on.
-            back = f"\033[{len(self._lines)}F\033[J" if self._lines else ""
-            sys.stdout.write(back + "\n".join(lines) + "\n")
-        else:
-            sys.stdout.write("\n".join(lines) + "\n\n")
+        if not sys.stdout.isatty():
+            lines.append("")
+            self._height = 0
+        # Up to the first line, and clear from there.
+        back = f"\033[{self._height}F\033[J" if self._height else ""
+        sys.stdout.write(back + "\n".join(lines) + "\n")
         sys.stdout.flush()
-        self._lines = lines
+        self._height = self._measure(lines)
+
+    def _measure(self, lines: Sequence[str]) -> int:
+        """Count the screen's lines; 0 where text has scrolled out and cannot be written over."""
+        if not sys.stdout.isatty():
+            return 0
+        columns, rows = shutil.get_terminal_size()
+        widths = [len(ANSI.sub("", line)) for line in lines]
+        height = sum(max(1, -(-width // max(1, columns))) for width in widths)
+        return height if height < rows else 0

@@ -264,7 +264,7 @@ class Solver:
         live = LiveHTML()
         take = watch_steps(subject, self.steps(puzzle, steps), live)
         if in_notebook():
-            live.show(Film([subject.scene(title, (take,))])._repr_html_())
+            live.show(Film([subject.scene(title, (take,))]).html())
 
     def _subject(self, puzzle: Puzzle) -> Tuple[Subject, str]:
         """Give a puzzle with its answer, where the data or the rules know it, and its title."""

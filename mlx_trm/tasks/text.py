@@ -15,7 +15,7 @@ UNDERLINE, NO_UNDERLINE = "\033[4m", "\033[24m"
 ANSI = re.compile(r"(\033\[[0-9;]*m)")
 # What stands beside a cell in a terminal, whether it has colours or not.
 WRONG_MARK, CHANGED_MARK, BOTH_MARK = "!", "+", "*"
-LEGEND = f"{CHANGED_MARK} changed  {WRONG_MARK} wrong  {BOTH_MARK} changed and wrong"
+LEGEND = f"{CHANGED_MARK} changed  {WRONG_MARK} wrong  {BOTH_MARK} both"
 
 
 def mark_of(changed: bool, wrong: bool) -> str:
@@ -184,7 +184,7 @@ class TextForm:
             flags = flags[0], np.zeros(len(tokens), dtype=bool)  # the puzzle is no answer yet
         text = self.format(tokens)
         try:
-            colors = self.image(tokens, inputs)
+            colors = np.asarray(self.image(tokens, inputs))
         except DataError:
             symbols = np.array([str(int(token)) for token in tokens], dtype=object)
             changed, wrong = (lay_out(each, False) for each in flags)

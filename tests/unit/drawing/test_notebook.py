@@ -1,7 +1,9 @@
 """What notebooks and terminals show from Python: steps, results, films, reports, configurations."""
 
 import io
+import os
 import re
+import shutil
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -124,7 +126,24 @@ def test_watching_in_a_terminal(
     assert "│+3+4 │+2 1 │      2  ██████▎··· 0.62" in text
     codes = re.findall("\033\\[[0-9]*[A-Z]", text)
     assert codes == (["\033[9F", "\033[J"] if terminal else [])
-    assert text.count("changed and wrong") == 2
+    assert text.count("* both") == 2
+
+
+def test_what_does_not_fit_the_screen_is_not_written_over(
+    solver: Solver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has scrolled out; lines that are broken count as several."""
+    out = io.StringIO()
+    monkeypatch.setattr(out, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr(sys, "stdout", out)
+    size = os.terminal_size((50, 24))
+    monkeypatch.setattr(shutil, "get_terminal_size", lambda: size)
+    solver.watch(FIRST, steps=2)
+    assert "\033[10F" in out.getvalue()  # the legend takes two lines
+    size = os.terminal_size((50, 8))
+    out.truncate(0)
+    solver.watch(FIRST, steps=2)
+    assert "\033[J" not in out.getvalue()
 
 
 def test_a_configuration_shows_itself() -> None:
