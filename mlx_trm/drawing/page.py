@@ -85,7 +85,7 @@ def _take(take: Take) -> Dict[str, Any]:
 def _frame(frame: Frame) -> Dict[str, Any]:
     return {
         "step": frame.step,
-        "q": None if frame.belief is None else round(frame.belief, 4),
+        "q": None if frame.belief is None else round(frame.belief, 6),
         "correct": frame.correct,
         "changed": frame.changed,
         "board": _board(frame.board),
