@@ -14,7 +14,9 @@ from mlx_trm.drawing.page import write_page
 from mlx_trm.drawing.scenes import Subject, Take
 from mlx_trm.tasks import Maze, MazeConfig
 
-EVIL = '</script><script>alert(1)</script><img src=x onerror=alert(2)> & "quotes" $data'
+EVIL = (
+    '</script ><!--<script ><script>alert(1)</script><img src=x onerror=alert(2)> & "quotes" $data'
+)
 MAZE = Maze(MazeConfig(name="maze", size=3))
 
 
@@ -66,7 +68,7 @@ def test_foreign_text_stays_text() -> None:
     plain, evil = Elements(page()), Elements(page(EVIL))
     assert [tag for tag, _ in evil.found] == [tag for tag, _ in plain.found]
     (data,) = re.findall('id="data">(.*)</script>', page(EVIL))
-    assert json.loads(data)[0]["title"] == EVIL
+    assert json.loads(data)[0]["title"] == EVIL and not set("<>&") & set(data)
 
 
 def test_the_data_of_a_page() -> None:
