@@ -10,15 +10,15 @@ from typing import List, Optional
 import numpy as np
 
 from mlx_trm.cli import tables as display
-from mlx_trm.cli.arguments import add_config, positive, read_config, whole
+from mlx_trm.cli.arguments import add_config, positive, read_config, whole, writable
 from mlx_trm.cli.fetching import add_fetch
 from mlx_trm.cli.generating import add_generate
-from mlx_trm.cli.pictures import Panel, add_png, check_matplotlib, save_png
 from mlx_trm.cli.running import DONE, NO, make_main
 from mlx_trm.config.registry import TASKS
 from mlx_trm.datasets.catalogue import DataEntry, built_datasets, bundled_samples, fetched_sets
 from mlx_trm.datasets.manifest import check_manifest
 from mlx_trm.datasets.writing import SPLITS
+from mlx_trm.drawing.raster import Panel, check_pillow, save_strip
 from mlx_trm.errors import ConfigError, DataError
 from mlx_trm.system.files import cache_folder
 from mlx_trm.tasks import PuzzleDataset, Task, build_task
@@ -49,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     action.add_argument(
         "--count", type=positive, default=1, metavar="N", help="how many (default: 1)"
     )
-    add_png(action, "also draw them there (mazes, ARC)")
+    action.add_argument("--png", type=writable, metavar="FILE", help="also draw them there")
     add_config(action)
     action.set_defaults(do=run_show)
 
@@ -127,7 +127,7 @@ def run_build(args: argparse.Namespace) -> None:
 def run_show(args: argparse.Namespace) -> None:
     """Draw puzzles beside their answers."""
     if args.png is not None:
-        check_matplotlib("--png")
+        check_pillow("--png")
     config = read_config(args)
     task = build_task(config.task, config.task_seed)
     dataset = task.dataset(args.split)
@@ -141,12 +141,12 @@ def run_show(args: argparse.Namespace) -> None:
         inputs, labels = dataset.example(index)
         if args.png is not None:
             sides = (("puzzle", inputs), ("answer", labels))
-            pictures.append([Panel(f"{index}, {s}", task.image(t, inputs)) for s, t in sides])
+            pictures.append([Panel(f"{index}, {s}", task.board(t, inputs)) for s, t in sides])
         print(f"{config.task.name} {args.split} puzzle {index} of {len(dataset):,}")
         print(draw_pair(task, inputs, labels, color))
         print(f"{task.format(inputs)}\n")
     if args.png is not None:
-        save_png(args.png, pictures)
+        save_strip(args.png, pictures)
 
 
 def run_verify(args: argparse.Namespace) -> int:

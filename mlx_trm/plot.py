@@ -9,10 +9,10 @@ from typing import Dict, List, Optional, Sequence
 
 from mlx_trm.cli import tables as display
 from mlx_trm.cli.arguments import positive, writable
-from mlx_trm.cli.charts import save_chart
-from mlx_trm.cli.pictures import FORMATS, check_matplotlib
-from mlx_trm.cli.run_logs import RunLog, Series, read_runs, smooth
 from mlx_trm.cli.running import make_main
+from mlx_trm.drawing.charts import save_chart
+from mlx_trm.drawing.figures import FORMATS, check_matplotlib
+from mlx_trm.drawing.run_logs import RunLog, Series, read_runs, smooth
 from mlx_trm.errors import ConfigError, did_you_mean
 
 LOGGER = logging.getLogger(__name__)

@@ -94,6 +94,7 @@ def run(args: argparse.Namespace, config: Optional[ExperimentConfig]) -> int:
                 on_step=progress.step,
                 on_tick=progress.tick,
                 on_eval_progress=progress.evaluating,
+                progress=False,
             )
         finally:
             progress.close()

@@ -1,16 +1,22 @@
 """Tables, durations, sizes and metrics as the commands print them."""
 
 import math
-import os
-import re
-import sys
 from typing import Dict, List, Mapping, Optional, Sequence, Tuple
 
+from mlx_trm.drawing.terminal import side_by_side, use_color
 from mlx_trm.errors import printable
 from mlx_trm.system.memory import GIB
 
-ANSI = re.compile(r"(\033\[[0-9;]*m)")
-UNDERLINE, NO_UNDERLINE = "\033[4m", "\033[24m"
+__all__ = [
+    "duration",
+    "metric_rows",
+    "score_header",
+    "score_rows",
+    "side_by_side",
+    "size",
+    "table",
+    "use_color",
+]
 
 
 def table(rows: Sequence[Sequence[str]], header: Optional[Sequence[str]] = None) -> str:
@@ -89,41 +95,3 @@ def score_rows(scores: Mapping[str, Mapping[str, float]]) -> List[Tuple[str, ...
             row.append(f"{values[cost]:.2f}" if cost in values else "")
         rows.append(tuple(row[:2] + ["", ""] + row[2:] if len(row) < 6 else row))
     return rows
-
-
-def side_by_side(left: str, right: str, gap: str = "   ") -> str:
-    """Put two drawings beside each other; colour codes take no room."""
-    ours, theirs = left.splitlines(), right.splitlines()
-    width = max(len(ANSI.sub("", line)) for line in ours)
-    height = max(len(ours), len(theirs))
-    ours += [""] * (height - len(ours))
-    theirs += [""] * (height - len(theirs))
-    lines = (a + " " * (width - len(ANSI.sub("", a))) + gap + b for a, b in zip(ours, theirs))
-    return "\n".join(line.rstrip() for line in lines)
-
-
-def underline_changes(drawn: str, now: str, before: str) -> str:
-    """Underline the characters of a drawing that differ between two plain drawings.
-
-    Args:
-        drawn: with colour codes; apart from them and from marks as long as ``now``.
-        now: the same, plain.
-        before: the drawing of the step before, plain.
-    """
-    if not len(ANSI.sub("", drawn)) == len(now) == len(before):
-        return drawn
-    pieces, place = [], 0
-    for part in ANSI.split(drawn):
-        if ANSI.fullmatch(part):
-            pieces.append(part)
-            continue
-        for char in part:
-            changed = now[place] != before[place]
-            pieces.append(UNDERLINE + char + NO_UNDERLINE if changed else char)
-            place += 1
-    return "".join(pieces)
-
-
-def use_color() -> bool:
-    """Whether standard output is a terminal that may be coloured."""
-    return sys.stdout.isatty() and not os.environ.get("NO_COLOR")

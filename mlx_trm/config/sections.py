@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Dict, FrozenSet, List, Mapping, NamedTuple, Optional, Tuple, Union
 
 from mlx_trm.config.checks import NO_SETTING, Section, show
+from mlx_trm.config.html import settings_html
 from mlx_trm.config.registry import LOSSES, OPTIMIZERS
 from mlx_trm.errors import shown
 
@@ -363,6 +364,9 @@ class ExperimentConfig(Section):
         default=None, compare=False, repr=False, metadata=NO_SETTING
     )
     """Settings that the file or an override names, as section.name; None: built in Python."""
+
+    def _repr_html_(self) -> str:
+        return settings_html(self)
 
     def problems(self) -> List[str]:
         """Check what takes more than one section to see."""

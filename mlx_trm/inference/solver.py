@@ -1,6 +1,5 @@
 """Solves puzzles one supervision step at a time, so that an answer can be watched as it evolves."""
 
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple, Union
 
@@ -8,11 +7,17 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_trm.config.sections import ExperimentConfig
+from mlx_trm.drawing.film import Film
+from mlx_trm.drawing.notebook import LiveHTML, in_notebook
+from mlx_trm.drawing.scenes import Subject, find_labels
 from mlx_trm.errors import ConfigError, DataError
+from mlx_trm.inference.answers import SolverStep
+from mlx_trm.inference.filming import Recorder, film_steps, watch_steps
 from mlx_trm.inference.packaged import load_pretrained
 from mlx_trm.inference.search.draws import plain_starts
 from mlx_trm.inference.search.engine import Result, Search, sigmoid
 from mlx_trm.inference.search.problems import Problems, Puzzle, PuzzleReader
+from mlx_trm.inference.search.rows import Watcher
 from mlx_trm.inference.search.settings import SearchSettings, make_settings
 from mlx_trm.inference.step import compile_reason, merge_weights, should_compile
 from mlx_trm.models import RecursiveModel
@@ -24,27 +29,7 @@ from mlx_trm.runs.puzzle_rows import read_row_names
 from mlx_trm.system.streams import give_back_cores
 from mlx_trm.tasks import Task, build_task
 
-
-@dataclass(frozen=True)
-class SolverStep:
-    """The answer after one supervision step.
-
-    Attributes:
-        step: from 1.
-        answer: on one line, as the task writes it.
-        halt_probability: the model's belief that the answer is right, sigmoid(q_halt).
-        correct: whether the answer is right, by the task's rules alone or by the answer that its
-            data have; None where neither can tell.
-        changed: cells that differ from the step before, at step 1 from the puzzle itself.
-        tokens: (S,) uint8, the answer.
-    """
-
-    step: int
-    answer: str
-    halt_probability: float
-    correct: Optional[bool]
-    changed: int
-    tokens: np.ndarray = field(repr=False, compare=False)
+__all__ = ["Solver", "SolverStep"]
 
 
 class Solver:
@@ -215,6 +200,7 @@ class Solver:
         puzzles: Iterable[Puzzle],
         settings: Optional[SearchSettings] = None,
         on_step: Optional[Callable[[], None]] = None,
+        on_answer: Optional[Watcher] = None,
         **changes: Any,
     ) -> Iterator[Result]:
         """Solve one puzzle or a million, with several runs of each if that is asked for.
@@ -224,6 +210,8 @@ class Solver:
                 a window of some thousands ahead of the results.
             settings: how to solve them; the default is one plain run.
             on_step: called after each step of the batch, to show that it goes on.
+            on_answer: called after each step of each rollout with the puzzle's place, the rollout,
+                its (S,) uint8 answer and q_halt.
             changes: settings by name, such as ``halt="rules", rollouts=8``.
 
         Returns:
@@ -237,7 +225,66 @@ class Solver:
         search = Search(
             self.model, self.task, chosen, self._count(chosen.steps), self._reason, self._weights
         )
-        return search.run(self._reader.stream(puzzles), on_step=on_step)
+        return search.run(self._reader.stream(puzzles), on_step=on_step, on_answer=on_answer)
+
+    def film(
+        self,
+        puzzle: Puzzle,
+        steps: Optional[int] = None,
+        settings: Optional[SearchSettings] = None,
+        **changes: Any,
+    ) -> Film:
+        """Solve a puzzle and keep every step, for a notebook, a picture, a page or an animation.
+
+        Args:
+            puzzle: as for :meth:`steps`.
+            steps: as for :meth:`steps`.
+            settings: for several runs of the puzzle, as for :meth:`search`.
+            changes: settings by name, such as ``rollouts=8``.
+
+        Returns:
+            The film; its ``save`` writes .png, .gif and .html files.
+
+        Raises:
+            ConfigError: for settings that cannot be used.
+            DataError: if the puzzle cannot be read.
+        """
+        subject, title = self._subject(puzzle)
+        if settings is None and not changes:
+            take = film_steps(subject, self.steps(puzzle, steps))
+            return Film([subject.scene(title, (take,))])
+        if steps is not None:
+            changes["steps"] = steps
+        recorder = Recorder(self.task)
+        (result,) = self.search([puzzle], settings, on_answer=recorder.note, **changes)
+        return Film([recorder.scene(result, title, subject.labels)])
+
+    def watch(self, puzzle: Puzzle, steps: Optional[int] = None) -> None:
+        """Show a puzzle being solved, each step in the place of the one before.
+
+        A notebook shows pictures, and in the end a slider over all steps, by HTML alone; a
+        terminal writes over its lines, and what is neither gets one step below the other.
+
+        Args:
+            puzzle: as for :meth:`steps`.
+            steps: as for :meth:`steps`.
+
+        Raises:
+            DataError: if the puzzle cannot be read.
+        """
+        subject, title = self._subject(puzzle)
+        live = LiveHTML()
+        take = watch_steps(subject, self.steps(puzzle, steps), live)
+        if in_notebook():
+            live.show(Film([subject.scene(title, (take,))]).html())
+
+    def _subject(self, puzzle: Puzzle) -> Tuple[Subject, str]:
+        """Give a puzzle with its answer, where the data or the rules know it, and its title."""
+        problems = self._reader.read([puzzle])
+        inputs, labels = problems.inputs[0], self._known(problems.labels[0])
+        if labels is None:
+            labels = find_labels(self.task, inputs)
+        return Subject(self.task, inputs, labels), self.task.format(inputs)
 
     # Below: arrays of tokens, (n, S) uint8 -----------------------------------------------------
 
@@ -311,7 +358,14 @@ class Solver:
             correct=self._check(problems.inputs[row], problems.labels[row], tokens),
             changed=int(np.count_nonzero(tokens != before)),
             tokens=tokens,
+            subject=Subject(self.task, problems.inputs[row], self._known(problems.labels[row])),
+            before=before,
         )
+
+    def _known(self, labels: Optional[np.ndarray]) -> Optional[np.ndarray]:
+        """Give labels that say of every cell what belongs there."""
+        unsure = labels is None or bool((labels == IGNORE_LABEL_ID).any())
+        return None if unsure else labels
 
     def _check(
         self, inputs: np.ndarray, labels: Optional[np.ndarray], tokens: np.ndarray

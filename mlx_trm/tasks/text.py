@@ -1,14 +1,28 @@
 """Puzzles as people write and see them: parsing, formatting, drawing, and judging an answer."""
 
+import re
 from typing import Any, Dict, Iterable, Iterator, List, Optional, Tuple
 
 import numpy as np
 
 from mlx_trm.errors import DataError
+from mlx_trm.tasks.board import Board, differing, lay_out, make_board
 from mlx_trm.tasks.symmetries import Symmetry
 
 # How a terminal is told to write, and to stop it.
 BOLD, RED, GREEN, PLAIN = "\033[1m", "\033[31m", "\033[32m", "\033[0m"
+UNDERLINE, NO_UNDERLINE = "\033[4m", "\033[24m"
+ANSI = re.compile(r"(\033\[[0-9;]*m)")
+# What stands beside a cell in a terminal, whether it has colours or not.
+WRONG_MARK, CHANGED_MARK, BOTH_MARK = "!", "+", "*"
+LEGEND = f"{CHANGED_MARK} changed  {WRONG_MARK} wrong  {BOTH_MARK} both"
+
+
+def mark_of(changed: bool, wrong: bool) -> str:
+    """Give the character that stands beside a cell; a space where there is nothing to say."""
+    if wrong:
+        return BOTH_MARK if changed else WRONG_MARK
+    return CHANGED_MARK if changed else " "
 
 
 def place_name(cell: int, size: int) -> str:
@@ -111,7 +125,7 @@ class TextForm:
         labels: Optional[np.ndarray] = None,
         color: bool = False,
     ) -> str:
-        """Draw (S,) tokens for a terminal.
+        """Draw (S,) tokens for a terminal, as a step that changed nothing; else on one line.
 
         Args:
             tokens: what is drawn.
@@ -119,8 +133,68 @@ class TextForm:
             labels: the answer, to mark what is wrong.
             color: use ANSI colours.
         """
-        del inputs, labels, color
+        if type(self).render_step is not TextForm.render_step:
+            return self.render_step(tokens, tokens, inputs, labels, color)
         return self.format(tokens)
+
+    def render_step(
+        self,
+        tokens: np.ndarray,
+        before: np.ndarray,
+        inputs: Optional[np.ndarray] = None,
+        labels: Optional[np.ndarray] = None,
+        color: bool = False,
+    ) -> str:
+        """Draw (S,) tokens for a terminal as the answer of a step, what changed marked.
+
+        A task writes this or :meth:`render`. One that writes :meth:`render` alone has changes
+        underlined in colour, where its drawings keep their length.
+
+        Args:
+            tokens: what is drawn.
+            before: (S,) the answer of the step before.
+            inputs: the puzzle, to tell what was given.
+            labels: the answer, to mark what is wrong.
+            color: use ANSI colours.
+        """
+        drawn = self.render(tokens, inputs, labels, color)
+        if not color:
+            return drawn
+        return underline_changes(drawn, self.render(tokens), self.render(before))
+
+    def board(
+        self,
+        tokens: np.ndarray,
+        inputs: Optional[np.ndarray] = None,
+        labels: Optional[np.ndarray] = None,
+        before: Optional[np.ndarray] = None,
+    ) -> Board:
+        """Give (S,) tokens as a grid of cells, which every picture is drawn from.
+
+        By default that is what :meth:`image` paints, else the tokens' numbers in a square.
+
+        Args:
+            tokens: what stands in the cells.
+            inputs: (S,) the puzzle, to tell what was given.
+            labels: (S,) the answer, to mark what is wrong.
+            before: (S,) the answer of the step before, to mark what has changed.
+        """
+        flags = differing(tokens, before), differing(tokens, labels)
+        if labels is not None and inputs is not None and np.array_equal(tokens, inputs):
+            flags = flags[0], np.zeros(len(tokens), dtype=bool)  # the puzzle is no answer yet
+        text = self.format(tokens)
+        try:
+            colors = np.asarray(self.image(tokens, inputs))
+        except DataError:
+            symbols = np.array([str(int(token)) for token in tokens], dtype=object)
+            changed, wrong = (lay_out(each, False) for each in flags)
+            return make_board(lay_out(symbols, ""), None, None, changed, wrong, text=text)
+        shape = colors.shape[:2]
+        if colors[..., 0].size != len(tokens):  # its pixels are not the tokens
+            return make_board(np.full(shape, "", dtype=object), colors, text=text)
+        changed, wrong = (each.reshape(shape) for each in flags)
+        blank = np.full(shape, "", dtype=object)
+        return make_board(blank, colors, None, changed, wrong, text=text)
 
     def check(self, inputs: np.ndarray, tokens: np.ndarray) -> bool:
         """Say by the rules alone whether (S,) ``tokens`` answer the puzzle ``inputs``.
@@ -193,3 +267,25 @@ class TextForm:
         """
         del tokens, inputs
         raise DataError(f"the task {self.config.name!r} has no pictures; it is drawn as text")
+
+
+def underline_changes(drawn: str, now: str, before: str) -> str:
+    """Underline the characters of a drawing that differ between two plain drawings.
+
+    Args:
+        drawn: with colour codes; apart from them and from marks as long as ``now``.
+        now: the same, plain.
+        before: the drawing of the step before, plain.
+    """
+    if not len(ANSI.sub("", drawn)) == len(now) == len(before):
+        return drawn
+    pieces, place = [], 0
+    for part in ANSI.split(drawn):
+        if ANSI.fullmatch(part):
+            pieces.append(part)
+            continue
+        for char in part:
+            changed = now[place] != before[place]
+            pieces.append(UNDERLINE + char + NO_UNDERLINE if changed else char)
+            place += 1
+    return "".join(pieces)

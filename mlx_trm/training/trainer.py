@@ -23,7 +23,14 @@ from mlx_trm.runs.progress import RunProgress
 from mlx_trm.runs.resume import prepare_resumed_run, resumable_checkpoint, resumed_config
 from mlx_trm.training.loop import fit
 from mlx_trm.training.prepare import prepare
-from mlx_trm.training.report import Callbacks, Evaluation, TrainReport
+from mlx_trm.training.report import (
+    Callbacks,
+    Evaluation,
+    ProgressBar,
+    TrainReport,
+    both,
+    wants_bar,
+)
 from mlx_trm.training.step import TrainStep
 
 __all__ = ["TrainReport", "Trainer"]
@@ -149,6 +156,7 @@ class Trainer:
         on_step: Optional[Callable[[StepReport], None]] = None,
         on_tick: Optional[Callable[[int], None]] = None,
         on_eval_progress: Optional[Callable[[int, int], None]] = None,
+        progress: Optional[bool] = None,
     ) -> TrainReport:
         """Train to the end of the recipe, to ``train.max_steps``, or until :meth:`stop`.
 
@@ -157,6 +165,7 @@ class Trainer:
             on_step: called every ``train.log_interval`` steps and at the last one.
             on_tick: called after every step with its number.
             on_eval_progress: called during evaluations with (puzzles done, puzzles in all).
+            progress: whether to show a bar; None: in a terminal and in a notebook.
 
         Returns:
             The report; its checkpoint holds the final state, stopped early or not. Ctrl-C
@@ -170,13 +179,22 @@ class Trainer:
                 is saved beside the checkpoints.
         """
         self._stop = False
-        callbacks = Callbacks(on_eval, on_step, on_tick, on_eval_progress, lambda: self._stop)
         folder, lock = self._open_folder()
+        shown = wants_bar(progress) and self.run.processes.leads
+        bar = ProgressBar(self.step, self.run.plan.planned_steps, shown)
+        callbacks = Callbacks(
+            on_eval,
+            both(bar.step, on_step),
+            both(bar.tick, on_tick),
+            both(bar.evaluating, on_eval_progress),
+            lambda: self._stop,
+        )
         try:
             return fit(
                 self.run, self.train_step, self.progress, folder, callbacks, self.resumed_from
             )
         finally:
+            bar.close()
             if lock is not None:
                 lock.release()
 

@@ -8,6 +8,7 @@ from typing import Any, List, Tuple
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from mlx_trm.cli import generating
 from mlx_trm.data import main
@@ -120,6 +121,14 @@ def test_show(capsys: Any) -> None:
         solved = solve_puzzles(np.array([[int(c.replace(".", "0")) for c in puzzle]]), 9)
         assert solved.counts[0] == 1 and solved.solutions[0, 0].tolist() == answer
     assert "\033" not in out
+
+
+def test_show_draws_a_picture(capsys: Any, tmp_path: Path) -> None:
+    """Of Sudoku too: a puzzle and its answer in a row."""
+    words = ["show", "--config", "sudoku.yaml", "--count", "2", "--png", str(tmp_path / "a.png")]
+    assert run(capsys, *words)[0] == 0
+    with Image.open(tmp_path / "a.png") as picture:
+        assert picture.format == "PNG" and picture.width < picture.height  # two puzzles
 
 
 def test_show_in_color(capsys: Any, monkeypatch: Any) -> None:

@@ -14,8 +14,8 @@ import pytest
 from logged import evaluation, points, read, train, write
 
 from mlx_trm.__main__ import main
-from mlx_trm.cli.charts import FIRST, LAST, MOST_POINTS, choose_metrics, draw_chart
-from mlx_trm.cli.run_logs import PER_PUZZLE, RunLog, read_runs
+from mlx_trm.drawing.charts import FIRST, LAST, MOST_POINTS, choose_metrics, draw_chart
+from mlx_trm.drawing.run_logs import PER_PUZZLE, RunLog, read_runs
 from mlx_trm.errors import DataError
 from mlx_trm.training.trainer import Trainer
 

@@ -9,6 +9,7 @@ from typing import Any, List, NamedTuple, Optional
 
 import numpy as np
 import pytest
+from PIL import Image
 from scripted import (
     FIRST,
     FIRST_SOLVED,
@@ -18,10 +19,12 @@ from scripted import (
     scripted_model,
 )
 
+from mlx_trm.drawing.terminal import EXPLAINED, draw_bar, side_by_side, with_beliefs
 from mlx_trm.models import TRM, TRMConfig
 from mlx_trm.runs.checkpoint import save_checkpoint
-from mlx_trm.solve import main, side_by_side, underline_changes
+from mlx_trm.solve import main
 from mlx_trm.tasks import build_task
+from mlx_trm.tasks.text import underline_changes
 
 GIVEN = """\
 ┌─────┬─────┐
@@ -33,12 +36,21 @@ GIVEN = """\
 └─────┴─────┘
 """
 AFTER_TWO = """\
-┌─────┬─────┐
-│ 1 2 │ 4 3 │
-│ 3 4 │ 2 1 │
+┌─────┬─────┐   step  Q
+│ 1 2 │ 4 3 │      1  ███▊······ 0.38
+│+3+4 │+2 1 │      2  ██████▎··· 0.62
 ├─────┼─────┤
 │!1!1 │ 1!1 │
 │!1 1 │!1!1 │
+└─────┴─────┘
+"""
+AFTER_FOUR = """\
+┌─────┬─────┐   step  Q
+│ 1 2 │ 4 3 │      1  ███▊······ 0.38
+│ 3 4 │ 2 1 │      2  ██████▎··· 0.62
+├─────┼─────┤      3  ████████▏· 0.82
+│ 4 3 │ 1 2 │      4  █████████▎ 0.92
+│+2 1 │+3+4 │
 └─────┴─────┘
 """
 SOLVED = """\
@@ -92,13 +104,15 @@ def test_the_final_answer_stands_beside_the_puzzle(solve: Any) -> None:
 
 
 def test_every_step_is_shown_when_asked_for(solve: Any) -> None:
-    """The puzzle, then each answer with its belief; a wrong digit is marked."""
+    """The puzzle, then each answer with the beliefs; what changed or is wrong is marked."""
     done = solve(FIRST, "--show", "steps")
     assert done.code == 0
-    assert done.out.startswith(f"puzzle: {FIRST}\n{GIVEN}\nstep 1: 15 cells changed, wrong (")
+    assert done.out.startswith(
+        f"puzzle: {FIRST}\n{GIVEN}{EXPLAINED}\n\nstep 1: 15 cells changed, wrong ("
+    )
     second = "\nstep 2: 3 cells changed, wrong (10 of 16 cells right), halt probability 0.622\n"
     assert second + AFTER_TWO + "\nstep 3: 3 cells changed" in done.out
-    last = "\nstep 4: 3 cells changed, right, halt probability 0.924\n" + SOLVED
+    last = "\nstep 4: 3 cells changed, right, halt probability 0.924\n" + AFTER_FOUR
     assert done.out.endswith(last + "after 4 steps: right, halt probability 0.924\n")
     assert len(re.findall("^step ", done.out, flags=re.MULTILINE)) == 4
 
@@ -268,7 +282,8 @@ def test_colour_is_for_terminals(solve: Any, monkeypatch: pytest.MonkeyPatch) ->
     colored = solve(FIRST, "--show", "steps").out
     assert "\033[1m1\033[0m" in colored  # a given
     # After step 2 row 2 has changed to 3421, whose 2 is given; its 1 was there before.
-    assert " \033[4m3\033[24m \033[4m4\033[24m │ \033[1m\033[4m2\033[24m\033[0m 1 │" in colored
+    assert "+\033[4m3\033[0m+\033[4m4\033[0m │+\033[1m\033[4m2\033[0m 1 │" in colored
+    assert "!\033[31m1\033[0m" in colored  # wrong, and there before
     assert re.sub("\033\\[[0-9]+m", "", colored) == solve_plain(solve, monkeypatch)
 
 
@@ -284,6 +299,19 @@ def test_side_by_side_ignores_colour() -> None:
     """Codes take no room, and the shorter drawing is filled up."""
     left = "a\033[1mb\033[0m\nabc"
     assert side_by_side(left, "x\ny\nz", " ") == "a\033[1mb\033[0m  x\nabc y\n    z"
+
+
+def test_a_bar_holds_a_share() -> None:
+    """In eighths of a character; what is no number, or none between 0 and 1, breaks nothing."""
+    bars = {0.0: "·" * 10, 0.5: "█████·····", 0.56: "█████▋····", 1.0: "█" * 10, 7.0: "█" * 10}
+    assert {share: draw_bar(share) for share in bars} == bars
+    assert draw_bar(float("nan")) == draw_bar(-1.0) == bars[0.0]
+
+
+def test_a_long_run_shows_its_last_beliefs() -> None:
+    """As many as the drawing has lines for."""
+    shown = with_beliefs("a\nb\nc", [0.0, 0.25, 0.5, 1.0]).splitlines()
+    assert [line[:10] for line in shown] == ["a   step  ", "b      3  ", "c      4  "]
 
 
 def test_underlining_needs_drawings_of_one_shape() -> None:
@@ -310,6 +338,65 @@ def test_a_real_model_from_the_command_line(
     match = re.fullmatch(r"after 3 steps: wrong \((\d+) of 16 cells right\), .* 0\.007", last)
     assert match and int(match.group(1)) < 16
     assert np.isclose(1 / (1 + np.exp(5.0)), 0.007, atol=5e-4)  # the Q head starts at -5
+
+
+@pytest.mark.parametrize("options", ["", "--halt rules --rollouts 3 --symmetries"])
+def test_pictures_of_every_step(solve: Any, tmp_path: Path, options: str) -> None:
+    """A strip, an animation and a page; what is printed is the same without them."""
+    files = [tmp_path / name for name in ("a.png", "a.gif", "a.html")]
+    words = [word for file in files for word in (f"--{file.suffix[1:]}", str(file))]
+    done = solve(FIRST, *words, *options.split())
+    assert (done.code, done.err) == (0, "") and done.out == solve(FIRST, *options.split()).out
+    with Image.open(files[0]) as strip, Image.open(files[1]) as animation:
+        assert (strip.format, animation.format) == ("PNG", "GIF")
+        assert animation.n_frames == 5  # the puzzle and four steps
+    text = files[2].read_text(encoding="utf-8")
+    (scene,) = json.loads(re.findall('id="data">(.*)</script>', text)[0])
+    assert scene["title"] == FIRST and scene["puzzle"]["t"] == FIRST
+    assert scene["solution"]["t"] == FIRST_SOLVED
+    (take,) = scene["takes"]
+    assert (take["rollout"], take["chosen"]) == (0, True)
+    assert [frame["correct"] for frame in take["frames"]] == [False, False, False, True]
+    assert [frame["changed"] for frame in take["frames"]] == [15, 3, 3, 3]
+    assert take["frames"][1]["q"] == pytest.approx(0.622459, abs=1e-6)
+    assert take["frames"][3]["board"]["t"] == FIRST_SOLVED
+
+
+def test_a_page_has_every_rollout(solve: Any, tmp_path: Path) -> None:
+    """Also those whose answer was not taken."""
+    file = tmp_path / "a.html"
+    assert (
+        solve(FIRST, "--html", str(file), *"--rollouts 3 --steps 2 --noise 1e-3".split()).code == 0
+    )
+    (scene,) = json.loads(re.findall('id="data">(.*)</script>', file.read_text("utf-8"))[0])
+    assert [take["rollout"] for take in scene["takes"]] == [0, 1, 2]
+    assert sum(take["chosen"] for take in scene["takes"]) == 1
+    assert all([frame["step"] for frame in t["frames"]] == [1, 2] for t in scene["takes"])
+
+
+def test_pictures_need_pillow(solve: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One line with the command that installs it, before anything is solved; a page needs none."""
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    for option in ("--png", "--gif"):
+        done = solve(FIRST, option, str(tmp_path / "a"))
+        assert (done.code, done.out) == (2, "")
+        assert done.err == f'{option}: needs Pillow; pip install "mlx_trm[plot]"\n'
+    assert solve(FIRST, "--html", str(tmp_path / "a")).code == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_pictures_that_cannot_be_made(
+    solve: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Too many grids, or no place for the file: a line, and no file."""
+    monkeypatch.setattr("mlx_trm.drawing.raster.MOST_PANELS", 4)
+    monkeypatch.setattr("mlx_trm.drawing.page.MOST_CELLS", 16)
+    for option in ("--png", "--gif", "--html"):
+        done = solve(FIRST, option, str(tmp_path / "a"))
+        assert done.code == 2 and done.err.startswith(f"{option}: ") and "show fewer" in done.err
+        done = solve(FIRST, option, str(tmp_path / "none" / "a"))
+        assert done.code == 2 and "cannot be written (there is no folder" in done.err
+    assert not list(tmp_path.iterdir())
 
 
 def test_every_step_of_a_belief_that_is_no_number(

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any, Dict, List, Sequence, Tuple
 
-from mlx_trm.cli.run_logs import RunLog, read_log
+from mlx_trm.drawing.run_logs import RunLog, read_log
 
 MEANS = {"accuracy": 0.5, "exact_accuracy": 0.25, "q_halt_accuracy": 0.75, "steps": 3.5}
 MACHINE = {"lr": 1e-4, "steps_per_second": 12.345, "peak_memory": 3 << 30}

@@ -30,6 +30,7 @@ LAYERS: List[Tuple[str, ...]] = [
     ("nn", "datasets"),
     ("models", "tasks"),
     ("runs",),
+    ("drawing",),
     ("inference",),
     ("training",),
     ("upstream",),

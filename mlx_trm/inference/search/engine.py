@@ -13,8 +13,10 @@ from typing import Any, Callable, Dict, Iterable, Iterator, Optional, Sequence
 
 import numpy as np
 
+from mlx_trm.drawing.notebook import boards_html
+from mlx_trm.drawing.scenes import find_labels
 from mlx_trm.inference.search.problems import Problem
-from mlx_trm.inference.search.rows import Judge, Parts, Rows, choose_size
+from mlx_trm.inference.search.rows import Judge, Parts, Rows, Watcher, choose_size
 from mlx_trm.inference.search.scheduling import Schedule, Work
 from mlx_trm.inference.search.selection import Candidate, choose
 from mlx_trm.inference.search.settings import SearchSettings
@@ -50,6 +52,7 @@ class Result:
         rollout: which one gave the answer, from 0.
         problem: the puzzle as it was read.
         candidates: what each rollout found.
+        task: of the puzzle, by which a notebook draws it.
     """
 
     place: int
@@ -64,6 +67,21 @@ class Result:
     rollout: int
     problem: Problem = field(repr=False)
     candidates: Sequence[Candidate] = field(repr=False)
+    task: Optional[Task] = field(default=None, repr=False)
+
+    def _repr_html_(self) -> Optional[str]:
+        if self.task is None:
+            return None
+        inputs, labels = self.problem.inputs, self.problem.labels
+        labels = find_labels(self.task, inputs) if labels is None else labels
+        right = {True: "right", False: "wrong", None: ""}[self.correct]
+        words = [right, f"Q {self.probability:.3f}"]
+        words.append(f"{self.steps} steps in {self.rollouts} rollouts")
+        boards = [
+            ("puzzle", self.task.board(inputs, inputs)),
+            ("answer", self.task.board(self.tokens, inputs, labels)),
+        ]
+        return boards_html(boards, ", ".join(word for word in words if word))
 
     def record(self, task: Task) -> Dict[str, Any]:
         """Give what a file of predictions says of it; a belief that is no number is None."""
@@ -120,6 +138,7 @@ class Search:
         everything: bool = False,
         on_done: Optional[Callable[[int], None]] = None,
         on_step: Optional[Callable[[], None]] = None,
+        on_answer: Optional[Watcher] = None,
     ) -> Iterator[Result]:
         """Solve puzzles; each is given back as soon as it and all before it are done.
 
@@ -129,6 +148,8 @@ class Search:
             everything: run every rollout, also where some cannot change the answer.
             on_done: called with the number of puzzles done so far after each step that ends one.
             on_step: called after each step of the batch.
+            on_answer: called after each step of each rollout with the puzzle's place, the rollout,
+                its (S,) uint8 answer and q_halt.
 
         Returns:
             The results, in the order of the puzzles.
@@ -155,7 +176,14 @@ class Search:
         if self._weights is not None:
             tree = merge_weights(tree, self._weights)
         parts = Parts(
-            self._model, self._task, settings, self.steps, self._reason, tree, self._judge
+            self._model,
+            self._task,
+            settings,
+            self.steps,
+            self._reason,
+            tree,
+            self._judge,
+            on_answer,
         )
         batch = Rows(parts, rows, marks)
         done = 0
@@ -193,6 +221,7 @@ class Search:
             rollout=best.rollout,
             problem=work.problem,
             candidates=found,
+            task=self._task,
         )
 
 

@@ -25,6 +25,8 @@ from mlx_trm.tasks.symmetries import Symmetry
 SMALL_BATCHES = (1, 4, 16)
 
 Judge = Callable[[Problem, np.ndarray, Optional[bool]], Optional[bool]]
+# Called with a puzzle's place, a rollout, its (S,) uint8 answer after a step, and q_halt.
+Watcher = Callable[[int, int, np.ndarray, float], None]
 
 
 class Parts(NamedTuple):
@@ -39,6 +41,7 @@ class Parts(NamedTuple):
         tree: its weights.
         judge: says whether an answer is right, given a puzzle, (S,) tokens and whether the rules
             accept them.
+        watcher: is shown every step of every rollout; None: nobody looks.
     """
 
     model: RecursiveModel
@@ -48,6 +51,7 @@ class Parts(NamedTuple):
     reason: Reason
     tree: Tree
     judge: Judge
+    watcher: Optional[Watcher] = None
 
 
 class Seen(NamedTuple):
@@ -217,7 +221,7 @@ class Rows:
 
     def _must_look(self, active: Sequence[Run]) -> bool:
         """Whether anything depends on this step's answers."""
-        if self._settings.halt != "fixed":
+        if self._settings.halt != "fixed" or self._parts.watcher is not None:
             return True
         return any(
             run.steps >= self._steps or (run.rollout == 0 and run.steps in self._marks)
@@ -241,6 +245,9 @@ class Rows:
         self._before = seen.answers
         rows = [(row, run) for row, run in enumerate(self._runs) if run is not None]
         for row, run in rows:
+            if self._parts.watcher is not None:
+                answer, q_halt = run.own(seen.answers[row]), float(seen.q_halt[row])
+                self._parts.watcher(run.work.problem.place, run.rollout, answer, q_halt)
             if changed[row] or run.steps == 1:
                 run.unchanged, run.accepted = 0, None
             else:

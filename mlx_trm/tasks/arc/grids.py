@@ -15,6 +15,7 @@ import numpy as np
 from mlx_trm.errors import DataError, shown
 from mlx_trm.system.bounded import parse_json
 from mlx_trm.tasks.symmetries import dihedral_transform, inverse_dihedral_transform
+from mlx_trm.tasks.text import mark_of
 
 CANVAS = 30
 COLORS = 10
@@ -222,12 +223,30 @@ def paint(grid: np.ndarray) -> np.ndarray:
     return painted
 
 
-def draw(grid: np.ndarray, wrong: np.ndarray, color: bool) -> List[str]:
+def differing_cells(grid: np.ndarray, other: Optional[np.ndarray]) -> np.ndarray:
+    """Say which cells of an (H, W) grid differ from another one of any shape, or from nothing.
+
+    Args:
+        grid: what :func:`cut_visible` gives.
+        other: the same; None: no cell differs.
+
+    Returns:
+        (H, W) bool.
+    """
+    if other is None:
+        return np.zeros(grid.shape, dtype=bool)
+    padded, shown = pad_to_one_shape(other, grid)
+    differ: np.ndarray = (padded != shown)[: grid.shape[0], : grid.shape[1]]
+    return differ
+
+
+def draw(grid: np.ndarray, wrong: np.ndarray, changed: np.ndarray, color: bool) -> List[str]:
     """Draw a grid for a terminal, two characters a cell.
 
     Args:
         grid: (H, W), what :func:`cut_visible` gives.
-        wrong: (H, W) bool, cells to mark with ``!``.
+        wrong: (H, W) bool, cells to mark as wrong.
+        changed: (H, W) bool, cells to mark as changed.
         color: use ANSI colours (24 bits).
     """
     lines = []
@@ -237,7 +256,7 @@ def draw(grid: np.ndarray, wrong: np.ndarray, color: bool) -> List[str]:
         for column in range(grid.shape[1]):
             value = int(grid[row, column])
             symbol = str(value) if value >= 0 else ("·" if value == -1 else "|")
-            text = ("!" if wrong[row, column] else " ") + symbol
+            text = mark_of(bool(changed[row, column]), bool(wrong[row, column])) + symbol
             if color:
                 line += colored_cell(text, painted[row, column])
             else:
@@ -246,22 +265,26 @@ def draw(grid: np.ndarray, wrong: np.ndarray, color: bool) -> List[str]:
     return lines
 
 
-def draw_answer(grid: np.ndarray, right: Optional[np.ndarray], color: bool) -> str:
-    """Draw a grid, its wrong cells marked, and say below it where its shape is wrong.
+def draw_answer(
+    grid: np.ndarray,
+    right: Optional[np.ndarray],
+    color: bool,
+    before: Optional[np.ndarray] = None,
+) -> str:
+    """Draw a grid, its wrong and changed cells marked, and say below it if its shape is wrong.
 
     Args:
         grid: (H, W), what :func:`cut_visible` gives.
         right: the right answer, of any shape; None: it is not known.
         color: use ANSI colours (24 bits).
+        before: the grid of the step before, of any shape; None: nothing is marked as changed.
     """
-    wrong, note = np.zeros(grid.shape, dtype=bool), ""
-    if right is not None:
-        if right.shape != grid.shape:
-            note = f"{_shape(grid)} instead of {_shape(right)}"
-            note = f"\n\033[31m{note}\033[0m" if color else f"\n{note}"
-        padded, drawn = pad_to_one_shape(right, grid)
-        wrong = (padded != drawn)[: grid.shape[0], : grid.shape[1]]
-    return "\n".join(draw(grid, wrong, color)) + note
+    note = ""
+    if right is not None and right.shape != grid.shape:
+        note = f"{_shape(grid)} instead of {_shape(right)}"
+        note = f"\n\033[31m{note}\033[0m" if color else f"\n{note}"
+    wrong, changed = differing_cells(grid, right), differing_cells(grid, before)
+    return "\n".join(draw(grid, wrong, changed, color)) + note
 
 
 def _shape(grid: np.ndarray) -> str:

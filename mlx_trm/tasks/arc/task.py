@@ -34,8 +34,9 @@ from mlx_trm.tasks.arc.lookup import (
     split_grids,
 )
 from mlx_trm.tasks.arc.overlap import log_plans, note_shared, warn_of_shared
+from mlx_trm.tasks.arc.view import GridView
 from mlx_trm.tasks.arc.voting import ArcScorer, load_scorer
-from mlx_trm.tasks.base import Task, check_split, register_task, with_progress
+from mlx_trm.tasks.base import check_split, register_task, with_progress
 
 LOG = logging.getLogger(__name__)
 
@@ -81,7 +82,7 @@ class ARCConfig(TaskConfig):
 
 
 @register_task("arc", ARCConfig)
-class ARC(Task):  # pylint: disable=too-many-public-methods
+class ARC(GridView):  # pylint: disable=too-many-public-methods
     """Find the rule in a few pairs of coloured grids and apply it to one more."""
 
     config: ARCConfig
@@ -355,42 +356,3 @@ class ARC(Task):  # pylint: disable=too-many-public-methods
         if not self.config.require_solutions and found.answer.tolist() == [[0]]:
             return None
         return arc_grids.encode(found.answer, self.config.max_grid_size)
-
-    def equal(self, tokens: np.ndarray, labels: np.ndarray) -> bool:
-        """Say whether the grids cut out of two rows of tokens are the same, as in the votes."""
-        size = self.config.max_grid_size
-        return np.array_equal(arc_grids.crop(tokens, size), arc_grids.crop(labels, size))
-
-    def format(self, tokens: np.ndarray) -> str:
-        """Write (S,) tokens on one line: the grid as rows of digits, ``012/345``."""
-        return arc_grids.format_grid(arc_grids.cut_visible(tokens, self.config.max_grid_size))
-
-    @property
-    def token_names(self) -> List[str]:
-        """Padding, what ends a grid's rows and columns, and the colours."""
-        return ["padding", "end", *map(str, range(arc_grids.COLORS))]
-
-    def render(
-        self,
-        tokens: np.ndarray,
-        inputs: Optional[np.ndarray] = None,
-        labels: Optional[np.ndarray] = None,
-        color: bool = False,
-    ) -> str:
-        """Draw a grid, two characters a cell.
-
-        Args:
-            tokens: (S,) what is drawn, cut out of its canvas.
-            inputs: not used.
-            labels: (S,) the answer; cells that differ are marked with ``!``.
-            color: use ANSI colours.
-        """
-        del inputs
-        size = self.config.max_grid_size
-        answer = None if labels is None else arc_grids.cut_visible(labels, size)
-        return arc_grids.draw_answer(arc_grids.cut_visible(tokens, size), answer, color)
-
-    def image(self, tokens: np.ndarray, inputs: Optional[np.ndarray] = None) -> np.ndarray:
-        """Paint the grid in ARC's colours, (H, W, 3) uint8."""
-        del inputs
-        return arc_grids.paint(arc_grids.cut_visible(tokens, self.config.max_grid_size))

@@ -17,6 +17,7 @@ from mlx_trm.config.sections import TaskConfig, TaskSpec
 from mlx_trm.datasets.dataset import SetSource
 from mlx_trm.datasets.writing import SPLITS, PuzzleBlock
 from mlx_trm.tasks.base import Scorer, ShareScorer, Task, register_task
+from mlx_trm.tasks.board import Board, differing, make_board
 from mlx_trm.tasks.maze.files import (
     SYMBOLS,
     parse_maze,
@@ -36,7 +37,7 @@ from mlx_trm.tasks.maze.generator import (
 from mlx_trm.tasks.maze.paths import GOAL, PATH, START, WALL, Judged, judge, solve_mazes
 from mlx_trm.tasks.puzzle_files import FilePuzzles, hash_puzzle_file
 from mlx_trm.tasks.symmetries import Symmetry, dihedral_transform
-from mlx_trm.tasks.text import BOLD, GREEN, PLAIN, RED
+from mlx_trm.tasks.text import BOLD, GREEN, PLAIN, RED, UNDERLINE, mark_of
 
 _CHUNK = 1024
 # How the tokens are drawn, and the colours of a picture.
@@ -241,33 +242,58 @@ class Maze(Task):
     def _symbol(self, token: int, symbols: str) -> str:
         return symbols[token] if 0 <= token < len(symbols) else symbols[0]
 
-    def render(
+    def board(
         self,
         tokens: np.ndarray,
         inputs: Optional[np.ndarray] = None,
         labels: Optional[np.ndarray] = None,
+        before: Optional[np.ndarray] = None,
+    ) -> Board:
+        """Give the maze; a shortest path has nothing wrong. Arguments as of every task."""
+        shape, tokens = (self.config.size, self.config.size), np.asarray(tokens)
+        wrong = differing(tokens, labels)
+        if labels is not None and inputs is not None:
+            if self.check(inputs, tokens) or (tokens == inputs).all():
+                wrong[:] = False  # another shortest path; or the maze itself, no answer yet
+        symbols = np.full(len(tokens), "", dtype=object)
+        symbols[tokens == START], symbols[tokens == GOAL] = "S", "G"
+        changed = differing(tokens, before).reshape(shape)
+        return make_board(
+            symbols.reshape(shape),
+            self.image(tokens),
+            (symbols != "").reshape(shape),
+            changed,
+            wrong.reshape(shape),
+            text=self.format(tokens),
+        )
+
+    def render_step(
+        self,
+        tokens: np.ndarray,
+        before: np.ndarray,
+        inputs: Optional[np.ndarray] = None,
+        labels: Optional[np.ndarray] = None,
         color: bool = False,
     ) -> str:
-        """Draw a maze, two characters a cell.
+        """Draw a maze, two characters a cell, what changed marked with ``+``, underlined in colour.
 
         Args:
             tokens: (S,) what stands in the cells.
+            before: (S,) the answer of the step before.
             inputs: (S,) the maze. An answer that is a shortest path of it has nothing wrong.
             labels: (S,) the answer; what differs is marked with ``!``, red in colour.
             color: use ANSI colours.
         """
         size = self.config.size
-        wrong = np.zeros(len(tokens), dtype=bool)
-        if labels is not None and not (inputs is not None and self.check(inputs, tokens)):
-            wrong = np.asarray(tokens != labels)
-            if inputs is not None and (tokens == inputs).all():
-                wrong[:] = False  # the maze itself is no answer yet
+        board = self.board(tokens, inputs, labels, before)
         styles = {START: BOLD, GOAL: BOLD, PATH: GREEN}
         cells = []
-        for token, marked in zip(tokens, wrong):
-            symbol = self._symbol(int(token), _DRAWN)
-            text = symbol + ("!" if marked else symbol if token == WALL else " ")
-            style = RED if marked else styles.get(int(token), "")
+        for place, token in enumerate(tokens):
+            changed, wrong = bool(board.changed.flat[place]), bool(board.wrong.flat[place])
+            symbol, mark = self._symbol(int(token), _DRAWN), mark_of(changed, wrong)
+            text = symbol + (symbol if mark == " " and token == WALL else mark)
+            style = RED if wrong else styles.get(int(token), "")
+            style += UNDERLINE if changed else ""
             cells.append(style + text + PLAIN if color and style else text)
         rows = ["".join(cells[at : at + size]) for at in range(0, len(cells), size)]
         line = "─" * (2 * size)

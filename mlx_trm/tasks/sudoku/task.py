@@ -18,6 +18,7 @@ from mlx_trm.datasets.sources import SAMPLES
 from mlx_trm.datasets.writing import PuzzleBlock
 from mlx_trm.errors import DataError
 from mlx_trm.tasks.base import Scorer, ShareScorer, Task, register_task
+from mlx_trm.tasks.board import Board, differing, make_board
 from mlx_trm.tasks.puzzle_files import FilePuzzles, hash_puzzle_file
 from mlx_trm.tasks.sudoku.files import (
     parse_puzzle,
@@ -29,8 +30,9 @@ from mlx_trm.tasks.sudoku.generator import DEFAULT_GIVENS, GENERATOR_VERSION, ge
 from mlx_trm.tasks.sudoku.keys import puzzle_keys
 from mlx_trm.tasks.sudoku.solver import PuzzleSet, box_shape, solve_puzzles, valid_grids
 from mlx_trm.tasks.sudoku.transforms import SYMMETRIES, default_symmetries, random_transforms
+from mlx_trm.tasks.sudoku.view import frame_cells
 from mlx_trm.tasks.symmetries import Symmetry
-from mlx_trm.tasks.text import BOLD, PLAIN, RED
+from mlx_trm.tasks.text import BOLD, PLAIN, RED, UNDERLINE, mark_of
 
 SAMPLE_FILES = {"train": "sudoku_hard_train.csv", "test": "sudoku_hard_test.csv"}
 DEFAULT_COUNTS = {"train": 4000, "test": 1000}
@@ -277,44 +279,56 @@ class Sudoku(Task):
             return "."
         return str(token - 1) if 1 < token < self.config.size + 2 else "?"
 
-    def render(
+    def board(
         self,
         tokens: np.ndarray,
         inputs: Optional[np.ndarray] = None,
         labels: Optional[np.ndarray] = None,
+        before: Optional[np.ndarray] = None,
+    ) -> Board:
+        """Give the grid with its boxes; blanks are never wrong. Arguments as of every task."""
+        shape, tokens = (self.config.size, self.config.size), np.asarray(tokens)
+        symbols = np.array([self._symbol(int(token)) for token in tokens], dtype=object)
+        symbols[symbols == "."] = ""
+        wrong = differing(tokens, labels) & (tokens != 1)
+        given = np.zeros(len(tokens), bool) if inputs is None else np.asarray(inputs) > 1
+        return make_board(
+            symbols.reshape(shape),
+            given=given.reshape(shape),
+            changed=differing(tokens, before).reshape(shape),
+            wrong=wrong.reshape(shape),
+            boxes=box_shape(self.config.size),
+            text=self.format(tokens),
+        )
+
+    def render_step(
+        self,
+        tokens: np.ndarray,
+        before: np.ndarray,
+        inputs: Optional[np.ndarray] = None,
+        labels: Optional[np.ndarray] = None,
         color: bool = False,
     ) -> str:
-        """Draw a grid with its boxes.
+        """Draw a grid with its boxes, what changed marked with ``+``, underlined in colour.
 
         Args:
             tokens: (S,) what stands in the cells.
+            before: (S,) the answer of the step before.
             inputs: (S,) the puzzle; its givens are bold in colour.
             labels: (S,) the answer; other digits are marked with ``!``, red in colour.
             color: use ANSI colours.
         """
-        size = self.config.size
-        box_rows, box_cols = box_shape(size)
+        board = self.board(tokens, inputs, labels, before)
         cells = []
         for place, token in enumerate(tokens):
-            symbol = self._symbol(int(token))
-            wrong = labels is not None and token != 1 and token != labels[place]
-            style = BOLD if inputs is not None and inputs[place] > 1 else ""
-            style += RED if wrong else ""
-            mark = "!" if wrong else " "
+            given, changed, wrong = (
+                bool(flags.flat[place]) for flags in (board.given, board.changed, board.wrong)
+            )
+            style = BOLD if given else ""
+            style += (RED if wrong else "") + (UNDERLINE if changed else "")
+            symbol, mark = self._symbol(int(token)), mark_of(changed, wrong)
             cells.append(mark + (style + symbol + PLAIN if color and style else symbol))
-        line = "─" * (2 * box_cols + 1)
-        rules = [left + middle.join([line] * (size // box_cols)) + right for left, middle, right in
-                 ("┌┬┐", "├┼┤", "└┴┘")]  # fmt: skip
-        lines = [rules[0]]
-        for row in range(size):
-            if row and row % box_rows == 0:
-                lines.append(rules[1])
-            boxes = [
-                "".join(cells[row * size + col : row * size + col + box_cols])
-                for col in range(0, size, box_cols)
-            ]
-            lines.append("│" + " │".join(boxes) + " │")
-        return "\n".join(lines + [rules[2]])
+        return frame_cells(cells, self.config.size)
 
     def check(self, inputs: np.ndarray, tokens: np.ndarray) -> bool:
         """Say whether (S,) ``tokens`` are a valid grid that keeps the givens of ``inputs``.

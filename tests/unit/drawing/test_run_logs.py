@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from logged import MEANS, evaluation, points, read, train, write
 
 from mlx_trm.__main__ import main
-from mlx_trm.cli.run_logs import Series, find_log, read_runs, smooth, thin
+from mlx_trm.drawing.run_logs import Series, find_log, read_runs, smooth, thin
 from mlx_trm.errors import DataError
 
 

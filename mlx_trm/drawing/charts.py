@@ -1,14 +1,16 @@
 """Draws the curves of runs with matplotlib (extra ``plot``): a panel a metric, a colour a run."""
 
+import io
 import math
+import warnings
 from itertools import cycle
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Dict, List, Optional, Sequence
+from typing import TYPE_CHECKING, Any, Dict, List, Optional, Sequence, Union
 
 import numpy as np
 
-from mlx_trm.cli.pictures import check_matplotlib, write_figure
-from mlx_trm.cli.run_logs import TRAIN, RunLog, thin
+from mlx_trm.drawing.figures import check_matplotlib, write_figure
+from mlx_trm.drawing.run_logs import TRAIN, RunLog, read_runs, thin
 from mlx_trm.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -67,6 +69,52 @@ def save_chart(path: Path, logs: Sequence[RunLog], metrics: Optional[Sequence[st
     if len(names) > MOST_PANELS:
         raise ConfigError(f"{len(names)} metrics do not fit a picture; choose some by --metrics")
     write_figure(draw_chart(logs, names), path, "--output")
+
+
+class Chart:
+    """Curves of runs: a notebook shows them, :meth:`save` writes them.
+
+    Attributes:
+        figure: of matplotlib, to be changed before it is shown.
+    """
+
+    def __init__(self, figure: "Figure") -> None:
+        """Keep a figure.
+
+        Args:
+            figure: of matplotlib.
+        """
+        self.figure = figure
+
+    def save(self, path: Union[str, Path]) -> None:
+        """Write it as .png, .pdf or .svg; the file is replaced if it is there.
+
+        Raises:
+            ConfigError: if it cannot be written.
+        """
+        write_figure(self.figure, Path(path), "save")
+
+    def _repr_png_(self) -> bytes:
+        content = io.BytesIO()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of characters that the font lacks
+            self.figure.savefig(content, format="png", dpi=100)
+        return content.getvalue()
+
+
+def chart_run(folder: Path) -> Chart:
+    """Draw the log of a run.
+
+    Args:
+        folder: of the run.
+
+    Raises:
+        ConfigError: if matplotlib is missing.
+        DataError: if there is nothing to draw.
+    """
+    check_matplotlib("plot")
+    logs = read_runs([str(folder)])
+    return Chart(draw_chart(logs, choose_metrics(logs)))
 
 
 def draw_chart(logs: Sequence[RunLog], metrics: Sequence[str]) -> "Figure":
