@@ -1,4 +1,4 @@
-"""``python -m mlx_trm.diagnose``: report the system, MLX and its devices."""
+"""``python -m mlx_trm.diagnose``: report the system, MLX and its devices, and try them."""
 
 import argparse
 import sys
@@ -7,16 +7,20 @@ from typing import Any, Dict, List, Tuple
 from mlx_trm.cli import tables as display
 from mlx_trm.cli.arguments import add_json, save_json
 from mlx_trm.cli.running import make_main
+from mlx_trm.cli.selftest import add_selftest, try_machine
 from mlx_trm.system.report import device_report
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's own arguments."""
     add_json(parser, "also write the report there")
+    add_selftest(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the report, its warnings last; exit code 1 where a product was wrong."""
+    """Print the report, its warnings last; exit code 1 where a product or a check was wrong."""
+    if args.trying or args.child is not None:
+        return try_machine(args)
     report = device_report()
     if args.json is not None:
         save_json(args.json, report)

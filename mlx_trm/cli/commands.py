@@ -19,8 +19,7 @@ COMMANDS: Dict[str, str] = {
     "data": "list, build and show datasets",
     "export": "write a trained model as functions for Python, C++ and Swift",
     "parity": "compare this machine with recorded outputs of the PyTorch original",
-    "diagnose": "report the system, MLX and its devices",
-    "selftest": "try this machine for ten minutes, and write a file to send in",
+    "diagnose": "report the system, MLX and its devices, and try them",
 }
 
 

@@ -14,8 +14,7 @@ from mlx_trm.config.registry import LOSSES, OPTIMIZERS
 from mlx_trm.errors import shown
 
 MAX_SEED = 2**32 - 1
-# Tokens, cells and identifiers are int32.
-MOST_SIZE = 2**31 - 1
+MOST_SIZE = 2**31 - 1  # tokens, cells and identifiers are int32
 
 MINUTES = re.compile(r"\d+(\.\d+)?min")
 
@@ -235,12 +234,11 @@ class TaskSpec:
             least = 0 if name.endswith("_id") else 1
             if name == "ignore_label_id" and name in values and value is None:
                 continue
+            what = shown(repr(value))
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
-                raise ValueError(
-                    f"{name} must be a whole number from {least} up, not {shown(repr(value))}"
-                )
+                raise ValueError(f"{name} must be a whole number from {least} up, not {what}")
             if value > MOST_SIZE:
-                raise ValueError(f"{name} must be at most {MOST_SIZE}, not {shown(repr(value))}")
+                raise ValueError(f"{name} must be at most {MOST_SIZE}, not {what}")
         for name, limit in (
             ("pad_id", "vocab_size"),
             ("blank_identifier_id", "num_puzzle_identifiers"),
@@ -381,10 +379,8 @@ class ExperimentConfig(Section):
         if self.train.chains > 1 and getattr(self.model, "start", "fixed") != "random":
             found.append("train.chains: several need model.start random, or all of them are one")
         most = getattr(self.model, "halt_max_steps", 1)
-        if self.train.late_rows and most == 1:
-            found.append("train.late_rows: no row goes on where model.halt_max_steps is 1")
-        elif self.train.late_rows and self.train.late_steps <= most:
-            found.append(f"train.late_steps: must be above model.halt_max_steps, {most}")
+        if self.train.late_rows and not 1 < most < self.train.late_steps:
+            found.append(f"train.late_rows: needs 1 < model.halt_max_steps ({most}) < late_steps")
         if self.train.freeze == "weights" and getattr(self.model, "puzzle_emb_ndim", None) == 0:
             found.append("train.freeze: nothing is left to train, model.puzzle_emb_ndim is 0")
         if self.eval.raw and getattr(self.task, "aggregated_voting", False):

@@ -19,7 +19,7 @@ from paths import ROOT
 import mlx_trm
 
 PACKAGE = ROOT / "mlx_trm"
-COMMANDS = "train evaluate solve plot data convert export parity diagnose selftest".split()
+COMMANDS = "train evaluate solve plot data convert export parity diagnose".split()
 
 # A segment may import from segments of earlier rows only; segments of one row know nothing of each
 # other. docs/architecture.md says the same in its section "Layers".
@@ -319,7 +319,7 @@ def test_no_other_program_and_no_code_from_data() -> None:
     for path in modules():
         outside = outside_imports(path)
         # The self-test starts itself, so that a crash of the GPU is a line of its table.
-        starts_itself = ident(path) == "selftest.py" and "[sys.executable, " in path.read_text()
+        starts_itself = ident(path) == "cli/selftest.py" and "[sys.executable, " in path.read_text()
         assert "subprocess" not in outside or starts_itself, ident(path)
         assert not outside & {"shelve", "marshal"}, ident(path)
         # How it keeps an unpickler from importing anything is tested beside it.

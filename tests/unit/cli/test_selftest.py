@@ -1,4 +1,4 @@
-"""``python -m mlx_trm.selftest``: every check can fail, and none takes the others with it."""
+"""``diagnose --try``: every check can fail, and none takes the others with it."""
 
 import argparse
 import json
@@ -11,7 +11,8 @@ import pytest
 from child_processes import run_python
 from mlx.utils import tree_map
 
-from mlx_trm import selftest
+from mlx_trm.cli import selftest
+from mlx_trm.diagnose import main
 
 ARGS = argparse.Namespace(seconds=60.0, recordings=Path("nowhere"))
 
@@ -22,7 +23,7 @@ def test_a_check_as_a_process_and_its_file(
     """The table says how it went, and the file has the whole report."""
     file = tmp_path / "found.json"
     words = ["--only", "machine", "--only", "parity", "--output", str(file)]
-    assert selftest.main([*words, "--recordings", str(tmp_path), "--device", "cpu"]) == 0
+    assert main(["--try", *words, "--recordings", str(tmp_path), "--device", "cpu"]) == 0
     out = capsys.readouterr().out
     assert "2 checks: 0 went wrong, 1 not done" in out and "products right" in out
     found = json.loads(file.read_text())
@@ -96,6 +97,6 @@ def test_the_ladder_ends_before_the_time_does(monkeypatch: pytest.MonkeyPatch) -
 )
 def test_bad_arguments_are_one_line(words: List[str], says: str, tmp_path: Path) -> None:
     """Exit code 2, before anything has been tried."""
-    done = run_python("-m", "mlx_trm.selftest", *words, cwd=tmp_path)
+    done = run_python("-m", "mlx_trm.diagnose", "--try", *words, cwd=tmp_path)
     assert done.returncode == 2 and says in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1

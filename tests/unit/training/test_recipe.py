@@ -328,7 +328,7 @@ def test_random_starts_are_the_same_for_any_micro_batches(size):
         ({"muon_steps": 0}, "train.muon_steps: must be at least 1"),
         ({"muon_momentum": 1.0}, "train.muon_momentum: must be less than 1"),
         ({"late_rows": 1.5}, "train.late_rows: must be at most 1"),
-        ({"late_rows": 0.5, "late_steps": 3}, "late_steps: must be above model.halt_max_steps, 3"),
+        ({"late_rows": 0.5, "late_steps": 3}, r"needs 1 < model.halt_max_steps \(3\) < late_steps"),
         ({"ema_start": 1.0}, "train.ema_start: must be less than 1"),
         ({"lr_schedule": "runs"}, "train.lr_schedule: 'runs' is not one of .*mean 'run'"),
         ({"lr_scale": ["lm_head"]}, "train.lr_scale: 'lm_head' is not a pattern"),
@@ -366,7 +366,7 @@ def test_late_rows_go_on_after_the_answer():
 def test_late_rows_need_a_model_that_goes_on():
     config = experiment(train__late_rows=0.5)
     config.model = trm.TransformersBaselineConfig(hidden_size=16, num_heads=2, halt_max_steps=1)
-    with pytest.raises(ConfigError, match="train.late_rows: no row goes on where model.halt_max"):
+    with pytest.raises(ConfigError, match="train.late_rows: needs 1 < model.halt"):
         Trainer(config)
 
 

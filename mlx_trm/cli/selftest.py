@@ -1,4 +1,4 @@
-"""``python -m mlx_trm.selftest``: try this machine for some minutes, and write a file to send in.
+"""``diagnose --try``: try this machine for some minutes, and write a file to send in.
 
 Every check runs in a process of its own, because a GPU that runs out of memory or hangs may end
 the process that uses it. What a check finds is JSON; the last line of a check that ends badly is
@@ -19,7 +19,7 @@ import mlx.core as mx
 
 from mlx_trm.cli import tables as display
 from mlx_trm.cli.arguments import save_json
-from mlx_trm.cli.running import make_main
+from mlx_trm.cli.running import DONE, NO
 from mlx_trm.config.loading import load_config
 from mlx_trm.config.sections import TaskSpec
 from mlx_trm.errors import ConfigError
@@ -228,41 +228,47 @@ def _measure(batch: int) -> Found:
     return {"ms": 1000 * sorted(times[1:])[2], "first": times[0], "peak": mx.get_peak_memory()}
 
 
-# The command --------------------------------------------------------------------------------------
+# The command ------------------------------------------------------------------------------------
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the command's own arguments."""
-    parser.add_argument(
+def add_selftest(parser: argparse.ArgumentParser) -> None:
+    """Declare ``--try`` and what belongs to it."""
+    group = parser.add_argument_group("trying the machine")
+    group.add_argument(
+        "--try",
+        dest="trying",
+        action="store_true",
+        help="parity, gradients, learning, solving and a ladder of batch sizes, about ten minutes",
+    )
+    group.add_argument(
         "--output",
         type=Path,
         default=Path("mlx_trm_selftest.json"),
         metavar="FILE",
         help="what was found, to attach to an issue (default: mlx_trm_selftest.json)",
     )
-    parser.add_argument(
+    group.add_argument(
         "--minutes", type=float, default=10.0, metavar="M", help="for all checks (default: 10)"
     )
-    parser.add_argument(
+    group.add_argument(
         "--only", action="append", default=[], choices=list(CHECKS), help="this check (repeatable)"
     )
-    parser.add_argument(
+    group.add_argument(
         "--recordings",
         type=Path,
         default=RECORDINGS,
         metavar="DIR",
         help="recordings of the original for parity (default: tests/reference/cuda, in a clone)",
     )
-    parser.add_argument("--child", choices=list(CHECKS), help=argparse.SUPPRESS)
-    parser.add_argument("--seconds", type=float, default=60.0, help=argparse.SUPPRESS)
+    group.add_argument("--child", choices=list(CHECKS), help=argparse.SUPPRESS)
+    group.add_argument("--seconds", type=float, default=60.0, help=argparse.SUPPRESS)
 
 
-def run(args: argparse.Namespace) -> int:
+def try_machine(args: argparse.Namespace) -> int:
     """Run the checks, print a table, write the file; exit code 1 where one went wrong."""
     if args.child is not None:
-        found = CHECKS[args.child][0](args)
-        save_json(args.output, found, OPTION)
-        return 0
+        save_json(args.output, CHECKS[args.child][0](args), OPTION)
+        return DONE
     if not 0 < args.minutes < float("inf"):
         raise ConfigError(f"--minutes {args.minutes:g}: must be more than 0")
     device = "gpu" if on_gpu() else "cpu"
@@ -284,7 +290,7 @@ def run(args: argparse.Namespace) -> int:
     states = [each["good"] for each in results["checks"].values()]
     bad, open_ = states.count(False), states.count(None)
     print(f"{len(states)} checks: {bad} went wrong, {open_} not done; {args.output} has everything")
-    return 1 if bad else 0
+    return NO if bad else DONE
 
 
 def run_check(name: str, device: str, seconds: float, recordings: Path = RECORDINGS) -> Found:
@@ -303,7 +309,7 @@ def run_check(name: str, device: str, seconds: float, recordings: Path = RECORDI
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "found.json"
-        command = [sys.executable, "-m", "mlx_trm.selftest", "--child", name, "--device", device]
+        command = [sys.executable, "-m", "mlx_trm.diagnose", "--child", name, "--device", device]
         command += ["--output", str(file), "--seconds", str(0.8 * seconds), "-q"]
         command += ["--recordings", str(recordings)]
         found = _failure(command, seconds)
@@ -337,9 +343,3 @@ def _failure(command: List[str], seconds: float) -> Optional[Found]:
 
 def _state(found: Found) -> str:
     return {True: "good", False: "WRONG", None: "-"}[found["good"]]
-
-
-main = make_main("selftest", add_arguments, run)
-
-if __name__ == "__main__":
-    sys.exit(main())
