@@ -1,8 +1,9 @@
 """How the tests run.
 
 They compute on MLX's default device, or on that of MLX_TRM_TEST_DEVICE (cpu or gpu), and so do the
-processes that they start. Where CI is set, Hypothesis draws the same examples every time; elsewhere it looks for new ones. Whole folders
-are shared by one worker a core where pytest-xdist is installed; ``-n 0`` runs them in one process.
+processes that they start. Where CI is set, Hypothesis draws the same examples every time; elsewhere
+it looks for new ones. Whole folders are shared by one worker a core where pytest-xdist is
+installed; ``-n 0`` runs them in one process.
 """
 
 import atexit
