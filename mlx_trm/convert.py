@@ -49,11 +49,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="where in FILE the weights are, such as model or ema, if it holds several sets",
     )
-    parser.add_argument(
-        "--allow-nonfinite",
-        action="store_true",
-        help="take weights that are NaN or infinite as they are",
-    )
     add_config(parser)
     parser.set_defaults(intermixed=True)
     add_weights(parser)
@@ -123,7 +118,6 @@ def _settings(args: argparse.Namespace) -> Tuple[Optional[ExperimentConfig], Rea
     config = read_config(args) if args.config is not None else None
     options = ReadOptions(
         entry=args.entry,
-        allow_nonfinite=args.allow_nonfinite,
         preset=args.preset,
         overrides=args.overrides,
         progress=sys.stderr.isatty() and not args.quiet,
@@ -139,7 +133,6 @@ def _export(args: argparse.Namespace) -> int:
     checkpoint = export_upstream(
         args.source,
         args.to_upstream,
-        allow_nonfinite=args.allow_nonfinite,
         allow_plugins=args.allow_plugins,
         **named,
     )

@@ -68,9 +68,7 @@ def _carry(args: argparse.Namespace) -> int:
             f"{display.size(pack.size)}; moments are bfloat16, so it goes on, but not to the bit"
         )
     else:
-        pack = unpack_checkpoint(
-            args.run, args.unpack, allow_plugins=getattr(args, "allow_plugins", False)
-        )
+        pack = unpack_checkpoint(args.run, args.unpack, allow_plugins=args.allow_plugins)
         print(f"written: {pack.folder}, step {pack.step}; go on by train --resume {pack.folder}")
     return 0
 

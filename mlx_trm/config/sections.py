@@ -122,7 +122,7 @@ class TrainConfig(Section):  # pylint: disable=too-many-instance-attributes
     max_hours: Optional[float] = field(default=None, metadata={"above": 0})
     """Stop after so many hours as Ctrl-C would; with lr_schedule run the run ends with them."""
     on_nonfinite: str = field(default="stop", metadata={"choices": ("stop", "skip")})
-    """A loss or gradient that is not finite stops the run, or its step is skipped."""
+    """What is not finite stops the run, or its step is skipped, up to 20 in a row."""
     report_to: List[str] = field(default_factory=list)
     """Services that get the lines of metrics.jsonl too: tensorboard, wandb (extras of these names),
     or one that a plugin registers."""

@@ -153,7 +153,7 @@ def unpack_checkpoint(
                 _join(source, pieces, parts / name)
             if not allow_plugins:
                 _refuse_plugins(source, parts / CONFIG)
-            config = load_config(str(parts / CONFIG))
+            config = load_config(str(parts / CONFIG), allow_plugins=allow_plugins)
             values = {**config_to_dict(config), "run_dir": str(target)}
             config = config_from_dict(values, str(source))
             spec = TaskSpec.read(dict(manifest["spec"]))

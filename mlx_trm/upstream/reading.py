@@ -50,7 +50,6 @@ class ReadOptions:
 
     Attributes:
         entry: where in the file the weights are, such as ``ema``; None: the one set there is.
-        allow_nonfinite: take NaN and infinity too, which are refused otherwise.
         preset: of ``presets.yaml``, where no configuration is given; None: that of the source, or
             what the weights are like.
         overrides: of the preset.
@@ -58,7 +57,6 @@ class ReadOptions:
     """
 
     entry: Optional[str] = None
-    allow_nonfinite: bool = False
     preset: Optional[str] = None
     overrides: Sequence[str] = ()
     progress: bool = False
@@ -86,7 +84,6 @@ def load_upstream_checkpoint(
     config: Union[str, "os.PathLike[str]", ExperimentConfig, None] = None,
     overrides: Sequence[str] = (),
     entry: Optional[str] = None,
-    allow_nonfinite: bool = False,
 ) -> RecursiveModel:
     """Load a checkpoint of the reference (or HRM's) into a model.
 
@@ -97,7 +94,6 @@ def load_upstream_checkpoint(
             None for published checkpoints, whose settings are known.
         overrides: such as ``model.num_heads=4``, where ``config`` is loaded from a file.
         entry: where in the file the weights are, if it holds several sets.
-        allow_nonfinite: take weights that are NaN or infinite too.
 
     Returns:
         The model in evaluation mode.
@@ -106,7 +102,7 @@ def load_upstream_checkpoint(
         CheckpointError: if the file cannot be read, or its weights are not the model's.
         ConfigError: if the configuration cannot be used.
     """
-    options = ReadOptions(entry, allow_nonfinite, overrides=overrides if config is None else ())
+    options = ReadOptions(entry, overrides=overrides if config is None else ())
     if isinstance(config, ExperimentConfig) and overrides:
         config = config_from_dict(config_to_dict(config), "configuration", overrides)
     elif config is not None and not isinstance(config, ExperimentConfig):
@@ -215,11 +211,11 @@ def open_upstream(
             f"{file}: holds weights twice, under the names of two wrappers; choose with --entry "
             "NAME, the beginning of the names to take"
         )
-    wrong = [] if options.allow_nonfinite else find_nonfinite(arrays)
+    wrong = find_nonfinite(arrays)
     if wrong:
         raise CheckpointError(
             f"{file}: holds NaN or infinity: {listed(wrong)}; its training went wrong, so use an "
-            "earlier checkpoint; --allow-nonfinite takes it as it is"
+            "earlier checkpoint"
         )
     where, declared = declared_settings(file, metadata)
     if config is None:

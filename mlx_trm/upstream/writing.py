@@ -26,7 +26,6 @@ def export_upstream(
     weights: str = "ema",
     dtype: str = "reference",
     names: str = "compiled",
-    allow_nonfinite: bool = False,
     allow_plugins: bool = False,
 ) -> Checkpoint:
     """Write a run's weights under the reference's names, as its ``load_state_dict`` takes them.
@@ -38,7 +37,6 @@ def export_upstream(
         dtype: ``reference``: float32, and the initial states as ``forward_dtype``; or one dtype for
             everything, which rounds.
         names: which wrappers stand before a name, a key of :data:`WRAPPERS`.
-        allow_nonfinite: write NaN and infinity too, which are refused otherwise.
         allow_plugins: whether the code that the run's configuration names may run.
 
     Returns:
@@ -54,12 +52,12 @@ def export_upstream(
     checkpoint = load_checkpoint(run, weights, allow_plugins)
     _check_exportable(checkpoint)
     arrays = _upstream_arrays(checkpoint.model, dtype, WRAPPERS[names])
-    wrong = [] if allow_nonfinite else find_nonfinite(arrays)
+    wrong = find_nonfinite(arrays)
     if wrong:
         narrow = "; a wider --dtype may do" if dtype == "float16" else ""
         raise CheckpointError(
             f"{checkpoint.path}: NaN or infinity would be written: {listed(wrong)}; use an earlier "
-            f"checkpoint{narrow}; --allow-nonfinite writes it as it is"
+            f"checkpoint{narrow}"
         )
     settings = upstream_settings(checkpoint.config.model, checkpoint.spec)
     try:
