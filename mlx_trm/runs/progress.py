@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, List, Optional
 
+from mlx_trm.errors import shown
 from mlx_trm.runs.metrics import LogState
 
 
@@ -56,7 +57,7 @@ class RunProgress:
             if best is not None:
                 good = good and isinstance(best, list) and len(best) == 2
         except (TypeError, KeyError, AttributeError) as error:
-            raise ValueError(f"progress is damaged ({error})") from error
+            raise ValueError(f"progress is damaged ({shown(error)})") from error
         if not good:
             raise ValueError("progress is damaged")
         return progress
