@@ -13,7 +13,7 @@ from mutations import mutate
 from torch_writer import save
 from toy_arc import TASKS, YAML
 
-from mlx_trm.cli.run_logs import read_log
+from mlx_trm.drawing.run_logs import read_log
 from mlx_trm.config.loading import load_config
 from mlx_trm.config.sections import TaskSpec
 from mlx_trm.config.strict_yaml import parse_scalar, parse_yaml

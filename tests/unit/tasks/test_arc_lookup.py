@@ -242,6 +242,7 @@ def test_every_set_is_checked_before_the_first_step(folder: Path, task: ARC) -> 
         task.build(folder / name)
     both = ["task.data_dir=[one, two]", "run_dir=run"]
     trm.Trainer(trm.load_config("c.yaml", both))
+    (folder / "two" / "build.json").unlink()  # with its checksums
     (folder / "two" / "identifiers.json").write_text(json.dumps(["<blank>", "e1"]))
     with pytest.raises(DataError, match="two/identifiers.json: has 2 names, the dataset has 10"):
         trm.Trainer(trm.load_config("c.yaml", both))
