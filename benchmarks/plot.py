@@ -16,8 +16,8 @@ from typing import Any, Dict, List, Optional, Sequence, Tuple
 from results import FOLDER, OURS, THEIRS, read, remarks
 
 from mlx_trm.cli.arguments import Parser
-from mlx_trm.drawing.figures import check_matplotlib, write_figure
 from mlx_trm.cli.running import console_messages, report_error
+from mlx_trm.drawing.figures import check_matplotlib, write_figure
 from mlx_trm.errors import ConfigError
 from mlx_trm.system.files import write_text
 

@@ -244,8 +244,8 @@ def _refuse_plugins(folder: Path, config: Path) -> None:
     plugins = values.get("plugins") if isinstance(values, dict) else None
     if plugins:
         raise CheckpointError(
-            f"{folder}: its configuration imports the plugins {shown(plugins, 200)}, which would run; "
-            "if you trust them, unpack with --allow-plugins"
+            f"{folder}: its configuration imports the plugins {shown(plugins, 200)}, which would "
+            "run; if you trust them, unpack with --allow-plugins"
         )
 
 

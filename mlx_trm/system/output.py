@@ -7,7 +7,7 @@ came out of a file must not move the cursor, change a title or hide a line.
 import os
 import re
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Iterator, Optional, Pattern
 
 from mlx_trm.errors import printable
@@ -59,9 +59,6 @@ class Output:
                 self._give_up(error)
 
     def _give_up(self, error: OSError) -> None:
-        if not self._lasting:
-            raise error
-        self.failure = error
         # What still waits goes nowhere, or Python would complain about it at its end.
         try:
             nowhere = os.open(os.devnull, os.O_WRONLY)
@@ -69,6 +66,9 @@ class Output:
             os.close(nowhere)
         except (OSError, ValueError):  # no file behind it
             pass
+        if not self._lasting:
+            raise error
+        self.failure = error
 
     def __getattr__(self, name: str) -> Any:
         """Give what the wrapped stream has."""
@@ -95,3 +95,7 @@ def shown_output(lasting: bool = False) -> Iterator[Output]:
         yield out
     finally:
         sys.stdout, sys.stderr = before
+        with suppress(
+            OSError, ValueError
+        ):  # of --help, whose reader has left or whose disk is full
+            out.flush()

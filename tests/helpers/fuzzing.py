@@ -13,7 +13,6 @@ from mutations import mutate
 from torch_writer import save
 from toy_arc import TASKS, YAML
 
-from mlx_trm.drawing.run_logs import read_log
 from mlx_trm.config.loading import load_config
 from mlx_trm.config.sections import TaskSpec
 from mlx_trm.config.strict_yaml import parse_scalar, parse_yaml
@@ -21,6 +20,7 @@ from mlx_trm.datasets.arrays import open_array
 from mlx_trm.datasets.names import load_names, pack_names, unpack_names
 from mlx_trm.datasets.reading import read_metadata
 from mlx_trm.datasets.sources import read_record
+from mlx_trm.drawing.run_logs import read_log
 from mlx_trm.errors import TRMError
 from mlx_trm.inference.predictions import read_predictions
 from mlx_trm.runs.progress import RunProgress

@@ -235,8 +235,8 @@ def differing_cells(grid: np.ndarray, other: Optional[np.ndarray]) -> np.ndarray
     """
     if other is None:
         return np.zeros(grid.shape, dtype=bool)
-    padded, shown = pad_to_one_shape(other, grid)
-    differ: np.ndarray = (padded != shown)[: grid.shape[0], : grid.shape[1]]
+    padded, drawn = pad_to_one_shape(other, grid)
+    differ: np.ndarray = (padded != drawn)[: grid.shape[0], : grid.shape[1]]
     return differ
 
 
