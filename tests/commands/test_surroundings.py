@@ -114,6 +114,7 @@ def test_no_standard_input_is_one_line(tmp_path: Path, cache: Environment) -> No
     )
 
 
+@pytest.mark.slow
 def test_compilation_without_a_temporary_folder(tmp_path: Path, cache: Environment) -> None:
     """Another folder is taken, and said."""
     line = f"{RUN} train.compile=always train.max_steps=1 -q"

@@ -13,6 +13,7 @@ from mlx.utils import tree_map
 
 from mlx_trm.cli import selftest
 from mlx_trm.diagnose import main
+from mlx_trm.models.trm import TRMConfig
 
 ARGS = argparse.Namespace(seconds=60.0, recordings=Path("nowhere"))
 
@@ -54,7 +55,8 @@ def test_wrong_gradients_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
         found = right(model)
         return found if len(calls) % 2 else tree_map(lambda array: 1.01 * array, found)
 
-    models = {"mlp": selftest.MODELS["mlp"]}
+    small = {"hidden_size": 16, "num_heads": 1, "H_cycles": 1, "L_cycles": 1, "L_layers": 1}
+    models = {"mlp": lambda dtype: TRMConfig(forward_dtype=dtype, puzzle_emb_len=1, **small)}
     monkeypatch.setattr(selftest, "MODELS", models)
     monkeypatch.setattr(selftest, "GRADIENTS", {"float32": 1e-3})
     assert selftest.check_gradients(ARGS)["good"] is True
