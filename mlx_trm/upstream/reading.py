@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple, Union
 
 import mlx.core as mx
-from mlx.utils import tree_unflatten
 
 from mlx_trm.config.loading import config_from_dict, config_to_dict, load_config
 from mlx_trm.config.sections import ExperimentConfig
@@ -29,7 +28,7 @@ from mlx_trm.models.base import DTYPES
 from mlx_trm.runs.checkpoint import save_checkpoint
 from mlx_trm.runs.folder import RunLock, prepare_run_dir
 from mlx_trm.runs.layout import CONFIG, list_checkpoints
-from mlx_trm.runs.weights import load_weights, read_safetensors
+from mlx_trm.runs.weights import count_nonfinite, load_weights, read_safetensors
 from mlx_trm.upstream.names import (
     Leaf,
     choose_weights,
@@ -40,8 +39,6 @@ from mlx_trm.upstream.names import (
 from mlx_trm.upstream.settings import completed_config, declared_settings, preset_config
 
 LOG = logging.getLogger(__name__)
-
-_PIECE = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -253,10 +250,7 @@ def _put_weights(path: Path, model: RecursiveModel, arrays: Dict[str, mx.array])
             path,
             ", ".join(missing),
         )
-    # Nobody is asked whether these are numbers: that was decided where the file was read.
-    odd = {name: array for name, array in named.items() if find_nonfinite({name: array})}
-    load_weights(model, {**named, **{name: mx.zeros_like(odd[name]) for name in odd}}, str(path))
-    model.update(tree_unflatten(list(odd.items())))
+    load_weights(model, named, str(path))
 
 
 def find_nonfinite(arrays: Mapping[str, mx.array]) -> List[str]:
@@ -270,11 +264,7 @@ def find_nonfinite(arrays: Mapping[str, mx.array]) -> List[str]:
     """
     found = []
     for name, array in arrays.items():
-        count, flat = 0, array.reshape(-1)
-        for start in range(0, flat.size, _PIECE):  # a large table is not copied whole
-            piece = flat[start : start + _PIECE]
-            finite: Any = mx.sum(mx.isfinite(piece)).item()
-            count += piece.size - int(finite)
+        count = count_nonfinite(array)
         if count:
             found.append(f"{shown(name)} ({count} of {array.size} numbers)")
     return found
