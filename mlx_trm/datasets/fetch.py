@@ -284,7 +284,7 @@ def _download_hub(
             etag_timeout=job.timeout,
         )
         said = siblings.get(file.path)
-        with _one_line(job, file), _hub_bars(job.progress):
+        with _one_line(job, file), hub_bars(job.progress):
             watch(work, folder, said.size if said is not None else None)
         sha256 = hash_file(folder / file.target)
         expected = known.get(file.target) or promised.get(file.path)
@@ -302,7 +302,7 @@ def _download_hub(
 
 
 @contextmanager
-def _hub_bars(shown: bool) -> Iterator[None]:
+def hub_bars(shown: bool) -> Iterator[None]:
     """Hide the progress bars of ``huggingface_hub`` inside a ``with`` block, if not to be shown."""
     from huggingface_hub import utils
 

@@ -6,9 +6,9 @@ and is imported where it is used. Here a file is only chosen, and errors become 
 
 import os
 import re
-from contextlib import contextmanager
-from typing import Any, Iterator, List, NamedTuple, Optional, Sequence
+from typing import Any, List, NamedTuple, Optional, Sequence
 
+from mlx_trm.datasets.fetch import hub_bars
 from mlx_trm.errors import CheckpointError, ConfigError, describe_error, did_you_mean, listed, shown
 from mlx_trm.system.files import hash_file
 
@@ -78,7 +78,7 @@ def download_checkpoint(source: str, timeout: float = 30.0, progress: bool = Fal
     folder = chosen.rpartition("/")[0]
     beside = [f"{folder}/{name}" if folder else name for name in SIDE_FILES]
     paths = []
-    with _bars(progress):
+    with hub_bars(progress):
         for file in [*(name for name in beside if name in files), chosen]:
             try:
                 paths.append(
@@ -112,15 +112,6 @@ def _library() -> Any:
             'pip install -e ".[hub]"'
         ) from error
     return huggingface_hub
-
-
-@contextmanager
-def _bars(shown_: bool) -> Iterator[None]:
-    """Hide the library's progress bars inside a ``with`` block, if they are not to be shown."""
-    from mlx_trm.datasets.fetch import _hub_bars
-
-    with _hub_bars(shown_):
-        yield
 
 
 def _in_cache(api: Any, repository: str, file: str, revision: str) -> Optional[str]:
