@@ -8,6 +8,7 @@ from typing import Dict, List
 
 from mlx_trm.errors import did_you_mean
 from mlx_trm.system.environment import reserve_descriptors
+from mlx_trm.system.output import discard
 
 INTERRUPTED, BROKEN_PIPE = 130, 141
 COMMANDS: Dict[str, str] = {
@@ -90,13 +91,10 @@ def prepare_streams() -> None:
 
 
 def close_output() -> int:
-    """Send what is still to be written to standard output nowhere: its reader, ``head``, has left.
+    """Discard what is still to be written to standard output: its reader, ``head``, has left.
 
     Returns:
-        The exit code for it. Without this, Python would complain once more at exit.
+        The exit code for it.
     """
-    try:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except (OSError, ValueError):  # standard output is no file
-        pass
+    discard(sys.stdout)
     return BROKEN_PIPE

@@ -23,6 +23,7 @@ from types import CodeType, ModuleType
 from typing import Callable, Dict, List, NamedTuple, Optional, Sequence, Set
 
 from mlx_trm.errors import ConfigError, listed, shown
+from mlx_trm.system.bounded import read_bytes
 from mlx_trm.system.files import write_bytes, write_json
 
 LOG = logging.getLogger(__name__)
@@ -387,11 +388,7 @@ def _read(path: Path, most: int = LARGEST) -> bytes:
     """
     if path.exists() and not path.is_file():
         raise ValueError("is no regular file")
-    with path.open("rb") as file:
-        text = file.read(most + 1)
-    if len(text) > most:
-        raise ValueError(f"has more than {most:,} bytes")
-    return text
+    return read_bytes(path, most)
 
 
 def _digest(text: bytes) -> str:

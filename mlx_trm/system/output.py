@@ -59,13 +59,7 @@ class Output:
                 self._give_up(error)
 
     def _give_up(self, error: OSError) -> None:
-        # What still waits goes nowhere, or Python would complain about it at its end.
-        try:
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, self._stream.fileno())
-            os.close(nowhere)
-        except (OSError, ValueError):  # no file behind it
-            pass
+        discard(self._stream)
         if not self._lasting:
             raise error
         self.failure = error
@@ -73,6 +67,16 @@ class Output:
     def __getattr__(self, name: str) -> Any:
         """Give what the wrapped stream has."""
         return getattr(self._stream, name)
+
+
+def discard(stream: Any) -> None:
+    """Send what a stream has still to write nowhere, or Python would complain at its end."""
+    try:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
+    except (OSError, ValueError):  # no file behind it
+        pass
 
 
 @contextmanager
@@ -95,7 +99,6 @@ def shown_output(lasting: bool = False) -> Iterator[Output]:
         yield out
     finally:
         sys.stdout, sys.stderr = before
-        with suppress(
-            OSError, ValueError
-        ):  # of --help, whose reader has left or whose disk is full
+        # Of --help: where its reader has left or the disk is full, nothing needs to be said.
+        with suppress(OSError, ValueError):
             out.flush()
