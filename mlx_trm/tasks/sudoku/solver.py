@@ -8,6 +8,7 @@ solutions is proved, and the rating of a puzzle with one solution, the number of
 is the size of the whole search tree: it does not depend on the order of the search.
 """
 
+from functools import lru_cache
 from typing import Iterator, List, NamedTuple, Optional, Tuple
 
 import numpy as np
@@ -112,16 +113,22 @@ def conflicts(grids: np.ndarray, size: int) -> np.ndarray:
         (N, S) bool.
     """
     grids = np.asarray(grids)
-    marked = np.zeros(grids.shape, dtype=bool)
+    units, places = _unit_tables(size)
+    values = grids[:, units]
+    same = (values[..., None] == values[..., None, :]).sum(axis=-1)
+    twice = (same > 1) & (values != 0)
+    # Each cell stands in three units: its own column of the table says where.
+    return np.asarray(twice.reshape(len(grids), -1)[:, places].any(axis=-1))
+
+
+@lru_cache(maxsize=None)
+def _unit_tables(size: int) -> Tuple[np.ndarray, np.ndarray]:
+    """Give :func:`unit_cells`, and where in it, flat, each cell stands, (S, 3)."""
     units = unit_cells(size)
-    for kind in range(3):
-        cells = units[kind * size : (kind + 1) * size]
-        values = grids[:, cells]
-        twice = np.zeros(values.shape, dtype=bool)
-        for shift in range(1, size):
-            twice |= values == np.roll(values, shift, axis=2)
-        marked[:, cells] |= twice & (values != 0)
-    return marked
+    places = np.argsort(units.ravel(), kind="stable").reshape(size * size, 3)
+    units.setflags(write=False)
+    places.setflags(write=False)
+    return units, places
 
 
 def start_states(puzzles: np.ndarray, size: int) -> np.ndarray:

@@ -267,7 +267,11 @@ class Sudoku(Task):
 
     def format(self, tokens: np.ndarray) -> str:
         """Write (S,) tokens on one line: ``.`` is a blank, ``?`` is no digit at all."""
-        return "".join(self._symbol(int(token)) for token in tokens)
+        names = self.token_names
+        known = len(names)
+        return "".join(
+            [names[token] if 0 <= token < known else "?" for token in np.asarray(tokens).tolist()]
+        )
 
     @property
     def token_names(self) -> List[str]:
