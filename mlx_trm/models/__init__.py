@@ -4,6 +4,7 @@ from mlx_trm.models.base import RecursiveModel, build_model, named_arrays, regis
 from mlx_trm.models.hrm import HRM, HRMConfig
 from mlx_trm.models.transformers_baseline import TransformersBaseline, TransformersBaselineConfig
 from mlx_trm.models.trm import TRM, TRMConfig
+from mlx_trm.models.trm_grid import TRMGrid, TRMGridConfig
 from mlx_trm.models.trm_hier6 import TRMHier6, TRMHier6Config
 from mlx_trm.models.trm_singlez import TRMSingleZ, TRMSingleZConfig
 from mlx_trm.models.trm_symbols import TRMSymbols, TRMSymbolsConfig
@@ -14,6 +15,8 @@ __all__ = [
     "RecursiveModel",
     "TRM",
     "TRMConfig",
+    "TRMGrid",
+    "TRMGridConfig",
     "TRMHier6",
     "TRMHier6Config",
     "TRMSingleZ",

@@ -11,22 +11,30 @@ trm_hier6.py and transformers_baseline.py.
 import dataclasses
 import math
 from dataclasses import dataclass, field
-from typing import List, Optional, Sequence, Set, TypeVar
+from typing import Any, Callable, List, Optional, Sequence, Set, Tuple, TypeVar
 
 import mlx.core as mx
 from mlx import nn
 from mlx.nn.utils import checkpoint
 
 from mlx_trm.config.sections import ModelConfig, TaskSpec
+from mlx_trm.errors import ConfigError
 from mlx_trm.models.base import RecursiveModel, embed_inputs, named_arrays
 from mlx_trm.models.carry import Outputs
-from mlx_trm.models.sizes import check_latent, find_too_many_blocks
 from mlx_trm.nn import fused
 from mlx_trm.nn.functional import CosSin, rms_norm, rope_tables
 from mlx_trm.nn.init import KeySequence, trunc_normal
 from mlx_trm.nn.layers import Attention, CastedEmbedding, CastedLinear, SwiGLU
 
 C = TypeVar("C", bound="NetworkConfig")
+
+# How large a model may be is asked before it is made: a stranger's file says anything. Weights cost
+# nothing before they are computed; what costs at once are blocks, each an object of Python, and the
+# tables of the rotary positions.
+# Of the paper's model 42; as objects and as a step's graph of operations so many take 300 MB.
+MOST_BLOCKS = 4_000
+# Numbers in a row's latent, (T, D): 128 MB; the largest of the paper has half a million.
+MOST_LATENT = 1 << 25
 
 
 @dataclass
@@ -187,6 +195,35 @@ class ReasoningModule(nn.Module):
         return state
 
 
+def alternate(
+    latents: Sequence[mx.array],
+    x: mx.array,
+    cycles: Tuple[int, int],
+    update: Callable[[mx.array, mx.array], mx.array],
+) -> Tuple[mx.array, mx.array]:
+    """Improve the latent and the answer in turn, the recursion of TRM.
+
+    Args:
+        latents: z_H, the answer, and z_L, each (B, T, D).
+        x: the embedded puzzle, (B, T, D).
+        cycles: how often z_H is updated, and z_L before each time.
+        update: gives a state's next value from the state and what is added to it.
+
+    Returns:
+        The new z_H and z_L; only the last update of z_H and those of z_L before it have a gradient.
+    """
+    z_H, z_L = latents
+    for cycle in range(cycles[0]):
+        last = cycle == cycles[0] - 1
+        if last:
+            z_H, z_L = mx.stop_gradient(z_H), mx.stop_gradient(z_L)
+        with fused.expect_gradient(last):
+            for _ in range(cycles[1]):
+                z_L = update(z_L, z_H + x)
+            z_H = update(z_H, z_L)
+    return z_H, z_L
+
+
 class Network(RecursiveModel):  # pylint: disable=abstract-method
     """Embeddings, blocks and heads of a model. Parameter names are the reference's.
 
@@ -288,3 +325,43 @@ def fill_puzzle_ndim(config: C) -> C:
     if problems:
         raise ValueError("; ".join(problems))
     return dataclasses.replace(config, puzzle_emb_ndim=config.puzzle_ndim)
+
+
+def find_too_many_blocks(config: Any) -> List[str]:
+    """Find layers and cycles that no machine would get through.
+
+    Args:
+        config: a model section; ``L_layers``, ``H_layers``, ``H_cycles``, ``L_cycles`` are read
+            where it has them.
+
+    Returns:
+        A line, or nothing.
+    """
+    names = ("L_layers", "H_layers", "H_cycles", "L_cycles")
+    given = {name: int(getattr(config, name)) for name in names if hasattr(config, name)}
+    layers = given.get("L_layers", 0) + given.get("H_layers", 0)
+    blocks = layers * given.get("H_cycles", 1) * (given.get("L_cycles", 0) + 1)
+    if blocks <= MOST_BLOCKS:
+        return []
+    largest = max(given, key=given.__getitem__)
+    return [
+        f"{largest}: with {given[largest]} a step has {blocks:,} blocks, at most {MOST_BLOCKS:,} "
+        "make sense; lower it"
+    ]
+
+
+def check_latent(length: int, size: int) -> None:
+    """Refuse a latent that a single row cannot have.
+
+    Args:
+        length: T, positions.
+        size: D, numbers of each.
+
+    Raises:
+        ConfigError: saying how large it would be.
+    """
+    if length * size > MOST_LATENT:
+        raise ConfigError(
+            f"model: latents of {length:,} positions with {size:,} numbers are too large (at most "
+            f"{MOST_LATENT:,} numbers a row); lower hidden_size, or positions and puzzles"
+        )

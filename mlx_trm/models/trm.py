@@ -15,8 +15,7 @@ import mlx.core as mx
 from mlx_trm.config.sections import TaskSpec
 from mlx_trm.models.base import register_model
 from mlx_trm.models.carry import Carry, Outputs, draw_normal, noise_keys, split_keys
-from mlx_trm.models.network import Network, NetworkConfig
-from mlx_trm.nn import fused
+from mlx_trm.models.network import Network, NetworkConfig, alternate
 from mlx_trm.nn.init import KeySequence
 
 # How a latent moves from its old value to what the network gives.
@@ -130,15 +129,10 @@ class TRM(Network):
     ) -> Tuple[Tuple[mx.array, ...], Outputs]:
         """Run H_cycles cycles of the recursion, the last with a gradient. See the base class."""
         x = self.embed(carry.current.inputs, rows)
-        z_H, z_L = carry.latents
-        cycles, updates = self.cycles
         move = self.move()
-        for cycle in range(cycles):
-            last = cycle == cycles - 1
-            if last:
-                z_H, z_L = mx.stop_gradient(z_H), mx.stop_gradient(z_L)
-            with fused.expect_gradient(last):
-                for _ in range(updates):
-                    z_L = move(z_L, self.L_level(z_L, z_H + x, self._cos_sin))
-                z_H = move(z_H, self.L_level(z_H, z_L, self._cos_sin))
+
+        def update(state: mx.array, injection: mx.array) -> mx.array:
+            return move(state, self.L_level(state, injection, self._cos_sin))
+
+        z_H, z_L = alternate(carry.latents, x, self.cycles, update)
         return (mx.stop_gradient(z_H), mx.stop_gradient(z_L)), self.read_outputs(z_H)

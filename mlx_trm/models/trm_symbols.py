@@ -23,14 +23,12 @@ from mlx_trm.config.sections import ModelConfig, TaskSpec
 from mlx_trm.errors import ConfigError
 from mlx_trm.models.base import RecursiveModel, named_arrays, register_model
 from mlx_trm.models.carry import Carry, Outputs
-from mlx_trm.models.network import ReasoningModule
-from mlx_trm.models.sizes import find_too_many_blocks
+from mlx_trm.models.network import ReasoningModule, alternate, find_too_many_blocks
 from mlx_trm.nn import fused
-from mlx_trm.nn.functional import CosSin, rms_norm, scaled
+from mlx_trm.nn.functional import CosSin, scaled
 from mlx_trm.nn.gating import gated_norm
 from mlx_trm.nn.init import KeySequence, trunc_normal
 from mlx_trm.nn.layers import CastedEmbedding, CastedLinear
-from mlx_trm.nn.residual import residual_norm
 
 
 @dataclass
@@ -107,18 +105,13 @@ class SymbolBlock(nn.Module):
         """Map (B, T, D) to (B, T, D); there are no angles to rotate by."""
         del cos_sin
         inner = gated_norm(self.token_gate_proj.left(x), self.token_up_proj.left(x), self.eps)
-        x = self._add_norm(x, self.token_down_proj.left(inner))
+        x = fused.post_norm(x, self.token_down_proj.left(inner), self.eps, self.training)
         fields = self._with_mean(x)
         shape = (*x.shape[:2], -1)
         gate, up = self.gate_proj(fields), self.up_proj(fields)
         inner = gated_norm(gate.reshape(shape), up.reshape(shape), self.eps).reshape(gate.shape)
-        return self._add_norm(x, self.down_proj(inner).reshape(x.shape))
-
-    def _add_norm(self, x: mx.array, y: mx.array) -> mx.array:
-        if fused.in_use():
-            keep = self.training and fused.gradient_expected()
-            return residual_norm(x, y, self.eps, keep)
-        return rms_norm(x + y, self.eps)
+        y = self.down_proj(inner).reshape(x.shape)
+        return fused.post_norm(x, y, self.eps, self.training)
 
     def _with_mean(self, x: mx.array) -> mx.array:
         """Add mix(mean over the fields) to each field; gives (B, T, n, C).
@@ -242,16 +235,11 @@ class TRMSymbols(RecursiveModel):
     ) -> Tuple[Tuple[mx.array, ...], Outputs]:
         """Run H_cycles cycles of the recursion, the last with a gradient. See the base class."""
         x = self.embed(carry.current.inputs)
-        z_H, z_L = carry.latents
-        cycles, updates = self.cycles
-        for cycle in range(cycles):
-            last = cycle == cycles - 1
-            if last:
-                z_H, z_L = mx.stop_gradient(z_H), mx.stop_gradient(z_L)
-            with fused.expect_gradient(last):
-                for _ in range(updates):
-                    z_L = self.L_level(z_L, z_H + x, None)
-                z_H = self.L_level(z_H, z_L, None)
+
+        def update(state: mx.array, injection: mx.array) -> mx.array:
+            return self.L_level(state, injection, None)
+
+        z_H, z_L = alternate(carry.latents, x, self.cycles, update)
         return (mx.stop_gradient(z_H), mx.stop_gradient(z_L)), self.read_outputs(z_H)
 
     def _in_all_fields(self, vector: mx.array) -> mx.array:

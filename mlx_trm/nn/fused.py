@@ -25,11 +25,12 @@ from mlx_trm.nn.functional import (
     CosSin,
     apply_rope,
     attend,
+    rms_norm,
     set_within,
 )
 from mlx_trm.nn.gating import gate_halves, gate_halves_gradient
 from mlx_trm.nn.mixing import mix
-from mlx_trm.nn.residual import add_norm, norm_gradient
+from mlx_trm.nn.residual import add_norm, norm_gradient, residual_norm
 from mlx_trm.system.device import on_gpu, on_metal
 
 # Each thread has its own, so that one that solves or exports does not change how another traces.
@@ -366,3 +367,17 @@ def _join(eps: float) -> _Function:
         return d_total, _in_order([d_weight], d_mixed), _wide(d_weight)
 
     return _Function(forward, backward)
+
+
+def post_norm(x: mx.array, y: mx.array, eps: float, training: bool) -> mx.array:
+    """rms_norm(x + y) over the last axis, by a kernel where blocks go through this module.
+
+    Args:
+        x: (B, T, D).
+        y: what a layer gave.
+        eps: added to the mean square.
+        training: whether a gradient may be asked for in a step that expects one.
+    """
+    if in_use():
+        return residual_norm(x, y, eps, training and gradient_expected())
+    return rms_norm(x + y, eps)

@@ -10,7 +10,7 @@ from mlx_trm.config.loading import config_from_dict
 from mlx_trm.errors import ConfigError
 from mlx_trm.models import build_model
 from mlx_trm.models.carry import Batch, check_batch
-from mlx_trm.models.sizes import MOST_BLOCKS
+from mlx_trm.models.network import MOST_BLOCKS
 
 SPEC = trm.TaskSpec(vocab_size=11, seq_len=9, num_puzzle_identifiers=3)
 

@@ -1,0 +1,263 @@
+"""A TRM whose cells know their neighbours on a grid, and nothing of where on the grid they are.
+
+A maze moved by a row has its path moved by a row. Here a cell is updated from the 3x3 cells around
+it, by weights that are the same everywhere, so that a rule learnt in one place holds in all; news
+travels a cell further with every block, and far in a step, since the recursion runs dozens. Borders
+show as cells of zeros.
+
+The recursion, the carry and halting are TRM's: z_H is the paper's answer *y*, z_L its latent *z*.
+Shape letters are those of carry.py; there are no positions before the cells, so T = S.
+"""
+
+from dataclasses import dataclass, field
+from functools import lru_cache
+from math import isqrt
+from typing import Any, List, Optional, Set, Tuple
+
+import mlx.core as mx
+from mlx import nn
+
+from mlx_trm.config.sections import ModelConfig, TaskSpec
+from mlx_trm.errors import ConfigError
+from mlx_trm.models.base import RecursiveModel, named_arrays, register_model
+from mlx_trm.models.carry import Carry, Outputs
+from mlx_trm.models.network import (
+    ReasoningModule,
+    alternate,
+    check_latent,
+    find_too_many_blocks,
+)
+from mlx_trm.nn import fused
+from mlx_trm.nn.functional import CosSin, scaled
+from mlx_trm.nn.gating import gated_norm
+from mlx_trm.nn.init import KeySequence, trunc_normal
+from mlx_trm.nn.layers import CastedEmbedding, CastedLinear
+
+# A cell and those around it.
+NEIGHBOURS = 9
+
+
+@dataclass
+class TRMGridConfig(ModelConfig):
+    """Size and schedule of the model for grids."""
+
+    name: str = "trm_grid"
+    columns: Optional[int] = field(default=None, metadata={"min": 1})
+    """Cells in a row of the grid; unset: as many as there are rows."""
+    hidden_size: int = field(default=128, metadata={"min": 1})
+    """D, numbers per cell."""
+    inner: int = field(default=256, metadata={"min": 1})
+    """Inner size of the SwiGLU over a cell's neighbourhood."""
+    L_layers: int = field(default=2, metadata={"min": 1})
+    """Blocks in the module L_level."""
+    H_cycles: int = field(default=3, metadata={"min": 1})
+    """Updates of the answer z_H in one supervision step; only the last has a gradient."""
+    L_cycles: int = field(default=6, metadata={"min": 1})
+    """Updates of the latent z_L before each update of z_H."""
+    start: str = field(default="fixed", metadata={"choices": ("fixed", "random")})
+    """What training starts z_L from: fixed, or random each time."""
+    halt_max_steps: int = field(default=16, metadata={"min": 1})
+    """Supervision steps a puzzle gets at most (all of them in evaluation)."""
+    halt_exploration_prob: float = field(default=0.1, metadata={"min": 0, "max": 1})
+    """Probability that training makes a row go on for a random number of steps."""
+    forward_dtype: str = field(
+        default="auto", metadata={"choices": ("auto", "float32", "bfloat16", "float16")}
+    )
+    """Dtype of activations; auto is bfloat16 on a GPU and float32 on the CPU."""
+    rms_norm_eps: float = field(default=1e-5, metadata={"above": 0})
+    """Added to the mean square in every RMS norm."""
+
+    def problems(self) -> List[str]:
+        """Find settings that do not fit together."""
+        return find_too_many_blocks(self)
+
+    @property
+    def puzzle_emb_ndim(self) -> int:
+        """Numbers in a puzzle's vector: there is no puzzle table."""
+        return 0
+
+
+class NeighbourLinear(nn.Module):
+    """A linear layer from the 3x3 cells around each cell, cells outside the grid being zeros.
+
+    ``weight`` is (out, 9 * in), LeCun normal: a matrix, as optimisers of matrices want it; the cells
+    come row by row. It is float32 and cast to the input's dtype.
+    """
+
+    def __init__(self, in_features: int, out_features: int, keys: KeySequence) -> None:
+        """Create the layer with weights drawn from ``keys``."""
+        super().__init__()
+        inputs = NEIGHBOURS * in_features
+        self.weight = trunc_normal((out_features, inputs), inputs**-0.5, keys.next())
+
+    def __call__(self, x: mx.array) -> mx.array:
+        """Map (B, rows, columns, in) to (B, rows, columns, out)."""
+        result: mx.array = _convolution()(x, self.weight.astype(x.dtype))
+        return result
+
+
+@lru_cache(maxsize=None)
+def _convolution() -> Any:
+    """Give the function of (B, rows, columns, in) and (out, 9 * in), with a gradient of its own.
+
+    Convolution libraries sum a weight's gradient in no fixed order, and two equal runs would
+    differ. As a product with the neighbourhoods it is summed as every other layer's is.
+    """
+
+    def forward(x: mx.array, weight: mx.array) -> mx.array:
+        return mx.conv2d(x, weight.reshape(weight.shape[0], 3, 3, -1), padding=1)
+
+    function: Any = mx.custom_function(forward)
+
+    @function.vjp
+    def backward(primals: Any, cotangent: Any, outputs: Any) -> Tuple[mx.array, mx.array]:
+        del outputs
+        x, weight = primals
+        # What a cell gave to a neighbour comes back from it: the same sum, seen from the other end.
+        turned = weight.reshape(weight.shape[0], 3, 3, -1)[:, ::-1, ::-1, :].transpose(3, 1, 2, 0)
+        d_x = mx.conv2d(cotangent, mx.contiguous(turned), padding=1)
+        around = neighbourhoods(x).reshape(-1, weight.shape[1])
+        return d_x, cotangent.reshape(-1, weight.shape[0]).T @ around
+
+    return function
+
+
+def neighbourhoods(x: mx.array) -> mx.array:
+    """Put the 3x3 cells around each cell beside one another, row by row.
+
+    Args:
+        x: (B, rows, columns, D).
+
+    Returns:
+        (B, rows, columns, 9 * D), zeros for cells outside the grid.
+    """
+    rows, columns = x.shape[1:3]
+    padded = mx.pad(x, [(0, 0), (1, 1), (1, 1), (0, 0)])
+    moved = [
+        padded[:, down : down + rows, right : right + columns]
+        for down in range(3)
+        for right in range(3)
+    ]
+    return mx.concatenate(moved, axis=-1)
+
+
+class GridBlock(nn.Module):
+    """A gate-normed SwiGLU over each cell's neighbourhood, added and normalised."""
+
+    def __init__(self, config: TRMGridConfig, columns: int, keys: KeySequence) -> None:
+        """Create a block for grids of so many columns."""
+        super().__init__()
+        self.eps, self.columns = config.rms_norm_eps, columns
+        self.gate_proj = NeighbourLinear(config.hidden_size, config.inner, keys)
+        self.up_proj = NeighbourLinear(config.hidden_size, config.inner, keys)
+        self.down_proj = CastedLinear(config.inner, config.hidden_size, bias=False, keys=keys)
+
+    def __call__(self, x: mx.array, cos_sin: Optional[CosSin] = None) -> mx.array:
+        """Map (B, T, D) to (B, T, D); there are no angles to rotate by."""
+        del cos_sin
+        grid = x.reshape(x.shape[0], -1, self.columns, x.shape[-1])
+        shape = (*x.shape[:2], -1)
+        gate, up = self.gate_proj(grid).reshape(shape), self.up_proj(grid).reshape(shape)
+        y = self.down_proj(gated_norm(gate, up, self.eps))
+        return fused.post_norm(x, y, self.eps, self.training)
+
+
+@register_model("trm_grid", TRMGridConfig)
+class TRMGrid(RecursiveModel):
+    """A Tiny Recursive Model of cells that see their neighbours."""
+
+    initial_names: Tuple[str, ...] = ("H_init", "L_init")
+    compares_continue = False
+    has_continue_target = False
+
+    def __init__(self, config: TRMGridConfig, spec: TaskSpec, seed: int = 0) -> None:
+        """Create the model with weights decided by ``seed``.
+
+        Args:
+            config: sizes and schedule.
+            spec: the task's vocabulary and sequence length, the cells of a grid row by row.
+            seed: of the initial weights.
+
+        Raises:
+            ConfigError: if the sequence is no grid of so many columns.
+        """
+        columns = find_columns(config, spec)
+        super().__init__(config, spec, 0)
+        keys, size = KeySequence(seed), config.hidden_size
+        check_latent(spec.seq_len, size)
+        self.embed_tokens = CastedEmbedding(spec.vocab_size, size, size**-0.5, keys)
+        self.L_level = ReasoningModule(
+            [GridBlock(config, columns, keys) for _ in range(config.L_layers)]
+        )
+        self.lm_head = CastedLinear(size, spec.vocab_size, bias=True, keys=keys)
+        # The Q head starts by saying "not finished" everywhere: weight 0, bias -5.
+        self.q_head = CastedLinear(2 * size, 1, bias=True, keys=keys)
+        self.q_head.weight = mx.zeros_like(self.q_head.weight)
+        self.q_head.bias = mx.full((1,), -5.0, dtype=mx.float32)
+        for name in self.initial_names:
+            setattr(self, name, trunc_normal((size,), 1.0, keys.next()))
+        self.freeze(recurse=False, keys=list(self.initial_names))
+
+    @property
+    def differentiated_blocks(self) -> int:
+        """The last H cycle: every update of z_L, and one of z_H."""
+        return int(self.config.L_layers * (self.cycles[1] + 1))
+
+    def row_bytes(self, training: bool) -> int:
+        """Estimate the bytes of a row. See the base class."""
+        state = self.spec.seq_len * self.config.hidden_size
+        inner = self.spec.seq_len * self.config.inner
+        if not training:
+            # States and what is added to them, the inner arrays, and the neighbourhoods that a
+            # convolution may be computed by.
+            return int(((10 + NEIGHBOURS) * state + 4 * inner) * self.dtype.size)
+        element = 4.0 if self.dtype == mx.float32 else 3.0
+        kept = 5 * state + 4 * inner
+        passing = 2 * NEIGHBOURS * max(state, inner) + 4 * inner
+        return int((kept * self.differentiated_blocks + passing) * element)
+
+    def block_matrices(self) -> Set[str]:
+        """Name the matrices of all blocks. See the base class."""
+        return {f"L_level.{name}" for name, _ in named_arrays(self.L_level.trainable_parameters())}
+
+    def read_outputs(self, state: mx.array) -> Outputs:
+        """Read logits and Q from the state that holds the answer, (B, T, D).
+
+        Q is read from the mean over the cells and from their largest numbers: one wrong cell is
+        enough for an answer to be wrong. There is no q_continue: it is 0, which a row that halts
+        has q_halt above.
+        """
+        wide = state.astype(mx.float32)
+        seen = mx.concatenate([mx.mean(wide, axis=1), mx.max(wide, axis=1)], axis=-1)
+        q = self.q_head(seen)[:, 0]
+        return Outputs(self.lm_head(state), q, mx.zeros_like(q))
+
+    def reason(
+        self, carry: Carry, rows: Optional[mx.array]
+    ) -> Tuple[Tuple[mx.array, ...], Outputs]:
+        """Run H_cycles cycles of the recursion, the last with a gradient. See the base class."""
+        del rows
+        x = self.embed_tokens(carry.current.inputs, self.dtype)
+        x = scaled(x, self.config.hidden_size**0.5)
+
+        def update(state: mx.array, injection: mx.array) -> mx.array:
+            return self.L_level(state, injection, None)
+
+        z_H, z_L = alternate(carry.latents, x, self.cycles, update)
+        return (mx.stop_gradient(z_H), mx.stop_gradient(z_L)), self.read_outputs(z_H)
+
+
+def find_columns(config: TRMGridConfig, spec: TaskSpec) -> int:
+    """Give the columns of the task's grid.
+
+    Raises:
+        ConfigError: if its cells do not fill rows of so many.
+    """
+    columns = isqrt(spec.seq_len) if config.columns is None else config.columns
+    if spec.seq_len % columns or (config.columns is None and columns**2 != spec.seq_len):
+        raise ConfigError(
+            f"model.columns: the task's {spec.seq_len} cells are no grid of "
+            f"{'as many rows as columns' if config.columns is None else f'{columns} columns'}; set "
+            "a divisor of their number"
+        )
+    return columns
