@@ -266,8 +266,8 @@ def _position_mlp(eps: float, norm_eps: Optional[float]) -> _Function:
         fits = cuda.usable(x.dtype) and cuda.position_mlp_fits(
             x.shape[0], x.shape[1], x.shape[2], second.shape[1]
         )
-        if fits and norm_eps is None:
-            return tuple(cuda.position_mlp(x, first, second, eps, keep))
+        if fits:
+            return tuple(cuda.position_mlp(x, first, second, eps, keep, norm_eps))
         y = second @ gate_halves(_position_inner(x, first), -2, norm_eps)
         return tuple(add_norm(x, y, eps, keep, -2))
 

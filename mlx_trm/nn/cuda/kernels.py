@@ -217,8 +217,13 @@ def _warps(rows: int, positions: int, size: int) -> int:
     return 1
 
 
-def position_mlp(
-    x: mx.array, gate_up: mx.array, down: mx.array, eps: float, keep_total: bool
+def position_mlp(  # pylint: disable=too-many-arguments,too-many-positional-arguments
+    x: mx.array,
+    gate_up: mx.array,
+    down: mx.array,
+    eps: float,
+    keep_total: bool,
+    norm_eps: Optional[float] = None,
 ) -> List[mx.array]:
     """Give rms_norm(x + swiglu(x)) over the positions in one kernel, and what was normalised.
 
@@ -228,6 +233,7 @@ def position_mlp(
         down: (T, I) bfloat16.
         eps: added to the mean square.
         keep_total: whether the second result, the sum before the norm, is written.
+        norm_eps: of a gate norm in the SwiGLU; None without one.
     """
     count, positions, size = x.shape
     inner = down.shape[1]
@@ -242,10 +248,16 @@ def position_mlp(
         "mlp_t_forward",
         [x, gate_up, down],
         [(count, positions, size), unused],
-        [float_bits(eps), int(keep_total)],
+        [float_bits(eps), int(keep_total), float_bits(norm_eps or 0.0)],
         (size // (32 * warps), count),
         threads=32 * warps,
-        defines={"T": positions, "D": size, "INNER": inner, "WARPS": warps},
+        defines={
+            "T": positions,
+            "D": size,
+            "INNER": inner,
+            "WARPS": warps,
+            "GATED": int(norm_eps is not None),
+        },
         shared_memory=position_mlp_bytes(positions, warps),
     )
 

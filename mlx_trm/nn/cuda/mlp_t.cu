@@ -9,7 +9,11 @@
 // Loops are unrolled no more than pays: MLX hashes a kernel's code at every launch, which took
 // 60 microseconds for the 72 KiB that this once had.
 //
-// Compiled for T, D, INNER, WARPS (columns of a block / 32). TP is T rounded up to 8, and both
+// With GATED the product is a gate norm's, sigmoid(g) * rms_norm(g * u). A column's scale in that
+// norm is one number, so it waits until the outputs are summed: H is silu(g) * u as without it,
+// the squares of g * u are summed on the way, and each column of outputs is scaled at the end.
+//
+// Compiled for T, D, INNER, WARPS (columns of a block / 32), GATED (0 or 1). TP is T rounded up to 8, and both
 // weights come padded with zeros: (2 * INNER, TP) and (TP, INNER). Grid (D / (32 * WARPS), B).
 
 constexpr int TP = (T + 7) / 8 * 8;
@@ -56,7 +60,7 @@ __device__ __forceinline__ void store_tile(bf16* to, const bf16* tile) {
 
 extern "C" __global__ void __launch_bounds__(THREADS)
     mlp_t_forward(const bf16* x, const bf16* w1, const bf16* w2, bf16* out, bf16* total, int eps_bits,
-                  int keep_total) {
+                  int keep_total, int gate_eps_bits) {
   extern __shared__ __align__(16) bf16 memory[];
   bf16* tile = memory;
   bf16* stages = memory + X_ROWS * X_STRIDE;
@@ -101,6 +105,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 #pragma unroll
       for (int i = 0; i < 4; ++i)
         y[m][n][i] = 0.f;
+  float product_squares[2][2] = {{0.f, 0.f}, {0.f, 0.f}}; // of columns d and d + 8 of both tiles
 
   constexpr int ROUNDS = INNER / UNITS;
   for (int round = 0; round < ROUNDS; ++round) {
@@ -160,6 +165,10 @@ extern "C" __global__ void __launch_bounds__(THREADS)
           const float* gate = g[m][i / 2] + i % 2 * 2;
           const float* up = u[m][i / 2] + i % 2 * 2;
           h[m][i] = pack(silu_times(gate[0], up[0]), silu_times(gate[1], up[1]));
+          if (GATED) {
+            const float one = rounded(gate[0]) * rounded(up[0]), two = rounded(gate[1]) * rounded(up[1]);
+            product_squares[m][i % 2] += one * one + two * two;
+          }
         }
       const bf16* downs = second + (line + matrix / 2 * 8) * W2_STRIDE + half * 16 + matrix % 2 * 8;
 #pragma unroll
@@ -180,6 +189,23 @@ extern "C" __global__ void __launch_bounds__(THREADS)
           multiply16(y[m][N_TILES - 1], h[m], b);
       }
     }
+  }
+
+  if (GATED) { // four lanes have the inner units of a column between them
+#pragma unroll
+    for (int m = 0; m < 2; ++m)
+#pragma unroll
+      for (int column = 0; column < 2; ++column) {
+        float squares = product_squares[m][column];
+        squares += __shfl_xor_sync(0xffffffffu, squares, 1);
+        squares += __shfl_xor_sync(0xffffffffu, squares, 2);
+        const float scale = rsqrtf(squares / INNER + __int_as_float(gate_eps_bits));
+#pragma unroll
+        for (int n = 0; n < N_TILES; ++n) {
+          y[m][n][column * 2] *= scale;
+          y[m][n][column * 2 + 1] *= scale;
+        }
+      }
   }
 
   // y[m][n] = {(d, t), (d, t + 1), (d + 8, t), (d + 8, t + 1)}. By way of shared memory, where the

@@ -42,18 +42,23 @@ def check(have, want, allowed=0.01, least=0.5):
     "rows, length, size, inner",
     [(5, 97, 512, 512), (3, 17, 64, 64), (2, 90, 64, 96), (300, 97, 512, 512), (2, 104, 256, 64)],
 )
-def test_position_mlp(rows, length, size, inner):
+@pytest.mark.parametrize("norm_eps", [None, 1e-5])
+def test_position_mlp(rows, length, size, inner, norm_eps):
     x = normal(rows, length, size)
     gate_up, down = 0.1 * normal(2 * inner, length), 0.1 * normal(length, inner)
     assert cuda.position_mlp_fits(rows, length, size, inner)
-    out, total = cuda.position_mlp(x, gate_up, down, 1e-5, True)
+    out, total = cuda.position_mlp(x, gate_up, down, 1e-5, True, norm_eps)
     gate, up = mx.split(gate_up @ x, 2, axis=-2)
-    want = x + down @ (silu(gate) * up)
+    if norm_eps is None:
+        h = silu(gate) * up
+    else:
+        h = mx.sigmoid(gate) * rms_norm(gate * up, norm_eps, -2)
+    want = x + down @ h
     # The products before are rounded too, and their sums taken in another order.
     largest = mx.max(mx.abs(want)).item()
     check(total, want, 0.1, largest)
     check(out, rms_norm(want, 1e-5, -2), 0.1, largest)
-    assert mx.array_equal(cuda.position_mlp(x, gate_up, down, 1e-5, False)[0], out)
+    assert mx.array_equal(cuda.position_mlp(x, gate_up, down, 1e-5, False, norm_eps)[0], out)
 
 
 @on_cuda
