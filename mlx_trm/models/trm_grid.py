@@ -28,7 +28,7 @@ from mlx_trm.models.network import (
     find_too_many_blocks,
 )
 from mlx_trm.nn import fused
-from mlx_trm.nn.functional import CosSin, scaled
+from mlx_trm.nn.functional import CosSin, computes_plainly, scaled
 from mlx_trm.nn.gating import gated_norm
 from mlx_trm.nn.init import KeySequence, trunc_normal
 from mlx_trm.nn.layers import CastedEmbedding, CastedLinear
@@ -92,22 +92,26 @@ class NeighbourLinear(nn.Module):
 
     def __call__(self, x: mx.array) -> mx.array:
         """Map (B, rows, columns, in) to (B, rows, columns, out)."""
-        result: mx.array = _convolution()(x, self.weight.astype(x.dtype))
+        weight = self.weight.astype(x.dtype)
+        if computes_plainly():
+            return _convolve(x, weight)
+        result: mx.array = _convolution()(x, weight)
         return result
+
+
+def _convolve(x: mx.array, weight: mx.array) -> mx.array:
+    """Map (B, rows, columns, in) by (out, 9 * in) to (B, rows, columns, out)."""
+    return mx.conv2d(x, weight.reshape(weight.shape[0], 3, 3, -1), padding=1)
 
 
 @lru_cache(maxsize=None)
 def _convolution() -> Any:
-    """Give the function of (B, rows, columns, in) and (out, 9 * in), with a gradient of its own.
+    """Give :func:`_convolve` with a gradient of its own.
 
     Convolution libraries sum a weight's gradient in no fixed order, and two equal runs would
     differ. As a product with the neighbourhoods it is summed as every other layer's is.
     """
-
-    def forward(x: mx.array, weight: mx.array) -> mx.array:
-        return mx.conv2d(x, weight.reshape(weight.shape[0], 3, 3, -1), padding=1)
-
-    function: Any = mx.custom_function(forward)
+    function: Any = mx.custom_function(_convolve)
 
     @function.vjp
     def backward(primals: Any, cotangent: Any, outputs: Any) -> Tuple[mx.array, mx.array]:

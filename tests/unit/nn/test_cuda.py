@@ -37,6 +37,18 @@ def check(have, want, allowed=0.01, least=0.5):
     assert mx.all(mx.abs(have - want) <= 0.016 * mx.maximum(mx.abs(want), least)).item()
 
 
+def exact_position_mlp(x, gate_up, down, norm_eps):
+    """x + down(gate norm), in float32 throughout."""
+    x, gate_up, down = (part.astype(mx.float32) for part in (x, gate_up, down))
+    gate, up = mx.split(gate_up @ x, 2, axis=-2)
+    return x + down @ (mx.sigmoid(gate) * rms_norm(gate * up, norm_eps, -2))
+
+
+def distance(have, want):
+    """The root of the mean square of the difference."""
+    return mx.sqrt(mx.mean(mx.square(have.astype(mx.float32) - want))).item()
+
+
 @on_cuda
 @pytest.mark.parametrize(
     "rows, length, size, inner",
@@ -56,8 +68,14 @@ def test_position_mlp(rows, length, size, inner, norm_eps):
     want = x + down @ h
     # The products before are rounded too, and their sums taken in another order.
     largest = mx.max(mx.abs(want)).item()
-    check(total, want, 0.1, largest)
-    check(out, rms_norm(want, 1e-5, -2), 0.1, largest)
+    # A gate norm's scale waits for the sums, so numbers that plain operations round before it are
+    # rounded without it: about half of the results differ by one unit, and are no less exact.
+    share = 0.1 if norm_eps is None else 0.6
+    check(total, want, share, largest)
+    check(out, rms_norm(want, 1e-5, -2), share, largest)
+    if norm_eps is not None:
+        exact = exact_position_mlp(x, gate_up, down, norm_eps)
+        assert distance(total, exact) <= distance(want, exact)
     assert mx.array_equal(cuda.position_mlp(x, gate_up, down, 1e-5, False, norm_eps)[0], out)
 
 
