@@ -16,7 +16,7 @@ SPEC = trm.TaskSpec(vocab_size=11, seq_len=9, num_puzzle_identifiers=3)
 
 
 @pytest.mark.parametrize("name", ["trm", "trm_singlez", "trm_hier6", "hrm", "transformers_baseline",
-                                  "trm_symbols"])  # fmt: skip
+                                  "trm_symbols", "trm_grid"])  # fmt: skip
 @pytest.mark.parametrize("key", ["L_layers", "H_layers", "H_cycles", "L_cycles"])
 def test_more_blocks_than_make_sense(name: str, key: str) -> None:
     """Layers or cycles: the configuration is refused, and names the setting."""

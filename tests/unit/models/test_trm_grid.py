@@ -256,7 +256,10 @@ def fixture_config(tmp_path: Path, monkeypatch: Any) -> trm.ExperimentConfig:
             "train": {"batch_size": 32, "epochs": 15, "optimizer": "muon", "lr": 3e-3},
             "run_dir": "run",
         },
-        overrides=["train.weight_decay=0.1", "train.ema_rate=0.9", "train.log_interval=5", "train.lr_warmup_steps=3"],
+        overrides=[
+            "train.weight_decay=0.1", "train.ema_rate=0.9", "train.log_interval=5",
+            "train.lr_warmup_steps=3", "train.compile=never",
+        ],
     )  # fmt: skip
 
 
