@@ -80,8 +80,8 @@ class TRMGridConfig(ModelConfig):
 class NeighbourLinear(nn.Module):
     """A linear layer from the 3x3 cells around each cell, cells outside the grid being zeros.
 
-    ``weight`` is (out, 9 * in), LeCun normal: a matrix, as optimisers of matrices want it, the cells
-    row by row. It is float32 and cast to the input's dtype.
+    ``weight`` is (out, 9 * in), LeCun normal: a matrix, as optimisers of matrices want it, a cell
+    after the other, row by row. It is float32 and cast to the input's dtype.
     """
 
     def __init__(self, in_features: int, out_features: int, keys: KeySequence) -> None:
