@@ -15,7 +15,13 @@ from mlx_trm.cli.arguments import (
     read_search,
     save_json,
 )
-from mlx_trm.cli.checkpoints import add_model, add_run, find_weights, load_run
+from mlx_trm.cli.checkpoints import (
+    add_model,
+    add_run,
+    find_weights,
+    load_run,
+    tell_of_slow_blas,
+)
 from mlx_trm.cli.pictures import add_pictures, asks_for_pictures, check_pictures, save_pictures
 from mlx_trm.cli.puzzles import Given, read_given, read_standard_input
 from mlx_trm.cli.running import make_main
@@ -124,6 +130,7 @@ class Shown(NamedTuple):
 def open_solver(args: argparse.Namespace) -> Solver:
     """Give a solver with the model that the command line names."""
     checkpoint, _ = load_run(args)
+    tell_of_slow_blas(checkpoint.model)
     names = read_row_names(checkpoint.path)
     return Solver(checkpoint.model, checkpoint.config, row_names=names)
 

@@ -1,12 +1,20 @@
-"""OpenBLAS on Linux: found before MLX loads its own BLAS, and how many threads it may use."""
+"""The BLAS on Linux: OpenBLAS is found before MLX loads its own; its threads; what is in use."""
 
 import ctypes
 import os
+import platform
 import sys
 from functools import lru_cache
-from typing import Optional
+from pathlib import Path
+from typing import List, Optional
 
 OPENBLAS = "libopenblas.so.0"
+BETTER_BLAS = (
+    "OpenBLAS is many times faster and is used where it is installed: sudo apt-get install "
+    "libopenblas0-pthread"
+)
+# Weights from which on matrix products take most of a step. With fewer both take as long.
+_MANY_WEIGHTS = 100_000
 
 
 def prefer_fast_blas() -> Optional[str]:
@@ -52,3 +60,49 @@ def set_blas_threads(count: int) -> None:
     library = find_openblas()
     if library is not None:
         library.openblas_set_num_threads(count)
+
+
+def blas_library(maps: str = "/proc/self/maps") -> Optional[str]:
+    """Name the BLAS that MLX's CPU device uses.
+
+    Args:
+        maps: the list of files mapped into this process (Linux).
+
+    Returns:
+        ``Accelerate`` on a Mac; on Linux the path of an OpenBLAS, MKL or BLIS loaded before MLX's
+        own, else of the one that is loaded; None where none is found. NumPy's private OpenBLAS
+        does not count.
+    """
+    if platform.system() == "Darwin":
+        return "Accelerate"
+    paths = {line.split(None, 5)[5] for line in _lines(maps) if "/" in line}
+    found = sorted(path.strip() for path in paths if "scipy_openblas" not in path)
+    for kind in ("openblas", "libmkl_rt", "libblis", "libblas", "libcblas"):
+        for path in found:
+            if kind in os.path.basename(path):
+                return path
+    return None
+
+
+def is_bundled(library: Optional[str]) -> bool:
+    """Say whether a path of :func:`blas_library` is the reference BLAS of MLX's wheel."""
+    return os.path.basename(library or "").startswith(("libblas", "libcblas"))
+
+
+def slow_blas_advice(weights: int) -> Optional[str]:
+    """Say in one line how the CPU would compute many times faster; None where it would not.
+
+    Args:
+        weights: numbers that the model has.
+    """
+    linux = sys.platform.startswith("linux")
+    if not linux or weights < _MANY_WEIGHTS or not is_bundled(blas_library()):
+        return None
+    return f"MLX computes with its bundled BLAS; {BETTER_BLAS}"
+
+
+def _lines(path: str) -> List[str]:
+    try:
+        return Path(path).read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return []

@@ -14,6 +14,7 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_trm.system.backend import backends
+from mlx_trm.system.blas import BETTER_BLAS, blas_library, is_bundled
 from mlx_trm.system.device import old_mlx_advice, read_device_info
 
 # Largest difference from float64, over the largest exact value, that rounding explains at a sum of
@@ -144,28 +145,6 @@ def memory_report(root: str = "/") -> Dict[str, Optional[int]]:
     return {"total": total, "available": available}
 
 
-def blas_library(maps: str = "/proc/self/maps") -> Optional[str]:
-    """Name the BLAS that MLX's CPU device uses.
-
-    Args:
-        maps: the list of files mapped into this process (Linux).
-
-    Returns:
-        ``Accelerate`` on a Mac; on Linux the path of an OpenBLAS, MKL or BLIS loaded before MLX's
-        own, else of the one that is loaded; None where none is found. NumPy's private OpenBLAS
-        does not count.
-    """
-    if platform.system() == "Darwin":
-        return "Accelerate"
-    paths = {line.split(None, 5)[5] for line in _read(Path(maps)).splitlines() if "/" in line}
-    found = sorted(path.strip() for path in paths if "scipy_openblas" not in path)
-    for kind in ("openblas", "libmkl_rt", "libblis", "libblas", "libcblas"):
-        for path in found:
-            if kind in os.path.basename(path):
-                return path
-    return None
-
-
 def check_matmul(device: Any, dtype: str, size: int) -> Dict[str, Any]:
     """Multiply two random matrices and compare with float64.
 
@@ -283,12 +262,8 @@ def _cpu_warnings(report: Dict[str, Any]) -> List[str]:
     found = []
     speed = {r["dtype"]: r["gflops"] for r in report["matmul"] if r["device"] == "cpu"}
     linux = report["platform"]["system"] == "Linux"
-    blas = os.path.basename(report["blas"] or "")
-    if linux and blas.startswith(("libblas", "libcblas")) and (speed["float32"] or 0) < SLOW_GFLOPS:
-        found.append(
-            f"MLX uses its bundled BLAS ({speed['float32']} GFLOP/s); OpenBLAS is many times "
-            "faster and is used where it is installed: sudo apt-get install libopenblas0-pthread"
-        )
+    if linux and is_bundled(report["blas"]) and (speed["float32"] or 0) < SLOW_GFLOPS:
+        found.append(f"MLX uses its bundled BLAS ({speed['float32']} GFLOP/s); {BETTER_BLAS}")
     if linux and report["compiler"] is None:
         found.append(
             "there is no g++, so mx.compile cannot fuse operations on the CPU; results are the "

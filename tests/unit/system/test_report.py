@@ -19,9 +19,10 @@ from paths import ROOT
 
 import mlx_trm
 from mlx_trm.diagnose import main as diagnose
-from mlx_trm.system import report
+from mlx_trm.system import blas, report
 from mlx_trm.system.backend import load_advice, separate_kernel_caches, starts_command
-from mlx_trm.system.report import blas_library, check_matmul, find_warnings, memory_report
+from mlx_trm.system.blas import blas_library, slow_blas_advice
+from mlx_trm.system.report import check_matmul, find_warnings, memory_report
 
 NO_LIBRARY = ImportError("libmlx.so: cannot open shared object file: No such file or directory")
 
@@ -243,6 +244,28 @@ def test_blas_is_found_among_the_mapped_files(
     assert blas_library(str(maps)) == expected
 
 
+@pytest.mark.parametrize(
+    "library, system, weights, told",
+    [
+        ("/venv/mlx_cpu.libs/libblas-bd8a282c.so.3.10.0", "linux", 200_000, True),
+        ("/venv/mlx_cpu.libs/libblas-bd8a282c.so.3.10.0", "linux", 13_000, False),
+        ("/usr/lib/openblas-pthread/libopenblasp-r0.3.21.so", "linux", 200_000, False),
+        ("Accelerate", "darwin", 200_000, False),
+        (None, "linux", 200_000, False),
+    ],
+)
+def test_a_slow_blas_is_told_of_where_it_costs(
+    monkeypatch: pytest.MonkeyPatch, library: Optional[str], system: str, weights: int, told: bool
+) -> None:
+    """With MLX's own BLAS and a model whose products take most of a step; in one line."""
+    monkeypatch.setattr(blas, "blas_library", lambda: library)
+    monkeypatch.setattr(blas.sys, "platform", system)
+    advice = slow_blas_advice(weights)
+    assert (advice is not None) == told
+    if advice is not None:
+        assert "libopenblas0-pthread" in advice and "\n" not in advice
+
+
 def test_memory_of_a_container(tmp_path: Path) -> None:
     """A container's limit counts where it is lower than the machine's memory."""
     (tmp_path / "proc").mkdir()
@@ -419,7 +442,7 @@ def test_openblas_is_used_where_it_is_installed(setting: Optional[str], loaded: 
         pytest.skip("no OpenBLAS here")
     code = (
         "import mlx_trm.system.report as d, mlx_trm.system.blas as b; "
-        "print(d.blas_library(), b.find_openblas() is not None)"
+        "print(b.blas_library(), b.find_openblas() is not None)"
     )
     done = run_python("-c", code, env={"LD_PRELOAD": None, "MLX_TRM_OPENBLAS": setting})
     assert done.returncode == 0, done.stderr
