@@ -11,6 +11,7 @@ import numpy as np
 from mlx_trm.errors import DataError, listed
 from mlx_trm.system.bounded import read_bytes
 from mlx_trm.tasks import Task
+from mlx_trm.tasks.pasted import PASTED
 from mlx_trm.tasks.puzzle_files import own_names, split_fields
 
 LISTED_PROBLEMS = 10
@@ -104,7 +105,7 @@ def read_texts(
     if source != "-" and not os.path.exists(path):
         # A typing error in a file's name should not be reported as a strange puzzle.
         named = "/" in source or re.search(r"\.[A-Za-z]\w*$", source)
-        cells = sum(char in task.symbols or char.isspace() for char in source)
+        cells = sum(char in task.symbols or char in PASTED or char.isspace() for char in source)
         if named and cells <= MOSTLY * len(source):
             raise DataError(f"{source}: no such file, and not a puzzle either")
         yield 0, source

@@ -112,7 +112,7 @@ def judged(
     if correct is not None:
         said.insert(0, "right" if correct else "wrong")
     if correct is False and puzzle.labels is not None:
-        cells = puzzle.labels != 0  # not padding
+        cells = puzzle.labels > 0  # not padding, nor what is not scored
         right = int(np.count_nonzero((tokens == puzzle.labels) & cells))
         said[0] = f"wrong ({right} of {np.count_nonzero(cells)} cells right)"
     return ", ".join(said)

@@ -176,6 +176,19 @@ class PuzzleDataset:
             index -= len(data.inputs)
         raise IndexError("no such example")
 
+    def example_identifier(self, index: int) -> int:
+        """Return the row of the puzzle table of one example, counted over all sets.
+
+        Raises:
+            IndexError: if there is no such example.
+        """
+        for data in self.arrays.values():
+            if 0 <= index < len(data.inputs):
+                puzzle = np.searchsorted(data.puzzle_indices, index, side="right") - 1
+                return int(data.puzzle_identifiers[puzzle])
+            index -= len(data.inputs)
+        raise IndexError("no such example")
+
     def train_batches(
         self,
         batch_size: int,
