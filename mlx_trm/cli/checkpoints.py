@@ -65,6 +65,27 @@ def locate_run(run: str) -> Path:
         raise ConfigError(f"{run}: no such run or checkpoint folder, and {error}") from error
 
 
+def check_given(source: Optional[str]) -> None:
+    """Refuse a line of ``solve`` that names no puzzle, and say where models come from.
+
+    Args:
+        source: the only word, where RUN is left out; None: there is none.
+
+    Raises:
+        ConfigError: if there is no word, or it is the name of weights.
+    """
+    known = {each.name: each for each in pretrained()}
+    if source is not None and (source not in known or os.path.exists(source)):
+        return
+    said = f"{source}: names weights, and PUZZLE is missing" if source else "PUZZLE is missing"
+    raise ConfigError(
+        f"{said}; solve PUZZLE takes the weights of the package that suit it "
+        f"({', '.join(known)}), solve RUN PUZZLE those of a run folder, which train makes "
+        "(--config sudoku_tiny.yaml takes minutes), or convert of published weights "
+        "(docs/migration_guide.md)"
+    )
+
+
 def find_weights(source: str, content: Optional[bytes]) -> Pretrained:
     """Give the weights of the package that solve puzzles, where no RUN is named.
 

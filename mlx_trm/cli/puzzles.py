@@ -28,13 +28,15 @@ class Given(NamedTuple):
         where: its first line in a file, or empty.
         text: as it was given.
         inputs: (S,) uint8 tokens.
-        labels: (S,) uint8 tokens of its answer; None where the task cannot tell.
+        labels: (S,) tokens of its answer; None where the task cannot tell.
+        by_rules: whether the rules gave the answer; otherwise the data did.
     """
 
     where: str
     text: str
     inputs: np.ndarray
     labels: Optional[np.ndarray]
+    by_rules: bool = False
 
 
 def reading_problem(source: str, task: Task, content: Optional[bytes] = None) -> Optional[str]:
@@ -85,6 +87,7 @@ def read_given(source: str, task: Task, content: Optional[bytes] = None) -> List
             text,
             row,
             task.known_answer(text) if labels is None else labels[i],
+            labels is not None,
         )
         for i, (number, text, row) in enumerate(zip(places, texts, rows))
     ]

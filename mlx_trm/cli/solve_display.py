@@ -1,7 +1,7 @@
 """What ``solve`` prints of puzzles, steps and results, and what its ``--json`` writes."""
 
 import math
-from typing import Any, Dict, List, Optional, Sequence
+from typing import Any, Dict, List, Optional, Sequence, Union
 
 import numpy as np
 
@@ -53,25 +53,30 @@ class Display:
     def result(self, number: int, puzzle: Given, step: SolverStep) -> None:
         """Show how a puzzle ended."""
         text = f"after {counted(step.step, 'step')}: {self._verdict(puzzle, step)}"
-        self._answer(number, puzzle, step.tokens, step.answer, text)
+        self._answer(number, puzzle, step, text)
 
     def _answer(
-        self, number: int, puzzle: Given, tokens: np.ndarray, answer: str, text: str
+        self, number: int, puzzle: Given, found: Union[SolverStep, Result], text: str
     ) -> None:
+        tokens, answer, correct = found.tokens, found.answer, found.correct
         if self.quiet:
             print(f"{answer}  {text}")
             return
         if not self.every_step:
             print(self._title(number, puzzle))
             print(side_by_side(self._draw_puzzle(puzzle), self._draw(tokens, puzzle)))
-        print(f"{text}\n" if self.count > 1 else text, flush=True)
+        print(text)
+        if correct is False and puzzle.by_rules and puzzle.labels is not None:
+            print(f"not the model's, but what the rules give: {self.task.format(puzzle.labels)}")
+            print(self._draw(puzzle.labels, puzzle))
+        print(end="\n" if self.count > 1 else "", flush=True)
 
     def found(self, number: int, puzzle: Given, result: Result) -> None:
         """Show what a search found, what that took, and how it is known."""
         description = self.task.describe_answer(puzzle.inputs, result.tokens)
         said = describe_result(puzzle, result, description)
         text = f"after {counted(result.steps, 'step')} in {counted(result.rollouts, 'rollout')}"
-        self._answer(number, puzzle, result.tokens, result.answer, f"{text}: {said}")
+        self._answer(number, puzzle, result, f"{text}: {said}")
 
     def _title(self, number: int, puzzle: Given) -> str:
         place = f" ({puzzle.where})" if puzzle.where else ""

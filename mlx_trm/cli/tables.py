@@ -10,6 +10,7 @@ from mlx_trm.system.memory import GIB
 __all__ = [
     "duration",
     "metric_rows",
+    "rough_duration",
     "score_header",
     "score_rows",
     "side_by_side",
@@ -44,6 +45,14 @@ def duration(seconds: float) -> str:
     if whole >= 60:
         return f"{whole // 60}m{whole % 60:02d}s"
     return f"{whole}s"
+
+
+def rough_duration(seconds: float) -> str:
+    """Give seconds as people say them: ``12 minutes``, ``5 hours``, ``11 days``."""
+    for unit, length, least in (("day", 86400, 2), ("hour", 3600, 2), ("minute", 60, 2)):
+        if seconds >= least * length:
+            return f"{seconds / length:.0f} {unit}s"
+    return f"{max(1, seconds):.0f} seconds"
 
 
 def size(number_of_bytes: float) -> str:
