@@ -1,5 +1,7 @@
 """What the commands print while they work."""
 
+import pytest
+
 from mlx_trm.cli import tables
 from mlx_trm.cli.progress import Estimate, Progress
 from mlx_trm.runs.metrics import StepReport
