@@ -82,7 +82,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="compare with the predictions of another evaluation (McNemar's test)",
     )
     add_search(parser)
-    add_model(parser)
+    add_model(parser, settings=True)
     add_json(parser, "also write the metrics there")
 
 

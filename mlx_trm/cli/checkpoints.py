@@ -37,11 +37,16 @@ def add_run(parser: argparse.ArgumentParser, optional: bool = False) -> None:
     parser.set_defaults(intermixed=optional)
 
 
-def add_model(parser: argparse.ArgumentParser) -> None:
-    """Let a command choose among a run's weights, and quantise them."""
+def add_model(parser: argparse.ArgumentParser, settings: bool = False) -> None:
+    """Let a command choose among a run's weights, and quantise them.
+
+    Args:
+        parser: of the command.
+        settings: whether it takes any setting; else ``plugins`` is the only one.
+    """
     add_weights(parser)
     add_plugins(parser)
-    parser.set_defaults(takes_overrides=True)  # for plugins=[FILE]
+    parser.set_defaults(takes_overrides=True, any_setting=settings)  # for plugins=FILE
     parser.add_argument(
         "--quantize",
         type=int,
@@ -126,7 +131,7 @@ def load_run(
     """
     others = [word for word in args.overrides if word.partition("=")[0].strip() != "plugins"]
     if others and not settings:
-        raise ConfigError(f"unexpected {others[0]!r}; the only setting here is plugins=[FILE]")
+        raise ConfigError(f"unexpected {others[0]!r}; the only setting here is plugins=FILE")
     import_named(args.overrides)
     checkpoint = load_checkpoint(locate_run(args.run), args.weights, args.allow_plugins)
     if args.quantize is None:

@@ -24,12 +24,28 @@ COMMANDS: Dict[str, str] = {
 }
 
 
+def called_as(command: str) -> str:
+    """Say how the user has called a command: by this process's own words.
+
+    Args:
+        command: its name; empty for what lists the commands.
+    """
+    place, name = os.path.split(sys.argv[0] if sys.argv else "")
+    if os.path.splitext(name)[0] in ("mlx-trm", "mlx-trm-script"):
+        words = "mlx-trm"
+    elif name == "__main__.py" and os.path.basename(place) == "mlx_trm":
+        words = "python -m mlx_trm"
+    else:
+        return f"python -m mlx_trm.{command}" if command else "python -m mlx_trm"
+    return f"{words} {command}".strip()
+
+
 def overview() -> str:
     """Describe every command in a line."""
     width = max(map(len, COMMANDS))
     lines = [f"  {name:{width}}  {summary}" for name, summary in COMMANDS.items()]
     return "\n".join(
-        ["usage: python -m mlx_trm COMMAND ...   (or: mlx-trm COMMAND ...)", ""]
+        [f"usage: {called_as('')} COMMAND ...", ""]
         + lines
         + ["", "COMMAND --help says more; --version prints the version."]
     )
@@ -67,7 +83,7 @@ def _start(argv: List[str]) -> int:
     if name not in COMMANDS:
         hint = did_you_mean(name, COMMANDS)
         known = ", ".join(COMMANDS)
-        sys.stderr.write(f"mlx-trm: unknown command {name!r}{hint} (known: {known})\n")
+        sys.stderr.write(f"{called_as('')}: unknown command {name!r}{hint} (known: {known})\n")
         return 2
     code: int = importlib.import_module(f"mlx_trm.{name}").main(argv[1:])
     return code
