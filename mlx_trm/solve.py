@@ -16,14 +16,17 @@ from mlx_trm.cli.arguments import (
     save_json,
 )
 from mlx_trm.cli.checkpoints import add_model, add_run, check_given, find_weights, load_run
-from mlx_trm.cli.pictures import add_pictures, asks_for_pictures, check_pictures, save_pictures
 from mlx_trm.cli.puzzles import Given, read_given, read_standard_input
 from mlx_trm.cli.running import make_main
 from mlx_trm.cli.solve_display import (
     Display,
+    add_pictures,
+    asks_for_pictures,
+    check_pictures,
     counted,
     record,
     record_result,
+    save_pictures,
     summary,
     summary_of_search,
 )

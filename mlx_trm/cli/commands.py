@@ -4,13 +4,15 @@ import importlib
 import io
 import os
 import sys
-from typing import Dict, List
+from types import MappingProxyType
+from typing import Callable, Dict, List, Mapping
 
 from mlx_trm.errors import did_you_mean
 from mlx_trm.system.environment import reserve_descriptors
 from mlx_trm.system.output import discard
 
 INTERRUPTED, BROKEN_PIPE = 130, 141
+NONE: Mapping[str, Callable[[List[str]], int]] = MappingProxyType({})
 COMMANDS: Dict[str, str] = {
     "train": "train a model from a configuration",
     "evaluate": "score a trained model on its task's puzzles",
@@ -47,22 +49,27 @@ def overview() -> str:
     return "\n".join(
         [f"usage: {called_as('')} COMMAND ...", ""]
         + lines
-        + ["", "COMMAND --help says more; --version prints the version."]
+        + [
+            "",
+            "COMMAND --help says more; --version prints the version; completion bash or completion",
+            "zsh prints what completes these words in that shell.",
+        ]
     )
 
 
-def start_command(argv: List[str]) -> int:
+def start_command(argv: List[str], others: Mapping[str, Callable[[List[str]], int]] = NONE) -> int:
     """Start the command that a line begins with.
 
     Args:
         argv: the command's name and its arguments; nothing, or ``--help``, lists the commands.
+        others: what is started besides, by name, and is not listed as a command.
 
     Returns:
         The exit code.
     """
     prepare_streams()
     try:
-        return _start(argv)
+        return _start(argv, others)
     except BrokenPipeError:
         return close_output()
     except KeyboardInterrupt:  # while the command is being imported
@@ -70,7 +77,7 @@ def start_command(argv: List[str]) -> int:
         return INTERRUPTED
 
 
-def _start(argv: List[str]) -> int:
+def _start(argv: List[str], others: Mapping[str, Callable[[List[str]], int]]) -> int:
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(overview(), flush=True)
         return 0
@@ -80,6 +87,8 @@ def _start(argv: List[str]) -> int:
         print(f"mlx_trm {__version__}", flush=True)
         return 0
     name = argv[0]
+    if name in others:
+        return others[name](argv[1:])
     if name not in COMMANDS:
         hint = did_you_mean(name, COMMANDS)
         known = ", ".join(COMMANDS)

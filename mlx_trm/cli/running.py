@@ -67,8 +67,14 @@ class Main:
         return make_parser(self.command, self.add_arguments, self.needs)
 
 
-# What command modules call; a class, so that a command's options can be listed, too.
-make_main = Main
+def make_main(
+    command: str,
+    add_arguments: Callable[[argparse.ArgumentParser], None],
+    run: Callable[..., Optional[int]],
+    needs: str = "nothing",
+) -> Main:
+    """Make the ``main`` of a command module; the arguments are the attributes of :class:`Main`."""
+    return Main(command, add_arguments, run, needs)
 
 
 def make_parser(

@@ -209,6 +209,20 @@ class Layout:
                     found.append(Problem(UNKNOWN, full, f"unknown key {full!r}{hint}"))
         return found
 
+    def settings(self) -> List[str]:
+        """List the dotted names of all settings, those of every task and model among them."""
+        known = dict.fromkeys(
+            name for name in section_fields(self.root) if name not in self.sections
+        )
+        for section, cls in self.sections.items():
+            classes = [cls]
+            if section in self.registries:
+                registry = self.registries[section]
+                classes += [registry.get(name).config_class for name in registry.names()]
+            names = [f"{section}.{name}" for each in classes for name in section_fields(each)]
+            known.update(dict.fromkeys(names))
+        return list(known)
+
     def find_settings(self, word: str) -> List[str]:
         """Find the settings that somebody may mean by a word that is none.
 
@@ -220,15 +234,7 @@ class Layout:
             of those that are called something close; none where nothing is close.
         """
         word = word.strip("-").replace("-", "_")
-        known = dict.fromkeys(section_fields(self.root))
-        for section, cls in self.sections.items():
-            classes = [cls]
-            if section in self.registries:
-                registry = self.registries[section]
-                classes += [registry.get(name).config_class for name in registry.names()]
-            names = [f"{section}.{name}" for each in classes for name in section_fields(each)]
-            known.update(dict.fromkeys(names))
-        settings = [name for name in known if name not in self.sections]
+        settings = self.settings()
         exact = [name for name in settings if word in (name, name.rpartition(".")[2])]
         if not exact and word in self.renamed:
             exact = [self.renamed[word]]

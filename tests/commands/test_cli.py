@@ -475,7 +475,7 @@ def test_unknown_command(capsys: pytest.CaptureFixture) -> None:
     """One line with the closest one."""
     assert start_command(["trian"]) == 2
     assert only_line(capsys).startswith(
-        "python -m mlx_trm: unknown command 'trian'; did you mean 'train'? (known: train, evaluate, "
+        "python -m mlx_trm: unknown command 'trian'; did you mean 'train'? (known: train, "
     )
 
 
