@@ -119,9 +119,10 @@ def add_search(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--seed", type=whole, metavar="N", help="of all that is random (default: 0)")
 
 
-def asks_for_search(args: argparse.Namespace) -> bool:
-    """Whether any option of :func:`add_search` was given."""
-    return any(getattr(args, name) not in (None, False) for name in SEARCH_OPTIONS)
+def asks_for_search(args: argparse.Namespace, but: str = "") -> bool:
+    """Whether any option of :func:`add_search` was given, but one that may mean something else."""
+    names = [name for name in SEARCH_OPTIONS if name != but]
+    return any(getattr(args, name) not in (None, False) for name in names)
 
 
 def read_search(args: argparse.Namespace, batch_size: int) -> SearchSettings:

@@ -17,6 +17,7 @@ COMMANDS: Dict[str, str] = {
     "train": "train a model from a configuration",
     "evaluate": "score a trained model on its task's puzzles",
     "solve": "let a trained model solve one puzzle, step by step",
+    "adapt": "learn new ARC tasks from their demonstrations, and answer them",
     "convert": "read and write the checkpoints of the PyTorch original",
     "plot": "draw what runs have logged, or print it as a table",
     "data": "list, build and show datasets",
