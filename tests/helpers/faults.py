@@ -4,7 +4,7 @@
     python tests/helpers/faults.py --only loss halting
 
 Each fault is put into a copy of the package; the tests of its place run there until one fails.
-One that nobody notices is a gap in the tests. ``tests/policy/test_faults.py`` runs all of it (slow).
+One that nobody notices is a gap in the tests. ``tests/policy/test_faults.py`` runs all (slow).
 """
 
 import argparse

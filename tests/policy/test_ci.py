@@ -4,6 +4,7 @@ import re
 
 import pytest
 import yaml
+from child_processes import run_python
 from paths import ROOT
 
 WORKFLOWS = ROOT / ".github" / "workflows"
@@ -66,6 +67,25 @@ def test_a_release_is_checked_before_it_is_published():
     for check in ("twine check --strict", "check-wheel-contents", "GITHUB_REF_NAME"):
         assert any(check in step.get("run", "") for step in jobs["build"]["steps"]), check
     assert not re.search(r"https?://|\w+\.(org|io|com)\b", text)  # no host is named
+
+
+def test_coverage_is_measured_with_workers_and_without(tmp_path):
+    """pytest-cov decides how it measures before a conftest can ask for workers."""
+    for more in ([], ["-n", "1", "--dist", "worksteal"]):
+        words = [
+            "-m",
+            "pytest",
+            "--cov",
+            "-q",
+            "-k",
+            "nothing_is_called_so",
+            "-p",
+            "no:cacheprovider",
+        ]
+        env = {"COVERAGE_FILE": str(tmp_path / "coverage")}
+        done = run_python(*words, *more, "tests/policy", cwd=ROOT, env=env)
+        assert "INTERNALERROR" not in done.stdout + done.stderr
+        assert done.returncode == 5, done.stdout  # no test was chosen
 
 
 def test_slow_tests_run_every_night():
