@@ -1,10 +1,11 @@
 """The workflows: images that exist, each Python that is promised, and devices that are said."""
 
 import re
+from types import SimpleNamespace
 
+import conftest
 import pytest
 import yaml
-from child_processes import run_python
 from paths import ROOT
 
 WORKFLOWS = ROOT / ".github" / "workflows"
@@ -69,23 +70,15 @@ def test_a_release_is_checked_before_it_is_published():
     assert not re.search(r"https?://|\w+\.(org|io|com)\b", text)  # no host is named
 
 
-def test_coverage_is_measured_with_workers_and_without(tmp_path):
-    """pytest-cov decides how it measures before a conftest can ask for workers."""
-    for more in ([], ["-n", "1", "--dist", "worksteal"]):
-        words = [
-            "-m",
-            "pytest",
-            "--cov",
-            "-q",
-            "-k",
-            "nothing_is_called_so",
-            "-p",
-            "no:cacheprovider",
-        ]
-        env = {"COVERAGE_FILE": str(tmp_path / "coverage")}
-        done = run_python(*words, *more, "tests/policy", cwd=ROOT, env=env)
-        assert "INTERNALERROR" not in done.stdout + done.stderr
-        assert done.returncode == 5, done.stdout  # no test was chosen
+@pytest.mark.parametrize("coverage", [None, ["mlx_trm"]])
+def test_coverage_is_measured_without_workers_that_come_too_late(coverage, monkeypatch):
+    """pytest-cov decides how it measures before a conftest can ask for workers, and fails then."""
+    monkeypatch.setattr(conftest, "WORKER", None)
+    option = SimpleNamespace(numprocesses=None, dist="no", tx=[], cov_source=coverage)
+    conftest.pytest_cmdline_main(SimpleNamespace(option=option, args=[str(ROOT / "tests")]))
+    assert option.numprocesses == (None if coverage else "auto")
+    steps = jobs_of(WORKFLOWS / "ci.yml")["linux"]["steps"]
+    assert any("pytest -n auto --dist worksteal --cov" in step.get("run", "") for step in steps)
 
 
 def test_slow_tests_run_every_night():
