@@ -4,6 +4,7 @@ import sys
 from typing import List, Optional
 
 from mlx_trm.cli.commands import start_command
+from mlx_trm.cli.completion import complete
 
 
 def main(argv: Optional[List[str]] = None) -> int:
@@ -15,7 +16,7 @@ def main(argv: Optional[List[str]] = None) -> int:
     Returns:
         The exit code.
     """
-    return start_command(sys.argv[1:] if argv is None else argv)
+    return start_command(sys.argv[1:] if argv is None else argv, {"completion": complete})
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ import logging
 import sys
 import time
 from pathlib import Path
-from typing import List, Optional
+from typing import List, Optional, Sequence, Tuple
 
 import numpy as np
 
@@ -17,9 +17,10 @@ from mlx_trm.cli.running import DONE, NO, make_main
 from mlx_trm.config.registry import TASKS
 from mlx_trm.datasets.catalogue import DataEntry, built_datasets, bundled_samples, fetched_sets
 from mlx_trm.datasets.manifest import check_manifest
+from mlx_trm.datasets.names import row_names
 from mlx_trm.datasets.writing import SPLITS
 from mlx_trm.drawing.raster import Panel, check_pillow, save_strip
-from mlx_trm.errors import ConfigError, DataError
+from mlx_trm.errors import ConfigError, DataError, did_you_mean, shown
 from mlx_trm.system.files import cache_folder
 from mlx_trm.tasks import PuzzleDataset, Task, build_task
 
@@ -48,6 +49,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     action.add_argument(
         "--count", type=positive, default=1, metavar="N", help="how many (default: 1)"
+    )
+    action.add_argument(
+        "--name", metavar="NAME", help="the puzzles of this name instead, an ARC task's say"
     )
     action.add_argument("--png", type=writable, metavar="FILE", help="also draw them there")
     add_config(action)
@@ -125,28 +129,64 @@ def run_build(args: argparse.Namespace) -> None:
 
 
 def run_show(args: argparse.Namespace) -> None:
-    """Draw puzzles beside their answers."""
+    """Draw puzzles beside their answers; those with names below the pairs that explain them."""
     if args.png is not None:
         check_pillow("--png")
     config = read_config(args)
     task = build_task(config.task, config.task_seed)
     dataset = task.dataset(args.split)
-    if args.index >= len(dataset):
+    names = row_names(dataset) if dataset.spec.num_puzzle_identifiers > 1 else None
+    chosen: Sequence[int] = range(args.index, min(args.index + args.count, len(dataset)))
+    if args.name is not None:
+        chosen = find_named(dataset, names, args.name)
+    elif args.index >= len(dataset):
         raise ConfigError(
             f"--index {args.index}: the split {args.split} has {len(dataset):,} puzzles, "
             f"0 to {len(dataset) - 1}"
         )
     color, pictures = display.use_color(), []
-    for index in range(args.index, min(args.index + args.count, len(dataset))):
+    demonstrations = task.dataset("train") if args.split == "test" and names else None
+    for index in chosen:
         inputs, labels = dataset.example(index)
-        if args.png is not None:
-            sides = (("puzzle", inputs), ("answer", labels))
-            pictures.append([Panel(f"{index}, {s}", task.board(t, inputs)) for s, t in sides])
-        print(f"{config.task.name} {args.split} puzzle {index} of {len(dataset):,}")
-        print(draw_pair(task, inputs, labels, color))
+        number = dataset.example_identifier(index)
+        named = f", {shown(names[number])}" if names and number else ""
+        print(f"{config.task.name} {args.split} puzzle {index} of {len(dataset):,}{named}")
+        shows: List[Tuple[str, Tuple[np.ndarray, np.ndarray]]] = []
+        if demonstrations is not None and number:
+            for place in demonstrations.examples_of(number):
+                shows.append((f"demonstration {len(shows) + 1}", demonstrations.example(place)))
+        for title, pair in shows:
+            print(f"{title}:\n{draw_pair(task, *pair, color)}")
+        known = dataset.open_answer is None or not np.array_equal(labels, dataset.open_answer)
+        if shows:
+            print("puzzle, and its answer:" if known else "puzzle:")
+        if not known:
+            print(f"{task.render(inputs, inputs, color=color)}\nno solution is known")
+            pairs = [*shows, ("puzzle", (inputs, inputs))]
+        else:
+            print(draw_pair(task, inputs, labels, color))
+            pairs = [*shows, (str(index), (inputs, labels))]
         print(f"{task.format(inputs)}\n")
+        for title, (given, right) in pairs if args.png is not None else []:
+            sides = (("puzzle", given), ("answer", right))
+            pictures.append([Panel(f"{title}, {s}", task.board(t, given)) for s, t in sides])
     if args.png is not None:
         save_strip(args.png, pictures)
+
+
+def find_named(dataset: PuzzleDataset, names: Optional[List[str]], name: str) -> Sequence[int]:
+    """Give the examples of a split that belong to a name.
+
+    Raises:
+        ConfigError: if there are none.
+    """
+    if names is None:
+        raise ConfigError("--name: the puzzles of this data set have no names; use --index")
+    found = dataset.examples_of(names.index(name)) if name in names[1:] else []
+    if not found:
+        hint = did_you_mean(name, names[1:]) if len(names) < 100_000 else ""
+        raise ConfigError(f"--name {name}: no puzzle of this split has this name{hint}")
+    return found
 
 
 def run_verify(args: argparse.Namespace) -> int:

@@ -257,6 +257,12 @@ def did_you_mean(word: str, known: Iterable[str], prefix: str = "") -> str:
     Returns:
         ``"; did you mean 'X'?"``, or an empty string where nothing is close.
     """
+    close = close_match(word, known)
+    return "" if close is None else f"; did you mean {prefix + close!r}?"
+
+
+def close_match(word: str, known: Iterable[str]) -> Optional[str]:
+    """Give the known word that is closest to a mistyped one; None where nothing is close."""
     by_case = {name.lower(): name for name in known}
     close = difflib.get_close_matches(word.lower(), list(by_case), n=1)
-    return f"; did you mean {prefix + by_case[close[0]]!r}?" if close else ""
+    return by_case[close[0]] if close else None

@@ -4,6 +4,7 @@ import argparse
 import logging
 import sys
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Dict, Iterable, Iterator, List, Optional, Tuple
 
@@ -25,7 +26,7 @@ from mlx_trm.config.loading import config_from_dict, config_to_dict
 from mlx_trm.config.sections import NEW_ROWS
 from mlx_trm.datasets.names import row_names
 from mlx_trm.errors import ConfigError
-from mlx_trm.inference.evaluator import Evaluator, check_dimensions
+from mlx_trm.inference.evaluator import Evaluator, ablated_rows, check_dimensions
 from mlx_trm.inference.predictions import Comparison, McNemar, check_name, write_predictions
 from mlx_trm.inference.search import Problem, Result, SearchSettings
 from mlx_trm.inference.search.problems import dataset_problems, file_problems, sample_problems
@@ -67,6 +68,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="what puzzles get that the run does not know: the mean row of its table, or zeros",
     )
     parser.add_argument(
+        "--identifiers",
+        choices=("own", "blank", "random"),
+        default="own",
+        help="which row of the puzzle table a puzzle gets: its own; the blank one; or another "
+        "puzzle's, by --seed: what the rows are worth",
+    )
+    parser.add_argument(
         "--data", metavar="FILE", help="evaluate the puzzles of a CSV or text file instead"
     )
     parser.add_argument(
@@ -82,7 +90,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="compare with the predictions of another evaluation (McNemar's test)",
     )
     add_search(parser)
-    add_model(parser)
+    add_model(parser, settings=True)
     add_json(parser, "also write the metrics there")
 
 
@@ -99,7 +107,10 @@ def run(args: argparse.Namespace, overrides: List[str]) -> int:
                 "model.*: cannot be overridden when evaluating, the weights were trained with it"
             )
     evaluator = Evaluator(checkpoint.model, config)
-    searches = asks_for_search(args) or args.data or args.predictions or args.against
+    # A seed alone may be that of the identifiers.
+    seed_alone = args.identifiers == "random" and not asks_for_search(args, but="seed")
+    searches = args.data or args.predictions or args.against
+    searches = searches or (asks_for_search(args) and not seed_alone)
     check_output(args, bool(searches))
     table = checkpoint.model.config.puzzle_emb_ndim and checkpoint.spec.num_puzzle_identifiers > 1
     if table and args.data is None:
@@ -113,6 +124,8 @@ def run(args: argparse.Namespace, overrides: List[str]) -> int:
     if args.quantize is not None:
         weights += f" of {args.quantize} bits"
     title = f"{checkpoint.path}: step {checkpoint.step}, {weights}, {args.data or args.split}"
+    if args.identifiers != "own":
+        title += f", identifiers {args.identifiers}"
     if searches:
         report_search(evaluator, args, title)
     else:
@@ -155,7 +168,10 @@ def progress_bar(args: argparse.Namespace, total: Optional[int] = None) -> Itera
 def report_plain(evaluator: Evaluator, args: argparse.Namespace, title: str) -> None:
     """Evaluate every puzzle with the same number of steps, and print the metrics."""
     with progress_bar(args) as progress:
-        metrics = evaluator.run(args.split, args.max_examples, args.steps, on_progress=progress)
+        rows = ablated_rows(evaluator.model, args.identifiers, args.seed or 0)
+        metrics = evaluator.run(
+            args.split, args.max_examples, args.steps, on_progress=progress, rows_of=rows
+        )
     if args.json is not None:
         save_json(args.json, metrics)
     if args.output is not None:
@@ -217,6 +233,10 @@ def find_problems(
         dataset = evaluator.task.dataset(args.split)
         check_dimensions(evaluator.model, dataset)
         problems, total = dataset_problems(dataset), len(dataset)
+    rows = ablated_rows(evaluator.model, args.identifiers, settings.seed)
+    if rows is not None:
+        # Of a puzzle that brings no row there is none to take away.
+        problems = (replace(each, identifier=int(rows[each.identifier])) for each in problems)
     most = args.max_examples or evaluator.config.eval.max_examples
     if most is not None and (total is None or most < total):
         problems = sample_problems(problems, most, settings.seed)

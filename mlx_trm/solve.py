@@ -18,18 +18,22 @@ from mlx_trm.cli.arguments import (
 from mlx_trm.cli.checkpoints import (
     add_model,
     add_run,
+    check_given,
     find_weights,
     load_run,
     tell_of_slow_blas,
 )
-from mlx_trm.cli.pictures import add_pictures, asks_for_pictures, check_pictures, save_pictures
 from mlx_trm.cli.puzzles import Given, read_given, read_standard_input
 from mlx_trm.cli.running import make_main
 from mlx_trm.cli.solve_display import (
     Display,
+    add_pictures,
+    asks_for_pictures,
+    check_pictures,
     counted,
     record,
     record_result,
+    save_pictures,
     summary,
     summary_of_search,
 )
@@ -50,6 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "puzzle",
         metavar="PUZZLE",
+        nargs="?",
         help="a puzzle such as '1... ..2. .3.. ...4', a maze such as 'S.#/..#/..G', the name of an "
         "ARC task of the run's data or a grid such as '012/345', a file of them (Sudoku: one a "
         "line; mazes and grids: with a blank line between; a CSV with a column question; an ARC "
@@ -81,6 +86,9 @@ def run(args: argparse.Namespace) -> int:
     Returns:
         0, whether the answers are right or not: the command did what it was asked for.
     """
+    if args.puzzle is None:  # of one word alone the parser cannot tell what it is
+        args.run, args.puzzle = None, args.run
+    check_given(args.puzzle)
     check_pictures(args)
     if asks_for_search(args) and (args.show == "steps" or args.stop_when_halted):
         raise ConfigError(

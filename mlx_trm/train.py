@@ -12,7 +12,7 @@ import numpy as np
 
 from mlx_trm.cli import tables as display
 from mlx_trm.cli.checkpoints import tell_of_slow_blas
-from mlx_trm.cli.progress import Progress
+from mlx_trm.cli.progress import Estimate, Progress
 from mlx_trm.cli.running import make_main
 from mlx_trm.config.loading import dump_config, load_config
 from mlx_trm.config.sections import ExperimentConfig
@@ -89,7 +89,13 @@ def run(args: argparse.Namespace, config: Optional[ExperimentConfig]) -> int:
         return 0
     if trainer.run.processes.leads:
         tell_of_slow_blas(trainer.model)
-    progress = Progress(trainer.run.plan.planned_steps, quiet, start=trainer.step)
+    plan, settings = trainer.run.plan, trainer.config.train
+    estimate = Estimate(
+        plan.planned_steps - trainer.step,
+        should_compile(settings.compile, trainer.model),
+        None if settings.max_hours is None else 3600 * settings.max_hours,
+    )
+    progress = Progress(plan.planned_steps, quiet, start=trainer.step, estimate=estimate)
     with stopping(trainer, progress):
         try:
             report = trainer.fit(

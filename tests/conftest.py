@@ -54,6 +54,8 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
     if WORKER is not None or not hasattr(option, "numprocesses"):
         return
     asked = option.numprocesses is not None or option.dist != "no" or option.tx
+    # pytest-cov has decided by now how it measures, and without workers.
+    asked = asked or getattr(option, "cov_source", None)
     # One file is done before workers have started.
     if not asked and whole_folders(config):
         option.numprocesses = "auto"

@@ -3,10 +3,11 @@
 import argparse
 import os
 import re
+import shlex
 from pathlib import Path
 from typing import Any, Iterator, List, NoReturn, Set, Tuple
 
-from mlx_trm.config.loading import load_config, packaged_configs
+from mlx_trm.config.loading import LAYOUT, load_config, packaged_configs
 from mlx_trm.config.sections import ExperimentConfig
 from mlx_trm.errors import ConfigError, did_you_mean
 from mlx_trm.inference.search.settings import HALTS, SELECTIONS, STARTS, SearchSettings
@@ -118,9 +119,10 @@ def add_search(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--seed", type=whole, metavar="N", help="of all that is random (default: 0)")
 
 
-def asks_for_search(args: argparse.Namespace) -> bool:
-    """Whether any option of :func:`add_search` was given."""
-    return any(getattr(args, name) not in (None, False) for name in SEARCH_OPTIONS)
+def asks_for_search(args: argparse.Namespace, but: str = "") -> bool:
+    """Whether any option of :func:`add_search` was given, but one that may mean something else."""
+    names = [name for name in SEARCH_OPTIONS if name != but]
+    return any(getattr(args, name) not in (None, False) for name in names)
 
 
 def read_search(args: argparse.Namespace, batch_size: int) -> SearchSettings:
@@ -208,7 +210,7 @@ def add_plugins(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="run the plugins that the configuration in a run or checkpoint folder names: they are "
         "code of whoever made it (docs/security.md); without this they are refused, unless "
-        "plugins=[FILE] names your own",
+        "plugins=FILE names your own",
     )
 
 
@@ -259,13 +261,42 @@ def parse_line(parser: Parser, argv: List[str]) -> argparse.Namespace:
     args, extra = parse(argv)
     unknown = [word for word in extra if word.startswith("-")]
     if unknown:
-        hint = did_you_mean(unknown[0].split("=")[0], parser.options())
-        parser.error(f"unknown option {unknown[0]!r}{hint}")
+        parser.error(f"unknown option {unknown[0]!r}{_hint(parser, args, unknown[0], argv)}")
     words = list(getattr(args, "overrides", [])) + extra + settings
     if words and not getattr(args, "takes_overrides", False):
         parser.error(f"unexpected {words[0]!r}")
     args.overrides = words
     return args
+
+
+def _hint(parser: Parser, args: argparse.Namespace, word: str, argv: List[str]) -> str:
+    """Say what an unknown option may have been: a setting, which has no dashes, or an option.
+
+    Args:
+        parser: of the command.
+        args: what was understood.
+        word: the option, perhaps with ``=`` and a value.
+        argv: the words after the command's name, in which a value may follow.
+    """
+    name, equals, value = word.partition("=")
+    mistyped = did_you_mean(name, parser.options())
+    if not getattr(args, "takes_overrides", False) or not getattr(args, "any_setting", True):
+        return mistyped
+    meant = LAYOUT.find_settings(name)
+    same = name.strip("-").replace("-", "_")
+    exact = [each for each in meant if same in (each, each.rpartition(".")[2])]
+    if not meant or (mistyped and not exact):
+        return mistyped
+    if not equals:
+        following = argv[argv.index(word) + 1 :] if word in argv else []
+        value = following[0] if following and not following[0].startswith("--") else "VALUE"
+    written = " or ".join(shell_word(f"{each}={value}") for each in meant[:3])
+    return f"; settings have no dashes: write {written}"
+
+
+def shell_word(word: str) -> str:
+    """Write a word so that every shell takes it as it is."""
+    return word if re.fullmatch(r"[\w.,:/@%+=-]+", word) else shlex.quote(word)
 
 
 def _split_settings(argv: List[str], valued: Set[str]) -> Tuple[List[str], List[str]]:

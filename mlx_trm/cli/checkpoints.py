@@ -48,11 +48,16 @@ def tell_of_slow_blas(model: RecursiveModel) -> None:
         LOGGER.info("%s", advice)
 
 
-def add_model(parser: argparse.ArgumentParser) -> None:
-    """Let a command choose among a run's weights, and quantise them."""
+def add_model(parser: argparse.ArgumentParser, settings: bool = False) -> None:
+    """Let a command choose among a run's weights, and quantise them.
+
+    Args:
+        parser: of the command.
+        settings: whether it takes any setting; else ``plugins`` is the only one.
+    """
     add_weights(parser)
     add_plugins(parser)
-    parser.set_defaults(takes_overrides=True)  # for plugins=[FILE]
+    parser.set_defaults(takes_overrides=True, any_setting=settings)  # for plugins=FILE
     parser.add_argument(
         "--quantize",
         type=int,
@@ -74,6 +79,27 @@ def locate_run(run: str) -> Path:
         return find_pretrained(run).folder
     except ConfigError as error:
         raise ConfigError(f"{run}: no such run or checkpoint folder, and {error}") from error
+
+
+def check_given(source: Optional[str]) -> None:
+    """Refuse a line of ``solve`` that names no puzzle, and say where models come from.
+
+    Args:
+        source: the only word, where RUN is left out; None: there is none.
+
+    Raises:
+        ConfigError: if there is no word, or it is the name of weights.
+    """
+    known = {each.name: each for each in pretrained()}
+    if source is not None and (source not in known or os.path.exists(source)):
+        return
+    said = f"{source}: names weights, and PUZZLE is missing" if source else "PUZZLE is missing"
+    raise ConfigError(
+        f"{said}; solve PUZZLE takes the weights of the package that suit it "
+        f"({', '.join(known)}), solve RUN PUZZLE those of a run folder, which train makes "
+        "(--config sudoku_tiny.yaml takes minutes), or convert of published weights "
+        "(docs/migration_guide.md)"
+    )
 
 
 def find_weights(source: str, content: Optional[bytes]) -> Pretrained:
@@ -116,7 +142,7 @@ def load_run(
     """
     others = [word for word in args.overrides if word.partition("=")[0].strip() != "plugins"]
     if others and not settings:
-        raise ConfigError(f"unexpected {others[0]!r}; the only setting here is plugins=[FILE]")
+        raise ConfigError(f"unexpected {others[0]!r}; the only setting here is plugins=FILE")
     import_named(args.overrides)
     checkpoint = load_checkpoint(locate_run(args.run), args.weights, args.allow_plugins)
     if args.quantize is None:

@@ -4,17 +4,20 @@ import importlib
 import io
 import os
 import sys
-from typing import Dict, List
+from types import MappingProxyType
+from typing import Callable, Dict, List, Mapping
 
 from mlx_trm.errors import did_you_mean
 from mlx_trm.system.environment import reserve_descriptors
 from mlx_trm.system.output import discard
 
 INTERRUPTED, BROKEN_PIPE = 130, 141
+NONE: Mapping[str, Callable[[List[str]], int]] = MappingProxyType({})
 COMMANDS: Dict[str, str] = {
     "train": "train a model from a configuration",
     "evaluate": "score a trained model on its task's puzzles",
     "solve": "let a trained model solve one puzzle, step by step",
+    "adapt": "learn new ARC tasks from their demonstrations, and answer them",
     "convert": "read and write the checkpoints of the PyTorch original",
     "plot": "draw what runs have logged, or print it as a table",
     "data": "list, build and show datasets",
@@ -24,29 +27,50 @@ COMMANDS: Dict[str, str] = {
 }
 
 
+def called_as(command: str) -> str:
+    """Say how the user has called a command: by this process's own words.
+
+    Args:
+        command: its name; empty for what lists the commands.
+    """
+    place, name = os.path.split(sys.argv[0] if sys.argv else "")
+    if os.path.splitext(name)[0] in ("mlx-trm", "mlx-trm-script"):
+        words = "mlx-trm"
+    elif name == "__main__.py" and os.path.basename(place) == "mlx_trm":
+        words = "python -m mlx_trm"
+    else:
+        return f"python -m mlx_trm.{command}" if command else "python -m mlx_trm"
+    return f"{words} {command}".strip()
+
+
 def overview() -> str:
     """Describe every command in a line."""
     width = max(map(len, COMMANDS))
     lines = [f"  {name:{width}}  {summary}" for name, summary in COMMANDS.items()]
     return "\n".join(
-        ["usage: python -m mlx_trm COMMAND ...   (or: mlx-trm COMMAND ...)", ""]
+        [f"usage: {called_as('')} COMMAND ...", ""]
         + lines
-        + ["", "COMMAND --help says more; --version prints the version."]
+        + [
+            "",
+            "COMMAND --help says more; --version prints the version; completion bash or completion",
+            "zsh prints what completes these words in that shell.",
+        ]
     )
 
 
-def start_command(argv: List[str]) -> int:
+def start_command(argv: List[str], others: Mapping[str, Callable[[List[str]], int]] = NONE) -> int:
     """Start the command that a line begins with.
 
     Args:
         argv: the command's name and its arguments; nothing, or ``--help``, lists the commands.
+        others: what is started besides, by name, and is not listed as a command.
 
     Returns:
         The exit code.
     """
     prepare_streams()
     try:
-        return _start(argv)
+        return _start(argv, others)
     except BrokenPipeError:
         return close_output()
     except KeyboardInterrupt:  # while the command is being imported
@@ -54,7 +78,7 @@ def start_command(argv: List[str]) -> int:
         return INTERRUPTED
 
 
-def _start(argv: List[str]) -> int:
+def _start(argv: List[str], others: Mapping[str, Callable[[List[str]], int]]) -> int:
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(overview(), flush=True)
         return 0
@@ -64,10 +88,12 @@ def _start(argv: List[str]) -> int:
         print(f"mlx_trm {__version__}", flush=True)
         return 0
     name = argv[0]
+    if name in others:
+        return others[name](argv[1:])
     if name not in COMMANDS:
         hint = did_you_mean(name, COMMANDS)
         known = ", ".join(COMMANDS)
-        sys.stderr.write(f"mlx-trm: unknown command {name!r}{hint} (known: {known})\n")
+        sys.stderr.write(f"{called_as('')}: unknown command {name!r}{hint} (known: {known})\n")
         return 2
     code: int = importlib.import_module(f"mlx_trm.{name}").main(argv[1:])
     return code

@@ -18,14 +18,14 @@ from mlx_trm.tasks.maze import generator as maze_generator
 from mlx_trm.tasks.maze.paths import WALL, mark_all_shortest_paths
 from mlx_trm.tasks.sudoku import files as sudoku_files
 from mlx_trm.tasks.sudoku import generator as sudoku_generator
+from mlx_trm.tasks.sudoku import solver as sudoku_solver
 from mlx_trm.tasks.sudoku.hard import generate_hard
 from mlx_trm.tasks.sudoku.keys import puzzle_keys
-from mlx_trm.tasks.sudoku.solver import PuzzleSet
 from mlx_trm.tasks.sudoku.transforms import default_symmetries
 
 LOGGER = logging.getLogger(__name__)
 
-SIZES = {"sudoku": (4, 6, 9), "maze": range(3, 1001)}
+SIZES = {"sudoku": sudoku_solver.SIZES, "maze": range(3, 1001)}
 DEFAULT_SIZES = {"sudoku": 9, "maze": 30}
 # The options that only one task has.
 OWN_OPTIONS = {
@@ -44,7 +44,7 @@ def add_generate(commands: Any) -> None:
         "--size",
         type=positive,
         metavar="N",
-        help="rows: 4, 6 or 9 (default) of a Sudoku, 3 or more (default: 30) of a maze",
+        help="rows: 4, 6, 9 (default), 12 or 16 of a Sudoku, 3 or more (default: 30) of a maze",
     )
     action.add_argument("--count", type=positive, default=10, metavar="N")
     action.add_argument("--seed", type=whole, default=0, metavar="N", help="decides every byte")
@@ -162,7 +162,7 @@ def make_sudoku(args: argparse.Namespace) -> Tuple[str, str]:
     return sudoku_files.csv_text(made, source), describe_sudoku(made)
 
 
-def describe_sudoku(made: PuzzleSet) -> str:
+def describe_sudoku(made: sudoku_solver.PuzzleSet) -> str:
     """Describe Sudoku puzzles in a line."""
     givens, ratings = (made.puzzles > 0).sum(axis=1), made.ratings
     return (

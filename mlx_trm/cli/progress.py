@@ -3,11 +3,11 @@
 import math
 import sys
 import time
-from typing import Any, Optional
+from typing import Any, Callable, Optional
 
 from tqdm import tqdm
 
-from mlx_trm.cli.tables import duration, size
+from mlx_trm.cli.tables import duration, rough_duration, size
 from mlx_trm.runs.metrics import StepReport
 from mlx_trm.training.report import Evaluation
 
@@ -15,6 +15,81 @@ from mlx_trm.training.report import Evaluation
 def decimals(value: Optional[float], digits: int) -> str:
     """Write a number with so many digits after the point; a dash where it was not measured."""
     return "-" if value is None or math.isnan(value) else f"{value:.{digits}f}"
+
+
+# A run that takes less needs no estimate; one that takes more gets advice.
+SHORT, LONG = 60.0, 6 * 3600.0
+# A first step that takes longer is measured by itself.
+_LONG_STEP = 20.0
+
+
+class Estimate:
+    """Says once how long a run is going to take, as soon as its first steps tell."""
+
+    def __init__(
+        self,
+        steps: int,
+        compiled: bool = False,
+        limit: Optional[float] = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Start the clock; the first step follows.
+
+        Args:
+            steps: that are left to do.
+            compiled: whether the first step compiles, and so tells nothing.
+            limit: seconds after which the run ends in any case.
+            clock: gives the time in seconds.
+        """
+        self._left, self._compiled, self._limit, self._clock = steps, compiled, limit, clock
+        self._done, self._started, self._said = 0, clock(), False
+
+    def tick(self) -> Optional[str]:
+        """Count a step.
+
+        Returns:
+            The line, once, where there is something to say.
+        """
+        if self._said:
+            return None
+        self._done += 1
+        self._left -= 1
+        now = self._clock()
+        if self._done == 1:
+            first, self._started = now - self._started, now
+            if self._compiled or first < _LONG_STEP:
+                return None
+            pace = first
+        elif now - self._started < 1.0:
+            return None
+        else:
+            pace = (now - self._started) / (self._done - 1)
+        self._said = True
+        return describe_estimate(pace, self._left, self._limit)
+
+
+def describe_estimate(pace: float, left: int, limit: Optional[float] = None) -> Optional[str]:
+    """Say how long a run is going to take; None where it is short.
+
+    Args:
+        pace: seconds of a step.
+        left: steps.
+        limit: seconds after which the run ends in any case.
+    """
+    seconds = pace * left
+    if limit is not None and seconds >= limit:
+        return None  # the table above has said when it ends
+    if seconds < SHORT:
+        return None
+    text = (
+        f"the run takes about {rough_duration(seconds)}, {pace:.2g} s a step, without evaluations"
+    )
+    if seconds < LONG:
+        return text
+    return (
+        f"{text}; try train.max_hours=1 (--resume goes on with it), a smaller model, or a GPU; "
+        "sudoku_tiny.yaml and maze_tiny.yaml take minutes"
+    )
 
 
 class Progress:
@@ -26,6 +101,7 @@ class Progress:
         quiet: bool = False,
         seconds_between_lines: float = 10.0,
         start: int = 0,
+        estimate: Optional[Estimate] = None,
     ) -> None:
         """Start the display.
 
@@ -34,7 +110,9 @@ class Progress:
             quiet: show nothing.
             seconds_between_lines: how often a line is printed where there is no terminal.
             start: steps done before.
+            estimate: says how long the run is going to take.
         """
+        self._estimate = estimate
         self.quiet = quiet
         self._between = seconds_between_lines
         self._total = total
@@ -70,6 +148,9 @@ class Progress:
 
     def tick(self, step: int) -> None:
         """Show that a step is done; lines only where steps are so slow that nothing else comes."""
+        said = None if self._estimate is None else self._estimate.tick()
+        if said is not None:
+            self.line(said)
         if self._bar is not None:
             self._bar.update(step - self._bar.n)
         elif self._line_is_due(patience=3.0):

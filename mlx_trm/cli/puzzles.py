@@ -11,6 +11,7 @@ import numpy as np
 from mlx_trm.errors import DataError, listed
 from mlx_trm.system.bounded import read_bytes
 from mlx_trm.tasks import Task
+from mlx_trm.tasks.pasted import PASTED
 from mlx_trm.tasks.puzzle_files import own_names, split_fields
 
 LISTED_PROBLEMS = 10
@@ -27,13 +28,15 @@ class Given(NamedTuple):
         where: its first line in a file, or empty.
         text: as it was given.
         inputs: (S,) uint8 tokens.
-        labels: (S,) uint8 tokens of its answer; None where the task cannot tell.
+        labels: (S,) tokens of its answer; None where the task cannot tell.
+        by_rules: whether the rules gave the answer; otherwise the data did.
     """
 
     where: str
     text: str
     inputs: np.ndarray
     labels: Optional[np.ndarray]
+    by_rules: bool = False
 
 
 def reading_problem(source: str, task: Task, content: Optional[bytes] = None) -> Optional[str]:
@@ -84,6 +87,7 @@ def read_given(source: str, task: Task, content: Optional[bytes] = None) -> List
             text,
             row,
             task.known_answer(text) if labels is None else labels[i],
+            labels is not None,
         )
         for i, (number, text, row) in enumerate(zip(places, texts, rows))
     ]
@@ -104,7 +108,7 @@ def read_texts(
     if source != "-" and not os.path.exists(path):
         # A typing error in a file's name should not be reported as a strange puzzle.
         named = "/" in source or re.search(r"\.[A-Za-z]\w*$", source)
-        cells = sum(char in task.symbols or char.isspace() for char in source)
+        cells = sum(char in task.symbols or char in PASTED or char.isspace() for char in source)
         if named and cells <= MOSTLY * len(source):
             raise DataError(f"{source}: no such file, and not a puzzle either")
         yield 0, source

@@ -8,6 +8,7 @@ import argparse
 import logging
 import sys
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Callable, Dict, Iterator, List, Optional, Tuple
 
 from mlx_trm.cli.arguments import (
@@ -18,7 +19,7 @@ from mlx_trm.cli.arguments import (
     parse_line,
     read_config,
 )
-from mlx_trm.cli.commands import COMMANDS, INTERRUPTED, close_output, prepare_streams
+from mlx_trm.cli.commands import COMMANDS, INTERRUPTED, called_as, close_output, prepare_streams
 from mlx_trm.config.plugins import loaded_plugins, locate_in_plugin
 from mlx_trm.errors import (
     MOST_PROBLEMS,
@@ -34,27 +35,66 @@ DONE, NO, USER = 0, 1, 2
 LOGGER = logging.getLogger("mlx_trm")
 
 
+@dataclass(frozen=True)
+class Main:
+    """The ``main`` of a command module.
+
+    Attributes:
+        command: its name, one of :data:`mlx_trm.cli.commands.COMMANDS`.
+        add_arguments: declares what only this command takes.
+        run: does the work; see :func:`run_command`.
+        needs: see :func:`run_command`.
+    """
+
+    command: str
+    add_arguments: Callable[[argparse.ArgumentParser], None]
+    run: Callable[..., Optional[int]]
+    needs: str = "nothing"
+
+    def __call__(self, argv: Optional[List[str]] = None) -> int:
+        """Run the command.
+
+        Args:
+            argv: the words after its name; default those of the process.
+
+        Returns:
+            The exit code: 0 done, 1 the answer is no or a bug, 2 something the user can mend.
+        """
+        return run_command(self.command, self.add_arguments, self.run, argv, self.needs)
+
+    def parser(self) -> Parser:
+        """Make the command's parser."""
+        return make_parser(self.command, self.add_arguments, self.needs)
+
+
 def make_main(
     command: str,
     add_arguments: Callable[[argparse.ArgumentParser], None],
     run: Callable[..., Optional[int]],
     needs: str = "nothing",
-) -> Callable[..., int]:
-    """Make the ``main`` of a command module.
+) -> Main:
+    """Make the ``main`` of a command module; the arguments are the attributes of :class:`Main`."""
+    return Main(command, add_arguments, run, needs)
 
-    Args:
-        command, add_arguments, run, needs: as of :func:`run_command`.
 
-    Returns:
-        ``main(argv=None)``, which gives the exit code: 0 done, 1 the answer is no or a bug, 2
-        something the user can mend. ``argv`` are the words after the command's name; default those
-        of the process.
-    """
-
-    def main(argv: Optional[List[str]] = None) -> int:
-        return run_command(command, add_arguments, run, argv, needs)
-
-    return main
+def make_parser(
+    command: str, add_arguments: Callable[[argparse.ArgumentParser], None], needs: str
+) -> Parser:
+    """Make the parser of a command; arguments as of :func:`run_command`."""
+    summary = COMMANDS.get(command, command)
+    parser = Parser(
+        prog=called_as(command),
+        description=summary[:1].upper() + summary[1:] + ".",
+        epilog="Exit code: 0 done, 1 the answer is no or a bug, 2 something you can mend. No file "
+        "runs code but plugins that you name or allow (docs/security.md).",
+    )
+    add_arguments(parser)
+    if needs == "config":
+        add_config(parser)
+    elif needs == "overrides":
+        add_overrides(parser)
+    add_shared(parser)
+    return parser
 
 
 def run_command(
@@ -80,19 +120,7 @@ def run_command(
     Returns:
         The exit code.
     """
-    summary = COMMANDS.get(command, command)
-    parser = Parser(
-        prog=f"python -m mlx_trm.{command}",
-        description=summary[:1].upper() + summary[1:] + ".",
-        epilog="Exit code: 0 done, 1 the answer is no or a bug, 2 something you can mend. No file "
-        "runs code but plugins that you name or allow (docs/security.md).",
-    )
-    add_arguments(parser)
-    if needs == "config":
-        add_config(parser)
-    elif needs == "overrides":
-        add_overrides(parser)
-    add_shared(parser)
+    parser = make_parser(command, add_arguments, needs)
     words = sys.argv[1:] if argv is None else argv
     prepare_streams()
     # A run of days does not end because whoever read its output has left.

@@ -1,12 +1,17 @@
-"""What ``solve`` prints of puzzles, steps and results, and what its ``--json`` writes."""
+"""What ``solve`` prints of puzzles and results, its ``--json`` writes, and its options draw."""
 
+import argparse
 import math
-from typing import Any, Dict, List, Optional, Sequence
+from typing import Any, Dict, List, Optional, Sequence, Union
 
 import numpy as np
 
+from mlx_trm.cli.arguments import writable
 from mlx_trm.cli.puzzles import Given
 from mlx_trm.cli.tables import side_by_side, use_color
+from mlx_trm.drawing.page import save_page
+from mlx_trm.drawing.raster import check_pillow, save_animation, save_strip, scene_panels
+from mlx_trm.drawing.scenes import Scene
 from mlx_trm.drawing.terminal import EXPLAINED, with_beliefs
 from mlx_trm.inference.search import Result
 from mlx_trm.inference.solver import SolverStep
@@ -53,25 +58,30 @@ class Display:
     def result(self, number: int, puzzle: Given, step: SolverStep) -> None:
         """Show how a puzzle ended."""
         text = f"after {counted(step.step, 'step')}: {self._verdict(puzzle, step)}"
-        self._answer(number, puzzle, step.tokens, step.answer, text)
+        self._answer(number, puzzle, step, text)
 
     def _answer(
-        self, number: int, puzzle: Given, tokens: np.ndarray, answer: str, text: str
+        self, number: int, puzzle: Given, found: Union[SolverStep, Result], text: str
     ) -> None:
+        tokens, answer, correct = found.tokens, found.answer, found.correct
         if self.quiet:
             print(f"{answer}  {text}")
             return
         if not self.every_step:
             print(self._title(number, puzzle))
             print(side_by_side(self._draw_puzzle(puzzle), self._draw(tokens, puzzle)))
-        print(f"{text}\n" if self.count > 1 else text, flush=True)
+        print(text)
+        if correct is False and puzzle.by_rules and puzzle.labels is not None:
+            print(f"not the model's, but what the rules give: {self.task.format(puzzle.labels)}")
+            print(self._draw(puzzle.labels, puzzle))
+        print(end="\n" if self.count > 1 else "", flush=True)
 
     def found(self, number: int, puzzle: Given, result: Result) -> None:
         """Show what a search found, what that took, and how it is known."""
         description = self.task.describe_answer(puzzle.inputs, result.tokens)
         said = describe_result(puzzle, result, description)
         text = f"after {counted(result.steps, 'step')} in {counted(result.rollouts, 'rollout')}"
-        self._answer(number, puzzle, result.tokens, result.answer, f"{text}: {said}")
+        self._answer(number, puzzle, result, f"{text}: {said}")
 
     def _title(self, number: int, puzzle: Given) -> str:
         place = f" ({puzzle.where})" if puzzle.where else ""
@@ -112,7 +122,7 @@ def judged(
     if correct is not None:
         said.insert(0, "right" if correct else "wrong")
     if correct is False and puzzle.labels is not None:
-        cells = puzzle.labels != 0  # not padding
+        cells = puzzle.labels > 0  # not padding, nor what is not scored
         right = int(np.count_nonzero((tokens == puzzle.labels) & cells))
         said[0] = f"wrong ({right} of {np.count_nonzero(cells)} cells right)"
     return ", ".join(said)
@@ -177,3 +187,47 @@ def record(task: Task, puzzle: Given, steps: Sequence[SolverStep]) -> Dict[str, 
             for step in steps
         ],
     }
+
+
+def add_pictures(parser: argparse.ArgumentParser) -> None:
+    """Let a command draw the steps of its puzzles."""
+    for option, text in (
+        ("--png", "also draw every step there, as a strip"),
+        ("--gif", "also draw every step there, as an animation"),
+        ("--html", "also write a page there that shows every step of every rollout, by sliders"),
+    ):
+        parser.add_argument(option, type=writable, metavar="FILE", help=text)
+
+
+def asks_for_pictures(args: argparse.Namespace) -> bool:
+    """Whether any option of :func:`add_pictures` was given."""
+    return any(file is not None for file in (args.png, args.gif, args.html))
+
+
+def check_pictures(args: argparse.Namespace) -> None:
+    """Refuse pictures that cannot be drawn; before the work, not after it.
+
+    Raises:
+        ConfigError: saying what to install.
+    """
+    for option, file in (("--png", args.png), ("--gif", args.gif)):
+        if file is not None:
+            check_pillow(option)
+
+
+def save_pictures(args: argparse.Namespace, scenes: Sequence[Scene]) -> None:
+    """Write the pictures that were asked for.
+
+    Args:
+        args: with the options of :func:`add_pictures`.
+        scenes: a puzzle each, at least one.
+
+    Raises:
+        ConfigError: if there are too many steps, or a file cannot be written.
+    """
+    if args.png is not None:
+        save_strip(args.png, [scene_panels(scene) for scene in scenes])
+    if args.gif is not None:
+        save_animation(args.gif, scenes)
+    if args.html is not None:
+        save_page(args.html, scenes)

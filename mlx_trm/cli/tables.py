@@ -10,6 +10,7 @@ from mlx_trm.system.memory import GIB
 __all__ = [
     "duration",
     "metric_rows",
+    "rough_duration",
     "score_header",
     "score_rows",
     "side_by_side",
@@ -17,6 +18,10 @@ __all__ = [
     "table",
     "use_color",
 ]
+
+
+# Said where nothing can be right or wrong, because no answer is known.
+NO_SOLUTIONS = "no solutions"
 
 
 def table(rows: Sequence[Sequence[str]], header: Optional[Sequence[str]] = None) -> str:
@@ -46,6 +51,14 @@ def duration(seconds: float) -> str:
     return f"{whole}s"
 
 
+def rough_duration(seconds: float) -> str:
+    """Give seconds as people say them: ``12 minutes``, ``5 hours``, ``11 days``."""
+    for unit, length, least in (("day", 86400, 2), ("hour", 3600, 2), ("minute", 60, 2)):
+        if seconds >= least * length:
+            return f"{seconds / length:.0f} {unit}s"
+    return f"{max(1, seconds):.0f} seconds"
+
+
 def size(number_of_bytes: float) -> str:
     """Give bytes as ``3.2 GiB`` or ``12 MiB``."""
     if number_of_bytes >= GIB:
@@ -60,9 +73,11 @@ def metric_rows(metrics: Dict[str, Dict[str, float]]) -> List[Tuple[str, str, st
     """
     rows = []
     for name, values in metrics.items():
+        nothing = "-"
         if values.get("count") == 0:
-            rows += [(name, "count", "0"), (name, "accuracy", "- (no puzzle has a scored cell)")]
+            rows += [(name, "count", "0"), (name, "accuracy", NO_SOLUTIONS)]
             values = {key: value for key, value in values.items() if key != "count"}
+            nothing = NO_SOLUTIONS
         low, high = values.get("exact_accuracy_low"), values.get("exact_accuracy_high")
         for key, value in values.items():
             if key.startswith("exact_accuracy_"):
@@ -71,7 +86,7 @@ def metric_rows(metrics: Dict[str, Dict[str, float]]) -> List[Tuple[str, str, st
             if key == "steps":
                 text = f"{value:.2f}"
             if math.isnan(value):
-                text = "-"
+                text = nothing
             if key == "exact_accuracy" and low is not None and high is not None:
                 text += f"  (95 % interval {low:.4f} to {high:.4f})"
             rows.append((name, key, text))
@@ -86,6 +101,7 @@ def score_header(name: str) -> Tuple[str, ...]:
 def score_rows(scores: Mapping[str, Mapping[str, float]]) -> List[Tuple[str, ...]]:
     """Turn accuracies with their cost into rows of a table; what is not known is left empty."""
     rows = []
+    nothing = "" if any(values["count"] for values in scores.values()) else NO_SOLUTIONS
     for name, values in scores.items():
         row = [name, f"{values['count']:.0f}"]
         if "exact_accuracy" in values:
@@ -93,5 +109,5 @@ def score_rows(scores: Mapping[str, Mapping[str, float]]) -> List[Tuple[str, ...
             row += [f"{values['exact_accuracy']:.4f}", f"{low:.4f} to {high:.4f}"]
         for cost in ("steps", "rollouts"):
             row.append(f"{values[cost]:.2f}" if cost in values else "")
-        rows.append(tuple(row[:2] + ["", ""] + row[2:] if len(row) < 6 else row))
+        rows.append(tuple(row[:2] + [nothing, ""] + row[2:] if len(row) < 6 else row))
     return rows

@@ -19,7 +19,7 @@ from mlx_trm.config.checks import (
 )
 from mlx_trm.config.plugins import Importer, import_plugins
 from mlx_trm.config.registry import Registry
-from mlx_trm.errors import MOST_PROBLEMS, ConfigError, did_you_mean
+from mlx_trm.errors import MOST_PROBLEMS, ConfigError, close_match, did_you_mean
 
 
 @dataclass(frozen=True)
@@ -208,6 +208,43 @@ class Layout:
                         hint = hint or self._right_key(section, key, names, full_names)
                     found.append(Problem(UNKNOWN, full, f"unknown key {full!r}{hint}"))
         return found
+
+    def settings(self) -> List[str]:
+        """List the dotted names of all settings, those of every task and model among them."""
+        known = dict.fromkeys(
+            name for name in section_fields(self.root) if name not in self.sections
+        )
+        for section, cls in self.sections.items():
+            classes = [cls]
+            if section in self.registries:
+                registry = self.registries[section]
+                classes += [registry.get(name).config_class for name in registry.names()]
+            names = [f"{section}.{name}" for each in classes for name in section_fields(each)]
+            known.update(dict.fromkeys(names))
+        return list(known)
+
+    def find_settings(self, word: str) -> List[str]:
+        """Find the settings that somebody may mean by a word that is none.
+
+        Args:
+            word: such as ``lr``, ``train.lr``, ``batch-size``, or a foreign name of a setting.
+
+        Returns:
+            Dotted names of those that are called so in any section, of whatever task or model, else
+            of those that are called something close; none where nothing is close.
+        """
+        word = word.strip("-").replace("-", "_")
+        settings = self.settings()
+        exact = [name for name in settings if word in (name, name.rpartition(".")[2])]
+        if not exact and word in self.renamed:
+            exact = [self.renamed[word]]
+        if exact:
+            return exact
+        if "." in word:
+            close = close_match(word, settings)
+            return [close] if close else []
+        last = close_match(word, [name.rpartition(".")[2] for name in settings])
+        return [name for name in settings if last and name.rpartition(".")[2] == last]
 
     def _elsewhere(self, section: str, key: str, settings: Mapping[str, Any]) -> str:
         """Say which other tasks or models know a key; an empty string where none does."""

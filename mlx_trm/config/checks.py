@@ -72,7 +72,8 @@ def check_fields(
         cls: the dataclass.
         values: by field name; others are not looked at.
         section: put before the field's name in messages; empty at the top level.
-        lenient: take a text such as ``1e-4`` for a number, as a plain YAML 1.1 reader gives it.
+        lenient: take a text such as ``1e-4`` for a number, as a plain YAML 1.1 reader gives it,
+            and one value for a list of one.
         skip: fields that are not checked here.
 
     Returns:
@@ -145,6 +146,8 @@ def _convert(value: Any, hint: Any, lenient: bool) -> Any:
             raise _Mismatch(_choice_problem(value, arguments))
         return value
     if hint in (list, List) or origin is list:
+        if lenient and isinstance(value, (str, int, float)) and value != "":
+            value = [value]  # brackets are characters of their own to a shell
         if not isinstance(value, (list, tuple)):
             raise _Mismatch
         item_hint = arguments[0] if arguments else Any

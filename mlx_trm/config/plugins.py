@@ -74,7 +74,7 @@ def import_named(overrides: Sequence[str]) -> None:
     """Import the plugins that a command line names, before a checkpoint's configuration is read.
 
     Args:
-        overrides: such as ``plugins=[my_task.py]``; all others are passed over.
+        overrides: such as ``plugins=my_task.py``; all others are passed over.
 
     Raises:
         ConfigError: as :func:`import_plugins`.
@@ -84,6 +84,7 @@ def import_named(overrides: Sequence[str]) -> None:
     for word in [overrides] if isinstance(overrides, str) else overrides:
         key, _, text = (part.strip() for part in word.partition("="))
         names = parse_scalar(text) if key == "plugins" else []
+        names = [names] if isinstance(names, str) and names else names
         # Anything else is refused, and named, when the override is checked.
         if isinstance(names, list) and all(isinstance(name, str) for name in names):
             import_plugins(names)
@@ -114,7 +115,7 @@ def checkpoint_plugins(folder: Path, allow: bool) -> Importer:
                 f"plugins: {listed([shown(name) for name in refused], separator=', ')}: a "
                 "checkpoint's plugins are code of whoever made it and are not run; where you trust "
                 "it, use --allow-plugins (in Python allow_plugins=True), or name your own: "
-                "plugins=[FILE]"
+                "plugins=FILE"
             )
 
     return import_them
@@ -247,7 +248,7 @@ def _find_copy(folder: Path, name: str) -> Optional[Path]:
                 raise ValueError(f"{shown(entry)} is not the text that was kept")
         except (ValueError, AttributeError, TypeError, RecursionError) as error:
             raise ConfigError(
-                f"{place / INDEX}: damaged ({shown(error)}); name your own file: plugins=[FILE]"
+                f"{place / INDEX}: damaged ({shown(error)}); name your own file: plugins=FILE"
             ) from error
         return Path(os.path.abspath(place / entry))
     return None

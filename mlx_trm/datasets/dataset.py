@@ -59,6 +59,8 @@ class PuzzleDataset:
         sets: names of the sets.
         arrays: of each set, by name.
         mapped: the files behind them, which are checked whenever examples are read.
+        open_answer: (S,) labels that stand for an answer which is not known, so that none of them
+            is scored; None: every answer is known.
         total_groups: puzzles not counting their augmentations, over all sets.
         total_puzzles: puzzles, over all sets.
         mean_puzzle_examples: examples in a puzzle, on average.
@@ -81,6 +83,7 @@ class PuzzleDataset:
         self.sets = list(sets)
         self.arrays = sets
         self.mapped = MappedFiles()
+        self.open_answer: Optional[np.ndarray] = None
         self.total_groups = sum(len(s.group_indices) - 1 for s in sets.values())
         self.total_puzzles = sum(len(s.puzzle_identifiers) for s in sets.values())
         self.mean_puzzle_examples = len(self) / max(1, self.total_puzzles)
@@ -175,6 +178,17 @@ class PuzzleDataset:
                 return np.array(data.inputs[index]), np.array(data.labels[index])
             index -= len(data.inputs)
         raise IndexError("no such example")
+
+    def example_identifier(self, index: int) -> int:
+        """Return the row of the puzzle table of an example, counted over all sets."""
+        pool = _Pool(list(self.arrays.values()))
+        return int(pool.identifiers[np.searchsorted(pool.puzzles, index, side="right") - 1])
+
+    def examples_of(self, number: int) -> List[int]:
+        """List the examples, counted over all sets, that have a row of the puzzle table."""
+        pool = _Pool(list(self.arrays.values()))
+        puzzles = np.flatnonzero(pool.identifiers == number)
+        return [at for p in puzzles for at in range(int(pool.puzzles[p]), int(pool.puzzles[p + 1]))]
 
     def train_batches(
         self,
@@ -271,6 +285,8 @@ class PuzzleDataset:
         for values in (inputs, labels):
             check_values(self.path, values, "token", self.spec.vocab_size)
         labels = labels.astype(np.int32)
+        if self.open_answer is not None:
+            labels[(labels == self.open_answer).all(axis=1)] = IGNORE_LABEL_ID
         if self.spec.ignore_label_id is not None:
             labels[labels == self.spec.ignore_label_id] = IGNORE_LABEL_ID
         return {

@@ -70,6 +70,7 @@ class Evaluator:
         steps: Optional[int] = None,
         weights: Optional[Tree] = None,
         on_progress: Optional[Progress] = None,
+        rows_of: Optional[np.ndarray] = None,
     ) -> Dict[str, Metrics]:
         """Evaluate a split.
 
@@ -79,6 +80,8 @@ class Evaluator:
             steps: supervision steps; default ``eval.steps``, else the model's halt_max_steps.
             weights: a tree to use instead of the model's own, such as an EMA.
             on_progress: called with (puzzles done, puzzles in all) after each batch.
+            rows_of: (N,) rows of the puzzle table that puzzles get instead of row 0, 1, ...; see
+                :func:`ablated_rows`. What is scored, and how, stays.
 
         Returns:
             Metrics of each set by name: ``count``; shares ``exact_accuracy`` (with its 95 % Wilson
@@ -95,9 +98,8 @@ class Evaluator:
         self.files = {}
         if max_examples is None:
             max_examples = self.config.eval.max_examples
-        taken = self._count(steps)
-        rows = self._rows(min(max(1, len(dataset)), max_examples or len(dataset)))
         total = min(len(dataset), max_examples or len(dataset))
+        rows = self._rows(max(1, total))
         sums: Dict[str, Metrics] = {}
         scorers: Dict[str, Any] = {}
         done = 0
@@ -112,7 +114,7 @@ class Evaluator:
                     sums[name] = dict.fromkeys(SUMMED, 0.0)
                 if number % self.processes.size != self.processes.rank:
                     continue
-                predictions, q_halt, metrics = self._batch(arrays, taken, weights)
+                predictions, q_halt, metrics = self._batch(arrays, steps, weights, rows_of)
                 for key, value in metrics.items():
                     sums[name][key] = sums[name].get(key, 0.0) + value
                 if scorers[name] is not None:
@@ -213,9 +215,16 @@ class Evaluator:
             )
 
     def _batch(
-        self, arrays: Dict[str, np.ndarray], steps: int, weights: Optional[Tree]
+        self,
+        arrays: Dict[str, np.ndarray],
+        asked: Optional[int],
+        weights: Optional[Tree],
+        rows_of: Optional[np.ndarray],
     ) -> Tuple[np.ndarray, np.ndarray, Metrics]:
         """Run one batch; give (n, S) predictions, (n,) q_halt and sums over the labelled rows."""
+        steps = self._count(asked)
+        if rows_of is not None:
+            arrays = {**arrays, "puzzle_identifiers": rows_of[arrays["puzzle_identifiers"]]}
         batch = Batch(*(mx.array(arrays[name]) for name in Batch._fields))
         tree = self.model.weights()
         starts = plain_starts(self.model, arrays["inputs"])
@@ -242,6 +251,36 @@ class Evaluator:
         mx.eval(metrics)
         predictions = np.array(mx.argmax(outputs.logits, axis=-1)).astype(np.uint8)
         return predictions, np.array(outputs.q_halt), metric_values(metrics)
+
+
+def ablated_rows(model: RecursiveModel, kind: str, seed: int = 0) -> Optional[np.ndarray]:
+    """Give the row of the puzzle table that stands for each, to see what the rows are worth.
+
+    Args:
+        model: with a puzzle table.
+        kind: ``own``: as in training; ``blank``: the blank one for all, which no training has
+            touched; ``random``: each puzzle gets another one's.
+        seed: decides whose.
+
+    Returns:
+        (N,) int32; None for ``own``.
+
+    Raises:
+        ConfigError: if there is no table, or there are no other rows in it.
+    """
+    if kind == "own":
+        return None
+    count, blank = model.spec.num_puzzle_identifiers, model.spec.blank_identifier_id
+    named = np.delete(np.arange(count, dtype=np.int32), blank)
+    if not model.config.puzzle_emb_ndim or len(named) < 2:
+        raise ConfigError(
+            f"identifiers {kind}: the model's puzzle table has no rows of several puzzles"
+        )
+    rows = np.full(count, blank, dtype=np.int32)
+    if kind == "random":
+        order = np.random.default_rng(seed).permutation(named)
+        rows[order] = np.roll(order, 1)  # one circle, so that nobody keeps a row
+    return rows
 
 
 def check_dimensions(model: RecursiveModel, dataset: Union[PuzzleDataset, Task]) -> None:

@@ -66,6 +66,7 @@ class Solver:
         self.model = model
         self.config = config
         self.task = task or build_task(config.task, config.task_seed)
+        self.task.assumed = model.spec
         for name in ("vocab_size", "seq_len"):
             have, want = getattr(self.task.spec, name), getattr(model.spec, name)
             if have != want:

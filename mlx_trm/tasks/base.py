@@ -138,9 +138,12 @@ class Task(TextForm):
             used. (A change in a plugin's file is noticed without it.)
         config: the task's section of the configuration.
         seed: decides generated and augmented puzzles.
+        assumed: dimensions of the model that is asked, for a task that has them from its data and
+            cannot read these here.
     """
 
     version = 1
+    assumed: Optional[TaskSpec] = None
 
     def __init__(self, config: Any, seed: int = 0) -> None:
         """Keep the settings; nothing is read yet.
@@ -378,14 +381,7 @@ def _plugin_code(cls: Type[Task]) -> Optional[str]:
 def with_progress(
     items: Iterable[C], name: str, progress: bool, unit: str = " puzzles"
 ) -> Iterator[C]:
-    """Yield groups of puzzles, or other items, and count them in a progress bar.
-
-    Args:
-        items: what is passed on.
-        name: stands before the bar.
-        progress: whether to show it.
-        unit: of what is counted.
-    """
+    """Yield groups of puzzles, or other items; with ``progress`` a bar called ``name`` counts."""
     if not progress:
         yield from items
         return

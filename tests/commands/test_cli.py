@@ -129,6 +129,57 @@ def test_wrong_lines(line: str, needs: str, message: str, capsys: pytest.Capture
     assert told.endswith(" (see python -m mlx_trm.evaluate --help)")
 
 
+@pytest.mark.parametrize(
+    "line, says",
+    [
+        ("--lr 1e-3", "write train.lr=1e-3"),
+        ("--lr=1e-3", "write train.lr=1e-3"),
+        ("-lr 1e-3", "write train.lr=1e-3"),
+        ("--train.lr 1e-3", "write train.lr=1e-3"),
+        ("--batch-size -1", "write train.batch_size=-1 or eval.batch_size=-1"),
+        ("--batchsize 8", "write train.batch_size=8 or eval.batch_size=8"),
+        ("--epochs", "write train.epochs=VALUE"),
+        ("--epochs --quiet", "write train.epochs=VALUE"),
+        ("--num_aug=3", "write task.num_aug=3"),
+        ("--global_batch_size 4", "write train.batch_size=4"),
+        ("--symmetries [rows]", "write 'task.symmetries=[rows]'"),
+        ("--seed 3", "write seed=3 or task.seed=3"),
+        ("--model.hiden-size 3", "write model.hidden_size=3"),
+        ("--stesp 3", "did you mean '--steps'?"),
+        ("--zzz 3", "'--zzz' (see"),
+    ],
+)
+def test_a_setting_with_dashes_is_answered_with_how_it_is_written(
+    line: str, says: str, capsys: pytest.CaptureFixture
+) -> None:
+    """Any name of a setting, with its section or without, as an option of other programs."""
+    assert run_line(f"RUN {line}", "overrides") == (2, {})
+    assert says in only_line(capsys)
+
+
+@pytest.mark.parametrize(
+    "called, usage",
+    [
+        ("/somewhere/bin/mlx-trm", "mlx-trm train"),
+        ("mlx-trm.exe", "mlx-trm train"),
+        ("/lib/mlx_trm/__main__.py", "python -m mlx_trm train"),
+        ("/lib/mlx_trm/train.py", "python -m mlx_trm.train"),
+        ("/lib/pytest/__main__.py", "python -m mlx_trm.train"),
+    ],
+)
+def test_help_has_the_name_it_was_called_by(
+    called: str, usage: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """A console script, the package, or the module; in errors and the list of commands, too."""
+    monkeypatch.setattr(sys, "argv", [called])
+    assert start_command(["train", "--help"]) == 0
+    assert capsys.readouterr().out.startswith(f"usage: {usage} [-h]")
+    assert start_command(["train", "--nonsense"]) == 2
+    assert capsys.readouterr().err.endswith(f"(see {usage} --help)\n")
+    assert start_command([]) == 0
+    assert capsys.readouterr().out.startswith("usage: " + usage.replace(".", " ")[:-6])
+
+
 def test_help_lists_what_is_shared(capsys: pytest.CaptureFixture) -> None:
     """``--help`` goes to standard output and ends well."""
     assert run_line("--help") == (0, {})
@@ -424,7 +475,7 @@ def test_unknown_command(capsys: pytest.CaptureFixture) -> None:
     """One line with the closest one."""
     assert start_command(["trian"]) == 2
     assert only_line(capsys).startswith(
-        "mlx-trm: unknown command 'trian'; did you mean 'train'? (known: train, evaluate, "
+        "python -m mlx_trm: unknown command 'trian'; did you mean 'train'? (known: train, "
     )
 
 

@@ -169,7 +169,7 @@ def test_what_it_refuses(
 def test_a_set_without_a_scored_cell_has_no_accuracy(
     evaluate: Any, runs: Any, tmp_path: Path, monkeypatch: Any
 ) -> None:
-    """Nothing was measured: a dash and the reason, null in the file, and never 0.0000."""
+    """Nothing was measured: that is said, null in the file, and never 0.0000."""
     batches = PuzzleDataset.eval_batches
 
     def unlabelled(self: Any, *args: Any, **options: Any) -> Any:
@@ -180,9 +180,9 @@ def test_a_set_without_a_scored_cell_has_no_accuracy(
     monkeypatch.setattr(ShareScorer, "update", lambda self, rows: None)
     done = evaluate(runs[0], "--json", str(tmp_path / "m.json"))
     assert done.code == 0 and "0.0000" not in done.out
-    assert "no puzzle has a scored cell" in done.out
+    assert "no solutions" in done.out
     shown = {row[1]: row[2] for row in rows_of(done.out) if row[0] == "all"}
-    assert shown["count"] == "0" and shown["valid_grids"] == "-"
+    assert shown["count"] == "0" and shown["valid_grids"] == "no solutions"
     written = json.loads((tmp_path / "m.json").read_text(), parse_constant=pytest.fail)
     assert written["all"] == {"count": 0, "valid_grids": None}
 

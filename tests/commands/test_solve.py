@@ -334,7 +334,7 @@ def test_a_real_model_from_the_command_line(
     assert main([str(tmp_path / "run"), FIRST, "--device", "cpu"]) == 0
     out, err = capsys.readouterr()
     assert err == ""
-    last = out.splitlines()[-1]
+    last = next(line for line in out.splitlines() if line.startswith("after"))
     match = re.fullmatch(r"after 3 steps: wrong \((\d+) of 16 cells right\), .* 0\.007", last)
     assert match and int(match.group(1)) < 16
     assert np.isclose(1 / (1 + np.exp(5.0)), 0.007, atol=5e-4)  # the Q head starts at -5
@@ -504,7 +504,9 @@ def test_options_between_run_and_puzzle(capsys: pytest.CaptureFixture[str]) -> N
     [
         (["4.21 1..."], "sudoku-4x4: the puzzle has 8 cells, 4x4 needs 16"),
         (["."], "is a folder, and PUZZLE is missing: solve RUN PUZZLE"),
-        ([], "the following arguments are required: PUZZLE"),
+        ([], "PUZZLE is missing; solve PUZZLE takes the weights of the package that suit it (sud"),
+        (["sudoku-4x4"], "sudoku-4x4: names weights, and PUZZLE is missing; solve PUZZLE takes"),
+        (["--halt", "rules"], "run folder, which train makes (--config sudoku_tiny.yaml"),
         (["none.txt"], "none.txt: no such file"),
     ],
 )
@@ -527,3 +529,31 @@ def test_a_hard_puzzle_is_solved_by_weights_of_the_package(
     answer, _, how = capsys.readouterr().out.partition("  ")
     assert sorted(answer) == sorted("123456789" * 9) and "accepted by the rules" in how
     assert all(given in (".", cell) for given, cell in zip(puzzle, answer))
+
+
+def test_where_the_model_fails_the_rules_say_what_is_right(
+    run_dir: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Below a wrong answer, said not to be the model's; a right one has nothing below it."""
+    assert main([run_dir, FIRST, "--steps", "2"]) == 0
+    above, _, below = capsys.readouterr().out.partition("after 2 steps: wrong")
+    assert FIRST_SOLVED not in above
+    assert f"not the model's, but what the rules give: {FIRST_SOLVED}\n{SOLVED}" in below
+    assert main([run_dir, FIRST]) == 0
+    assert "not the model's" not in capsys.readouterr().out
+    assert main([run_dir, FIRST, "--steps", "2", "--halt", "fixed"]) == 0
+    assert "not the model's, but what the rules give" in capsys.readouterr().out
+
+
+def test_a_drawing_of_the_program_is_a_puzzle(
+    run_dir: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What a terminal showed is pasted back: as a word, and as a file."""
+    assert main([run_dir, FIRST, SECOND]) == 2  # two words too many
+    capsys.readouterr()
+    assert main([run_dir, FIRST]) == 0
+    printed = capsys.readouterr().out
+    (tmp_path / "pasted.txt").write_text(printed, encoding="utf-8")
+    for source in (printed, str(tmp_path / "pasted.txt"), GIVEN.replace(".", "_")):
+        assert main([run_dir, source, "-q"]) == 0
+        assert capsys.readouterr().out.startswith(f"{FIRST_SOLVED}  after 4 steps: right"), source

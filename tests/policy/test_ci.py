@@ -1,32 +1,91 @@
-"""The workflow: images that exist, each Python that is promised, and devices that are said."""
+"""The workflows: images that exist, each Python that is promised, and devices that are said."""
 
 import re
+from types import SimpleNamespace
 
+import conftest
 import pytest
 import yaml
 from paths import ROOT
 
-PATH = ROOT / ".github" / "workflows" / "ci.yml"
+WORKFLOWS = ROOT / ".github" / "workflows"
+PATHS = sorted(WORKFLOWS.glob("*.yml"))
 # What actionlint 1.7 knows of GitHub's hosted images; macos-14 was retired in November 2026.
 IMAGES = {"ubuntu-latest", "macos-15"}
 JOB_KEYS = {"name", "runs-on", "timeout-minutes", "strategy", "steps", "env", "continue-on-error"}
-STEP_KEYS = {"name", "run", "uses", "with", "env", "if"}
+JOB_KEYS |= {"needs", "permissions", "environment", "outputs", "if"}
+STEP_KEYS = {"name", "run", "uses", "with", "env", "if", "id"}
+
+
+def jobs_of(path):
+    """The jobs of a workflow by name."""
+    text = path.read_text(encoding="utf-8")
+    assert "\t" not in text
+    return yaml.safe_load(text)["jobs"]
 
 
 @pytest.fixture(name="jobs", scope="module")
 def fixture_jobs():
     """The jobs by name; a duplicate key would be an error of YAML's strictest readers only."""
-    text = PATH.read_text(encoding="utf-8")
-    assert "\t" not in text
-    return yaml.safe_load(text)["jobs"]
+    return jobs_of(WORKFLOWS / "ci.yml")
 
 
-def test_jobs_and_steps_have_known_keys(jobs):
+@pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
+def test_jobs_and_steps_have_known_keys(path):
+    jobs = jobs_of(path)
     for name, job in jobs.items():
         assert set(job) <= JOB_KEYS and {"runs-on", "steps", "timeout-minutes"} <= set(job), name
         assert job["runs-on"] in IMAGES, name
+        needed = job.get("needs", [])
+        assert set([needed] if isinstance(needed, str) else needed) <= set(jobs), name
         for step in job["steps"]:
             assert set(step) <= STEP_KEYS and ("run" in step) != ("uses" in step), (name, step)
+
+
+def test_every_workflow_begins_with_reading_alone():
+    """What a job may do besides is said where it does it."""
+    assert {path.stem for path in PATHS} == {"ci", "docs", "nightly", "release"}
+    for path in PATHS:
+        workflow = yaml.safe_load(path.read_text(encoding="utf-8"))
+        assert workflow["permissions"] == {"contents": "read"}, path
+        assert not re.search(r"secrets\.|password", path.read_text(encoding="utf-8")), path
+
+
+def test_a_release_is_checked_before_it_is_published():
+    """Built once, installed on every Python, tested; then published by trust, without a secret."""
+    path = WORKFLOWS / "release.yml"
+    jobs, text = jobs_of(path), path.read_text(encoding="utf-8")
+    assert yaml.safe_load(text)[True] == {"push": {"tags": ["v*"]}}  # YAML 1.1 reads "on" so
+    assert jobs["publish"]["needs"] == ["build", "install", "tests"]
+    assert jobs["publish"]["permissions"] == {"id-token": "write"}
+    assert jobs["publish"]["environment"] == "release"
+    assert [step["uses"].split("@")[0] for step in jobs["publish"]["steps"]] == [
+        "actions/download-artifact",
+        "pypa/gh-action-pypi-publish",
+    ]
+    pythons = jobs["install"]["strategy"]["matrix"]["python"]
+    assert pythons == ["3.9", "3.10", "3.11", "3.12", "3.13"]
+    for check in ("twine check --strict", "check-wheel-contents", "GITHUB_REF_NAME"):
+        assert any(check in step.get("run", "") for step in jobs["build"]["steps"]), check
+    assert not re.search(r"https?://|\w+\.(org|io|com)\b", text)  # no host is named
+
+
+@pytest.mark.parametrize("coverage", [None, ["mlx_trm"]])
+def test_coverage_is_measured_without_workers_that_come_too_late(coverage, monkeypatch):
+    """pytest-cov decides how it measures before a conftest can ask for workers, and fails then."""
+    monkeypatch.setattr(conftest, "WORKER", None)
+    option = SimpleNamespace(numprocesses=None, dist="no", tx=[], cov_source=coverage)
+    conftest.pytest_cmdline_main(SimpleNamespace(option=option, args=[str(ROOT / "tests")]))
+    assert option.numprocesses == (None if coverage else "auto")
+    steps = jobs_of(WORKFLOWS / "ci.yml")["linux"]["steps"]
+    assert any("pytest -n auto --dist worksteal --cov" in step.get("run", "") for step in steps)
+
+
+def test_slow_tests_run_every_night():
+    """On both systems; where they run, the shells are there that tests skip without."""
+    jobs = jobs_of(WORKFLOWS / "nightly.yml")
+    for job in jobs.values():
+        assert any(step.get("run") == "python -m pytest -m slow" for step in job["steps"])
 
 
 def test_macos_runs_each_python_on_a_device_that_is_said(jobs):
@@ -44,11 +103,12 @@ def test_the_virtual_gpu_s_job_cannot_fail_the_others(jobs):
     assert job["env"] == {"MLX_TRM_TEST_DEVICE": "gpu", "MLX_ENABLE_TF32": "0"}
 
 
-def test_what_the_workflow_names_is_there(jobs):
+@pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
+def test_what_the_workflow_names_is_there(path):
     """Files of tests, presets and folders."""
-    for job in jobs.values():
+    for job in jobs_of(path).values():
         for step in job["steps"]:
-            for path in re.findall(r"\b(?:tests|benchmarks)/[\w./]+\w", step.get("run", "")):
-                assert (ROOT / path).exists(), path
+            for named in re.findall(r"\b(?:tests|benchmarks)/[\w./]+\w", step.get("run", "")):
+                assert (ROOT / named).exists(), named
             for preset in re.findall(r"--config (\S+)", step.get("run", "")):
                 assert (ROOT / "mlx_trm" / "config" / "presets" / preset).is_file(), preset

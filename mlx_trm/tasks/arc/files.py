@@ -124,6 +124,31 @@ def read_subset(subset: Subset, size: int = CANVAS, complete: bool = True) -> Li
     return tasks
 
 
+def read_own(path: Path, size: int = CANVAS) -> List[ArcTask]:
+    """Read tasks as people have them; test inputs need no output.
+
+    Args:
+        path: a JSON file of one task, or of several by name (with Kaggle's solutions where they lie
+            beside it), or a folder with one JSON file a task.
+        size: of the canvas, the largest grid.
+
+    Raises:
+        DataError: naming the file, the task and the pair.
+    """
+    if path.is_dir():
+        subset = Subset(path.name, path, None)
+        if not subset.files():
+            raise DataError(f"{path}: holds no JSON files; it should hold one a task")
+        return read_subset(subset, size, complete=False)
+    raw = read_json(path)
+    if any(isinstance(raw.get(part), list) for part in PARTS):
+        _check_task(raw, str(path))
+        return [_task(path.stem, raw, str(path), size, complete=False)]
+    solutions = path.with_name(path.name.replace("_challenges.", "_solutions."))
+    beside = solutions if solutions != path else path.with_name(f"{path.stem}_solutions.json")
+    return read_subset(Subset(path.stem, path, beside), size, complete=False)
+
+
 def _read_folder(subset: Subset, size: int, complete: bool) -> List[ArcTask]:
     tasks: Dict[str, ArcTask] = {}
     for path in subset.files():

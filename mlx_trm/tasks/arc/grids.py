@@ -8,12 +8,14 @@ Reference: dataset/build_arc_dataset.py ``np_grid_to_seq_translational_augment``
 """
 
 import re
+from textwrap import dedent
 from typing import List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 
 from mlx_trm.errors import DataError, shown
 from mlx_trm.system.bounded import parse_json
+from mlx_trm.tasks.pasted import LINES, MARKS, strip_colors
 from mlx_trm.tasks.symmetries import dihedral_transform, inverse_dihedral_transform
 from mlx_trm.tasks.text import mark_of
 
@@ -194,21 +196,31 @@ def cut_visible(tokens: np.ndarray, size: int = CANVAS) -> np.ndarray:
 def parse_grid(text: str, size: int = CANVAS) -> np.ndarray:
     """Read a grid as a person writes it: ``[[0, 1], [2, 3]]`` or rows of digits, ``01/23``.
 
+    What this program drew is read, too; of two grids beside each other the left one.
+
     Raises:
         DataError: if it is neither.
     """
-    text = text.strip()
-    if text.startswith("["):
+    if text.strip().startswith("["):
         try:
             return check_grid(parse_json(text), "the grid", size)
         except ValueError as error:
             raise DataError(f"the grid is not JSON: {error}") from error
-    rows = [re.sub(r"[ ,]", "", row) for row in re.split(r"[/\n]", text) if row.strip()]
+    # Grids beside each other have four spaces between them, cells have one at most, or a mark.
+    lines = dedent(strip_colors(text).translate(_BETWEEN)).split("\n")
+    lines = [re.split(r" {3,}", line.rstrip(), maxsplit=1)[0] for line in lines]
+    rows = [
+        row for row in re.sub(r"[ ,]", "", "\n".join(lines)).replace("/", "\n").split("\n") if row
+    ]
     if not rows or not all(row.isascii() and row.isdigit() for row in rows):
         raise DataError(
             "a grid is written as rows of digits, 012/345, or as JSON, [[0, 1], [2, 3]]"
         )
     return check_grid([[int(cell) for cell in row] for row in rows], "the grid", size)
+
+
+# Lines and marks become white space.
+_BETWEEN = str.maketrans(dict.fromkeys(LINES + MARKS, " "))
 
 
 def format_grid(grid: np.ndarray) -> str:

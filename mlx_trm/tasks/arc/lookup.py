@@ -193,7 +193,7 @@ def split_grids(
     for number, line in enumerate([*lines, ""], 1):
         if line.strip():
             start = start if rows else number
-            rows.append(line.strip())
+            rows.append(line.rstrip())
         elif rows:
             yield start, "\n".join(rows)
             rows = []

@@ -35,7 +35,7 @@ from mlx_trm.tasks.arc.lookup import (
 )
 from mlx_trm.tasks.arc.overlap import log_plans, note_shared, warn_of_shared
 from mlx_trm.tasks.arc.view import GridView
-from mlx_trm.tasks.arc.voting import ArcScorer, load_scorer
+from mlx_trm.tasks.arc.voting import NO_ANSWER, ArcScorer, load_scorer
 from mlx_trm.tasks.base import check_split, register_task, with_progress
 
 LOG = logging.getLogger(__name__)
@@ -202,6 +202,8 @@ class ARC(GridView):  # pylint: disable=too-many-public-methods
         found = super().dataset(split, progress)
         if split == "test":
             warn_of_shared(found)
+            if not self.config.require_solutions:
+                found.open_answer = arc_grids.encode(NO_ANSWER, self.config.max_grid_size)
         return found
 
     def content(self, split: str) -> Dict[str, Any]:
@@ -235,13 +237,14 @@ class ARC(GridView):  # pylint: disable=too-many-public-methods
         """
         if source is None or source.split != "test":
             return None
+        size, complete = self.config.max_grid_size, self.config.require_solutions
         # Differs from reference: it votes over all evaluations so far unless told otherwise.
         if not self.config.aggregated_voting:
-            return load_scorer(source, self.config.max_grid_size)
+            return load_scorer(source, size, complete)
         if source in self._scorers:
             self._scorers[source].next_round()
         else:
-            self._scorers[source] = load_scorer(source, self.config.max_grid_size)
+            self._scorers[source] = load_scorer(source, size, complete)
         return self._scorers[source]
 
     # As a person sees it -----------------------------------------------------------------------
@@ -353,6 +356,6 @@ class ARC(GridView):  # pylint: disable=too-many-public-methods
         if found is None:
             return None
         # Where solutions may be missing, one black cell stands for an answer that is not known.
-        if not self.config.require_solutions and found.answer.tolist() == [[0]]:
+        if not self.config.require_solutions and np.array_equal(found.answer, NO_ANSWER):
             return None
         return arc_grids.encode(found.answer, self.config.max_grid_size)

@@ -10,7 +10,7 @@ import json
 import logging
 from array import array
 from pathlib import Path
-from typing import Any, Dict, List, Sequence, Tuple
+from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 
@@ -84,6 +84,7 @@ class ArcScorer(Scorer):
         puzzles: Dict[str, List[Pair]],
         first_identifier: int = 0,
         size: int = CANVAS,
+        complete: bool = True,
     ) -> None:
         """Start without votes.
 
@@ -92,13 +93,17 @@ class ArcScorer(Scorer):
             puzzles: the test pairs of the test tasks, (H, W) uint8 grids, by name.
             first_identifier: what was added to the identifiers of this set.
             size: of the canvas.
+            complete: whether every test input has its answer; otherwise one black cell stands for
+                an answer that is not known, and such test inputs are not scored.
         """
         self.names = names
         self.first_identifier = first_identifier
         self.size = size
         self.inputs = {name: [pack(given) for given, _ in pairs] for name, pairs in puzzles.items()}
-        self.outputs = {
-            name: [pack(right) for _, right in pairs] for name, pairs in puzzles.items()
+        nothing = None if complete else pack(NO_ANSWER)
+        self.outputs: Dict[str, List[Optional[bytes]]] = {
+            name: [None if pack(right) == nothing else pack(right) for _, right in pairs]
+            for name, pairs in puzzles.items()
         }
         self._votes: Dict[Tuple[str, bytes], Votes] = {
             (name, given): Votes() for name, inputs in self.inputs.items() for given in inputs
@@ -130,21 +135,28 @@ class ArcScorer(Scorer):
     def result(self) -> Dict[str, float]:
         """Return pass@K: a task scores the share of its test inputs that K answers solve.
 
-        NaN where there is no task to be solved.
+        What has no known answer is left out; NaN where that leaves nothing.
         """
         solved = np.zeros(len(PASS_AT))
-        silent = 0
+        silent = tasks = unknown = 0
         for name, inputs in self.inputs.items():
             right = np.zeros(len(PASS_AT))
-            for given, output in zip(inputs, self.outputs[name]):
+            known = [pair for pair in zip(inputs, self.outputs[name]) if pair[1] is not None]
+            unknown += len(inputs) - len(known)
+            if not known:
+                continue
+            tasks += 1
+            for given, output in known:
                 ranking = self._votes[name, given].ranking()
                 silent += not ranking
                 place = ranking.index(output) if output in ranking else max(PASS_AT)
                 right += [place < k for k in PASS_AT]
-            solved += right / len(inputs)
+            solved += right / len(known)
+        if 0 < unknown < len(self._votes):
+            LOG.info("%d test inputs have no solution and are not scored", unknown)
         if 0 < silent < len(self._votes):
             LOG.info("%d test inputs have no prediction and count as unsolved", silent)
-        means = solved / (len(self.inputs) or np.nan)
+        means = solved / (tasks or np.nan)
         return {f"ARC/pass@{k}": float(mean) for k, mean in zip(PASS_AT, means)}
 
     # Differs from reference: it stops or leaves a gap where a test input has no prediction, and
@@ -221,8 +233,8 @@ def unpack(packed: bytes) -> np.ndarray:
     return cells[: height * width].reshape(height, width)
 
 
-def load_scorer(source: SetSource, size: int = CANVAS) -> ArcScorer:
-    """Make the scorer of a built dataset's test split.
+def load_scorer(source: SetSource, size: int = CANVAS, complete: bool = True) -> ArcScorer:
+    """Make the scorer of a built dataset's test split; the arguments are those of the scorer.
 
     Raises:
         DataError: if its ``identifiers.json`` or ``test_puzzles.json`` cannot be used.
@@ -234,7 +246,7 @@ def load_scorer(source: SetSource, size: int = CANVAS) -> ArcScorer:
     if unknown or not puzzles:
         what = f"{shown(unknown[0])} has no identifier" if unknown else "is empty"
         raise DamagedError(f"{path}: {what}{NAMES_ADVICE}")
-    return ArcScorer(names, puzzles, source.first_identifier, size)
+    return ArcScorer(names, puzzles, source.first_identifier, size, complete)
 
 
 def load_puzzles(folder: Path, size: int = CANVAS) -> Dict[str, List[Pair]]:

@@ -10,13 +10,14 @@ Reference: dataset/build_maze_dataset.py.
 from functools import partial
 from math import isqrt
 from pathlib import Path
-from typing import Iterable, Iterator, List, Optional, Tuple, Union
+from typing import Iterable, Iterator, List, Optional, Sequence, Tuple, Union
 
 import numpy as np
 
 from mlx_trm.errors import DataError
 from mlx_trm.tasks.maze.generator import MazeSet
 from mlx_trm.tasks.maze.paths import GOAL, PATH, START, UNREACHED, judge, solve_mazes
+from mlx_trm.tasks.pasted import plain_maze, split_drawings, strip_colors
 from mlx_trm.tasks.puzzle_files import CsvBlock, FilePuzzles, csv_of, read_puzzle_file
 from mlx_trm.tasks.text import place_name
 
@@ -145,12 +146,26 @@ def _read_text(path: Path, lines: Iterator[Tuple[int, str]], size: int) -> Itera
 def split_mazes(lines: Iterable[str], size: int) -> Iterator[Tuple[int, str]]:
     """Find the mazes in lines of text.
 
-    A line that is a whole maze stands alone. Other lines belong together up to the next blank line;
+    A maze that this program drew is one, with whatever the program wrote around it left out. A line
+    that is a whole maze stands alone. Other lines belong together up to the next blank line;
     a line of exactly ``size`` spaces is blank only where ``size`` rows stand above it.
 
     Returns:
         Pairs of the number of a maze's first line, from 1, and its text.
     """
+    parts = list(split_drawings([strip_colors(line) for line in lines]))
+    spoken = any(drawn for _, _, drawn in parts)
+    for start, part, drawn in parts:
+        if drawn:
+            yield start, "\n".join(part)
+        else:
+            for number, text in _split_plain(part, size):
+                if not spoken or not set(text) - set("/\n." + SYMBOLS[1:]):
+                    yield start + number - 1, text
+
+
+def _split_plain(lines: Sequence[str], size: int) -> Iterator[Tuple[int, str]]:
+    """Find the mazes in lines without drawings."""
     block: List[str] = []
     number = 0
     for number, line in enumerate(lines, start=1):
@@ -172,7 +187,8 @@ def parse_maze(text: str, size: int) -> np.ndarray:
 
     Args:
         text: rows with line ends or ``/`` between them, or all cells in one row. An open cell is a
-            point or a space; ``?`` is no cell at all, as a model may predict.
+            point or a space; ``?`` is no cell at all, as a model may predict. Commas or spaces may
+            stand between cells, and what this program drew is read, too.
         size: rows and columns.
 
     Returns:
@@ -181,7 +197,7 @@ def parse_maze(text: str, size: int) -> np.ndarray:
     Raises:
         DataError: if the number of cells is wrong, or there is another character.
     """
-    rows = text.replace("\r", "").strip("\n").split("\n")
+    rows = plain_maze(text, size).replace("\r", "").strip("\n").split("\n")
     if "/" in text:
         rows = "".join(rows).split("/")
     if len(rows) == 1 and len(rows[0]) == size * size:

@@ -1,1 +1,1 @@
-"""Sudoku of 4x4, 6x6 and 9x9: the task, its files, a solver and generators; NumPy only."""
+"""Sudoku of 4x4 to 16x16: the task, its files, a solver and generators; NumPy only."""

@@ -12,6 +12,7 @@ from typing import Callable, Iterator, List, Optional, Tuple, Union
 import numpy as np
 
 from mlx_trm.errors import DataError
+from mlx_trm.tasks.pasted import clean_cells, split_numbers
 from mlx_trm.tasks.puzzle_files import CsvBlock, FilePuzzles, csv_of, read_puzzle_file
 from mlx_trm.tasks.sudoku.solver import (
     PuzzleSet,
@@ -25,6 +26,8 @@ from mlx_trm.tasks.text import place_name
 
 _TEXT_ROWS = 4096
 _BAD = 255
+# What the digits are written as; a Sudoku of 16 rows has all of them.
+DIGITS = "123456789ABCDEFG"
 # Puzzles, and what reads their words in the column source, where there is one. Most callers want
 # no such words, and reading them takes far longer than the puzzles.
 _Part = Tuple[PuzzleSet, Callable[[], Optional[List[str]]]]
@@ -35,7 +38,7 @@ def read_puzzles(path: Union[str, Path], size: int) -> Iterator[PuzzleSet]:
 
     Args:
         path: of a CSV or a text file, UTF-8.
-        size: 4, 6 or 9.
+        size: one of :data:`~mlx_trm.tasks.sudoku.solver.SIZES`.
 
     Returns:
         An iterator over parts of the file, in order; at least one puzzle in all.
@@ -79,15 +82,17 @@ def csv_text(rows: PuzzleSet, source: str) -> str:
 
 def puzzle_text(cells: np.ndarray) -> str:
     """Write (S,) digits on one line, ``.`` for a blank."""
-    return "".join("." if cell == 0 else str(int(cell)) for cell in cells)
+    return "".join("." if cell == 0 else DIGITS[int(cell) - 1] for cell in cells)
 
 
 def parse_puzzle(text: str, size: int) -> np.ndarray:
     """Read one puzzle.
 
     Args:
-        text: S cells, ``.`` or ``0`` for a blank; white space does not count.
-        size: 4, 6 or 9.
+        text: S cells, ``.``, ``0`` or ``_`` for a blank, as people write or paste them
+            (:mod:`mlx_trm.tasks.pasted`); where digits go beyond 9, numbers with white space or
+            commas between them, too.
+        size: one of :data:`~mlx_trm.tasks.sudoku.solver.SIZES`.
 
     Returns:
         (S,) uint8.
@@ -96,7 +101,10 @@ def parse_puzzle(text: str, size: int) -> np.ndarray:
         DataError: if the number of cells is wrong, there is another character, or givens
             contradict each other.
     """
-    text = "".join(text.split())
+    numbers = split_numbers(text) if size > 9 else []
+    if len(numbers) == size**2 and all(word.isdigit() and int(word) <= size for word in numbers):
+        text = "".join(("0" + DIGITS)[int(word)] for word in numbers)
+    text = clean_cells(text)
     problem = _cells_problem(text, size, "the puzzle")
     if problem is None:
         cells = _digits(text)
@@ -108,7 +116,9 @@ def parse_puzzle(text: str, size: int) -> np.ndarray:
 
 def _digits(text: str) -> np.ndarray:
     """Turn cells that are known to be good into (S,) uint8 digits, 0 for a blank."""
-    return np.array([0 if char == "." else int(char) for char in text], dtype=np.uint8)
+    return np.array(
+        [("." + DIGITS).find(char.upper()) for char in text.replace("0", ".")], np.uint8
+    )
 
 
 def _cells_problem(text: str, size: int, what: str) -> Optional[str]:
@@ -116,9 +126,10 @@ def _cells_problem(text: str, size: int, what: str) -> Optional[str]:
     if len(text) != size * size:
         return f"{what} has {len(text)} cells, {size}x{size} needs {size * size}"
     for place, char in enumerate(text):
-        if char not in ".0123456789"[: size + 2]:
+        if char.upper() not in (".0" + DIGITS)[: size + 2]:
+            allowed = f"1-{size}" if size <= 9 else f"1-9, A-{DIGITS[size - 1]}"
             return (
-                f"{what} has {char!r} in {place_name(place, size)}; allowed are 1-{size}, . and 0"
+                f"{what} has {char!r} in {place_name(place, size)}; allowed are {allowed}, . and 0"
             )
     return None
 
@@ -131,7 +142,7 @@ def _givens_problem(cells: np.ndarray, size: int) -> Optional[str]:
         digits, times = np.unique(cells[unit][cells[unit] > 0], return_counts=True)
         if (times > 1).any():
             name = ("row", "column", "box")[number // size]
-            digit = int(digits[times > 1][0])
+            digit = DIGITS[int(digits[times > 1][0]) - 1]
             return f"contradictory givens: {digit} stands twice in {name} {number % size + 1}"
     return None
 
@@ -142,7 +153,7 @@ def solution_problem(found: SolveResult, row: int, size: int) -> str:
         return "the puzzle has no solution"
     first, second = found.solutions[row]
     cell = int(np.argmax(first != second))
-    low, high = sorted((first[cell], second[cell]))
+    low, high = (DIGITS[digit - 1] for digit in sorted((int(first[cell]), int(second[cell]))))
     return f"the puzzle has more than one solution: {place_name(cell, size)} can be {low} or {high}"
 
 
@@ -160,7 +171,7 @@ def _row_problem(question: str, answer: Optional[str], size: int) -> Optional[st
         return problem
     solved = _digits(answer)
     for cell in np.flatnonzero((cells != 0) & (cells != solved)):
-        given, other = int(cells[cell]), puzzle_text(solved[cell : cell + 1])
+        given, other = (puzzle_text(part[cell : cell + 1]) for part in (cells, solved))
         return f"the answer has {other} in {place_name(int(cell), size)}, where {given} is given"
     if not valid_grids(solved[None], size)[0]:
         twice = _givens_problem(solved, size)
@@ -204,7 +215,8 @@ def _read_csv(block: CsvBlock, size: int) -> PuzzleSet:
     """Turn the fields of a CSV into arrays and check them."""
     table = np.full(256, _BAD, dtype=np.uint8)
     table[[ord("."), ord("0")]] = 0
-    table[ord("1") : ord("1") + size] = np.arange(1, size + 1)
+    for written in (DIGITS, DIGITS.lower()):
+        table[[ord(char) for char in written[:size]]] = np.arange(1, size + 1)
     block.cut_behind_misfit(size**2)
     puzzles, solutions = (block.cells(name, size**2, table) for name in ("question", "answer"))
     bad = ((puzzles == _BAD) | (solutions == _BAD)).any(axis=1) | ~valid_grids(solutions, size)

@@ -24,7 +24,7 @@ GENERATOR_VERSION = 1
 
 # Givens (at least, at most) where nothing else is said: below, few random puzzles have one
 # solution; above, they are filled in without thinking.
-DEFAULT_GIVENS = {4: (6, 8), 6: (10, 14), 9: (24, 30)}
+DEFAULT_GIVENS = {4: (6, 8), 6: (10, 14), 9: (24, 30), 12: (54, 66), 16: (112, 128)}
 
 # Candidates after which nothing found means that nothing will be.
 _HOPELESS = 2048
@@ -50,7 +50,7 @@ def random_grids(count: int, size: int, rng: np.random.Generator) -> np.ndarray:
 
     Args:
         count: N, how many; the same grid may come twice.
-        size: 4, 6 or 9.
+        size: one of :data:`~mlx_trm.tasks.sudoku.solver.SIZES`.
         rng: decides everything.
 
     Returns:
@@ -106,7 +106,7 @@ def thin_out(
 
     Args:
         grids: (N, S) puzzles with one solution, complete grids for example.
-        size: 4, 6 or 9.
+        size: one of :data:`~mlx_trm.tasks.sudoku.solver.SIZES`.
         rng: decides the order.
         givens: (N,) stop at so many; None: go on until no given can be spared.
 
@@ -139,7 +139,7 @@ def generate_sets(
 
     Args:
         counts: how many puzzles each set gets.
-        size: 4, 6 or 9.
+        size: one of :data:`~mlx_trm.tasks.sudoku.solver.SIZES`.
         rng: decides everything.
         givens: (at least, at most); None: ``DEFAULT_GIVENS``.
         symmetries: a puzzle that these turn into another belongs to the same set as that.

@@ -30,7 +30,7 @@ def puzzle_keys(puzzles: np.ndarray, size: int, symmetries: Collection[str]) -> 
 
     Args:
         puzzles: (N, S) integers, 0 for blank.
-        size: 4, 6 or 9.
+        size: one of :data:`~mlx_trm.tasks.sudoku.solver.SIZES`.
         symmetries: names as in :mod:`mlx_trm.tasks.symmetries`; none: only equal puzzles agree.
             Any but ``digits`` stands for all of them.
 

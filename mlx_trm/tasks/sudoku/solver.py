@@ -9,15 +9,18 @@ is the size of the whole search tree: it does not depend on the order of the sea
 """
 
 from functools import lru_cache
-from typing import Iterator, List, NamedTuple, Optional, Tuple
+from typing import Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 
 # (rows, columns) of a box for each size of grid.
-BOX_SHAPES = {4: (2, 2), 6: (2, 3), 9: (3, 3)}
-# For each set of candidates: how many they are, and the digit where it is one.
-NUMBER = np.array([bin(bits).count("1") for bits in range(1 << 9)], dtype=np.uint8)
-DIGIT = np.array([bits.bit_length() for bits in range(1 << 9)], dtype=np.uint8)
+BOX_SHAPES = {4: (2, 2), 6: (2, 3), 9: (3, 3), 12: (3, 4), 16: (4, 4)}
+SIZES = tuple(BOX_SHAPES)
+# For each set of candidates: how many they are, and the digit where it is one (else the highest).
+NUMBER, DIGIT = np.zeros((2, 1 << max(SIZES)), dtype=np.uint8)
+for _digit in range(max(SIZES)):  # twice as many sets with each digit
+    NUMBER[1 << _digit : 2 << _digit] = NUMBER[: 1 << _digit] + 1
+    DIGIT[1 << _digit : 2 << _digit] = _digit + 1
 
 # Search states that are worked on together: large enough to hide NumPy's overhead, small enough
 # for the cache. The bundled samples depend on it: a puzzle of many solutions shows the first found.
@@ -61,14 +64,19 @@ class SolveResult(NamedTuple):
     guesses: np.ndarray
 
 
+def any_of(values: Sequence[object]) -> str:
+    """Give such as ``4, 6 or 9``."""
+    return f"{', '.join(map(str, values[:-1]))} or {values[-1]}"
+
+
 def box_shape(size: int) -> Tuple[int, int]:
     """Return (rows, columns) of one box.
 
     Raises:
-        ValueError: if ``size`` is not 4, 6 or 9.
+        ValueError: if ``size`` is none of ``SIZES``.
     """
     if size not in BOX_SHAPES:
-        raise ValueError(f"a Sudoku has size 4, 6 or 9, not {size}")
+        raise ValueError(f"a Sudoku has size {any_of(SIZES)}, not {size}")
     return BOX_SHAPES[size]
 
 
@@ -200,14 +208,18 @@ def _all_bits(flags: np.ndarray) -> np.ndarray:
     return np.negative(flags.astype(np.uint16))
 
 
-def solve_puzzles(puzzles: np.ndarray, size: int, max_solutions: int = 2) -> SolveResult:
+def solve_puzzles(
+    puzzles: np.ndarray, size: int, max_solutions: int = 2, most_guesses: Optional[int] = None
+) -> SolveResult:
     """Solve puzzles and prove how many solutions each has.
 
     Args:
         puzzles: (N, S) integers, 0 for blank, digits 1..size. Contradictory givens are allowed;
             they have no solution.
-        size: 4, 6 or 9.
+        size: one of ``SIZES``.
         max_solutions: stop searching a puzzle where so many are found.
+        most_guesses: give a puzzle up after so many, which its number of guesses then exceeds;
+            None: never. What has up to 9 rows needs no limit.
 
     Returns:
         The number of solutions, those found, and the guesses it took.
@@ -221,7 +233,7 @@ def solve_puzzles(puzzles: np.ndarray, size: int, max_solutions: int = 2) -> Sol
         raise ValueError(f"puzzles must have shape (N, {size * size}), not {puzzles.shape}")
     if puzzles.size and (puzzles.min() < 0 or puzzles.max() > size):
         raise ValueError(f"cells must be 0..{size}")
-    search = _Search(puzzles, size, max_solutions)
+    search = _Search(puzzles, size, max_solutions, most_guesses)
     search.run()
     return SolveResult(search.counts, search.solutions, search.guesses)
 
@@ -229,10 +241,13 @@ def solve_puzzles(puzzles: np.ndarray, size: int, max_solutions: int = 2) -> Sol
 class _Search:
     """The state of one call of :func:`solve_puzzles`."""
 
-    def __init__(self, puzzles: np.ndarray, size: int, max_solutions: int) -> None:
+    def __init__(
+        self, puzzles: np.ndarray, size: int, max_solutions: int, most_guesses: Optional[int]
+    ) -> None:
         self.puzzles = puzzles
         self.size = size
         self.max_solutions = max_solutions
+        self.most_guesses = most_guesses
         self.counts = np.zeros(len(puzzles), dtype=np.int64)
         self.solutions = np.zeros((len(puzzles), max_solutions, size * size), dtype=np.uint8)
         self.guesses = np.zeros(len(puzzles), dtype=np.int64)
@@ -300,6 +315,8 @@ class _Search:
         cell = number.argmin(axis=0)
         tries = number.min(axis=0).astype(np.int64)
         np.add.at(self.guesses, owner, tries)
+        if self.most_guesses is not None:
+            self.done |= self.guesses > self.most_guesses
         values = cells[cell, np.arange(len(branch)), None]
         options = values & np.left_shift(1, np.arange(self.size)).astype(np.uint16)
         children = np.repeat(cells, tries, axis=1)

@@ -1,14 +1,14 @@
-"""The Sudoku task: 4x4, 6x6 and 9x9, from files, from the bundled sample, or generated.
+"""The Sudoku task: 4x4 to 16x16, from files, from the bundled sample, or generated.
 
-Tokens: 0 padding, 1 blank, 2 the digit 1, and so on; V = size + 2, S = size * size. No puzzle has a
-name, so all share row 0 of the puzzle table.
+Tokens: 0 padding, 1 blank, 2 the digit 1, 11 the digit A, which is 10; V = size + 2, S = size *
+size. No puzzle has a name, so all share row 0 of the puzzle table.
 
 Reference: dataset/build_sudoku_dataset.py.
 """
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Optional, Tuple, Union
+from typing import Any, Dict, Iterable, Iterator, List, Optional, Tuple, Union
 
 import numpy as np
 
@@ -19,8 +19,10 @@ from mlx_trm.datasets.writing import PuzzleBlock
 from mlx_trm.errors import DataError
 from mlx_trm.tasks.base import Scorer, ShareScorer, Task, register_task
 from mlx_trm.tasks.board import Board, differing, make_board
+from mlx_trm.tasks.pasted import gather_rows
 from mlx_trm.tasks.puzzle_files import FilePuzzles, hash_puzzle_file
 from mlx_trm.tasks.sudoku.files import (
+    DIGITS,
     parse_puzzle,
     read_puzzles,
     read_with_sources,
@@ -28,7 +30,7 @@ from mlx_trm.tasks.sudoku.files import (
 )
 from mlx_trm.tasks.sudoku.generator import DEFAULT_GIVENS, GENERATOR_VERSION, generate_sets
 from mlx_trm.tasks.sudoku.keys import puzzle_keys
-from mlx_trm.tasks.sudoku.solver import PuzzleSet, box_shape, solve_puzzles, valid_grids
+from mlx_trm.tasks.sudoku.solver import SIZES, PuzzleSet, box_shape, solve_puzzles, valid_grids
 from mlx_trm.tasks.sudoku.transforms import SYMMETRIES, default_symmetries, random_transforms
 from mlx_trm.tasks.sudoku.view import frame_cells
 from mlx_trm.tasks.symmetries import Symmetry
@@ -37,8 +39,10 @@ from mlx_trm.tasks.text import BOLD, PLAIN, RED, UNDERLINE, mark_of
 SAMPLE_FILES = {"train": "sudoku_hard_train.csv", "test": "sudoku_hard_test.csv"}
 DEFAULT_COUNTS = {"train": 4000, "test": 1000}
 
-# With fewer, no puzzle has one solution.
-FEWEST_GIVENS = {4: 4, 6: 8, 9: 17}
+# With fewer, no puzzle of up to 9 rows has one solution, and larger ones are not found in hours.
+FEWEST_GIVENS = {4: 4, 6: 8, 9: 17, 12: 46, 16: 98}
+# After so many, half a minute, a puzzle of 12 or 16 rows is given up.
+MOST_GUESSES = 20_000_000
 
 _CHUNK = 8192
 
@@ -47,12 +51,12 @@ _CHUNK = 8192
 class SudokuConfig(TaskConfig):
     """Settings of the Sudoku task."""
 
-    size: int = field(default=9, metadata={"choices": (4, 6, 9)})
-    """Rows of the grid; boxes are 2x2, 2 rows x 3 columns, or 3x3."""
+    size: int = field(default=9, metadata={"choices": SIZES})
+    """Rows of the grid; boxes are 2x2, 2 rows x 3 columns, 3x3, 3 rows x 4 columns, or 4x4."""
     augment: str = field(default="online", metadata={"choices": ("none", "online")})
     """online: other symmetries of each training puzzle every time it comes up; none: as built."""
     symmetries: Optional[List[str]] = field(default=None, metadata={"choices": SYMMETRIES})
-    """What augmentation may permute; unset: all that the size allows (6x6 has no transpose)."""
+    """What augmentation may permute; unset: all that the size allows (6x6, 12x12: no transpose)."""
     num_aug: int = field(default=0, metadata={"min": 0})
     """Augmented copies of each training puzzle that are written to disk (reference: num_aug)."""
     subsample_size: Optional[int] = field(default=None, metadata={"min": 1})
@@ -64,9 +68,9 @@ class SudokuConfig(TaskConfig):
     test_puzzles: Optional[int] = field(default=None, metadata={"min": 1})
     """Generate so many test puzzles where there is no file; unset: 1,000, at 9x9 the sample."""
     min_givens: Optional[int] = field(default=None, metadata={"min": 1})
-    """Fewest givens of generated puzzles; unset: 6 at 4x4, 10 at 6x6, 24 at 9x9."""
+    """Fewest givens of generated puzzles; unset: 24 at 9x9, other sizes in proportion."""
     max_givens: Optional[int] = field(default=None, metadata={"min": 1})
-    """Most givens of generated puzzles; unset: 8 at 4x4, 14 at 6x6, 30 at 9x9."""
+    """Most givens of generated puzzles; unset: 30 at 9x9, other sizes in proportion."""
 
     def problems(self) -> List[str]:
         """Find settings that do not fit together."""
@@ -82,6 +86,9 @@ class SudokuConfig(TaskConfig):
         elif high < FEWEST_GIVENS[self.size]:
             fewest = FEWEST_GIVENS[self.size]
             found.append(f"max_givens: {self.size}x{self.size} needs at least {fewest} givens")
+        elif self.size > 9 and low < FEWEST_GIVENS[self.size]:
+            fewest = FEWEST_GIVENS[self.size]
+            found.append(f"min_givens: {self.size}x{self.size} is generated with {fewest} or more")
         elif high >= self.size**2:
             found.append(f"max_givens: {high} leaves no blank in {self.size**2} cells")
         return found
@@ -110,6 +117,11 @@ class Sudoku(Task):
     """Fill the blanks so that every row, column and box holds every digit."""
 
     config: SudokuConfig
+
+    def __init__(self, config: Any, seed: int = 0) -> None:
+        """Keep the settings; nothing is read or generated yet."""
+        super().__init__(config, seed)
+        self.symbols = ".0" + DIGITS[: config.size] + DIGITS[9 : config.size].lower()
 
     @property
     def spec(self) -> TaskSpec:
@@ -248,8 +260,15 @@ class Sudoku(Task):
         """Read a CSV or text file; that puzzles of a CSV have one solution is not checked."""
         return read_with_sources(path, self.config.size)
 
+    def split_puzzles(self, lines: Iterable[str]) -> Iterator[Tuple[int, str]]:
+        """Find the puzzles in lines of text: one a line, a row a line, or drawn by ``solve``."""
+        return gather_rows(lines, self.config.size, self.symbols)
+
     def parse(self, text: str) -> np.ndarray:
-        """Read a puzzle of S cells, ``.`` or ``0`` for a blank; white space does not count.
+        """Read a puzzle of S cells, ``.``, ``0`` or ``_`` for a blank, A to G for 10 to 16.
+
+        White space, commas and lines around boxes do not count; of a drawing with its answer
+        beside it the puzzle is read.
 
         Raises:
             DataError: if it is malformed or its givens contradict each other.
@@ -259,10 +278,16 @@ class Sudoku(Task):
     def answers(self, inputs: np.ndarray) -> Tuple[np.ndarray, Dict[int, str]]:
         """Solve (n, S) puzzles; what has not exactly one solution has no answer."""
         size = self.config.size
-        found = solve_puzzles(np.asarray(inputs, np.int64) - 1, size)
+        most = MOST_GUESSES if size > 9 else None
+        found = solve_puzzles(np.asarray(inputs, np.int64) - 1, size, most_guesses=most)
         problems = {}
-        for row in np.flatnonzero(found.counts != 1):
-            problems[int(row)] = solution_problem(found, int(row), size)
+        for row in np.flatnonzero(found.counts != 1).tolist():
+            problems[row] = solution_problem(found, row, size)
+        for row in np.flatnonzero((found.guesses > MOST_GUESSES) & (found.counts < 2)).tolist():
+            problems[row] = (
+                f"whether the puzzle has one solution is not clear after {MOST_GUESSES:,} guesses; "
+                "give more of its digits"
+            )
         return np.asarray(found.solutions[:, 0] + 1, dtype=np.uint8), problems
 
     def format(self, tokens: np.ndarray) -> str:
@@ -281,7 +306,7 @@ class Sudoku(Task):
     def _symbol(self, token: int) -> str:
         if token == 1:
             return "."
-        return str(token - 1) if 1 < token < self.config.size + 2 else "?"
+        return DIGITS[token - 2] if 1 < token < self.config.size + 2 else "?"
 
     def board(
         self,

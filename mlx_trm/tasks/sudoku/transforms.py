@@ -41,7 +41,7 @@ class SudokuTransforms(NamedTuple):
 
 
 def default_symmetries(size: int) -> Tuple[str, ...]:
-    """Return all symmetries of a Sudoku; boxes of 2x3 cannot be transposed."""
+    """Return all symmetries of a Sudoku; boxes of 2x3 and 3x4 cannot be transposed."""
     rows, cols = box_shape(size)
     return SYMMETRIES if rows == cols else tuple(s for s in SYMMETRIES if s != "transpose")
 
@@ -53,7 +53,7 @@ def random_transforms(
 
     Args:
         count: n, how many.
-        size: 4, 6 or 9.
+        size: one of :data:`~mlx_trm.tasks.sudoku.solver.SIZES`.
         symmetries: some of ``SYMMETRIES``. ``rows`` permutes rows within their band, ``columns``
             columns within their stack.
         rng: decides everything.
@@ -70,10 +70,10 @@ def random_transforms(
         if name not in default_symmetries(size):
             raise ValueError(f"a {size}x{size} Sudoku has no symmetry {name!r}")
     box_rows, box_cols = box_shape(size)
-    lines = _line_orders(size, box_rows, "bands" in symmetries, "rows" in symmetries)
-    rows = lines[rng.integers(len(lines), size=count)][:, :, None]
-    lines = _line_orders(size, box_cols, "stacks" in symmetries, "columns" in symmetries)
-    cols = lines[rng.integers(len(lines), size=count)][:, None, :]
+    draw = _drawn_orders if size > 9 else _listed_orders
+    rows = draw(count, size, box_rows, "bands" in symmetries, "rows" in symmetries, rng)
+    cols = draw(count, size, box_cols, "stacks" in symmetries, "columns" in symmetries, rng)
+    rows, cols = rows[:, :, None], cols[:, None, :]
     cells = rows * size + cols
     if "transpose" in symmetries:
         flipped = np.flatnonzero(rng.integers(2, size=count))
@@ -82,6 +82,29 @@ def random_transforms(
     if "digits" in symmetries:
         tokens[:, 2:] = np.argsort(rng.random((count, size)), axis=1, kind="stable") + 2
     return SudokuTransforms(cells.reshape(count, size * size), tokens)
+
+
+def _listed_orders(
+    count: int, size: int, box: int, bands: bool, lines: bool, rng: np.random.Generator
+) -> np.ndarray:
+    """Draw (n, size) orders of rows (or columns) out of a list of them all."""
+    orders = _line_orders(size, box, bands, lines)
+    return np.asarray(orders[rng.integers(len(orders), size=count)])
+
+
+# 16 rows have eight million orders, too many for a list; a draw costs more random numbers.
+def _drawn_orders(
+    count: int, size: int, box: int, bands: bool, lines: bool, rng: np.random.Generator
+) -> np.ndarray:
+    """Draw (n, size) orders of rows (or columns), bands and what is in them each by itself."""
+    number = size // box
+    outer = np.tile(np.arange(number), (count, 1))
+    inner = np.tile(np.arange(box), (count, number, 1))
+    if bands:
+        outer = np.argsort(rng.random(outer.shape), axis=1, kind="stable")
+    if lines:
+        inner = np.argsort(rng.random(inner.shape), axis=2, kind="stable")
+    return np.asarray((outer[:, :, None] * box + inner).reshape(count, size))
 
 
 @lru_cache(maxsize=None)

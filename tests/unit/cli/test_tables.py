@@ -3,7 +3,7 @@
 import pytest
 
 from mlx_trm.cli import tables
-from mlx_trm.cli.progress import Progress
+from mlx_trm.cli.progress import Estimate, Progress
 from mlx_trm.runs.metrics import StepReport
 
 
@@ -102,3 +102,36 @@ def test_a_bar_in_a_terminal(capsys, monkeypatch):
     shown = capsys.readouterr().err
     assert "40/40" in shown and "loss=1.2346" in shown
     assert "evaluating" in shown and "a line of its own" in shown
+
+
+def clock_of(*times):
+    """Give these times one after the other."""
+    return iter(times).__next__
+
+
+def test_how_long_a_run_takes_is_said_once_from_its_first_steps():
+    estimate = Estimate(10_000, clock=clock_of(0.0, 3.0, 3.5, 103.0, 103.0))
+    said = [estimate.tick() for _ in range(4)]
+    assert said[:2] == [None, None] and said[3] is None
+    assert said[2].startswith(
+        "the run takes about 6 days, 50 s a step, without evaluations; try tr"
+    )
+
+
+def test_a_long_first_step_tells_if_it_did_not_compile():
+    assert "about 3 days" in Estimate(10_001, clock=clock_of(0.0, 30.0)).tick()
+    compiled = Estimate(10_002, compiled=True, clock=clock_of(0.0, 30.0, 30.1, 31.1))
+    said = [compiled.tick() for _ in range(3)]
+    assert said[:2] == [None, None] and said[2].startswith("the run takes about 92 minutes, 0.55 s")
+    assert "try" not in said[2]
+
+
+def test_a_short_run_or_one_that_ends_by_itself_needs_no_estimate():
+    assert Estimate(2, clock=clock_of(0.0, 25.0)).tick() is None
+    assert Estimate(10_000, limit=3600.0, clock=clock_of(0.0, 25.0)).tick() is None
+
+
+def test_the_estimate_is_a_line_of_the_progress(capsys):
+    estimate = Estimate(500, clock=clock_of(0.0, 40.0))
+    Progress(500, estimate=estimate, seconds_between_lines=1e9).tick(1)
+    assert capsys.readouterr().err.startswith("the run takes about 6 hours, 40 s a step")

@@ -5,7 +5,18 @@ import os
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Literal, Optional, Union
+from typing import (
+    Any,
+    Dict,
+    Iterator,
+    List,
+    Literal,
+    Optional,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 import pytest
 import yaml
@@ -15,7 +26,9 @@ from hypothesis import strategies as st
 from paths import ROOT
 
 from mlx_trm.config.assembly import given_settings
+from mlx_trm.config.checks import check_fields
 from mlx_trm.config.loading import (
+    LAYOUT,
     TrainConfig,
     config_from_dict,
     config_to_dict,
@@ -306,11 +319,16 @@ def test_every_problem_in_one_go(write: Any) -> None:
         ("run_dir='  '", "run_dir: is empty; name a folder or leave it out"),
         ("seed=-1", "seed: must be at least 0, not -1"),
         ("seed=4294967296", "seed: must be at most 4294967295, not 4294967296"),
-        ("plugins=a", "plugins: expected a list of text, not 'a'; write [a]"),
+        ("plugins=", "plugins: expected a list of text, not null"),
         ("task.size=5", "task.size: 5 is not one of 4, 6, 9"),
         ("task.share=0", "task.share: must be more than 0, not 0.0"),
         ("task.share=1.5", "task.share: must be at most 1, not 1.5"),
-        ("task.moves=digits", "task.moves: expected a list of text, not 'digits'; write [digits]"),
+        (
+            "task.moves=digit",
+            "task.moves: 'digit' is not one of 'digits', 'rows'; did you mean 'digits'?",
+        ),
+        ("task.moves=3", "task.moves: item 1: expected text, not 3"),
+        ("task.moves=null", "task.moves: expected a list of text, not null"),
         (
             "task.moves=[digits, colums]",
             "task.moves: 'colums' is not one of 'digits', 'rows'",
@@ -321,7 +339,8 @@ def test_every_problem_in_one_go(write: Any) -> None:
             "task.mode=sof",
             "task.mode: 'sof' is not one of 'soft', 'hard'; did you mean 'soft'?",
         ),
-        ("task.levels=3", "task.levels: expected a list of numbers or null, not 3"),
+        ("task.levels=x", "task.levels: item 1: expected a number, not 'x'"),
+        ("task.levels=yes", "task.levels: item 1: expected a number, not 'yes'"),
         ("task.limit=1.5", "task.limit: expected a whole number or text or null, not 1.5"),
         ("task.note=null", "task.note: expected text, not null"),
         ("task.name=3", "task.name: expected text, not 3"),
@@ -374,6 +393,47 @@ def test_problems_of_single_settings(write: Any, override: str, problem: str) ->
     heading, _, line = message.partition(": ")
     assert line == problem
     assert heading in ("my.yaml (overrides)", "my.yaml (with overrides)")
+
+
+@pytest.mark.parametrize(
+    "text, value",
+    [
+        ("task.moves=digits", ["digits"]),
+        ("task.moves=[digits, rows]", ["digits", "rows"]),
+        ("task.levels=3", [3.0]),
+        ("task.levels=1e-3", [1e-3]),
+        ("task.levels=null", None),
+        ("train.report_to=tensorboard", ["tensorboard"]),
+        ("init.only=L_level.*", ["L_level.*"]),
+        ("task.data_dir=some/where", "some/where"),
+    ],
+)
+def test_one_value_is_a_list_of_one(write: Any, text: str, value: Any) -> None:
+    """On the line and in a file: brackets are for several."""
+    key, _, written = text.partition("=")
+    section, _, name = key.partition(".")
+    assert getattr(getattr(load_config(write(MINIMAL), [text]), section), name) == value
+    values: Dict[str, Any] = {"task": {"name": "sudoku"}, "model": {"name": "net"}}
+    values.setdefault(section, {})[name] = yaml.safe_load(written)
+    assert getattr(getattr(config_from_dict(values), section), name) == value
+
+
+@pytest.mark.usefixtures("real_names")
+def test_every_list_setting_takes_one_value() -> None:
+    """Of every task and model, too: what is refused is the value, not that it is no list."""
+    classes = {*LAYOUT.sections.values()}
+    for registry in LAYOUT.registries.values():
+        classes |= {registry.get(name).config_class for name in registry.names()}
+    seen = 0
+    for cls in classes:
+        for name, hint in get_type_hints(cls).items():
+            arms = get_args(hint) if get_origin(hint) is Union else (hint,)
+            if any(get_origin(arm) is list for arm in arms) and str not in arms:
+                seen += 1
+                built = check_fields(cls, {name: "word"}, "x", lenient=True)
+                assert built[0].get(name, ["word"]) == ["word"], (cls, name)
+                assert not any("expected a list" in problem.text for problem in built[1]), name
+    assert seen >= 5
 
 
 @pytest.mark.parametrize(

@@ -276,3 +276,17 @@ def test_build_model_goes_by_name_and_resolves_defaults():
     assert model.puzzle_emb.weights.shape == (5, 32)
     zero = build_model(dataclasses.replace(SMALL, puzzle_emb_len=0, puzzle_emb_ndim=40), SPEC)
     assert zero.positions == 2, "ceil(40 / 32)"
+
+
+def test_belief_halts_a_row_in_training_and_not_in_evaluation():
+    """Of a model that believes every answer: one step in training, all of them in evaluation."""
+    model = TRM(SMALL, SPEC)
+    model.q_head.bias = mx.array([5.0, -5.0])
+    batch = random_batch(SPEC, size=3)
+    for training, expected in ((True, [True] * 4), (False, [False, False, False, True])):
+        model.train(training)
+        carry, halted = model.initial_carry(batch), []
+        for _ in expected:
+            carry, _ = model(carry, batch)
+            halted.append(carry.halted.tolist())
+        assert halted == [[each] * 3 for each in expected], training

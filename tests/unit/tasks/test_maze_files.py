@@ -267,7 +267,7 @@ def test_cells_of_a_maze_are_read_together(tmp_path: Path) -> None:
         ("", "the maze has 0 cells, 3x3 needs 9"),
         ("S./.G", "the maze has 2 rows, 3x3 needs 3"),
         ("S../../..G", "row 2 of the maze has 2 cells"),
-        ("S..,...,..G", "the maze has 11 cells"),
+        ("S..,...,..GG", "the maze has 10 cells"),
         ("S.." + "..." + "..0", "the maze has '0' in row 3 column 3; allowed are #, point or sp"),
     ],
 )

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from mlx_trm.tasks.sudoku.files import read_puzzles
 from mlx_trm.tasks.sudoku.generator import random_grids
 from mlx_trm.tasks.sudoku.solver import (
+    SIZES,
     PuzzleSet,
     box_shape,
     conflicts,
@@ -37,13 +38,13 @@ def read_all(path: Path, size: int = 9) -> PuzzleSet:
 
 def test_units_of_each_size() -> None:
     """Rows, columns and boxes, each cell in three of them; 6x6 has boxes of 2 rows x 3 columns."""
-    assert [box_shape(size) for size in (4, 6, 9)] == [(2, 2), (2, 3), (3, 3)]
+    assert [box_shape(size) for size in SIZES] == [(2, 2), (2, 3), (3, 3), (3, 4), (4, 4)]
     assert unit_cells(6)[13].tolist() == [3, 4, 5, 9, 10, 11]
     assert unit_cells(9)[22].tolist() == [30, 31, 32, 39, 40, 41, 48, 49, 50]
-    for size in (4, 6, 9):
+    for size in (4, 6, 9, 12, 16):
         assert (np.bincount(unit_cells(size).ravel()) == 3).all()
-    with pytest.raises(ValueError, match="size 4, 6 or 9, not 16"):
-        box_shape(16)
+    with pytest.raises(ValueError, match="size 4, 6, 9, 12 or 16, not 25"):
+        box_shape(25)
 
 
 def test_a_known_puzzle() -> None:

@@ -1,0 +1,142 @@
+"""Grids as people paste them are read as those that they type."""
+
+import numpy as np
+import pytest
+
+from mlx_trm.drawing.terminal import side_by_side, with_beliefs
+from mlx_trm.errors import DataError
+from mlx_trm.tasks import ARCConfig, MazeConfig, SudokuConfig, Task, build_task
+from mlx_trm.tasks.arc.grids import draw_answer, parse_grid
+from mlx_trm.tasks.pasted import cut_drawing
+
+SMALL = "4.211...3.4...1."
+ANSWER = "4321123434122143"
+MAZE = "S.#/..#/..G"
+
+
+def sudoku(size: int = 4) -> Task:
+    """A Sudoku of this size."""
+    return build_task(SudokuConfig("sudoku", size=size))
+
+
+def maze() -> Task:
+    """Mazes of 3x3."""
+    return build_task(MazeConfig("maze", size=3))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "4 . 2 1\n1 . . .\n3 . 4 .\n. . 1 .",
+        "4_21 1___ 3_4_ __1_",
+        "4,0,2,1,1,0,0,0,3,0,4,0,0,0,1,0",
+        "[[4,0,2,1],[1,0,0,0],[3,0,4,0],[0,0,1,0]]",
+        "+---+---+\n|4 .|2 1|\n|1 .|. .|\n+---+---+\n|3 .|4 .|\n|. .|1 .|\n+---+---+",
+        "4.|21\n1.|..\n--+--\n3.|4.\n..|1.\n",
+        "║4.│21║\n║1.│..║\n╟──┼──╢\n║3.│4.║\n║..│1.║",
+        "\t4.21;1...;3.4.;..1.",
+    ],
+)
+def test_sudoku_as_people_write_it(text: str) -> None:
+    """Spaces, lines, commas, brackets, boxes and ``_`` mean what they seem to mean."""
+    task = sudoku()
+    assert task.format(task.parse(text)) == SMALL
+    lines = text.splitlines()
+    found = list(task.split_puzzles(lines))
+    if len(lines) > 1 or "[" not in text:
+        assert [task.format(task.parse(each)) for _, each in found] == [SMALL]
+
+
+@pytest.mark.parametrize("color", [False, True])
+@pytest.mark.parametrize("size", [4, 6, 9, 12, 16])
+def test_sudoku_as_the_program_draws_it(size: int, color: bool) -> None:
+    """What ``solve`` prints is read again: with its answer, marks, beliefs and words around it."""
+    task = sudoku(size)
+    puzzle = np.ones(size**2, np.uint8)
+    puzzle[[0, size + 1, 2 * size + 3]] = [size + 1, size, 4]
+    answer = np.arange(size**2, dtype=np.uint8) % size + 2
+    drawn = task.render(puzzle, puzzle, color=color)
+    assert np.array_equal(task.parse(drawn), puzzle)
+    printed = f"puzzle: {task.format(puzzle)}\n" + side_by_side(drawn, task.render(answer))
+    printed += "\nafter 2 steps: wrong (3 of 16 cells right), halt probability 0.123\n"
+    assert np.array_equal(task.parse(printed), puzzle)
+    found = list(task.split_puzzles(printed.splitlines()))
+    assert [np.array_equal(task.parse(each), puzzle) for _, each in found][-1:] == [True]
+    step = with_beliefs(task.render_step(puzzle, answer, puzzle, answer, color), [0.5, 0.9])
+    assert np.array_equal(task.parse(step), puzzle)
+
+
+def test_lines_of_a_file_are_told_apart() -> None:
+    """One a line, a row a line and drawings mix; a wrong line is still named."""
+    task = sudoku()
+    drawn = task.render(task.parse(SMALL)).splitlines()
+    lines = [SMALL, "# a comment", "", *"4.21 1... 3.4. ..1.".split(), *drawn, SMALL]
+    assert [number for number, _ in task.split_puzzles(lines)] == [1, 4, 8, 15]
+    cut = list(task.split_puzzles(["4.21", "1...", "", SMALL, "4.2"]))
+    assert cut == [(1, "4.21\n1..."), (4, SMALL), (5, "4.2")]
+    with pytest.raises(DataError, match="has 8 cells"):
+        task.parse(cut[0][1])
+
+
+def test_numbers_beyond_nine() -> None:
+    """A 16x16 puzzle of a table has numbers with white space or commas between them."""
+    task, tokens = sudoku(16), np.ones(256, np.uint8)
+    tokens[:16] = np.arange(16) + 2
+    numbers = " ".join(str(token - 1) for token in tokens)
+    for text in (numbers, numbers.replace(" ", ","), task.format(tokens).lower()):
+        assert np.array_equal(task.parse(text), tokens)
+    assert task.format(tokens)[:16] == "123456789ABCDEFG"
+    with pytest.raises(DataError, match="allowed are 1-9, A-G"):
+        task.parse("H" + "." * 255)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "S . #\n. . #\n. . G",
+        "S,.,#/.,.,#/.,.,G",
+        "S_#/__#/__G",
+        "+---+\n|S.#|\n|..#|\n|..G|\n+---+",
+        "S █\n  █\n  G",
+    ],
+)
+def test_mazes_as_people_write_them(text: str) -> None:
+    """Spaces between cells, commas, frames, blocks and ``_``."""
+    assert maze().format(maze().parse(text)) == MAZE
+
+
+@pytest.mark.parametrize("color", [False, True])
+def test_mazes_as_the_program_draws_them(color: bool) -> None:
+    """Two characters a cell, marks, and the answer beside it."""
+    task = maze()
+    tokens = task.parse(MAZE)
+    answer = task.answers(tokens[None])[0][0]
+    printed = side_by_side(task.render(tokens, tokens, color=color), task.render(answer))
+    printed = f"puzzle: {MAZE}\n{printed}\nafter 3 steps: right"
+    assert np.array_equal(task.parse(printed), tokens)
+    found = list(task.split_puzzles(printed.splitlines()))
+    assert [np.array_equal(task.parse(text), tokens) for _, text in found] == [True]
+    step = task.render_step(answer, tokens, tokens, answer, color)
+    assert np.array_equal(task.parse(step), answer)
+    found = list(task.split_puzzles([MAZE, "", "S.#", "..#", "..G"]))
+    assert [number for number, _ in found] == [1, 3]
+
+
+@pytest.mark.parametrize("color", [False, True])
+def test_arc_as_the_program_draws_it(color: bool) -> None:
+    """Of a puzzle with its answer beside it the puzzle is read, whichever is taller."""
+    grids = [np.array([[0, 1, 2], [3, 4, 5]]), np.array([[7, 7], [8, 8], [9, 9]])]
+    for left, right in (grids, grids[::-1]):
+        drawn = side_by_side(draw_answer(left, right, color), draw_answer(right, None, color))
+        drawn = "\n".join(line for line in drawn.splitlines() if "instead" not in line)
+        assert parse_grid(drawn).tolist() == left.tolist()
+    assert parse_grid("│0 1│\n│2 3│").tolist() == [[0, 1], [2, 3]]
+    assert parse_grid("    0 1\n    2 3\n").tolist() == [[0, 1], [2, 3]]
+    assert build_task(ARCConfig("arc", max_grid_size=5)).parse("0,1/2,3")[0] == 2
+
+
+def test_a_frame_that_does_not_end_is_none() -> None:
+    """What was cut off is no drawing."""
+    assert cut_drawing(["┌──┐", "│S │"]) is None
+    with pytest.raises(DataError, match="has 2 cells"):
+        sudoku().parse("┌──┐\n│4 2│")
