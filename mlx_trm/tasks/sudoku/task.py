@@ -280,9 +280,8 @@ class Sudoku(Task):
         size = self.config.size
         most = MOST_GUESSES if size > 9 else None
         found = solve_puzzles(np.asarray(inputs, np.int64) - 1, size, most_guesses=most)
-        problems = {}
-        for row in np.flatnonzero(found.counts != 1).tolist():
-            problems[row] = solution_problem(found, row, size)
+        unclear = np.flatnonzero(found.counts != 1).tolist()
+        problems = {row: solution_problem(found, row, size) for row in unclear}
         for row in np.flatnonzero((found.guesses > MOST_GUESSES) & (found.counts < 2)).tolist():
             problems[row] = (
                 f"whether the puzzle has one solution is not clear after {MOST_GUESSES:,} guesses; "
@@ -292,11 +291,8 @@ class Sudoku(Task):
 
     def format(self, tokens: np.ndarray) -> str:
         """Write (S,) tokens on one line: ``.`` is a blank, ``?`` is no digit at all."""
-        names = self.token_names
-        known = len(names)
-        return "".join(
-            [names[token] if 0 <= token < known else "?" for token in np.asarray(tokens).tolist()]
-        )
+        symbols = dict(enumerate(self.token_names))
+        return "".join([symbols.get(token, "?") for token in np.asarray(tokens).tolist()])
 
     @property
     def token_names(self) -> List[str]:
