@@ -25,6 +25,7 @@ from mlx_trm.runs.folder import check_run_dir
 from mlx_trm.runs.layout import CONFIG, find_checkpoint, list_checkpoints
 from mlx_trm.system.device import on_gpu
 from mlx_trm.system.processes import Processes
+from mlx_trm.training.report import probe_step
 from mlx_trm.training.trainer import Trainer, TrainReport
 
 # A puzzle that takes more characters is only drawn.
@@ -98,6 +99,9 @@ def run(args: argparse.Namespace, config: Optional[ExperimentConfig]) -> int:
     progress = Progress(plan.planned_steps, quiet, start=trainer.step, estimate=estimate)
     with stopping(trainer, progress):
         try:
+            if not quiet:
+                pace = probe_step(trainer.model, settings.batch_size)
+                progress.line(estimate.foresee(pace) or "")
             report = trainer.fit(
                 on_eval=progress.evaluation,
                 on_step=progress.step,

@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from mlx_trm.cli.tables import duration, rough_duration, size
 from mlx_trm.runs.metrics import StepReport
-from mlx_trm.training.report import Evaluation
+from mlx_trm.training.report import LONG_STEP, Evaluation
 
 
 def decimals(value: Optional[float], digits: int) -> str:
@@ -19,8 +19,6 @@ def decimals(value: Optional[float], digits: int) -> str:
 
 # A run that takes less needs no estimate; one that takes more gets advice.
 SHORT, LONG = 60.0, 6 * 3600.0
-# A first step that takes longer is measured by itself.
-_LONG_STEP = 20.0
 
 
 class Estimate:
@@ -44,6 +42,20 @@ class Estimate:
         self._left, self._compiled, self._limit, self._clock = steps, compiled, limit, clock
         self._done, self._started, self._said = 0, clock(), False
 
+    def foresee(self, pace: Optional[float]) -> Optional[str]:
+        """Say it before the first step, where that is going to be a long one.
+
+        Args:
+            pace: seconds of a step, estimated; None: not known.
+
+        Returns:
+            The line, where there is something to say; :meth:`tick` says nothing then.
+        """
+        if pace is None or pace < LONG_STEP:
+            return None
+        self._said = True
+        return describe_estimate(pace, self._left, self._limit)
+
     def tick(self) -> Optional[str]:
         """Count a step.
 
@@ -57,7 +69,7 @@ class Estimate:
         now = self._clock()
         if self._done == 1:
             first, self._started = now - self._started, now
-            if self._compiled or first < _LONG_STEP:
+            if self._compiled or first < LONG_STEP:
                 return None
             pace = first
         elif now - self._started < 1.0:
@@ -81,9 +93,8 @@ def describe_estimate(pace: float, left: int, limit: Optional[float] = None) -> 
         return None  # the table above has said when it ends
     if seconds < SHORT:
         return None
-    text = (
-        f"the run takes about {rough_duration(seconds)}, {pace:.2g} s a step, without evaluations"
-    )
+    step = f"{pace:.2g} s" if pace < 100 else rough_duration(pace)
+    text = f"the run takes about {rough_duration(seconds)}, {step} a step, without evaluations"
     if seconds < LONG:
         return text
     return (
@@ -192,8 +203,8 @@ class Progress:
             )
 
     def line(self, text: str) -> None:
-        """Print a line without breaking the bar."""
-        if self.quiet:
+        """Print a line without breaking the bar; an empty one is none."""
+        if self.quiet or not text:
             return
         if self._bar is not None:
             self._bar.write(text, file=sys.stderr)

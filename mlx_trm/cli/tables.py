@@ -53,7 +53,13 @@ def duration(seconds: float) -> str:
 
 def rough_duration(seconds: float) -> str:
     """Give seconds as people say them: ``12 minutes``, ``5 hours``, ``11 days``."""
-    for unit, length, least in (("day", 86400, 2), ("hour", 3600, 2), ("minute", 60, 2)):
+    year = 365 * 86400
+    for unit, length, least in (
+        ("year", year, 2),
+        ("day", 86400, 2),
+        ("hour", 3600, 2),
+        ("minute", 60, 2),
+    ):
         if seconds >= least * length:
             return f"{seconds / length:.0f} {unit}s"
     return f"{max(1, seconds):.0f} seconds"

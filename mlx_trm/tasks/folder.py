@@ -91,6 +91,11 @@ class Folder(Task):
         found = [path / split / "dataset.json" for path in folders for split in SPLITS]
         found = [path for path in found if path.is_file()]
         if not found:
+            if (folders[0] / "dataset.json").is_file():
+                raise DataError(
+                    f"task.data_dir: {folders[0]}: is one split; name the folder that holds train "
+                    "and test"
+                )
             raise DataError(
                 f"task.data_dir: {folders[0]}: holds neither train/dataset.json nor "
                 "test/dataset.json; name a folder in the reference's format (docs/extending.md)"

@@ -1,16 +1,28 @@
 """What a run tells while it trains, a bar in Python among it, and at its end."""
 
 import sys
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple, TypedDict
+
+import mlx.core as mx
+import numpy as np
 
 from mlx_trm.config.html import table_html
 from mlx_trm.drawing.charts import Chart, chart_run
 from mlx_trm.drawing.notebook import in_notebook
 from mlx_trm.inference.evaluator import Metrics
+from mlx_trm.inference.search.draws import plain_starts
+from mlx_trm.inference.step import compile_reason
+from mlx_trm.models import RecursiveModel
+from mlx_trm.models.carry import random_batch
 from mlx_trm.runs.metrics import StepReport
+from mlx_trm.system.device import on_gpu
+from mlx_trm.system.streams import give_back_cores
 
+# Seconds of a step from which on a run says how long it takes before its first one.
+LONG_STEP = 20.0
 SHOWN = ("lm_loss", "exact_accuracy")
 
 
@@ -155,6 +167,45 @@ def _make_bar(**options: Any) -> Any:
         from tqdm.auto import tqdm
 
         return tqdm(dynamic_ncols=True, file=file, mininterval=0.5, **options)
+
+
+def probe_step(model: RecursiveModel, batch_size: int) -> Optional[float]:
+    """Estimate from a few rows, before the first step, how many seconds a step is going to take.
+
+    On a CPU a step of a large model takes many minutes, too long to learn it from the step itself.
+
+    Args:
+        model: to be trained; left as it is.
+        batch_size: B, rows of a step.
+
+    Returns:
+        The seconds, within a factor of two or so; None on a GPU, whose steps are not long.
+    """
+    if on_gpu():
+        return None
+    reason = compile_reason(model, False)
+    # A step goes through the last of the cycles backwards, too, which takes twice as long.
+    cycles = int(getattr(model.config, "H_cycles", 1))
+    factor = (cycles + 2) / cycles
+    was_training, rows = model.training, 1
+    model.eval()
+    try:
+        while True:
+            batch = random_batch(model.spec, rows)
+            starts = plain_starts(model, np.array(batch.inputs))
+            carry = model.begin(model.initial_carry(batch), batch, starts)
+            started = time.monotonic()
+            carry, outputs = reason(model.weights(), carry, model.puzzle_rows(carry))
+            mx.eval(carry.pack(), outputs.logits)
+            taken = time.monotonic() - started
+            estimate = factor * taken * batch_size / rows
+            # Larger batches are faster a row; what is short already needs no better look.
+            if estimate < LONG_STEP or taken > 3.0 or 2 * rows > batch_size:
+                return estimate
+            rows *= 2
+    finally:
+        model.train(was_training)
+        give_back_cores()
 
 
 def wants_bar(progress: Optional[bool]) -> bool:

@@ -11,6 +11,7 @@ from mlx_trm.__main__ import main
 from mlx_trm.models.carry import IGNORE_LABEL_ID
 from mlx_trm.runs import checkpoint
 from mlx_trm.tasks.arc.task import ARC
+from mlx_trm.training import report
 
 SMALL = """
 model: {name: trm, hidden_size: 16, num_heads: 2, swiglu_multiple: 16, L_layers: 1, H_cycles: 1,
@@ -76,3 +77,34 @@ def test_the_demonstration_reads_nothing(
     if name == "arc":
         labelled = row["labels"] != IGNORE_LABEL_ID
         assert labelled.any() and all(line.endswith("not right yet") for line in lines)
+
+
+def test_a_long_run_says_so_before_its_first_step(
+    folder: Path, capsys: Any, monkeypatch: Any
+) -> None:
+    """Where a step is going to be long, as a few rows tell; the model is left as it was."""
+    (folder / "c.yaml").write_text(TASKS["sudoku"] + SMALL)
+    monkeypatch.setattr("mlx_trm.train.probe_step", lambda model, rows: 1e6 * rows)
+    assert main(["train", "--config", "c.yaml"]) == 0
+    error = capsys.readouterr().err
+    assert error.index("the run takes about 139 days") < error.index("step 3/3")
+    assert error.count("the run takes") == 1 and "; try train.max_hours=1" in error
+    assert main(["train", "--config", "c.yaml", "-q", "run_dir=quiet"]) == 0
+    assert "the run takes" not in capsys.readouterr().err
+
+
+def test_a_look_at_a_few_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """More rows are looked at until that takes its time, or there are no more in a batch."""
+    config = trm.TRMConfig("trm", hidden_size=16, num_heads=2, swiglu_multiple=16, L_layers=1)
+    model = trm.TRM(config, trm.TaskSpec(vocab_size=6, seq_len=16)).train()
+    seen: List[int] = []
+    made = report.random_batch
+    monkeypatch.setattr(report, "random_batch", lambda spec, n: seen.append(n) or made(spec, n))
+    monkeypatch.setattr(report, "on_gpu", lambda: False)
+    pace = report.probe_step(model, 6)
+    assert pace is not None and 0 < pace < report.LONG_STEP and seen == [1] and model.training
+    monkeypatch.setattr(report, "LONG_STEP", 0.0)
+    report.probe_step(model, 6)
+    assert seen == [1, 1, 2, 4]
+    monkeypatch.setattr(report, "on_gpu", lambda: True)
+    assert report.probe_step(model, 6) is None

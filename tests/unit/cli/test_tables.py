@@ -109,6 +109,15 @@ def clock_of(*times):
     return iter(times).__next__
 
 
+@pytest.mark.parametrize(
+    "seconds, said",
+    [(0.3, "1 seconds"), (90, "90 seconds"), (600, "10 minutes"), (7200, "2 hours"),
+     (11 * 86400, "11 days"), (3e8, "10 years")],
+)  # fmt: skip
+def test_durations_as_people_say_them(seconds, said):
+    assert tables.rough_duration(seconds) == said
+
+
 def test_how_long_a_run_takes_is_said_once_from_its_first_steps():
     estimate = Estimate(10_000, clock=clock_of(0.0, 3.0, 3.5, 103.0, 103.0))
     said = [estimate.tick() for _ in range(4)]
@@ -124,6 +133,14 @@ def test_a_long_first_step_tells_if_it_did_not_compile():
     said = [compiled.tick() for _ in range(3)]
     assert said[:2] == [None, None] and said[2].startswith("the run takes about 92 minutes, 0.55 s")
     assert "try" not in said[2]
+
+
+def test_a_long_step_is_foreseen():
+    estimate = Estimate(1000, clock=clock_of(0.0, 300.0))
+    assert estimate.foresee(None) is None and estimate.foresee(3.0) is None
+    said = estimate.foresee(240.0)
+    assert said.startswith("the run takes about 3 days, 4 minutes a step, without evaluations; try")
+    assert estimate.tick() is None  # once
 
 
 def test_a_short_run_or_one_that_ends_by_itself_needs_no_estimate():

@@ -117,6 +117,24 @@ def test_a_task_scores_the_share_of_its_inputs() -> None:
     assert scorer.submission()["y"] == [{"attempt_1": [[0]], "attempt_2": [[0]]}]
 
 
+def test_what_has_no_solution_is_not_scored() -> None:
+    """One black cell stands for it, where answers may be missing; it is submitted all the same."""
+    nothing = np.zeros((1, 1), np.uint8)
+    tasks = {"x": puzzle((A, B), (B, nothing)), "y": puzzle((C, nothing))}
+    names = ["<blank>", "x", "y"]
+    scorer = ArcScorer(names, tasks, complete=False)
+    assert scorer.result()["ARC/pass@1"] == 0.0  # of the one that is known
+    scorer.update(row(0, A, B, 0.0))
+    scorer.update(row(1, C, A, 0.0, number=2))
+    assert scorer.result()["ARC/pass@1"] == 1.0
+    assert scorer.submission()["y"][0]["attempt_1"] == A.tolist()
+    unknown = ArcScorer(names, {"y": puzzle((C, nothing))}, complete=False).result()
+    assert all(np.isnan(value) for value in unknown.values()) and len(unknown) == len(PASS_AT)
+    complete = ArcScorer(names, tasks)
+    complete.update(row(0, B, nothing, 0.0))
+    assert complete.result()["ARC/pass@1"] == 0.25  # there it is an answer like any other
+
+
 def test_what_is_not_counted() -> None:
     """Blank rows, inputs of no test pair; identifiers of other data sets are taken off."""
     scorer = ArcScorer(["<blank>", "x"], {"x": puzzle((A, B))}, first_identifier=7)

@@ -128,6 +128,8 @@ def test_a_wrong_puzzle_is_named(tmp_path: Path, text: str, problem: str) -> Non
     "make,settings,problem",
     [
         (lambda path: path, {}, "holds neither train/dataset.json nor test/dataset.json"),
+        (lambda p: write_data(p) / "train", {}, "is one split; name the folder that holds"),
+        (lambda p: write_data(p, "test"), {}, "the dataset has no split 'train'"),
         (write_data, {"symbols": "abc"}, "task.symbols: has 3 characters, the data have 5"),
         (lambda p: write_data(p, vocab_size=300), {}, "vocab_size is 300; at most 256"),
         (lambda p: write_data(p, seq_len=7), {}, "rows of 6 cells, seq_len is 7"),
