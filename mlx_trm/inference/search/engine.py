@@ -149,7 +149,7 @@ class Search:
             on_done: called with the number of puzzles done so far after each step that ends one.
             on_step: called after each step of the batch.
             on_answer: called after each step of each rollout with the puzzle's place, the rollout,
-                its (S,) uint8 answer and q_halt.
+                its (S,) uint8 answer, q_halt, and its (S,) float32 confidence.
 
         Returns:
             The results, in the order of the puzzles.
