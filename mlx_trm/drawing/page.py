@@ -90,7 +90,7 @@ def _take(take: Take) -> Dict[str, Any]:
 
 def frame_data(frame: Frame) -> Dict[str, Any]:
     """Give a step as the scripts draw it; ``k`` has two digits a cell, per cent of confidence."""
-    found = {
+    found: Dict[str, Any] = {
         "step": frame.step,
         "q": None if frame.belief is None else round(frame.belief, 6),
         "correct": frame.correct,

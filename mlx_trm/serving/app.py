@@ -1,0 +1,117 @@
+"""The application, and the server around it, by starlette and uvicorn (extra ``serve``)."""
+
+import logging
+import socket
+from typing import Any, Callable, Collection, Optional
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from mlx_trm.errors import TRMError
+from mlx_trm.serving import handlers
+from mlx_trm.serving.description import ROUTES
+from mlx_trm.serving.guard import Guard
+from mlx_trm.serving.handlers import Answer, Server
+from mlx_trm.serving.worker import Busy, explain
+
+LOGGER = logging.getLogger(__name__)
+MOST_CONNECTIONS = 256
+END_SECONDS = 3  # that clients get to take what is being sent when the server ends
+
+
+def make_app(server: Server, names: Collection[str] = ()) -> Guard:
+    """Make the application.
+
+    Args:
+        server: what it has; its worker runs.
+        names: by which clients may call it, besides addresses and ``localhost``.
+    """
+    routes = [
+        Route(route.path, getattr(handlers, route.name), methods=[route.method]) for route in ROUTES
+    ]
+    app = Starlette(
+        routes=routes,
+        exception_handlers={
+            HTTPException: _refuse_request,
+            TRMError: _refuse_content,
+            Busy: _refuse_place,
+            Exception: _say_bug,
+        },
+    )
+    app.state.server = server
+    return Guard(app, names)
+
+
+async def _refuse_request(_: Request, error: Exception) -> Response:
+    status = getattr(error, "status_code", 400)
+    text = {404: "there is nothing here", 405: "this method is not for this route"}
+    detail = str(getattr(error, "detail", ""))
+    standard = detail in ("Not Found", "Method Not Allowed")
+    return Answer({"error": text.get(status, detail) if standard else detail}, status_code=status)
+
+
+async def _refuse_content(_: Request, error: Exception) -> Response:
+    return Answer({"error": explain(error)}, status_code=422)
+
+
+async def _refuse_place(_: Request, error: Exception) -> Response:
+    wait = {"Retry-After": str(getattr(error, "seconds", 1))}
+    return Answer({"error": str(error)}, status_code=503, headers=wait)
+
+
+async def _say_bug(_: Request, error: Exception) -> Response:
+    return Answer({"error": explain(error)}, status_code=500)
+
+
+class _Uvicorn(uvicorn.Server):
+    """Ends open streams first when it is told to end, and says when it listens."""
+
+    def __init__(self, config: uvicorn.Config, server: Server, ready: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._own, self._ready = server, ready
+
+    def handle_exit(self, sig: int, frame: Optional[Any]) -> None:
+        """Take a signal."""
+        self._own.doorman.closing = True
+        super().handle_exit(sig, frame)
+
+    async def startup(self, sockets: Optional[Any] = None) -> None:
+        """Begin to listen."""
+        await super().startup(sockets)
+        self._ready()
+
+
+def run_server(
+    server: Server, bound: socket.socket, names: Collection[str], ready: Callable[[], None]
+) -> None:
+    """Answer requests until the process is interrupted.
+
+    Args:
+        server: what it has; its worker runs, and is stopped in the end.
+        bound: where it listens.
+        names: as of :func:`make_app`.
+        ready: called when it listens.
+
+    Raises:
+        KeyboardInterrupt: when Ctrl-C has ended it.
+    """
+    config = uvicorn.Config(
+        make_app(server, names),
+        log_config=None,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        date_header=False,
+        lifespan="off",
+        ws="none",
+        limit_concurrency=MOST_CONNECTIONS,
+        timeout_graceful_shutdown=END_SECONDS,
+    )
+    try:
+        _Uvicorn(config, server, ready).run(sockets=[bound])
+    finally:
+        server.worker.stop()

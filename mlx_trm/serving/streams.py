@@ -1,0 +1,112 @@
+"""Server-sent events: from the worker's thread to a client, who may leave at any time."""
+
+import asyncio
+from typing import Any, AsyncIterator, Callable, Dict, Optional, Protocol, Tuple
+
+from starlette.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
+
+from mlx_trm.serving.worker import Busy
+from mlx_trm.system.files import json_text
+
+MOST_STREAMS = 64  # clients that follow runs at a time
+QUIET_SECONDS = 10.0  # after which a stream says that it is still there
+
+Event = Tuple[str, Dict[str, Any]]
+
+
+class Source(Protocol):
+    """Where events come from."""
+
+    async def next(self, seconds: float) -> Optional[Event]:
+        """Give the next event, or None where none has come for about so long."""
+
+
+class Events:
+    """Events that another thread tells, in their order."""
+
+    def __init__(self) -> None:
+        """Begin with none; called in the server's loop."""
+        self._loop = asyncio.get_running_loop()
+        self._queue: "asyncio.Queue[Event]" = asyncio.Queue()
+
+    def emit(self, name: str, content: Dict[str, Any]) -> None:
+        """Tell an event, from any thread."""
+        try:
+            self._loop.call_soon_threadsafe(self._queue.put_nowait, (name, content))
+        except RuntimeError:  # the server has ended meanwhile
+            pass
+
+    async def next(self, seconds: float) -> Optional[Event]:
+        """Give the next event; None where none has come for so long."""
+        try:
+            return await asyncio.wait_for(self._queue.get(), seconds)
+        except asyncio.TimeoutError:
+            return None
+
+
+class Doorman:
+    """Counts clients that stay, and sends them home when the server ends.
+
+    Attributes:
+        closing: whether the server ends.
+    """
+
+    def __init__(self) -> None:
+        """Begin with nobody."""
+        self.closing = False
+        self._inside = 0
+
+    def enter(self) -> None:
+        """Let a client in.
+
+        Raises:
+            Busy: if there are too many.
+        """
+        if self._inside >= MOST_STREAMS:
+            raise Busy(self._inside, 30)
+        self._inside += 1
+
+    def leave(self) -> None:
+        """Give a client's place back."""
+        self._inside -= 1
+
+    async def until_the_end(self, source: Source) -> AsyncIterator[bytes]:
+        """Write events until ``done`` or ``error``, or until the server ends."""
+        quiet = 0.0
+        while not self.closing:
+            found = await source.next(0.5)
+            if found is None:
+                quiet += 0.5
+                if quiet >= QUIET_SECONDS:
+                    quiet = 0.0
+                    yield b": still here\n\n"
+                continue
+            quiet = 0.0
+            name, content = found
+            yield f"event: {name}\ndata: {json_text(content)}\n\n".encode()
+            if name in ("done", "error"):
+                return
+
+
+class EventStream(StreamingResponse):
+    """A response of events that gives its place back, however it ends."""
+
+    media_type = "text/event-stream"
+
+    def __init__(self, events: AsyncIterator[bytes], leave: Callable[[], None]) -> None:
+        """Prepare a response.
+
+        Args:
+            events: as bytes.
+            leave: called once, when nobody listens any more.
+        """
+        super().__init__(events, headers={"x-accel-buffering": "no"})
+        self._leave = leave
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the events."""
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._leave()
