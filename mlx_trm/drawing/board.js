@@ -2,7 +2,9 @@
 // Draws boards and the course of Q as SVG. Everything foreign is put in as text, never as markup.
 const drawing = (function () {
   const CELL = 20, GIVEN = 1, CHANGED = 2, WRONG = 4;
-  const SURE = 99; // per cent: nothing is drawn for a cell of which the model is that sure
+  // Below this share of the board's highest confidence a cell gets a bar. How high that is depends
+  // on the loss that a model was trained with.
+  const LESS_SURE = 0.9;
 
   function make(name, attributes, text) {
     const node = document.createElementNS("http://www.w3.org/2000/svg", name);
@@ -16,7 +18,7 @@ const drawing = (function () {
     return 299 * part(1) + 587 * part(3) + 114 * part(5) > 128000 ? "#000000" : "#ffffff";
   }
 
-  function drawCell(svg, board, at, sure) {
+  function drawCell(svg, board, at, sure, most) {
     const x = (at % board.w) * CELL, y = Math.floor(at / board.w) * CELL;
     const marks = Number(board.m[at]), symbol = board.s[at];
     const color = board.c ? board.p[board.c[at]] : null;
@@ -32,7 +34,7 @@ const drawing = (function () {
       const size = CELL * 0.45;
       svg.append(make("path", { d: `M${x} ${y}h${size}l${-size} ${size}z`, class: "corner" }));
     }
-    if (sure < SURE) {
+    if (sure < LESS_SURE * most && !(marks & GIVEN)) {
       const bar = { x: x + 2, y: y + CELL - 4, height: 2.4 };
       svg.append(make("rect", { ...bar, width: CELL - 4, class: color ? "track on-color" : "track" }));
       svg.append(make("rect", { ...bar, width: ((CELL - 4) * sure) / 100, class: "sure" }));
@@ -53,9 +55,9 @@ const drawing = (function () {
     const svg = make("svg", {
       viewBox: `-1 -1 ${width + 2} ${height + 2}`, role: "img", "aria-label": `${label}: ${board.t}`,
     });
-    for (let at = 0; at < board.w * board.h; at++) {
-      drawCell(svg, board, at, confidence ? Number(confidence.slice(2 * at, 2 * at + 2)) : SURE);
-    }
+    const sure = (confidence || "").match(/../g) || [];
+    const most = Math.max(0, ...sure);
+    for (let at = 0; at < board.w * board.h; at++) drawCell(svg, board, at, Number(sure[at]), most);
     for (const thick of [false, true]) {
       for (const [count, box, down] of [[board.h, board.b[0], false], [board.w, board.b[1], true]]) {
         for (let at = 0; at <= count; at++) {

@@ -1,13 +1,12 @@
 """The application, and the server around it, by starlette and uvicorn (extra ``serve``)."""
 
-import logging
 import socket
-from typing import Any, Callable, Collection, Optional
+from typing import Any, Awaitable, Callable, Collection, Optional
 
 import uvicorn
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
@@ -18,7 +17,7 @@ from mlx_trm.serving.guard import Guard
 from mlx_trm.serving.handlers import Answer, Server
 from mlx_trm.serving.worker import Busy, explain
 
-LOGGER = logging.getLogger(__name__)
+Handler = Callable[[Request], Awaitable[Response]]
 MOST_CONNECTIONS = 256
 END_SECONDS = 3  # that clients get to take what is being sent when the server ends
 
@@ -31,7 +30,8 @@ def make_app(server: Server, names: Collection[str] = ()) -> Guard:
         names: by which clients may call it, besides addresses and ``localhost``.
     """
     routes = [
-        Route(route.path, getattr(handlers, route.name), methods=[route.method]) for route in ROUTES
+        Route(route.path, _explained(getattr(handlers, route.name)), methods=[route.method])
+        for route in ROUTES
     ]
     app = Starlette(
         routes=routes,
@@ -39,7 +39,6 @@ def make_app(server: Server, names: Collection[str] = ()) -> Guard:
             HTTPException: _refuse_request,
             TRMError: _refuse_content,
             Busy: _refuse_place,
-            Exception: _say_bug,
         },
     )
     app.state.server = server
@@ -63,8 +62,18 @@ async def _refuse_place(_: Request, error: Exception) -> Response:
     return Answer({"error": str(error)}, status_code=503, headers=wait)
 
 
-async def _say_bug(_: Request, error: Exception) -> Response:
-    return Answer({"error": explain(error)}, status_code=500)
+def _explained(handler: Handler) -> Handler:
+    """Answer what nobody expected in a line too; starlette would print a traceback."""
+
+    async def answer(request: Request) -> Response:
+        try:
+            return await handler(request)
+        except (HTTPException, TRMError, Busy, ClientDisconnect):
+            raise
+        except Exception as error:  # pylint: disable=broad-exception-caught
+            return Answer({"error": explain(error)}, status_code=500)
+
+    return answer
 
 
 class _Uvicorn(uvicorn.Server):
@@ -102,7 +111,7 @@ def run_server(
     config = uvicorn.Config(
         make_app(server, names),
         log_config=None,
-        log_level="warning",
+        log_level="error",
         access_log=False,
         server_header=False,
         date_header=False,

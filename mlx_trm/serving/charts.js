@@ -20,7 +20,7 @@ const charts = (function () {
     const power = 10 ** Math.floor(Math.log10(rough));
     const step = [1, 2, 5, 10].map((each) => each * power).find((each) => each >= rough);
     const found = [];
-    for (let at = Math.ceil(low / step - 1e-9); at * step <= high * (1 + 1e-9); at++) found.push(at * step);
+    for (let at = Math.floor(low / step + 1e-9); (at - 1) * step < high * (1 - 1e-9); at++) found.push(at * step);
     return found;
   }
 
@@ -36,11 +36,20 @@ const charts = (function () {
     }
     if (low > 0) low = 0;
     if (high === low) high = low + 1;
-    return { at: (value) => (value - low) / (high - low), marks: ticks(low, high, 4) };
+    const marks = ticks(low, high, 4);
+    [low, high] = [marks[0], marks[marks.length - 1]];
+    return { at: (value) => (value - low) / (high - low), marks };
   }
 
-  // lines: [{color, part, steps, values, name}]; last: the largest step of all panels.
-  function drawPanel(metric, title, lines, last) {
+  // given: [{color, part, steps, values}]; last: the largest step of all panels.
+  function drawPanel(metric, name, given, last) {
+    let lines = given, title = name;
+    if (metric === "peak_memory") {
+      const gib = lines.some((line) => Math.max(...line.values) >= 2 ** 30);
+      const unit = gib ? 2 ** 30 : 2 ** 20;
+      lines = lines.map((line) => ({ ...line, values: line.values.map((value) => value / unit) }));
+      title += gib ? ", GiB" : ", MiB";
+    }
     const all = lines.flatMap((line) => line.values);
     const vertical = scale(all, metric);
     const x = (step) => LEFT + (step / (last || 1)) * (WIDE - LEFT - RIGHT);
@@ -48,9 +57,9 @@ const charts = (function () {
     const svg = drawing.make("svg", { viewBox: `0 0 ${WIDE} ${HIGH}`, role: "img", "aria-label": title });
     for (const mark of vertical.marks) {
       svg.append(drawing.make("path", { d: `M${LEFT} ${y(mark)}H${WIDE - RIGHT}`, class: "axis" }));
-      svg.append(drawing.make("text", { x: LEFT - 4, y: y(mark) + 3, class: "mark end" }, short(mark, metric)));
+      svg.append(drawing.make("text", { x: LEFT - 4, y: y(mark) + 3, class: "mark end" }, short(mark, "")));
     }
-    for (const mark of ticks(0, last, 4)) {
+    for (const mark of ticks(0, last, 4).filter((each) => each <= last)) {
       svg.append(drawing.make("text", { x: x(mark), y: HIGH - 8, class: "mark" }, short(mark, "")));
     }
     for (const line of lines) {

@@ -1,7 +1,8 @@
 """Server-sent events: from the worker's thread to a client, who may leave at any time."""
 
 import asyncio
-from typing import Any, AsyncIterator, Callable, Dict, Optional, Protocol, Tuple
+from collections import deque
+from typing import Any, AsyncIterator, Callable, Deque, Dict, Optional, Protocol, Tuple
 
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
@@ -28,21 +29,29 @@ class Events:
     def __init__(self) -> None:
         """Begin with none; called in the server's loop."""
         self._loop = asyncio.get_running_loop()
-        self._queue: "asyncio.Queue[Event]" = asyncio.Queue()
+        self._told: Deque[Event] = deque()
+        self._arrived = asyncio.Event()
 
     def emit(self, name: str, content: Dict[str, Any]) -> None:
         """Tell an event, from any thread."""
         try:
-            self._loop.call_soon_threadsafe(self._queue.put_nowait, (name, content))
+            self._loop.call_soon_threadsafe(self._keep, (name, content))
         except RuntimeError:  # the server has ended meanwhile
             pass
 
+    def _keep(self, event: Event) -> None:
+        self._told.append(event)
+        self._arrived.set()
+
     async def next(self, seconds: float) -> Optional[Event]:
         """Give the next event; None where none has come for so long."""
-        try:
-            return await asyncio.wait_for(self._queue.get(), seconds)
-        except asyncio.TimeoutError:
-            return None
+        if not self._told:
+            self._arrived.clear()
+            try:
+                await asyncio.wait_for(self._arrived.wait(), seconds)
+            except asyncio.TimeoutError:
+                return None
+        return self._told.popleft()
 
 
 class Doorman:
@@ -64,7 +73,7 @@ class Doorman:
             Busy: if there are too many.
         """
         if self._inside >= MOST_STREAMS:
-            raise Busy(self._inside, 30)
+            raise Busy(self._inside, 30, "pages follow runs")
         self._inside += 1
 
     def leave(self) -> None:

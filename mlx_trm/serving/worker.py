@@ -31,9 +31,9 @@ class Busy(Exception):
         seconds: after which it is worth trying again.
     """
 
-    def __init__(self, waiting: int, seconds: int) -> None:
-        """Say how many wait, and for how long."""
-        super().__init__(f"{waiting} puzzles are waiting already; try again in {seconds} s")
+    def __init__(self, inside: int, seconds: int, what: str = "puzzles are being solved") -> None:
+        """Say how many are there already, and when there may be a place."""
+        super().__init__(f"{inside} {what}, and there is no place; try again in {seconds} s")
         self.seconds = seconds
 
 
@@ -157,10 +157,11 @@ class Worker:
         with self._changed:
             self._drop_left()
             waiting = len(self._queue)
-            if len(self._active) >= AT_ONCE and waiting >= self.most_waiting:
-                rounds = (waiting + AT_ONCE) / AT_ONCE
+            inside = waiting + len(self._active)
+            if inside >= AT_ONCE + self.most_waiting:
+                rounds = inside / AT_ONCE
                 seconds = min(LONGEST_RETRY, max(1, round(rounds * self._usual_seconds)))
-                raise Busy(waiting, seconds)
+                raise Busy(inside, seconds)
             job.emit("waiting", {"ahead": waiting})
             self._queue.append(job)
             self._changed.notify_all()
