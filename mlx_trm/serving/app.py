@@ -111,8 +111,9 @@ def run_server(
     config = uvicorn.Config(
         make_app(server, names),
         log_config=None,
-        log_level="error",
+        log_level="critical",
         access_log=False,
+        proxy_headers=False,
         server_header=False,
         date_header=False,
         lifespan="off",

@@ -141,7 +141,7 @@ async def solve_puzzle(request: Request) -> Response:
     job = Job(work, events.emit)
     server.worker.submit(job)
     if wants_events(request):
-        return EventStream(server.doorman.until_the_end(events), job.leave)
+        return EventStream(server.doorman, events, job.leave)
     try:
         return await _collect(request, events)
     finally:
@@ -154,8 +154,8 @@ async def _collect(request: Request, events: Events) -> Response:
     while True:
         found = await events.next(LOOK_SECONDS)
         if found is None:
-            if await request.is_disconnected():
-                return Response(status_code=499)
+            if await request.is_disconnected() or server_of(request).doorman.closing:
+                return Answer({"error": "the server has ended"}, status_code=503)
             continue
         name, content = found
         if name == "step" and "frame" not in content:
@@ -180,7 +180,7 @@ async def give_logs(request: Request) -> Response:
     if wants_events(request):
         doorman = server_of(request).doorman
         doorman.enter()
-        return EventStream(doorman.until_the_end(_Growing(followers)), doorman.leave)
+        return EventStream(doorman, _Growing(followers), doorman.leave)
     return Answer({"logs": await run_in_threadpool(_look, followers)})
 
 

@@ -11,6 +11,7 @@ from mlx_trm.serving.worker import Busy
 from mlx_trm.system.files import json_text
 
 MOST_STREAMS = 64  # clients that follow runs at a time
+LAST_SECONDS = 1.0  # in which a client takes what is left when the server ends
 QUIET_SECONDS = 10.0  # after which a stream says that it is still there
 
 Event = Tuple[str, Dict[str, Any]]
@@ -103,19 +104,26 @@ class EventStream(StreamingResponse):
 
     media_type = "text/event-stream"
 
-    def __init__(self, events: AsyncIterator[bytes], leave: Callable[[], None]) -> None:
+    def __init__(self, doorman: Doorman, source: Source, leave: Callable[[], None]) -> None:
         """Prepare a response.
 
         Args:
-            events: as bytes.
+            doorman: says when the server ends.
+            source: of the events.
             leave: called once, when nobody listens any more.
         """
-        super().__init__(events, headers={"x-accel-buffering": "no"})
-        self._leave = leave
+        super().__init__(doorman.until_the_end(source), headers={"x-accel-buffering": "no"})
+        self._doorman, self._leave = doorman, leave
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send the events."""
+        """Send the events; a client who does not take them keeps no server from ending."""
+        sending = asyncio.ensure_future(super().__call__(scope, receive, send))
         try:
-            await super().__call__(scope, receive, send)
+            while not sending.done() and not self._doorman.closing:
+                await asyncio.wait({sending}, timeout=0.5)
+            await asyncio.wait_for(sending, None if sending.done() else LAST_SECONDS)
+        except asyncio.TimeoutError:
+            pass
         finally:
+            sending.cancel()
             self._leave()
