@@ -112,9 +112,12 @@ function makePlayer(keysFrom) {
 
   function add(rollout, frame) {
     let at = takes().findIndex((each) => each.rollout === rollout);
-    if (at < 0) at = takes().push({ rollout: rollout, frames: [], chosen: false }) - 1;
+    if (at < 0) {
+      at = takes().push({ rollout: rollout, frames: [], chosen: false }) - 1;
+      if (state.follows) state.take = at;
+    }
     takes()[at].frames.push(frame);
-    if (state.follows) { state.take = at; state.step = frame.step; }
+    if (state.follows && state.take === at) state.step = frame.step;
     show();
   }
 

@@ -66,7 +66,8 @@
       const none = chosen.length < 2 ? "Choose another run to compare with." : "No setting differs.";
       byId("differing").replaceChildren(found.differing.length
         ? table(["setting", ...found.runs], rows(found.differing)) : element("p", { class: "note" }, none));
-      byId("alike").textContent = `${found.same.length} settings ${chosen.length < 2 ? "" : "are the same"}`;
+      const count = found.same.length, many = `${count} ${count === 1 ? "setting" : "settings"}`;
+      byId("alike").textContent = chosen.length < 2 ? many : `${many} the same`;
       byId("same").replaceChildren(table(["setting", "value"], found.same.map((each) => [each.name, each.values[0]])));
     } catch (error) { showMessage(error.message); }
   }

@@ -121,6 +121,9 @@
         byId("state").textContent = "solving";
         byId("shown").hidden = false;
         player.follow({ ...said.drawing, takes: [] });
+        byId("shown").focus({ preventScroll: true }); // so that its keys work
+        const below = byId("shown").getBoundingClientRect().top > 0.6 * window.innerHeight;
+        if (below) byId("shown").scrollIntoView();
       },
       step: (said) => player.add(said.rollout, said.frame),
       done: function (said) {

@@ -32,10 +32,10 @@ def prepare_work(served: Served, request: Mapping[str, Any]) -> Work:
     settings = served.settings({name: request[name] for name in SETTINGS if name in request})
     puzzle = served.read(request["puzzle"])
     draw = bool(request.get("draw", False))
-    return lambda emit: solve(served, puzzle, settings, draw, emit)
+    return lambda emit: solve_in_turns(served, puzzle, settings, draw, emit)
 
 
-def solve(
+def solve_in_turns(
     served: Served, puzzle: str, settings: SearchSettings, draw: bool, emit: Emit
 ) -> Iterator[None]:
     """Solve a puzzle in turns, one after each supervision step.
