@@ -7,6 +7,7 @@ import logging
 import os
 import socket
 import sys
+import threading
 import webbrowser
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Dict, List, Mapping, Tuple
@@ -120,8 +121,8 @@ def run(args: argparse.Namespace) -> int:
 
         def ready() -> None:
             print(f"{address}  (Ctrl-C ends it)", flush=True)
-            if args.open and not webbrowser.open(address):
-                LOGGER.warning("--open: there is no browser here; go to %s", address)
+            if args.open:  # a browser in a terminal would keep the server waiting
+                threading.Thread(target=open_browser, args=(address,), daemon=True).start()
 
         if not is_local(args.host):
             LOGGER.warning(
@@ -131,6 +132,12 @@ def run(args: argparse.Namespace) -> int:
             )
         app.run_server(server, bound, [args.host, *args.allow_host], ready)
     return 0
+
+
+def open_browser(address: str) -> None:
+    """Open a page in a browser, or say that there is none."""
+    if not webbrowser.open(address):
+        LOGGER.warning("--open: there is no browser here; go to %s", address)
 
 
 def check_packages() -> None:

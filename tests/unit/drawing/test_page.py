@@ -99,7 +99,7 @@ def test_every_control_has_a_name() -> None:
 
 
 def test_confidence_is_two_digits_a_cell() -> None:
-    """Per cent, in the order of the cells; what is no number is 0; nothing where it is not known."""
+    """Per cent, in the order of the cells; what is no number is 0, what is unknown not there."""
     inputs = MAZE.parse("S../.#./..G")
     subject = Subject(MAZE, inputs, None)
     sure = np.array([1, 0.999, 0.5, 0.019, 0, math.nan, 0.1, 0.2, 0.3], dtype=np.float32)

@@ -1,4 +1,4 @@
-"""The API: what each route answers, in the shapes that its description says; and what it refuses."""
+"""The API: what each route answers, in the shapes that its description says; what it refuses."""
 
 import itertools
 import json
@@ -94,7 +94,7 @@ def test_every_step_streams_in(client: TestClient) -> None:
 
 
 def test_rollouts_are_told_apart(client: TestClient) -> None:
-    """Fixed steps of two runs, one of them on a symmetric copy: its answers are the puzzle's own."""
+    """Fixed steps of two runs, one on a symmetric copy: its answers are the puzzle's own."""
     asked = {"rollouts": 2, "halt": "fixed", "symmetries": True, "steps": 2}
     events = events_of(solve(client, "sudoku-4x4", SUDOKU, headers=STREAM, **asked).text)
     steps = [content for name, content in events if name == "step"]
@@ -125,9 +125,10 @@ def test_mazes_and_tasks_by_name(client: TestClient) -> None:
 
 def test_a_puzzle_is_read(client: TestClient) -> None:
     """Rows as they are pasted; what has no answer is drawn too, and the problem said."""
-    ask = lambda text, model="sudoku-4x4": client.post(
-        "/api/read", json={"model": model, "puzzle": text}
-    )
+
+    def ask(text: str, model: str = "sudoku-4x4") -> Any:
+        return client.post("/api/read", json={"model": model, "puzzle": text})
+
     found = answer(ask("1 . . .\n. . 2 .\n. 3 . .\n. . . 4\n"), "Read")
     assert (found["puzzle"], found["problem"]) == ("1.....2..3.....4", "")
     assert found["drawing"]["m"][0] == "1"
@@ -177,7 +178,10 @@ def test_bad_requests_are_one_line(client: TestClient, body: Any, status: int, w
 def test_requests_that_cannot_be_read(client: TestClient) -> None:
     """No JSON, a form of another site, too much, nested without end, another method, no route."""
     head = {"Content-Type": "application/json"}
-    post = lambda content, headers=head: client.post("/api/solve", content=content, headers=headers)
+
+    def post(content: bytes, headers: Any = head) -> Any:
+        return client.post("/api/solve", content=content, headers=headers)
+
     assert "not JSON" in answer(post(b"{"), "Error", 400)["error"]
     assert "not JSON" in answer(post(b"[" * 30000), "Error", 400)["error"]
     assert answer(post(b"a=1", {"Content-Type": "text/plain"}), "Error", 415)

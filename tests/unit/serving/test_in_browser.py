@@ -9,12 +9,11 @@ import json
 import os
 import shutil
 import sys
-import threading
 from pathlib import Path
 from typing import Any, Iterator, List
 
 import pytest
-from child_processes import started, wait_until
+from child_processes import started
 from logged import evaluation, train, write
 from served import MAZE, SUDOKU, untrained
 
@@ -27,7 +26,7 @@ try:
     from selenium.webdriver.chrome.service import Service
     from selenium.webdriver.common.by import By
     from selenium.webdriver.common.keys import Keys
-    from selenium.webdriver.support.ui import Select, WebDriverWait
+    from selenium.webdriver.support.ui import WebDriverWait
 except ImportError:
     webdriver = None  # type: ignore[assignment]
 
