@@ -71,7 +71,7 @@ ROUTES: List[Route] = [
         "Read a puzzle without solving it.",
         "Read",
         "Reading",
-        errors=BODY_ERRORS,
+        errors=(*BODY_ERRORS, 503),
     ),
     Route(
         "POST",

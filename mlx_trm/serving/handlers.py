@@ -116,19 +116,16 @@ async def give_example(request: Request) -> Response:
 async def read_puzzle(request: Request) -> Response:
     """Read a puzzle without solving it."""
     asked = await read_body(request, "Reading")
-    served = server_of(request).shelf.find(asked["model"])
-    return Answer(await run_in_threadpool(_read, served, asked["puzzle"]))
+    server = server_of(request)
+    served = server.shelf.find(asked["model"])
+    return Answer(await server.doorman.read(_read, served, asked["puzzle"]))
 
 
 def _read(served: Served, text: str) -> Dict[str, Any]:
-    task, problem = served.solver.task, ""
-    tokens = task.parse(task.expand_puzzle(text)[0])
-    try:
-        served.read(text)
-    except DataError as error:
-        problem = " ".join(str(error).split())
-    drawing = board_data(task.board(tokens, tokens))
-    return {"puzzle": task.format(tokens), "problem": problem, "drawing": drawing}
+    found = served.read(text)
+    task, tokens = found.subject.task, found.subject.inputs
+    drawing = board_data(found.subject.puzzle())
+    return {"puzzle": task.format(tokens), "problem": found.problem, "drawing": drawing}
 
 
 async def solve_puzzle(request: Request) -> Response:
@@ -136,7 +133,7 @@ async def solve_puzzle(request: Request) -> Response:
     asked = await read_body(request, "Request")
     server = server_of(request)
     served = server.shelf.find(asked["model"])
-    work = await run_in_threadpool(prepare_work, served, asked)
+    work = await server.doorman.read(prepare_work, served, asked)
     events = Events()
     job = Job(work, events.emit)
     server.worker.submit(job)

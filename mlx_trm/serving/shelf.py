@@ -1,10 +1,10 @@
 """The models that a server has, by the names that it gives them."""
 
 from dataclasses import dataclass, field
-from typing import Any, Callable, Dict, Iterator, List, Mapping, Sequence, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Mapping, NamedTuple, Sequence
 
 from mlx_trm.drawing.scenes import Subject
-from mlx_trm.errors import ConfigError, DataError, did_you_mean
+from mlx_trm.errors import ConfigError, did_you_mean
 from mlx_trm.inference.search import SearchSettings
 from mlx_trm.inference.search.engine import Result, Search
 from mlx_trm.inference.search.rows import Watcher
@@ -18,14 +18,6 @@ MOST_TEXT = 20_000  # characters of a puzzle: twenty times a 30x30 grid
 
 class PatientSolver(Solver):
     """A solver whose searches pause after each step, so that others get their turn."""
-
-    def prepare(self, puzzle: str) -> Tuple[Subject, str]:
-        """Read a puzzle; give it with its answer, where that is known, and its title.
-
-        Raises:
-            DataError: if it cannot be read.
-        """
-        return self._subject(puzzle)
 
     def count_steps(self, settings: SearchSettings) -> int:
         """Give the steps that all rollouts of a puzzle may take together."""
@@ -47,6 +39,20 @@ class PatientSolver(Solver):
         steps = self._count(settings.steps)
         search = Search(self.model, self.task, settings, steps, self._reason, self._weights)
         return search.run_in_turns(self._reader.stream([puzzle]), on_answer=on_answer)
+
+
+class Reading(NamedTuple):
+    """A puzzle that was read.
+
+    Attributes:
+        text: by which the solver finds it.
+        subject: the puzzle with its answer, where that is known.
+        problem: that the task knows it has no answer, or several; empty: nothing is known.
+    """
+
+    text: str
+    subject: Subject
+    problem: str
 
 
 @dataclass(frozen=True)
@@ -84,18 +90,23 @@ class Served:
             )
         return settings
 
-    def read(self, text: str) -> str:
-        """Give the one puzzle that a text stands for, of which that it can be solved is known.
+    def read(self, text: str) -> "Reading":
+        """Read the one puzzle that a text stands for.
+
+        A puzzle may keep the rules busy for seconds, so this is not for the worker's thread.
 
         Raises:
-            DataError: if it is malformed, or the task knows that it has no answer or several.
+            DataError: if it is malformed.
         """
         task = self.solver.task
         puzzle = task.expand_puzzle(text)[0]
-        _, problems = task.answers(task.parse(puzzle)[None])
-        if 0 in problems:
-            raise DataError(problems[0])
-        return puzzle
+        tokens = task.parse(puzzle)
+        answers, problems = task.answers(tokens[None])
+        problem = " ".join(problems.get(0, "").split())
+        labels = None if answers is None or problem else answers[0]
+        if labels is None and not problem:
+            labels = task.known_answer(puzzle)
+        return Reading(puzzle, Subject(task, tokens, labels), problem)
 
     def describe(self) -> Dict[str, Any]:
         """Say what it is, as JSON."""

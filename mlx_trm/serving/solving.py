@@ -8,10 +8,11 @@ import numpy as np
 
 from mlx_trm.drawing.page import board_data, frame_data
 from mlx_trm.drawing.scenes import Frame, Subject
+from mlx_trm.errors import DataError
 from mlx_trm.inference.search import SearchSettings
 from mlx_trm.inference.search.engine import Result, judge_answer, sigmoid
 from mlx_trm.inference.search.problems import Problem
-from mlx_trm.serving.shelf import Served
+from mlx_trm.serving.shelf import Reading, Served
 from mlx_trm.serving.worker import Emit, Work
 
 # Fields of a request that are settings of the search.
@@ -31,24 +32,27 @@ def prepare_work(served: Served, request: Mapping[str, Any]) -> Work:
     """
     settings = served.settings({name: request[name] for name in SETTINGS if name in request})
     puzzle = served.read(request["puzzle"])
+    if puzzle.problem:
+        raise DataError(puzzle.problem)
     draw = bool(request.get("draw", False))
     return lambda emit: solve_in_turns(served, puzzle, settings, draw, emit)
 
 
 def solve_in_turns(
-    served: Served, puzzle: str, settings: SearchSettings, draw: bool, emit: Emit
+    served: Served, puzzle: Reading, settings: SearchSettings, draw: bool, emit: Emit
 ) -> Iterator[None]:
     """Solve a puzzle in turns, one after each supervision step.
 
     Args:
         served: the model.
-        puzzle: that its task reads.
+        puzzle: that its task has read.
         settings: of the search.
         draw: whether events hold drawings, as the page shows them.
         emit: is told ``begin``, ``step`` for each, and ``done``.
     """
     begun = time.monotonic()
-    subject, title = served.solver.prepare(puzzle)
+    subject = puzzle.subject
+    title = subject.task.format(subject.inputs)
     about: Dict[str, Any] = {"model": served.name, "puzzle": title}
     if draw:
         solution = subject.solution()
@@ -59,7 +63,7 @@ def solve_in_turns(
         }
     emit("begin", about)
     tell = _teller(subject, draw, emit)
-    for results in served.solver.search_in_turns(puzzle, settings, tell):
+    for results in served.solver.search_in_turns(puzzle.text, settings, tell):
         for result in results:
             done = describe_result(subject, result)
             emit("done", {"model": served.name, **done, "seconds": time.monotonic() - begun})

@@ -2,8 +2,10 @@
 
 import asyncio
 from collections import deque
-from typing import Any, AsyncIterator, Callable, Deque, Dict, Optional, Protocol, Tuple
+from typing import Any, AsyncIterator, Callable, Deque, Dict, Optional, Protocol, Tuple, TypeVar
 
+import anyio
+import anyio.to_thread
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
@@ -12,8 +14,10 @@ from mlx_trm.system.files import json_text
 
 MOST_STREAMS = 64  # clients that follow runs at a time
 LAST_SECONDS = 1.0  # in which a client takes what is left when the server ends
+READERS, MOST_READING = 4, 64  # puzzles that are read at a time, and those that wait for it
 QUIET_SECONDS = 10.0  # after which a stream says that it is still there
 
+T = TypeVar("T")
 Event = Tuple[str, Dict[str, Any]]
 
 
@@ -65,7 +69,8 @@ class Doorman:
     def __init__(self) -> None:
         """Begin with nobody."""
         self.closing = False
-        self._inside = 0
+        self._inside, self._reading = 0, 0
+        self._readers: Optional[anyio.CapacityLimiter] = None
 
     def enter(self) -> None:
         """Let a client in.
@@ -80,6 +85,29 @@ class Doorman:
     def leave(self) -> None:
         """Give a client's place back."""
         self._inside -= 1
+
+    async def read(self, function: Callable[..., T], *arguments: Any) -> T:
+        """Read a puzzle in one of a few threads; some keep the rules busy for seconds.
+
+        Args:
+            function: reads it.
+            arguments: of the function.
+
+        Returns:
+            What the function gives.
+
+        Raises:
+            Busy: if too many wait to be read.
+        """
+        if self._reading >= MOST_READING:
+            raise Busy(self._reading, 5, "puzzles are being read")
+        if self._readers is None:  # made in the loop to which it belongs
+            self._readers = anyio.CapacityLimiter(READERS)
+        self._reading += 1
+        try:
+            return await anyio.to_thread.run_sync(function, *arguments, limiter=self._readers)
+        finally:
+            self._reading -= 1
 
     async def until_the_end(self, source: Source) -> AsyncIterator[bytes]:
         """Write events until ``done`` or ``error``, or until the server ends."""

@@ -10,7 +10,7 @@ from logged import evaluation, train, write
 from served import MAZE, SOLVED, SUDOKU, events_of, packaged, serving
 from starlette.testclient import TestClient
 
-from mlx_trm.serving import handlers
+from mlx_trm.serving import handlers, streams
 from mlx_trm.serving.app import make_app
 from mlx_trm.serving.description import ROUTES
 from mlx_trm.serving.schemas import SCHEMAS, find_problem
@@ -319,3 +319,11 @@ def test_each_route_is_tried_here(client: TestClient) -> None:
     tried |= {"/api/models", "/api/example", "/api/read", "/api/solve"}
     tried |= {"/api/runs", "/api/logs", "/api/compare"}
     assert {route.path for route in ROUTES} == tried
+
+
+def test_too_many_puzzles_to_read_are_refused(client: TestClient, monkeypatch: Any) -> None:
+    monkeypatch.setattr(streams, "MOST_READING", 0)
+    for path in ("/api/read", "/api/solve"):
+        response = client.post(path, json={"model": "sudoku-4x4", "puzzle": SUDOKU})
+        assert "being read" in answer(response, "Error", 503)["error"]
+        assert response.headers["Retry-After"] == "5"
