@@ -19,7 +19,7 @@ from mlx_trm.serving.worker import Busy, explain
 
 Handler = Callable[[Request], Awaitable[Response]]
 MOST_CONNECTIONS = 256
-END_SECONDS = 3  # that clients get to take what is being sent when the server ends
+END_SECONDS = 1  # in which clients take what is being sent; then they are left
 
 
 def make_app(server: Server, names: Collection[str] = ()) -> Guard:
@@ -77,16 +77,11 @@ def _explained(handler: Handler) -> Handler:
 
 
 class _Uvicorn(uvicorn.Server):
-    """Ends open streams first when it is told to end, and says when it listens."""
+    """Says when it listens."""
 
-    def __init__(self, config: uvicorn.Config, server: Server, ready: Callable[[], None]) -> None:
+    def __init__(self, config: uvicorn.Config, ready: Callable[[], None]) -> None:
         super().__init__(config)
-        self._own, self._ready = server, ready
-
-    def handle_exit(self, sig: int, frame: Optional[Any]) -> None:
-        """Take a signal."""
-        self._own.doorman.closing = True
-        super().handle_exit(sig, frame)
+        self._ready = ready
 
     async def startup(self, sockets: Optional[Any] = None) -> None:
         """Begin to listen."""
@@ -122,6 +117,6 @@ def run_server(
         timeout_graceful_shutdown=END_SECONDS,
     )
     try:
-        _Uvicorn(config, server, ready).run(sockets=[bound])
+        _Uvicorn(config, ready).run(sockets=[bound])
     finally:
         server.worker.stop()

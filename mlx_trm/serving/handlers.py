@@ -40,7 +40,7 @@ class Server:
         worker: computes.
         runs: that can be followed.
         pages: and their parts.
-        doorman: counts streams, and ends them when the server ends.
+        doorman: counts those who stay, and those whose puzzles are being read.
     """
 
     shelf: Shelf
@@ -138,7 +138,7 @@ async def solve_puzzle(request: Request) -> Response:
     job = Job(work, events.emit)
     server.worker.submit(job)
     if wants_events(request):
-        return EventStream(server.doorman, events, job.leave)
+        return EventStream(events, job.leave)
     try:
         return await _collect(request, events)
     finally:
@@ -151,8 +151,8 @@ async def _collect(request: Request, events: Events) -> Response:
     while True:
         found = await events.next(LOOK_SECONDS)
         if found is None:
-            if await request.is_disconnected() or server_of(request).doorman.closing:
-                return Answer({"error": "the server has ended"}, status_code=503)
+            if await request.is_disconnected():
+                return Answer({"error": "nobody waits any more"}, status_code=503)
             continue
         name, content = found
         if name == "step" and "frame" not in content:
@@ -177,7 +177,7 @@ async def give_logs(request: Request) -> Response:
     if wants_events(request):
         doorman = server_of(request).doorman
         doorman.enter()
-        return EventStream(doorman, _Growing(followers), doorman.leave)
+        return EventStream(_Growing(followers), doorman.leave)
     return Answer({"logs": await run_in_threadpool(_look, followers)})
 
 
@@ -212,11 +212,14 @@ class _Growing:
 
     async def next(self, seconds: float) -> Optional[Tuple[str, Dict[str, Any]]]:
         """Give the next event; None where nothing has happened for so long."""
-        if not self._ready:
+        quiet = 0.0
+        while not self._ready:
             self._ready = await run_in_threadpool(self._changed)
-        if not self._ready:
-            await asyncio.sleep(min(seconds, LOOK_SECONDS))
-            return None
+            if not self._ready:
+                if quiet >= seconds:
+                    return None
+                await asyncio.sleep(LOOK_SECONDS)
+                quiet += LOOK_SECONDS
         return "log", self._ready.pop(0)
 
     def _changed(self) -> List[Dict[str, Any]]:

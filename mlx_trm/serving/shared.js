@@ -48,7 +48,10 @@ async function askEvents(path, body, signal, take) {
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
   let rest = "";
   for (;;) {
-    const { value, done } = await reader.read();
+    const { value, done } = await reader.read().catch(function (error) {
+      if (error.name === "AbortError") throw error;
+      throw new Error("the connection to the server was lost; is it still running?");
+    });
     if (done) return;
     const blocks = (rest + value).split("\n\n");
     rest = blocks.pop();

@@ -138,7 +138,7 @@
     try {
       const body = { model: model.name, puzzle: puzzle(), draw: true, ...settings() };
       await askEvents("/api/solve", body, mine.signal, (name, said) => takes[name](said));
-      if (!over) showMessage("the server has ended");
+      if (!over) showMessage("the server has left before the end; is it still running?");
       finish("");
     } catch (error) {
       const stopped = error.name === "AbortError";

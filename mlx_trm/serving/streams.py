@@ -13,7 +13,6 @@ from mlx_trm.serving.worker import Busy
 from mlx_trm.system.files import json_text
 
 MOST_STREAMS = 64  # clients that follow runs at a time
-LAST_SECONDS = 1.0  # in which a client takes what is left when the server ends
 READERS, MOST_READING = 4, 64  # puzzles that are read at a time, and those that wait for it
 QUIET_SECONDS = 10.0  # after which a stream says that it is still there
 
@@ -60,15 +59,10 @@ class Events:
 
 
 class Doorman:
-    """Counts clients that stay, and sends them home when the server ends.
-
-    Attributes:
-        closing: whether the server ends.
-    """
+    """Counts clients that stay, and lets puzzles be read by a few threads."""
 
     def __init__(self) -> None:
         """Begin with nobody."""
-        self.closing = False
         self._inside, self._reading = 0, 0
         self._readers: Optional[anyio.CapacityLimiter] = None
 
@@ -109,22 +103,18 @@ class Doorman:
         finally:
             self._reading -= 1
 
-    async def until_the_end(self, source: Source) -> AsyncIterator[bytes]:
-        """Write events until ``done`` or ``error``, or until the server ends."""
-        quiet = 0.0
-        while not self.closing:
-            found = await source.next(0.5)
-            if found is None:
-                quiet += 0.5
-                if quiet >= QUIET_SECONDS:
-                    quiet = 0.0
-                    yield b": still here\n\n"
-                continue
-            quiet = 0.0
-            name, content = found
-            yield f"event: {name}\ndata: {json_text(content)}\n\n".encode()
-            if name in ("done", "error"):
-                return
+
+async def written(source: Source) -> AsyncIterator[bytes]:
+    """Write events until ``done`` or ``error``, and now and then that nothing has happened."""
+    while True:
+        found = await source.next(QUIET_SECONDS)
+        if found is None:
+            yield b": still here\n\n"
+            continue
+        name, content = found
+        yield f"event: {name}\ndata: {json_text(content)}\n\n".encode()
+        if name in ("done", "error"):
+            return
 
 
 class EventStream(StreamingResponse):
@@ -132,26 +122,19 @@ class EventStream(StreamingResponse):
 
     media_type = "text/event-stream"
 
-    def __init__(self, doorman: Doorman, source: Source, leave: Callable[[], None]) -> None:
+    def __init__(self, source: Source, leave: Callable[[], None]) -> None:
         """Prepare a response.
 
         Args:
-            doorman: says when the server ends.
             source: of the events.
             leave: called once, when nobody listens any more.
         """
-        super().__init__(doorman.until_the_end(source), headers={"x-accel-buffering": "no"})
-        self._doorman, self._leave = doorman, leave
+        super().__init__(written(source), headers={"x-accel-buffering": "no"})
+        self._leave = leave
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send the events; a client who does not take them keeps no server from ending."""
-        sending = asyncio.ensure_future(super().__call__(scope, receive, send))
+        """Send the events."""
         try:
-            while not sending.done() and not self._doorman.closing:
-                await asyncio.wait({sending}, timeout=0.5)
-            await asyncio.wait_for(sending, None if sending.done() else LAST_SECONDS)
-        except asyncio.TimeoutError:
-            pass
+            await super().__call__(scope, receive, send)
         finally:
-            sending.cancel()
             self._leave()

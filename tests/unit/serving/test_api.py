@@ -1,5 +1,6 @@
 """The API: what each route answers, in the shapes that its description says; what it refuses."""
 
+import asyncio
 import itertools
 import json
 from typing import Any, Dict, Iterator
@@ -193,8 +194,6 @@ def test_requests_that_cannot_be_read(client: TestClient) -> None:
 
 def test_a_request_that_does_not_come_is_given_up(client: TestClient, monkeypatch: Any) -> None:
     async def never(_: Any) -> bytes:
-        import asyncio
-
         await asyncio.sleep(60)
         return b""
 
@@ -327,3 +326,19 @@ def test_too_many_puzzles_to_read_are_refused(client: TestClient, monkeypatch: A
         response = client.post(path, json={"model": "sudoku-4x4", "puzzle": SUDOKU})
         assert "being read" in answer(response, "Error", 503)["error"]
         assert response.headers["Retry-After"] == "5"
+
+
+def test_who_waits_for_an_answer_may_leave(monkeypatch: Any) -> None:
+    """Nothing happens, and the client is looked for, and gone."""
+
+    class Gone:
+        """A client that has left."""
+
+        async def is_disconnected(self) -> bool:
+            return True
+
+    async def wait() -> Any:
+        return await handlers._collect(Gone(), streams.Events())  # type: ignore[arg-type]
+
+    monkeypatch.setattr(handlers, "LOOK_SECONDS", 0.01)
+    assert asyncio.run(wait()).status_code == 503
