@@ -20,6 +20,7 @@ COMMANDS: Dict[str, str] = {
     "adapt": "learn new ARC tasks from their demonstrations, and answer them",
     "convert": "read and write the checkpoints of the PyTorch original",
     "plot": "draw what runs have logged, or print it as a table",
+    "serve": "serve pages that solve puzzles and follow runs, and an API",
     "data": "list, build and show datasets",
     "export": "write a trained model as functions for Python, C++ and Swift",
     "parity": "compare this machine with recorded outputs of the PyTorch original",

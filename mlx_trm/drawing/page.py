@@ -17,6 +17,7 @@ from mlx_trm.tasks.board import Board
 from mlx_trm.tasks.svg import css_color
 
 HERE = Path(__file__).parent
+SCRIPTS = ("board.js", "player.js", "page.js")  # each uses what those before it define
 MOST_CELLS = 4_000_000  # some ten megabytes
 
 
@@ -43,18 +44,23 @@ def save_page(path: Path, scenes: Sequence[Scene], option: str = "--html") -> No
 
 def write_page(scenes: Sequence[Scene]) -> str:
     """Give the page: a slider over steps and one over rollouts, for keyboards too."""
-    style, script = (
-        (HERE / name).read_text(encoding="utf-8").strip() for name in ("page.css", "page.js")
-    )
-    template = Template((HERE / "page.html").read_text(encoding="utf-8"))
+    style = read_part("page.css")
+    script = "\n".join(map(read_part, SCRIPTS))
+    template = Template(read_part("page.html"))
     return template.substitute(
         title=escape(f"{scenes[0].title[:80]} - mlx_trm"),
+        player=read_part("player.html"),
         style=style,
         style_hash=_hash(style),
         script=script,
         script_hash=_hash(script),
         data=_as_data([_scene(scene) for scene in scenes]),
     )
+
+
+def read_part(name: str) -> str:
+    """Read a part of the page, such as ``player.html``; another page may have it too."""
+    return (HERE / name).read_text(encoding="utf-8").strip()
 
 
 def _hash(text: str) -> str:
@@ -71,28 +77,33 @@ def _as_data(content: List[Dict[str, Any]]) -> str:
 def _scene(scene: Scene) -> Dict[str, Any]:
     return {
         "title": scene.title,
-        "puzzle": _board(scene.puzzle),
-        "solution": None if scene.solution is None else _board(scene.solution),
+        "puzzle": board_data(scene.puzzle),
+        "solution": None if scene.solution is None else board_data(scene.solution),
         "takes": [_take(take) for take in scene.takes],
     }
 
 
 def _take(take: Take) -> Dict[str, Any]:
-    frames = [_frame(frame) for frame in take.frames]
+    frames = [frame_data(frame) for frame in take.frames]
     return {"rollout": take.rollout, "chosen": take.chosen, "frames": frames}
 
 
-def _frame(frame: Frame) -> Dict[str, Any]:
-    return {
+def frame_data(frame: Frame) -> Dict[str, Any]:
+    """Give a step as the scripts draw it; ``k`` has two digits a cell, per cent of confidence."""
+    found: Dict[str, Any] = {
         "step": frame.step,
         "q": None if frame.belief is None else round(frame.belief, 6),
         "correct": frame.correct,
         "changed": frame.changed,
-        "board": _board(frame.board),
+        "board": board_data(frame.board),
     }
+    if frame.confidence is not None:
+        per_cent = np.nan_to_num(frame.confidence * 100).clip(0, 99).astype(int)
+        found["k"] = "".join(f"{number:02d}" for number in per_cent.flat)
+    return found
 
 
-def _board(board: Board) -> Dict[str, Any]:
+def board_data(board: Board) -> Dict[str, Any]:
     """Give a board: one string of marks, symbols, and colours by their number in a palette."""
     height, width = board.shape
     found: Dict[str, Any] = {

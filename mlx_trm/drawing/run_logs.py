@@ -3,7 +3,7 @@
 import math
 from array import array
 from pathlib import Path
-from typing import Any, Dict, List, NamedTuple, Sequence, Tuple
+from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 
@@ -103,32 +103,70 @@ def read_log(path: Path, name: str) -> RunLog:
     Raises:
         DataError: if it cannot be read, has a line that is none of a log, or nothing is in it.
     """
-    parts, cut = {TRAIN: _Part()}, False
+    lines = LogLines()
     try:
         with path.open("rb") as file:
-            for number, text in enumerate(file, 1):
+            for text in file:
                 try:
-                    line = _parse(text) if text.strip() else {"kind": "blank"}
+                    lines.add(text)
                 except ValueError as problem:
-                    cut = not text.endswith(b"\n")  # the run is writing it, or was killed there
-                    if not cut:
+                    if text.endswith(b"\n"):
                         raise DataError(
-                            f"{path}:{number}: {problem}; mend the line, or take it out"
+                            f"{path}:{lines.count}: {problem}; mend the line, or take it out"
                         ) from None
+                    lines.cut = True  # the run is writing it, or was killed there
                     break
-                if line["kind"] == "train":
-                    parts[TRAIN].add(line)
-                elif line["kind"] == "eval":
-                    parts.setdefault(f"eval {line.get('set', 'all')}", _Part()).add(line)
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from error
-    read = {name: part.series() for name, part in parts.items()}
-    log = RunLog(name, path, {name: series for name, series in read.items() if series}, cut)
+    log = lines.log(name, path)
     if not log.parts:
         raise DataError(
             f"{path}: holds no metrics; a run writes them every train.log_interval steps"
         )
     return log
+
+
+class LogLines:
+    """Collects the lines of a log, which may still be growing.
+
+    Attributes:
+        count: lines so far.
+        total: steps of the run, as the last line of training says; None: none has.
+        cut: whether the last line was cut off.
+    """
+
+    def __init__(self) -> None:
+        """Begin with no line."""
+        self.count, self.cut = 0, False
+        self.total: Optional[int] = None
+        self._parts = {TRAIN: _Part()}
+
+    def add(self, text: bytes) -> None:
+        """Take a line.
+
+        Raises:
+            ValueError: if it is no line of a log.
+        """
+        self.count += 1
+        if not text.strip():
+            return
+        line = _parse(text)
+        if line["kind"] == "train":
+            self._parts[TRAIN].add(line)
+            total = _number(line.get("total"))
+            self.total = self.total if math.isnan(total) else int(total)
+        elif line["kind"] == "eval":
+            self._parts.setdefault(f"eval {line.get('set', 'all')}", _Part()).add(line)
+
+    def log(self, name: str, path: Path) -> RunLog:
+        """Give what there is so far.
+
+        Args:
+            name: of the run.
+            path: of the file.
+        """
+        read = {part: columns.series() for part, columns in self._parts.items()}
+        return RunLog(name, path, {part: found for part, found in read.items() if found}, self.cut)
 
 
 def _parse(text: bytes) -> Dict[str, Any]:

@@ -18,6 +18,7 @@ class Frame(NamedTuple):
         belief: Q, the model's belief that the answer is right, 0 to 1; None: it is no number.
         correct: whether it is right; None where that is not known.
         changed: cells that differ from the step before, at step 1 from the puzzle.
+        confidence: (H, W) float32, how sure the model is of each cell, 0 to 1; None: not known.
     """
 
     step: int
@@ -25,6 +26,7 @@ class Frame(NamedTuple):
     belief: Optional[float]
     correct: Optional[bool]
     changed: int
+    confidence: Optional[np.ndarray] = None
 
     @property
     def verdict(self) -> str:
@@ -95,6 +97,7 @@ class Subject(NamedTuple):
         before: Optional[np.ndarray],
         belief: float,
         correct: Optional[bool],
+        confidence: Optional[np.ndarray] = None,
     ) -> Frame:
         """Give a step's answer.
 
@@ -104,12 +107,14 @@ class Subject(NamedTuple):
             before: (S,) the one before; None: the puzzle.
             belief: Q, 0 to 1.
             correct: whether it is right.
+            confidence: (S,) float32, softmax probability of each cell's token; None: not known.
         """
         before = self.inputs if before is None else before
         board = self.task.board(tokens, self.inputs, self.labels, before)
         changed = int(np.count_nonzero(tokens != before))
         known = belief if math.isfinite(belief) else None
-        return Frame(step, board, known, correct, changed)
+        placed = None if confidence is None else self.task.place_values(confidence, tokens)
+        return Frame(step, board, known, correct, changed, placed)
 
     def scene(self, title: str, takes: Tuple[Take, ...]) -> Scene:
         """Put rollouts together."""

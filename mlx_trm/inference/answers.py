@@ -23,6 +23,8 @@ class SolverStep:
         tokens: (S,) uint8, the answer.
         subject: the puzzle, by which a notebook draws the step.
         before: (S,) uint8, the answer of the step before.
+        confidence: (S,) float32, softmax probability of each cell's token; None where nobody
+            watches single steps, as in ``solve_many``.
     """
 
     step: int
@@ -33,6 +35,7 @@ class SolverStep:
     tokens: np.ndarray = field(repr=False, compare=False)
     subject: Optional[Subject] = field(default=None, repr=False, compare=False)
     before: Optional[np.ndarray] = field(default=None, repr=False, compare=False)
+    confidence: Optional[np.ndarray] = field(default=None, repr=False, compare=False)
 
     def _repr_html_(self) -> Optional[str]:
         if self.subject is None:

@@ -18,16 +18,25 @@ def film_steps(subject: Subject, steps: Iterable[SolverStep]) -> Take:
     before: Optional[np.ndarray] = None
     for step in steps:
         belief = step.halt_probability
-        frames.append(subject.frame(step.step, step.tokens, before, belief, step.correct))
+        frames.append(
+            subject.frame(step.step, step.tokens, before, belief, step.correct, step.confidence)
+        )
         before = step.tokens
     return Take(0, tuple(frames))
 
 
 class Seen(NamedTuple):
-    """An answer of a rollout: (S,) uint8 tokens, and the logit of the model's belief."""
+    """An answer of a rollout.
+
+    Attributes:
+        tokens: (S,) uint8.
+        q_halt: the logit of the model's belief.
+        confidence: (S,) float32, softmax probability of each cell's token.
+    """
 
     tokens: np.ndarray
     q_halt: float
+    confidence: np.ndarray
 
 
 class Recorder:
@@ -42,10 +51,12 @@ class Recorder:
         self._task = task
         self._seen: Dict[int, Dict[int, List[Seen]]] = {}
 
-    def note(self, place: int, rollout: int, tokens: np.ndarray, q_halt: float) -> None:
+    def note(
+        self, place: int, rollout: int, tokens: np.ndarray, q_halt: float, confidence: np.ndarray
+    ) -> None:
         """Keep a step; give this to :meth:`mlx_trm.inference.solver.Solver.search`."""
         takes = self._seen.setdefault(place, {})
-        takes.setdefault(rollout, []).append(Seen(tokens.copy(), q_halt))
+        takes.setdefault(rollout, []).append(Seen(tokens.copy(), q_halt, confidence.copy()))
 
     def scene(self, result: Result, title: str, labels: Optional[np.ndarray]) -> Scene:
         """Give a puzzle's rollouts, and forget them.
@@ -76,7 +87,7 @@ class Recorder:
         for number, (each, good) in enumerate(zip(seen, accepted), start=1):
             right = judge_answer(self._task, result.problem, each.tokens, good)
             belief = sigmoid(each.q_halt)
-            found.append(subject.frame(number, each.tokens, before, belief, right))
+            found.append(subject.frame(number, each.tokens, before, belief, right, each.confidence))
             before = each.tokens
         return tuple(found)
 
@@ -98,7 +109,7 @@ def watch_steps(subject: Subject, steps: Iterable[SolverStep], live: LiveHTML) -
     before, puzzle = subject.inputs, subject.puzzle()
     for step in steps:
         belief, tokens = step.halt_probability, step.tokens
-        frame = subject.frame(step.step, tokens, before, belief, step.correct)
+        frame = subject.frame(step.step, tokens, before, belief, step.correct, step.confidence)
         frames.append(frame)
         beliefs.append(belief)
         if notebook:

@@ -1,5 +1,6 @@
 """Solves puzzles one supervision step at a time, so that an answer can be watched as it evolves."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple, Union
 
@@ -19,7 +20,7 @@ from mlx_trm.inference.search.engine import Result, Search, sigmoid
 from mlx_trm.inference.search.problems import Problems, Puzzle, PuzzleReader
 from mlx_trm.inference.search.rows import Watcher
 from mlx_trm.inference.search.settings import SearchSettings, make_settings
-from mlx_trm.inference.step import compile_reason, merge_weights, should_compile
+from mlx_trm.inference.step import cell_confidence, compile_reason, merge_weights, should_compile
 from mlx_trm.models import RecursiveModel
 from mlx_trm.models.base import Tree
 from mlx_trm.models.carry import IGNORE_LABEL_ID, Batch
@@ -212,7 +213,7 @@ class Solver:
             settings: how to solve them; the default is one plain run.
             on_step: called after each step of the batch, to show that it goes on.
             on_answer: called after each step of each rollout with the puzzle's place, the rollout,
-                its (S,) uint8 answer and q_halt.
+                its (S,) uint8 answer, q_halt, and its (S,) float32 confidence.
             changes: settings by name, such as ``halt="rules", rollouts=8``.
 
         Returns:
@@ -293,8 +294,9 @@ class Solver:
         self, problems: Problems, steps: int, stop_when_halted: bool
     ) -> Iterator[SolverStep]:
         before = problems.inputs
-        for number, (answers, q_halt, halts) in enumerate(self._advance(problems, steps), start=1):
-            yield self._describe(problems, 0, before[0], answers[0], q_halt[0], number)
+        for number, (answers, q_halt, halts, sure) in enumerate(self._advance(problems, steps), 1):
+            step = self._describe(problems, 0, before[0], answers[0], q_halt[0], number)
+            yield replace(step, confidence=np.array(sure[0]))
             before = answers
             if stop_when_halted and halts[0]:
                 return
@@ -304,7 +306,7 @@ class Solver:
     ) -> List[SolverStep]:
         found: List[Optional[SolverStep]] = [None] * size
         before = problems.inputs
-        for number, (answers, q_halt, halts) in enumerate(self._advance(problems, steps), start=1):
+        for number, (answers, q_halt, halts, _) in enumerate(self._advance(problems, steps), 1):
             for i in range(size):
                 ends = number == steps or (stop_when_halted and halts[i])
                 if found[i] is None and ends:
@@ -316,8 +318,12 @@ class Solver:
 
     def _advance(
         self, problems: Problems, steps: int
-    ) -> Iterator[Tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        """Yield answers, (n, S) uint8, q_halt, (n,) float32, and (n,) if it halts, step by step."""
+    ) -> Iterator[Tuple[np.ndarray, np.ndarray, np.ndarray, mx.array]]:
+        """Yield what each step says of the n puzzles.
+
+        That is (n, S) uint8 answers, (n,) float32 q_halt, (n,) if it halts, and (n, S) float32
+        confidence, which is not computed yet.
+        """
         model = self.model
         tokens = mx.array(problems.inputs.astype(np.int32))
         identifiers = mx.array(problems.identifiers)
@@ -341,7 +347,8 @@ class Solver:
                 give_back_cores()
             threshold = outputs.q_continue if model.compares_continue else mx.zeros(())
             halts = np.array(outputs.q_halt > threshold)
-            yield np.array(answers).astype(np.uint8), np.array(outputs.q_halt), halts
+            sure = cell_confidence(outputs.logits)
+            yield np.array(answers).astype(np.uint8), np.array(outputs.q_halt), halts, sure
 
     def _describe(
         self,

@@ -34,6 +34,18 @@ def should_compile(setting: str, model: Optional[RecursiveModel] = None) -> bool
     return setting == "always"
 
 
+def cell_confidence(logits: mx.array) -> mx.array:
+    """Give the softmax probability of each cell's token, which is the one of the highest logit.
+
+    Args:
+        logits: (B, S, V), any float dtype.
+
+    Returns:
+        (B, S) float32.
+    """
+    return mx.max(mx.softmax(logits.astype(mx.float32), axis=-1), axis=-1)
+
+
 def merge_weights(tree: Tree, other: Tree) -> Tree:
     """Give a tree of weights with the leaves of another one, of some of them, in their places."""
     merged = dict(named_arrays(tree))

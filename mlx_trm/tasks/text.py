@@ -196,6 +196,18 @@ class TextForm:
         blank = np.full(shape, "", dtype=object)
         return make_board(blank, colors, None, changed, wrong, text=text)
 
+    def place_values(self, values: np.ndarray, tokens: np.ndarray) -> Optional[np.ndarray]:
+        """Put (S,) values of (S,) tokens where :meth:`board` draws these tokens.
+
+        Returns:
+            (H, W) of the values' type; None where the board's cells are not the tokens.
+        """
+        shape = self.board(tokens).shape
+        if shape[0] * shape[1] == len(values):
+            return np.asarray(values).reshape(shape)
+        placed = lay_out(np.asarray(values), 1)
+        return placed if placed.shape == shape else None
+
     def check(self, inputs: np.ndarray, tokens: np.ndarray) -> bool:
         """Say by the rules alone whether (S,) ``tokens`` answer the puzzle ``inputs``.
 

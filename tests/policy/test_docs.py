@@ -19,7 +19,7 @@ from paths import ROOT
 import mlx_trm
 
 README = ROOT / "README.md"
-COMMANDS = "train evaluate solve adapt plot data convert parity export diagnose".split()
+COMMANDS = "train evaluate solve adapt plot serve data convert parity export diagnose".split()
 
 # Names that stand for a place the reader has: they need not exist in the repository.
 READERS_OWN = {"my_task.yaml"}

@@ -149,10 +149,28 @@ class Search:
             on_done: called with the number of puzzles done so far after each step that ends one.
             on_step: called after each step of the batch.
             on_answer: called after each step of each rollout with the puzzle's place, the rollout,
-                its (S,) uint8 answer and q_halt.
+                its (S,) uint8 answer, q_halt, and its (S,) float32 confidence.
 
         Returns:
             The results, in the order of the puzzles.
+        """
+        turns = self.run_in_turns(problems, marks, everything, on_done, on_step, on_answer)
+        return chain.from_iterable(turns)
+
+    def run_in_turns(
+        self,
+        problems: Iterable[Problem],
+        marks: Sequence[int] = (),
+        everything: bool = False,
+        on_done: Optional[Callable[[int], None]] = None,
+        on_step: Optional[Callable[[], None]] = None,
+        on_answer: Optional[Watcher] = None,
+    ) -> Iterator[Iterator[Result]]:
+        """Solve puzzles as :meth:`run` does, and pause after each step of the batch.
+
+        Returns:
+            The results that each step has made ready, mostly none. Several searches of one model
+            may take turns, in one thread.
         """
         settings, source = self.settings, iter(problems)
         most = cap_evaluation_rows(self._model, settings.batch_size)
@@ -200,8 +218,7 @@ class Search:
             if on_done is not None and schedule.done_count > done:
                 done = schedule.done_count
                 on_done(done)
-            for work in schedule.finished():
-                yield self._result(work, early)
+            yield (self._result(work, early) for work in schedule.finished())
 
     def _result(self, work: Work, early: bool) -> Result:
         found = work.found()

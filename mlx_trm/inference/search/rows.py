@@ -12,7 +12,7 @@ from mlx_trm.inference.search.problems import Problem
 from mlx_trm.inference.search.scheduling import Schedule, Work
 from mlx_trm.inference.search.selection import Candidate
 from mlx_trm.inference.search.settings import STABLE_STEPS, SearchSettings, draws_starts
-from mlx_trm.inference.step import Reason
+from mlx_trm.inference.step import Reason, cell_confidence
 from mlx_trm.models import RecursiveModel
 from mlx_trm.models.base import Tree
 from mlx_trm.models.carry import IGNORE_LABEL_ID, Batch, Carry, Outputs
@@ -25,8 +25,9 @@ from mlx_trm.tasks.symmetries import Symmetry
 SMALL_BATCHES = (1, 4, 16)
 
 Judge = Callable[[Problem, np.ndarray, Optional[bool]], Optional[bool]]
-# Called with a puzzle's place, a rollout, its (S,) uint8 answer after a step, and q_halt.
-Watcher = Callable[[int, int, np.ndarray, float], None]
+# Called with a puzzle's place, a rollout, its (S,) uint8 answer after a step, q_halt, and (S,)
+# float32, the softmax probability of each cell's token.
+Watcher = Callable[[int, int, np.ndarray, float, np.ndarray], None]
 
 
 class Parts(NamedTuple):
@@ -88,6 +89,10 @@ class Run:
     def own(self, tokens: np.ndarray) -> np.ndarray:
         """Give an answer as one of the puzzle itself."""
         return tokens if self.symmetry is None else self.symmetry.undo(tokens)
+
+    def own_places(self, values: np.ndarray) -> np.ndarray:
+        """Give (S,) values of cells in the order of the puzzle's own cells."""
+        return values if self.symmetry is None else self.symmetry.undo_places(values)
 
 
 def choose_size(needed: int, most: int) -> int:
@@ -233,8 +238,7 @@ class Rows:
         answers = mx.argmax(outputs.logits, axis=-1).astype(mx.uint8)
         threshold = outputs.q_continue if self._model.compares_continue else mx.zeros(())
         believes = outputs.q_halt > threshold
-        # The chosen token has the highest logit, so the highest probability.
-        sure = mx.max(mx.softmax(outputs.logits.astype(mx.float32), axis=-1), axis=-1)
+        sure = cell_confidence(outputs.logits)
         change = mx.full(outputs.q_halt.shape, math.nan) if residual is None else residual
         mx.eval(self._carry.pack(), answers, outputs.q_halt, believes)
         return Seen(np.array(answers), np.array(outputs.q_halt), np.array(believes), sure, change)
@@ -244,10 +248,9 @@ class Rows:
         changed = (seen.answers != self._before).any(axis=1)
         self._before = seen.answers
         rows = [(row, run) for row, run in enumerate(self._runs) if run is not None]
+        if self._parts.watcher is not None:
+            self._tell(self._parts.watcher, rows, seen)
         for row, run in rows:
-            if self._parts.watcher is not None:
-                answer, q_halt = run.own(seen.answers[row]), float(seen.q_halt[row])
-                self._parts.watcher(run.work.problem.place, run.rollout, answer, q_halt)
             if changed[row] or run.steps == 1:
                 run.unchanged, run.accepted = 0, None
             else:
@@ -282,7 +285,7 @@ class Rows:
                 halted=halted[row],
                 q_halt=float(seen.q_halt[row]),
                 residual=float(residual[row]),
-                confidence=sure if run.symmetry is None else run.symmetry.undo_places(sure),
+                confidence=run.own_places(sure),
                 accepted=run.accepted,
                 correct=self._parts.judge(run.work.problem, tokens, run.accepted),
                 marks=run.marks,
@@ -290,6 +293,14 @@ class Rows:
             found.append((run, candidate))
             self._runs[row] = None
         return found
+
+    def _tell(self, watcher: Watcher, rows: Sequence[Tuple[int, Run]], seen: Seen) -> None:
+        """Show somebody each row's step."""
+        confidence = np.array(seen.confidence)
+        for row, run in rows:
+            answer, q_halt = run.own(seen.answers[row]), float(seen.q_halt[row])
+            sure = run.own_places(confidence[row])
+            watcher(run.work.problem.place, run.rollout, answer, q_halt, sure)
 
     def _check(self, rows: Sequence[Tuple[int, Run]], seen: Seen) -> None:
         """Ask the rules about answers that they have not seen."""

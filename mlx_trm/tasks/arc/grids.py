@@ -170,6 +170,19 @@ def cut_shape(tokens: np.ndarray, shape: Sequence[int], size: int = CANVAS) -> n
     return (tokens.reshape(size, size)[:height, :width] - FIRST_COLOR).astype(np.uint8)
 
 
+def find_visible(tokens: np.ndarray, size: int = CANVAS) -> Tuple[int, int, int, int]:
+    """Find what :func:`cut_visible` cuts out: its first row and column, its rows and columns."""
+    height, width = crop_sizes(tokens[None], size)[0].tolist()
+    if height and width:
+        return 0, 0, height, width
+    cells = tokens.reshape(size, size)
+    rows, columns = np.nonzero((cells >= FIRST_COLOR) & (cells < VOCABULARY))
+    if not len(rows):
+        return 0, 0, 1, 1
+    top, left = int(rows.min()), int(columns.min())
+    return top, left, int(rows.max()) + 1 - top, int(columns.max()) + 1 - left
+
+
 def cut_visible(tokens: np.ndarray, size: int = CANVAS) -> np.ndarray:
     """Cut the grid out of the canvas for a person, wherever on it the grid stands.
 
@@ -181,16 +194,13 @@ def cut_visible(tokens: np.ndarray, size: int = CANVAS) -> np.ndarray:
         (H, W) int64: the grid as colours 0 to 9; if it does not begin in the corner, the rectangle
         around all colours, -1 where there is none and -2 for an end mark.
     """
-    found = crop(tokens, size)
-    if found.size:
-        return found.astype(np.int64)
+    top, left, height, width = find_visible(tokens, size)
     cells = tokens.reshape(size, size).astype(np.int64)
-    rows, columns = np.nonzero((cells >= FIRST_COLOR) & (cells < VOCABULARY))
-    if not len(rows):
+    box = cells[top : top + height, left : left + width]
+    colored = (box >= FIRST_COLOR) & (box < VOCABULARY)
+    if not colored.any():
         return np.full((1, 1), -1, dtype=np.int64)
-    box = cells[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
-    marks = np.where(box == END, -2, -1)
-    return np.where((box >= FIRST_COLOR) & (box < VOCABULARY), box - FIRST_COLOR, marks)
+    return np.where(colored, box - FIRST_COLOR, np.where(box == END, -2, -1))
 
 
 def parse_grid(text: str, size: int = CANVAS) -> np.ndarray:

@@ -67,6 +67,13 @@ class GridView(Task):
         colors = arc_grids.paint(grid)
         return make_board(nothing, colors, None, changed, wrong, text=self.format(tokens))
 
+    def place_values(self, values: np.ndarray, tokens: np.ndarray) -> Optional[np.ndarray]:
+        """Cut (S,) values out of the canvas as :meth:`board` cuts the grid of (S,) tokens."""
+        size = self.config.max_grid_size
+        top, left, height, width = arc_grids.find_visible(tokens, size)
+        canvas = np.asarray(values).reshape(size, size)
+        return canvas[top : top + height, left : left + width]
+
     def _visible(self, tokens: Any) -> Any:
         """Cut the grid out of (S,) tokens for a person; None stays None."""
         size = self.config.max_grid_size

@@ -181,3 +181,19 @@ def test_labels_are_found_by_the_rules() -> None:
     assert np.array_equal(find_labels(SUDOKU, PUZZLE), SOLVED)
     assert find_labels(SUDOKU, np.ones(16, np.uint8)) is None
     assert find_labels(ARC_TASK, ARC_TASK.parse("01")) is None
+
+
+def test_values_stand_where_the_grid_is_drawn() -> None:
+    """In rows; of ARC's canvas the part that shows, wherever it is; a square where S is none."""
+    values = np.arange(16, dtype=np.float32)
+    assert SUDOKU.place_values(values, PUZZLE).tolist() == values.reshape(4, 4).tolist()
+    canvas = ARC_TASK.parse("01/23")
+    assert ARC_TASK.place_values(values, canvas).tolist() == [[0, 1], [4, 5]]
+    moved = np.zeros(16, dtype=np.uint8)
+    moved[[6, 10, 11]] = 5
+    assert ARC_TASK.place_values(values, moved).tolist() == [[6, 7], [10, 11]]
+    assert ARC_TASK.place_values(values, np.zeros(16, np.uint8)).tolist() == [[0]]
+    marks = Marks(MarksConfig(name="marks"))
+    tokens = np.zeros(marks.spec.seq_len, dtype=np.uint8)
+    placed = marks.place_values(np.full(len(tokens), 0.5), tokens)
+    assert placed is None or placed.shape == marks.board(tokens).shape

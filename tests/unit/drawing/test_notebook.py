@@ -101,6 +101,24 @@ def test_a_search_that_is_watched_finds_the_same(solver: Solver) -> None:
         assert (one.confidence == other.confidence).all() and one.steps == other.steps
 
 
+def test_each_step_knows_how_sure_the_model_is(solver: Solver) -> None:
+    """By plain steps and by a search alike; on a symmetric copy in the puzzle's own cells."""
+    steps = [step.confidence for step in solver.steps(FIRST)]
+    seen: List[np.ndarray] = []
+    asked = {"rollouts": 2, "symmetries": True}
+    for result in solver.search([FIRST], on_answer=lambda *a: seen.append(a[4].copy()), **asked):
+        last = {each.rollout: each.confidence for each in result.candidates}
+    assert len(steps) == 4 and len(seen) == 8
+    for one in (*steps, *seen):
+        assert one.shape == (16,) and one.dtype == np.float32 and 0 < one.min() <= one.max() <= 1
+    assert any((one == last[1]).all() for one in seen) and any(
+        (one == last[0]).all() for one in seen
+    )
+    film = solver.film(FIRST)
+    frames = film.scenes[0].takes[0].frames
+    assert [frame.confidence.ravel().tolist() for frame in frames] == [s.tolist() for s in steps]
+
+
 def test_watching_in_a_notebook(solver: Solver, notebook: Displayed) -> None:
     """One place, replaced after each step, and in the end by a page with a slider."""
     assert solver.watch(FIRST) is None

@@ -10,7 +10,7 @@ from typing import Dict, List, Tuple
 
 import numpy as np
 
-from mlx_trm.drawing.page import write_page
+from mlx_trm.drawing.page import frame_data, write_page
 from mlx_trm.drawing.scenes import Subject, Take
 from mlx_trm.tasks import Maze, MazeConfig
 
@@ -96,3 +96,13 @@ def test_every_control_has_a_name() -> None:
             assert attributes["id"] in labels
         if tag == "button" and attributes["id"] != "play":
             assert attributes["aria-label"]
+
+
+def test_confidence_is_two_digits_a_cell() -> None:
+    """Per cent, in the order of the cells; what is no number is 0, what is unknown not there."""
+    inputs = MAZE.parse("S../.#./..G")
+    subject = Subject(MAZE, inputs, None)
+    sure = np.array([1, 0.999, 0.5, 0.019, 0, math.nan, 0.1, 0.2, 0.3], dtype=np.float32)
+    frame = subject.frame(1, inputs, None, 0.5, None, sure)
+    assert frame_data(frame)["k"] == "999950010000102030"
+    assert "k" not in frame_data(subject.frame(1, inputs, None, 0.5, None))

@@ -75,6 +75,21 @@ class Keeper(Scorer):  # pylint: disable=abstract-method
         return {}
 
 
+def test_who_watches_sees_the_puzzles_own_cells(tiny: Solver) -> None:
+    """Answers and confidences of symmetric copies are those of the rollouts' results."""
+    seen: Dict[int, Tuple[np.ndarray, np.ndarray]] = {}
+
+    def watch(_: int, rollout: int, tokens: np.ndarray, __: float, sure: np.ndarray) -> None:
+        seen[rollout] = tokens.copy(), sure.copy()
+
+    (result,) = tiny.search([FIRST], on_answer=watch, rollouts=4, symmetries=True)
+    assert len({float(sure[0]) for _, sure in seen.values()}) > 1
+    for candidate in result.candidates:
+        tokens, sure = seen[candidate.rollout]
+        assert np.array_equal(tokens, candidate.tokens)
+        assert np.array_equal(sure, candidate.confidence) and len(set(sure.tolist())) > 1
+
+
 @pytest.mark.parametrize("start", ["fixed", "random"])
 @pytest.mark.parametrize("count, size", [(64, 16), (50, 16)])
 def test_a_plain_search_is_the_evaluation(

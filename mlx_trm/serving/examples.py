@@ -1,0 +1,79 @@
+"""How the puzzles of a task are typed on the page, and puzzles to begin with."""
+
+from functools import lru_cache
+from typing import Any, Dict, List
+
+import numpy as np
+
+from mlx_trm.datasets.sources import SAMPLES
+from mlx_trm.errors import DataError
+from mlx_trm.tasks import Task
+from mlx_trm.tasks.arc.task import ARC
+from mlx_trm.tasks.maze import generator as mazes
+from mlx_trm.tasks.maze.task import Maze
+from mlx_trm.tasks.sudoku import generator as sudokus
+from mlx_trm.tasks.sudoku.files import puzzle_text, read_puzzles
+from mlx_trm.tasks.sudoku.task import SAMPLE_FILES, Sudoku
+
+MOST_NAMES = 2000  # of puzzles that are listed
+
+
+def describe_editor(task: Task) -> Dict[str, Any]:
+    """Say what a page needs for typing puzzles of a task.
+
+    Returns:
+        ``kind``: ``digits``, with ``size``, ``boxes`` and ``symbols``; ``maze``, with ``size``;
+        ``names``, where puzzles are picked; or ``text``.
+    """
+    if isinstance(task, Sudoku):
+        size = int(task.config.size)
+        boxes = task.board(np.ones(size * size, np.uint8)).boxes
+        symbols = task.token_names[2:]
+        return {"kind": "digits", "size": size, "boxes": list(boxes), "symbols": symbols}
+    if isinstance(task, Maze):
+        return {"kind": "maze", "size": int(task.config.size)}
+    return {"kind": "names" if isinstance(task, ARC) else "text"}
+
+
+def list_names(task: Task) -> List[str]:
+    """Give the names by which puzzles of a task's data can be asked for, the first ones of many."""
+    if not isinstance(task, ARC):
+        return []
+    known = task.known_tasks().by_name
+    names = [f"{each.name}:{each.number}" for name in sorted(known) for each in known[name]]
+    return names[:MOST_NAMES]
+
+
+def draw_example(task: Task, rng: np.random.Generator) -> str:
+    """Give a puzzle to begin with, as text.
+
+    Args:
+        task: of the puzzle.
+        rng: decides which.
+
+    Raises:
+        DataError: if the task has none, or its data cannot be read.
+    """
+    if isinstance(task, Sudoku):
+        if task.config.size == 9:
+            puzzles = _bundled()
+            return puzzle_text(puzzles[rng.integers(len(puzzles))])
+        made = sudokus.generate_sets([1], task.config.size, rng, task.config.givens)[0]
+        return puzzle_text(made.puzzles[0])
+    if isinstance(task, Maze):
+        config = task.config
+        maze = mazes.generate_sets([1], config.size, rng, config.style, config.min_path)[0]
+        return task.format(maze.inputs[0])
+    names = list_names(task)
+    if names:
+        return names[rng.integers(len(names))]
+    problem = task.known_tasks().problem if isinstance(task, ARC) else ""
+    raise DataError(f"the task {task.config.name} has no examples here{problem and ': ' + problem}")
+
+
+@lru_cache(maxsize=None)
+def _bundled() -> np.ndarray:
+    """Read the hard 9x9 test puzzles of the package, (n, 81) digits."""
+    return np.concatenate(
+        [part.puzzles for part in read_puzzles(SAMPLES / SAMPLE_FILES["test"], 9)]
+    )
