@@ -35,7 +35,7 @@ class FolderConfig(TaskConfig):
     symbols: Optional[str] = None
     """What the tokens are written with, a character for each, token 0 first; unset: numbers."""
     width: Optional[int] = field(default=None, metadata={"min": 1})
-    """Cells in a row where puzzles are drawn; unset: as many as there are rows, or one row."""
+    """Cells in a row where puzzles are drawn; unset: a square where S is one, else one row."""
 
     def problems(self) -> List[str]:
         """Find settings that do not fit together."""

@@ -104,7 +104,10 @@ def parse_puzzle(text: str, size: int) -> np.ndarray:
     numbers = split_numbers(text) if size > 9 else []
     if len(numbers) == size**2 and all(word.isdigit() and int(word) <= size for word in numbers):
         text = "".join(("0" + DIGITS)[int(word)] for word in numbers)
-    text = clean_cells(text)
+    cells_of = [clean_cells(text)]
+    # Stars and dashes are marks and lines, unless they have to be blanks for all cells to be there.
+    cells_of += [clean_cells(text.replace(blank, ".")) for blank in "*-"]
+    text = next((found for found in cells_of if len(found) == size**2), cells_of[0])
     problem = _cells_problem(text, size, "the puzzle")
     if problem is None:
         cells = _digits(text)

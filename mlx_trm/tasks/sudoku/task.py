@@ -68,9 +68,9 @@ class SudokuConfig(TaskConfig):
     test_puzzles: Optional[int] = field(default=None, metadata={"min": 1})
     """Generate so many test puzzles where there is no file; unset: 1,000, at 9x9 the sample."""
     min_givens: Optional[int] = field(default=None, metadata={"min": 1})
-    """Fewest givens of generated puzzles; unset: 24 at 9x9, other sizes in proportion."""
+    """Fewest givens of generated puzzles; unset, by size: 6, 10, 24, 54 or 112."""
     max_givens: Optional[int] = field(default=None, metadata={"min": 1})
-    """Most givens of generated puzzles; unset: 30 at 9x9, other sizes in proportion."""
+    """Most givens of generated puzzles; unset, by size: 8, 14, 30, 66 or 128."""
 
     def problems(self) -> List[str]:
         """Find settings that do not fit together."""

@@ -35,6 +35,8 @@ def maze() -> Task:
         "4.|21\n1.|..\n--+--\n3.|4.\n..|1.\n",
         "║4.│21║\n║1.│..║\n╟──┼──╢\n║3.│4.║\n║..│1.║",
         "\t4.21;1...;3.4.;..1.",
+        "4 * 2 1\n1 * * *\n3 * 4 *\n* * 1 *",
+        "|4 -|2 1|\n|1 -|- -|\n|3 -|4 -|\n|- -|1 -|",
     ],
 )
 def test_sudoku_as_people_write_it(text: str) -> None:
@@ -43,7 +45,7 @@ def test_sudoku_as_people_write_it(text: str) -> None:
     assert task.format(task.parse(text)) == SMALL
     lines = text.splitlines()
     found = list(task.split_puzzles(lines))
-    if len(lines) > 1 or "[" not in text:
+    if "*" not in text and " -" not in text and (len(lines) > 1 or "[" not in text):
         assert [task.format(task.parse(each)) for _, each in found] == [SMALL]
 
 
