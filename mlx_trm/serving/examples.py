@@ -8,6 +8,8 @@ import numpy as np
 from mlx_trm.datasets.sources import SAMPLES
 from mlx_trm.errors import DataError
 from mlx_trm.tasks import Task
+from mlx_trm.tasks.arc.files import find_subset, read_subset
+from mlx_trm.tasks.arc.grids import CANVAS, format_grid
 from mlx_trm.tasks.arc.task import ARC
 from mlx_trm.tasks.maze import generator as mazes
 from mlx_trm.tasks.maze.task import Maze
@@ -16,6 +18,7 @@ from mlx_trm.tasks.sudoku.files import puzzle_text, read_puzzles
 from mlx_trm.tasks.sudoku.task import SAMPLE_FILES, Sudoku
 
 MOST_NAMES = 2000  # of puzzles that are listed
+ARC_SAMPLE = "arc_tiny"
 
 
 def describe_editor(task: Task) -> Dict[str, Any]:
@@ -67,8 +70,17 @@ def draw_example(task: Task, rng: np.random.Generator) -> str:
     names = list_names(task)
     if names:
         return names[rng.integers(len(names))]
-    problem = task.known_tasks().problem if isinstance(task, ARC) else ""
-    raise DataError(f"the task {task.config.name} has no examples here{problem and ': ' + problem}")
+    if isinstance(task, ARC):  # its data are not here; the grids of the package are
+        grids = [grid for grid in _bundled_grids() if max(grid.shape) <= task.config.max_grid_size]
+        return format_grid(grids[rng.integers(len(grids))])
+    raise DataError(f"the task {task.config.name} has no examples here")
+
+
+@lru_cache(maxsize=None)
+def _bundled_grids() -> List[np.ndarray]:
+    """Read the test inputs of the package's ARC tasks, (H, W) uint8 colours."""
+    tasks = read_subset(find_subset(SAMPLES / ARC_SAMPLE, "evaluation"), CANVAS, False)
+    return [given for each in tasks for given, _ in each.pairs["test"]]
 
 
 @lru_cache(maxsize=None)

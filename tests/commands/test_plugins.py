@@ -96,6 +96,8 @@ COMMANDS = {
     "evaluate by a search": "evaluate {run} --halt rules",
     "solve": f"solve {{run}} '{PUZZLE}'",
     "export": "export {run} --output m.mlxfn",
+    "serve": "serve {run} --port 0",
+    "serve, following": "serve {run}/step_2 --port 0 --runs {run}",
     "convert": "convert {run} --to-upstream m.safetensors",
     "resume": "train --resume {run} train.max_steps=3",
     "resume auto": "train --resume auto --config {run}/config.yaml",
