@@ -28,6 +28,9 @@ LOG = logging.getLogger(__name__)
 DTYPES = (mx.float32, mx.float16, mx.bfloat16)
 SWITCH = "MLX_TRM_METAL_KERNELS"
 _CHOICE: ContextVar[Optional[bool]] = ContextVar("Metal kernels", default=None)
+# Of fewer than eight numbers an array is in another address space; MLX before 0.32 does not tell such
+# kernels apart. A half has half as many.
+_FEWEST_NUMBERS = 16
 # Indices are uint. Threads a group: an element each, or a column of T numbers each.
 _MOST_NUMBERS = 2**31
 _ELEMENTS, _COLUMNS = 256, 64
@@ -153,7 +156,7 @@ def usable(array: mx.array) -> bool:
         wanted
         and on_metal()
         and array.dtype in DTYPES
-        and 0 < array.size < _MOST_NUMBERS
+        and _FEWEST_NUMBERS <= array.size < _MOST_NUMBERS
         and not computes_plainly()
         and _are_right()
     )

@@ -248,6 +248,7 @@ def test_they_are_off_unless_asked_for(shim, monkeypatch):
             assert not metal_kernels.usable(array)
         assert not metal_kernels.usable(array.astype(mx.int32))
         assert not metal_kernels.usable(mx.zeros((0, 8, 4)))
+        assert not metal_kernels.usable(mx.zeros((1, 5, 3))) and metal_kernels.usable(mx.zeros(16))
         for value in ("0", "", "yes"):
             monkeypatch.setenv("MLX_TRM_METAL_KERNELS", value)
             assert not metal_kernels.usable(array)
