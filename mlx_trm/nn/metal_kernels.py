@@ -28,8 +28,8 @@ LOG = logging.getLogger(__name__)
 DTYPES = (mx.float32, mx.float16, mx.bfloat16)
 SWITCH = "MLX_TRM_METAL_KERNELS"
 _CHOICE: ContextVar[Optional[bool]] = ContextVar("Metal kernels", default=None)
-# An array of fewer than eight numbers is in another address space, and MLX before 0.32 does not tell
-# such kernels apart. A half has half as many.
+# An array of fewer than eight numbers is in another address space, and MLX before 0.32 mistakes
+# such kernels for others. A half has half as many.
 _FEWEST_NUMBERS = 16
 # Indices are uint. Threads a group: an element each, or a column of T numbers each.
 _MOST_NUMBERS = 2**31
