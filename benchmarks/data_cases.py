@@ -96,7 +96,7 @@ def pipeline(job: Job) -> Work:
         for _ in range(count):
             batch = next(source, None)
             if batch is None:
-                source = iter(trainer.batches())
+                source = iter(trainer.run.batches(1, 0))
                 batch = next(source)
             mx.eval(*batch[0])
 

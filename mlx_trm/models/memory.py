@@ -214,7 +214,7 @@ def _evaluation_row_bytes(model: RecursiveModel) -> int:
     width, length = config.hidden_size, model.positions + model.spec.seq_len
     # In units of T * D numbers: states and what is added to them, and a SwiGLU's inner arrays.
     feature, position = _expansion(config, width), 0.0
-    if not config.attends:
+    if not (config.attends or _position_kernel(config, length, model.dtype)):
         position = _expansion(config, length)
     # On Metal memory is given back when a number of operations is done: those of a block, about.
     inner = feature + position if on_metal() else max(feature, position)
@@ -222,6 +222,14 @@ def _evaluation_row_bytes(model: RecursiveModel) -> int:
     if config.attends and not (cuda.usable(model.dtype) or on_metal()):
         units += 3.0 * config.num_heads * length / width
     return int(units * length * width * model.dtype.size)
+
+
+def _position_kernel(config: NetworkConfig, length: int, dtype: mx.Dtype) -> bool:
+    """Whether the half over positions is one kernel of CUDA's, which keeps its inner array."""
+    if config.gate_norm or not cuda.usable(dtype):
+        return False
+    inner = SwiGLU.inner_size(length, config.expansion, config.swiglu_multiple)
+    return cuda.position_mlp_fits(1, length, config.hidden_size, inner)
 
 
 def _expansion(config: NetworkConfig, size: int) -> float:

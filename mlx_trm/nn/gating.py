@@ -14,6 +14,7 @@ from typing import Any, List, Optional, Tuple
 
 import mlx.core as mx
 
+from mlx_trm.nn import metal_kernels
 from mlx_trm.nn.cuda import gate_norm
 from mlx_trm.nn.cuda import kernels as cuda
 from mlx_trm.nn.functional import (
@@ -56,6 +57,8 @@ def gate_halves(gate_up: mx.array, axis: int, norm_eps: Optional[float]) -> mx.a
     """
     if norm_eps is None and _swiglu_kernel(gate_up, axis):
         return cuda.swiglu(gate_up, axis)
+    if norm_eps is None and metal_kernels.usable(gate_up):
+        return metal_kernels.swiglu(gate_up, axis)
     if norm_eps is not None and _norm_kernel(gate_up, axis, 2):
         return gate_norm.gate_norm([gate_up], norm_eps)
     if norm_eps is not None and _positions_kernel(gate_up, axis):
@@ -73,6 +76,8 @@ def gate_halves_gradient(
     """Give the gradient of gate_up, and what :func:`gate_halves` gave, computed again."""
     if norm_eps is None and _swiglu_kernel(gate_up, axis):
         return cuda.swiglu_gradient(gate_up, d_out, axis)
+    if norm_eps is None and metal_kernels.usable(gate_up):
+        return metal_kernels.swiglu_gradient(gate_up, d_out, axis)
     if norm_eps is not None and _norm_kernel(gate_up, axis, 2):
         return gate_norm.gate_norm_gradient([gate_up], d_out, norm_eps, again=True)
     if norm_eps is not None and _positions_kernel(gate_up, axis):

@@ -5,6 +5,7 @@ from typing import Any, List, Tuple
 
 import mlx.core as mx
 
+from mlx_trm.nn import metal_kernels
 from mlx_trm.nn.cuda import kernels as cuda
 from mlx_trm.nn.functional import rms_norm
 from mlx_trm.system.device import on_metal
@@ -58,6 +59,8 @@ def add_norm(
     """
     if axis == -1 and cuda.usable(x.dtype) and cuda.norm_fits(x.shape[-1], whole_warps):
         return cuda.add_norm(x, y, eps, keep)
+    if axis == -2 and x.ndim == 3 and metal_kernels.usable(x):
+        return metal_kernels.position_norm(x, y, eps, keep)
     total = x + y
     return [rms_norm(total, eps, axis), total]
 
@@ -77,6 +80,8 @@ def norm_gradient(
         total.shape[0], total.shape[1], total.shape[2]
     ):
         return cuda.position_norm_gradient(total, d_out, eps)
+    if total.ndim == 3 and metal_kernels.usable(total):
+        return metal_kernels.position_norm_gradient(total, d_out, eps)
     total = mx.depends([total], [d_out])[0]
     wide, d_wide = total.astype(mx.float32), d_out.astype(mx.float32)
     scale = mx.rsqrt(mx.mean(mx.square(wide), axis=axis, keepdims=True) + eps)

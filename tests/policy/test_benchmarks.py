@@ -303,3 +303,30 @@ def test_the_memory_of_a_mac_s_row_is_estimated(training, monkeypatch):
         fewer, more = (script.peak("tiny", training, rows, 2) for rows in (64, 192))
     assert 20_000 < (more - fewer) / 128 < 2_000_000
     assert mx.array.__matmul__ is product and mx.addmm is addmm
+
+
+def test_what_a_mac_is_estimated_to_do_is_what_its_page_says(monkeypatch):
+    """Rows that fit, and times a step, by the script that docs/macs.md names."""
+    monkeypatch.syspath_prepend(str(FOLDER))
+    script = importlib.import_module("mac_estimates")
+    page = (ROOT / "docs" / "macs.md").read_text(encoding="utf-8")
+    assert "python benchmarks/mac_estimates.py" in page
+    rows = script.count_rows("sudoku", 16, True), script.count_rows("sudoku_att", 16, True)
+    assert f"| 16 GB | {rows[0]:,} | {rows[1]:,} |" in page
+    assert script.count_rows("maze", 64, False) == 1983 and "| 1,983 |" in page
+    wanted = [(preset, True) for preset in script.CASES] + [("sudoku", False), ("maze", False)]
+    counts = [script.count_operations(preset, training) for preset, training in wanted]
+    for chip, trillions in script.CHIPS.items():
+        rate = script.SHARE * trillions * 1e12
+        seconds = " | ".join(f"{script.BATCH * count / rate:.1f} s" for count in counts)
+        assert f"| {chip}, {trillions:g} | {seconds} |" in page
+
+
+def test_the_trainer_s_batches_are_taken_again_and_again(monkeypatch, tmp_path):
+    """More of them than one way through the data has."""
+    monkeypatch.syspath_prepend(str(FOLDER))
+    monkeypatch.chdir(tmp_path)
+    cases = importlib.import_module("data_cases")
+    job = {"case": "pipeline", "size": "tiny", "batch": 8, "dtype": "float32", "compiled": False}
+    work = cases.pipeline(job)
+    work.run(3)

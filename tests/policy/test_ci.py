@@ -1,6 +1,8 @@
 """The workflows: images that exist, each Python that is promised, and devices that are said."""
 
 import re
+import shutil
+import subprocess
 from types import SimpleNamespace
 
 import conftest
@@ -8,10 +10,14 @@ import pytest
 import yaml
 from paths import ROOT
 
+from mlx_trm.config.strict_yaml import parse_yaml
+
 WORKFLOWS = ROOT / ".github" / "workflows"
 PATHS = sorted(WORKFLOWS.glob("*.yml"))
+PATH = WORKFLOWS / "ci.yml"
 # What actionlint 1.7 knows of GitHub's hosted images; macos-14 was retired in November 2026.
 IMAGES = {"ubuntu-latest", "macos-15"}
+PYTHONS = {"3.9", "3.10", "3.11", "3.12", "3.13"}
 JOB_KEYS = {"name", "runs-on", "timeout-minutes", "strategy", "steps", "env", "continue-on-error"}
 JOB_KEYS |= {"needs", "permissions", "environment", "outputs", "if"}
 STEP_KEYS = {"name", "run", "uses", "with", "env", "if", "id"}
@@ -112,3 +118,71 @@ def test_what_the_workflow_names_is_there(path):
                 assert (ROOT / named).exists(), named
             for preset in re.findall(r"--config (\S+)", step.get("run", "")):
                 assert (ROOT / "mlx_trm" / "config" / "presets" / preset).is_file(), preset
+
+
+def test_each_script_is_one_that_bash_can_read(jobs):
+    """What actionlint asks of shellcheck's parser; expressions of the workflow stand for words."""
+    if shutil.which("bash") is None:
+        pytest.skip("no bash, which is what the runners use")
+    for name, job in jobs.items():
+        for step in job["steps"]:
+            script = re.sub(r"\$\{\{.*?\}\}", "word", step.get("run", ""))
+            done = subprocess.run(
+                ["bash", "-n"], input=script, text=True, capture_output=True, check=False
+            )
+            assert done.returncode == 0, (name, script, done.stderr)
+
+
+def undefined_names(job):
+    """Give what a job's ``${{ ... }}`` name that is not there."""
+    text, matrix = yaml.safe_dump(job), job.get("strategy", {}).get("matrix", {})
+    known = {f"matrix.{key}" for key in matrix} | {"always()"}
+    found = {each.strip() for each in re.findall(r"\$\{\{(.*?)\}\}", text)}
+    found |= {step["if"] for step in job["steps"] if "if" in step}
+    versions = [
+        str(s["with"]["python-version"])
+        for s in job["steps"]
+        if "setup-python" in s.get("uses", "")
+    ]
+    pythons = {*map(str, matrix.get("python", [])), *versions} - {"${{ matrix.python }}"}
+    unused = {key for key in matrix if f"matrix.{key}" not in found}
+    return (found - known) | (pythons - PYTHONS) | unused
+
+
+def test_expressions_name_what_there_is(jobs):
+    """A matrix's keys, and Python versions that are strings and exist: 3.10 unquoted is 3.1."""
+    for name, job in jobs.items():
+        assert not undefined_names(job), name
+        assert len(job["steps"]) == len([s for s in job["steps"] if s.get("run") or s.get("uses")])
+    wrong = {
+        "strategy": {"matrix": {"python": ["3.9", 3.1], "os": ["macos-15"]}},
+        "steps": [
+            {
+                "uses": "actions/setup-python@v5",
+                "with": {"python-version": "${{ matrix.pythons }}"},
+                "if": "allways()",
+            }
+        ],
+    }
+    assert undefined_names(wrong) == {"matrix.pythons", "3.1", "allways()", "os", "python"} | (
+        {"${{ matrix.pythons }}"}
+    )
+
+
+def test_actions_have_a_version_and_artifacts_names_of_their_own(jobs):
+    """Two artifacts of one name are an error of the second upload."""
+    names = []
+    for job in jobs.values():
+        for step in job["steps"]:
+            if "uses" in step:
+                assert re.fullmatch(r"actions/[a-z-]+@v\d+", step["uses"]), step
+            if "upload-artifact" in step.get("uses", ""):
+                names.append(step["with"]["name"])
+    assert len(names) == len(set(names)) and names
+
+
+def test_no_key_is_there_twice():
+    """The last would count, and PyYAML would not say so."""
+    problems = parse_yaml(PATH.read_text(encoding="utf-8"))[1]
+    assert not problems
+    assert parse_yaml("jobs: {a: 1, a: 2}")[1]

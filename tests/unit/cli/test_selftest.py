@@ -12,8 +12,11 @@ from child_processes import run_python
 from mlx.utils import tree_map
 
 from mlx_trm.cli import selftest
+from mlx_trm.config.sections import TaskSpec
 from mlx_trm.diagnose import main
 from mlx_trm.models.trm import TRMConfig
+from mlx_trm.nn import fused
+from mlx_trm.upstream import recording
 
 ARGS = argparse.Namespace(seconds=60.0, recordings=Path("nowhere"))
 
@@ -63,6 +66,53 @@ def test_wrong_gradients_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(selftest, "_gradient", wrong)
     found = selftest.check_gradients(ARGS)
     assert found["good"] is False and "mlp in float32 is off by 0.01" in found["says"]
+
+
+def test_gradients_in_half_precision_are_right_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of each kind of model, of 4x4 puzzles, by the halves that a GPU takes."""
+    monkeypatch.setattr(selftest, "TaskSpec", lambda words, _: TaskSpec(words, 16))
+    with fused.use(True):
+        found = selftest.check_gradients(ARGS)
+    assert found["good"] is True, found["says"]
+    errors = {(each["model"], each["dtype"]): each["error"] for each in found["gradients"]}
+    assert len(errors) == 3 * len(selftest.MODELS)
+    for (_, dtype), error in errors.items():  # far from what a missing gradient would be
+        assert error <= selftest.GRADIENTS[dtype] < 0.3
+
+
+def test_large_recordings_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They take minutes to replay, and are skipped by their names."""
+    for name in ("full_model", "small_model"):
+        (tmp_path / f"{name}.safetensors").write_bytes(b"no recording")
+    (tmp_path / "manifest.json").write_text("{}")
+    read: List[str] = []
+
+    class Recording:  # pylint: disable=too-few-public-methods
+        """Notes what is read."""
+
+        def __init__(self, path: Path) -> None:
+            read.append(path.stem)
+
+    monkeypatch.setattr(recording, "Recording", Recording)
+    monkeypatch.setattr(selftest, "compare", lambda _: [])
+    args = argparse.Namespace(recordings=tmp_path)
+    assert selftest.check_parity(args)["good"] is True and read == ["small_model"]
+    (tmp_path / "small_model.safetensors").unlink()
+    assert selftest.check_parity(args)["good"] is None and len(read) == 1
+
+
+def test_the_metal_kernels_are_compared_and_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a Mac alone; a wrong one goes wrong here, though none is used by itself."""
+    assert selftest.check_kernels(ARGS)["good"] is None
+    monkeypatch.setattr(selftest, "on_metal", lambda: True)
+    monkeypatch.setattr(selftest, "_measure", lambda _: {"ms": 50.0, "peak": 1})
+    monkeypatch.setattr(selftest.metal_kernels, "find_wrong", lambda: "h is wrong in bfloat16")
+    found = selftest.check_kernels(ARGS)
+    assert found["good"] is False and found["says"] == "h is wrong in bfloat16"
+    monkeypatch.setattr(selftest.metal_kernels, "find_wrong", lambda: None)
+    found = selftest.check_kernels(ARGS)
+    assert found["good"] is True and "50 ms, without them 50 ms" in found["says"]
+    assert [each["kernels"] for each in found["steps"]] == [False, True, False, True]
 
 
 def test_the_ladder_ends_before_the_memory_does(monkeypatch: pytest.MonkeyPatch) -> None:

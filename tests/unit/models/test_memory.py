@@ -301,3 +301,19 @@ def test_an_evaluation_takes_the_rows_that_fit(metal, monkeypatch, caplog):
         assert memory.cap_evaluation_rows(model, 50) == 1
         monkeypatch.setattr("mlx_trm.models.memory.device_memory", lambda: None)
         assert memory.cap_evaluation_rows(model, 50) == 50
+
+
+@pytest.mark.parametrize("settings, kept", [({}, True), ({"gate_norm": True}, False)])
+def test_an_evaluation_by_the_position_kernel_needs_no_inner_array(settings, kept, monkeypatch):
+    """As much as one of attention: 22 arrays of T * D numbers a row, 13 counted; not 31."""
+    arrays = {}
+    for name, fields in {"mlp": {"mlp_t": True, **settings}, "attention": {}}.items():
+        config = TRMConfig(forward_dtype="bfloat16", pos_encodings="none", **fields)
+        model = TRM(config, TaskSpec(vocab_size=11, seq_len=81), seed=0)
+        monkeypatch.setattr(memory.cuda, "usable", lambda dtype: dtype == mx.bfloat16)
+        monkeypatch.setattr(memory.cuda, "shared_limit", lambda: 227 * 1024)
+        one = (model.positions + 81) * config.hidden_size * 2
+        arrays[name] = memory._evaluation_row_bytes(model) / one
+        monkeypatch.setattr(memory.cuda, "usable", lambda dtype: False)
+        assert name == "attention" or memory._evaluation_row_bytes(model) / one > 30
+    assert (arrays["mlp"] < 23) == kept and (settings or arrays["mlp"] == arrays["attention"])
