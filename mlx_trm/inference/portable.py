@@ -6,15 +6,13 @@ them; weights, average, puzzle table and carry stay as they are. So a run that g
 is no run to the bit: its moments differ by up to 0.4 % from those it stopped with.
 """
 
-import glob
 import hashlib
 import json
 import os
 import re
 import shutil
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, Dict, Iterator, List, NamedTuple, Tuple, Union
+from typing import Any, BinaryIO, Dict, List, NamedTuple, Tuple, Union
 
 import mlx.core as mx
 from mlx.utils import tree_unflatten
@@ -42,7 +40,7 @@ from mlx_trm.runs.layout import (
 )
 from mlx_trm.runs.progress import RunProgress
 from mlx_trm.runs.weights import load_weights
-from mlx_trm.system.files import flush, write_json
+from mlx_trm.system.files import flush, new_folder, write_json
 
 MANIFEST = "manifest.json"
 PACK_FORMAT = 1
@@ -92,7 +90,7 @@ def pack_checkpoint(run: Union[str, Path], folder: Union[str, Path]) -> Pack:
         )
     progress = RunProgress.read(dict(state["progress"]))
     lines = progress.log["lines"] if progress.log else 0
-    with _new_folder(target) as place:
+    with new_folder(target) as place:
         about: Dict[str, Any] = {}
         try:
             for name in _FILES:
@@ -145,7 +143,7 @@ def unpack_checkpoint(
     source, target = Path(folder), Path(run)
     manifest = _read_manifest(source)
     files: Dict[str, Any] = manifest["files"]
-    with _new_folder(target) as place:
+    with new_folder(target) as place:
         parts = place / ".parts"
         try:
             parts.mkdir()
@@ -314,44 +312,3 @@ def _read_manifest(folder: Path) -> Dict[str, Any]:
             f"{path}: is no manifest of a pack ({describe_error(error)}); copy it again"
         ) from error
     return dict(manifest)
-
-
-def _is_alive(process: str) -> bool:
-    """Tell whether a process of this number runs here; one that cannot be asked does."""
-    if os.name == "nt" or not process.isdigit():  # there signal 0 would be Ctrl-C
-        return True
-    try:
-        os.kill(int(process), 0)
-    except ProcessLookupError:
-        return False
-    except (OSError, OverflowError):
-        return True
-    return True
-
-
-@contextmanager
-def _new_folder(target: Path) -> Iterator[Path]:
-    """Give a hidden folder that becomes ``target`` if the block succeeds; else nothing is left."""
-    if target.is_file() or (target.is_dir() and any(target.iterdir())):
-        raise ConfigError(f"{target}: is a file or not empty; name a new folder")
-    name = target.absolute().name
-    place = target.absolute().with_name(f".{name}.{os.getpid()}.tmp")
-    try:
-        for rest in place.parent.glob(
-            f".{glob.escape(name)}.*.tmp"
-        ):  # of a process that was killed
-            if not _is_alive(rest.name.split(".")[-2]):
-                shutil.rmtree(rest)
-        place.mkdir(parents=True)
-    except OSError as error:
-        raise ConfigError(
-            f"{target}: cannot be made ({error.strerror or error}); name another folder"
-        ) from error
-    try:
-        yield place
-        if target.is_dir():
-            target.rmdir()
-        os.replace(place, target)
-        flush(target.absolute().parent)
-    finally:
-        shutil.rmtree(place, ignore_errors=True)
