@@ -19,7 +19,6 @@ from mlx.utils import tree_unflatten
 
 from mlx_trm.config.loading import config_from_dict, config_to_dict, load_config, save_config
 from mlx_trm.config.sections import TaskSpec
-from mlx_trm.config.strict_yaml import parse_yaml
 from mlx_trm.errors import CheckpointError, ConfigError, describe_error, shown
 from mlx_trm.models import build_model
 from mlx_trm.runs.checkpoint import (
@@ -149,11 +148,9 @@ def unpack_checkpoint(
             parts.mkdir()
             for name, pieces in files.items():
                 _join(source, pieces, parts / name)
-            if not allow_plugins:
-                _refuse_plugins(source, parts / CONFIG)
-            config = load_config(str(parts / CONFIG), allow_plugins=allow_plugins)
+            config = load_config(parts / CONFIG, allow_plugins=allow_plugins, folder=source)
             values = {**config_to_dict(config), "run_dir": str(target)}
-            config = config_from_dict(values, str(source))
+            config = config_from_dict(values, str(source), folder=source)
             spec = TaskSpec.read(dict(manifest["spec"]))
             model = build_model(config.model, spec, seed=config.seed)
             load_weights(model, read_arrays(parts / MODEL), str(source / MODEL))
@@ -169,7 +166,10 @@ def unpack_checkpoint(
             save_config(config, place / CONFIG)
             save_checkpoint(place, model, config, manifest["step"], tree, training, names)
             shutil.rmtree(parts)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, ConfigError) as error:
+        except ConfigError as error:
+            said = str(error).replace(f"{parts}{os.sep}", "")  # a place that nobody knows
+            raise CheckpointError(f"{source}: its configuration cannot be used: {said}") from error
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise CheckpointError(
                 f"{source}: makes no run ({describe_error(error)}); pack the run again"
             ) from error
@@ -234,17 +234,6 @@ def _copy(file: BinaryIO, target: Path) -> Tuple[int, str]:
             size += len(content)
     flush(target)
     return size, digest.hexdigest()
-
-
-def _refuse_plugins(folder: Path, config: Path) -> None:
-    """Refuse a pack whose configuration would import modules: they would run somebody's code."""
-    values = parse_yaml(config.read_text(encoding="utf-8"))[0]
-    plugins = values.get("plugins") if isinstance(values, dict) else None
-    if plugins:
-        raise CheckpointError(
-            f"{folder}: its configuration imports the plugins {shown(plugins, 200)}, which would "
-            "run; if you trust them, unpack with --allow-plugins"
-        )
 
 
 def _join(folder: Path, pieces: List[Dict[str, Any]], target: Path) -> None:

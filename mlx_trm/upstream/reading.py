@@ -305,9 +305,10 @@ def convert_upstream(
             keep_copies(run_config.plugins, place)
             name = save_checkpoint(place, source.model, run_config, number).name
         except (OSError, CheckpointError) as error:
+            reason = describe_error(error.__cause__ or error)
             raise CheckpointError(
-                f"{output}: the run could not be written ({describe_error(error.__cause__ or error)}); free some "
-                "space or name another folder"
+                f"{output}: the run could not be written ({reason}); free some space or name "
+                "another folder"
             ) from error
     return output / name, source
 
