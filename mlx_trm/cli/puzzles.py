@@ -124,7 +124,8 @@ def read_texts(
         raise DataError(f"{name}: is not UTF-8 text; name a file of puzzles") from error
     except ValueError as error:
         raise DataError(f"{name}: {error}; give fewer puzzles at a time") from error
-    header = own_names([word.strip(' "') for word in lines[0].split(",")]) if lines else []
+    first = [word.strip(' "') for word in lines[0].split(",")] if lines else []
+    header = own_names(first, getattr(task.config, "columns", None))
     if "question" in header:
         found = list(_questions(name, lines[1:], header.index("question")))
     else:

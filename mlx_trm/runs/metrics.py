@@ -50,7 +50,7 @@ class LogState(TypedDict):
         lines: written so far.
     """
 
-    sums: Dict[str, float]
+    sums: Dict[str, Optional[float]]
     steps: int
     seconds: float
     step: int
