@@ -84,6 +84,13 @@ class CheckpointError(TRMError):
     """A checkpoint or run folder that is missing, broken, or of another shape."""
 
 
+class UnreadableError(CheckpointError):
+    """A checkpoint that the machine does not give just now; it may be whole.
+
+    Only damage is a reason to take an older one.
+    """
+
+
 class NonFiniteError(TRMError):
     """The loss or a gradient of a step is not finite; nothing has been updated.
 

@@ -128,7 +128,8 @@ def read_texts(
         raise DataError(f"{name}: is not UTF-8 text; name a file of puzzles") from error
     except ValueError as error:
         raise DataError(f"{name}: {error}; give fewer puzzles at a time") from error
-    header = own_names([word.strip(' "') for word in lines[0].split(",")]) if lines else []
+    first = [word.strip(' "') for word in lines[0].split(",")] if lines else []
+    header = own_names(first, getattr(task.config, "columns", None))
     if "question" in header:
         found = list(_questions(name, lines[1:], header.index("question")))
     else:
@@ -142,19 +143,24 @@ def read_texts(
 
 
 def read_standard_input() -> bytes:
-    """Read all of standard input.
+    """Read all of standard input, as much as a file of puzzles may have.
 
     Raises:
-        DataError: if it is closed, as under cron, or cannot be read.
+        DataError: if it is closed, as under cron, cannot be read, or does not end.
     """
     try:
         if sys.stdin is None:
             raise OSError(errno.EBADF, "it is closed")
-        return sys.stdin.buffer.read()
+        content = sys.stdin.buffer.read(_MOST_BYTES + 1)
     except OSError as error:
         raise DataError(
             f"standard input: cannot be read ({error.strerror}); name a file of puzzles"
         ) from error
+    if len(content) > _MOST_BYTES:
+        raise DataError(
+            f"standard input: has more than {_MOST_BYTES:,} bytes; give fewer puzzles at a time"
+        )
+    return content
 
 
 def _questions(name: str, lines: Sequence[str], column: int) -> Iterator[Tuple[int, str]]:

@@ -69,6 +69,7 @@ def load_config(
     source: Union[str, "os.PathLike[str]"],
     overrides: Sequence[str] = (),
     allow_plugins: bool = False,
+    folder: Optional[Path] = None,
 ) -> ExperimentConfig:
     """Load a configuration from a YAML file.
 
@@ -77,6 +78,8 @@ def load_config(
         overrides: such as ``train.lr=3e-4``; the last one for a key counts.
         allow_plugins: whether a file in a run or checkpoint folder may name code that is run. What
             any other file names, or an override, is the user's own and always imported.
+        folder: of the run, checkpoint or pack that the file came with, wherever it lies now; None:
+            the run or checkpoint folder in which it lies, if it does.
 
     Returns:
         The resolved configuration.
@@ -98,7 +101,7 @@ def load_config(
         raise ConfigError(f"{where}: {error}") from error
     if values is None:
         raise ConfigError(f"{where}: is empty; it needs at least task.name and model.name")
-    folder = _run_of(path)
+    folder = folder or _run_of(path)
     importer = import_plugins if folder is None else checkpoint_plugins(folder, allow_plugins)
     config: ExperimentConfig = LAYOUT.resolve(values, where, overrides, duplicates, importer)
     origin = path.absolute().parent.name if path.name == "config.yaml" else path.stem

@@ -274,6 +274,14 @@ def _download_hub(
     siblings = {each.rfilename: each for each in about.siblings or []}
     promised = {name: each.lfs.sha256 for name, each in siblings.items() if each.lfs}
     for file in files:
+        said = siblings.get(file.path)
+        expected = known.get(file.target) or promised.get(file.path)
+        # A small file has no SHA-256 there, but git's name: parts of two versions have neither.
+        blob = said.blob_id if expected is None and said is not None else None
+        # Where neither is known, nothing that broke off is gone on with, and what comes has to be
+        # of one version from its first byte to its last.
+        unknown = expected is None and blob is None
+        version = _version(job, file, api.endpoint, about.sha or revision) if unknown else None
         work = partial(
             api.hf_hub_download,
             repository,
@@ -282,14 +290,16 @@ def _download_hub(
             revision=about.sha or revision,
             local_dir=folder,
             etag_timeout=job.timeout,
+            force_download=unknown,
         )
-        said = siblings.get(file.path)
         with _one_line(job, file), hub_bars(job.progress):
             watch(work, folder, said.size if said is not None else None)
         sha256 = hash_file(folder / file.target)
-        expected = known.get(file.target) or promised.get(file.path)
-        blob = said.blob_id if expected is None and said is not None else None
-        # A small file has no SHA-256 there, but git's name: parts of two versions have neither.
+        if unknown and version != _version(job, file, api.endpoint, about.sha or revision):
+            shutil.rmtree(folder)
+            raise DataError(
+                f"{job.source.url(file)}: was changed while it came; it is not kept; try again"
+            )
         if expected not in (None, sha256) or blob not in (None, hash_blob(folder / file.target)):
             # Left there, it would count as downloaded the next time.
             shutil.rmtree(folder)
@@ -299,6 +309,19 @@ def _download_hub(
                 "--force takes a set that has changed"
             )
     return about.sha
+
+
+def _version(job: _Job, file: RemoteFile, endpoint: str, revision: str) -> Tuple[object, ...]:
+    """Ask what tells versions of a file apart: its ETag, size and commit."""
+    import huggingface_hub
+
+    repository = job.source.repository
+    url = huggingface_hub.hf_hub_url(
+        repository, file.path, repo_type="dataset", revision=revision, endpoint=endpoint
+    )
+    with _one_line(job, file):
+        found = huggingface_hub.get_hf_file_metadata(url, timeout=job.timeout)
+    return found.etag, found.size, found.commit_hash
 
 
 @contextmanager

@@ -6,9 +6,11 @@ and is imported where it is used. Here a file is only chosen, and errors become 
 
 import os
 import re
-from typing import Any, List, NamedTuple, Optional, Sequence
+from pathlib import Path
+from typing import Any, List, NamedTuple, Optional, Sequence, Tuple
 
 from mlx_trm.datasets.fetch import hub_bars
+from mlx_trm.datasets.watching import hash_blob, watch
 from mlx_trm.errors import CheckpointError, ConfigError, describe_error, did_you_mean, listed, shown
 from mlx_trm.system.files import hash_file
 
@@ -77,27 +79,49 @@ def download_checkpoint(source: str, timeout: float = 30.0, progress: bool = Fal
     chosen = _choose(source, files, wanted)
     folder = chosen.rpartition("/")[0]
     beside = [f"{folder}/{name}" if folder else name for name in SIDE_FILES]
-    paths = []
+    promised = {each.rfilename: each for each in about.siblings or []}
+    path = ""
     with hub_bars(progress):
         for file in [*(name for name in beside if name in files), chosen]:
-            try:
-                paths.append(
-                    api.hf_hub_download(
-                        repository, file, revision=about.sha or revision, etag_timeout=timeout
-                    )
-                )
-            except Exception as error:  # pylint: disable=broad-exception-caught
-                raise _failure(source, error) from error
-    promised = {each.rfilename: getattr(each, "lfs", None) for each in about.siblings or []}
-    _check_digest(source, str(paths[-1]), getattr(promised[chosen], "sha256", None))
-    return HubFile(str(paths[-1]), repository, chosen, about.sha or revision)
+            path = _download(source, api, (repository, file, about.sha or revision), timeout)
+            _check_digest(source, path, promised[file])
+    return HubFile(path, repository, chosen, about.sha or revision)
 
 
-def _check_digest(source: str, path: str, promised: Optional[str]) -> None:
-    """Compare a file with the SHA-256 that the repository gives for it; the library does not."""
-    if promised is not None and hash_file(path) != promised:
+def _download(source: str, api: Any, which: Tuple[str, str, str], timeout: float) -> str:
+    """Download one file of a repository at a revision, watched; give its path."""
+    repository, file, revision = which
+    found: List[str] = []
+
+    def bring() -> None:
+        path = api.hf_hub_download(repository, file, revision=revision, etag_timeout=timeout)
+        found.append(str(path))
+
+    try:
+        watch(bring, _cache_of(repository))
+    except Exception as error:  # pylint: disable=broad-exception-caught
+        raise _failure(source, error) from error
+    return found[0]
+
+
+def _cache_of(repository: str) -> Path:
+    """Give the folder of the library's cache that a repository's files come into."""
+    constants = getattr(_library(), "constants", None)
+    cache = getattr(constants, "HF_HUB_CACHE", os.curdir)
+    return Path(cache) / f"models--{repository.replace('/', '--')}"
+
+
+def _check_digest(source: str, path: str, promised: Any) -> None:
+    """Compare a file with what the repository lists, SHA-256 or git's name; the library does not.
+
+    Parts of two versions, which a download that was gone on with could be made of, have neither.
+    """
+    sha256 = getattr(getattr(promised, "lfs", None), "sha256", None)
+    blob = None if sha256 else getattr(promised, "blob_id", None)
+    digest = "SHA-256" if sha256 else "name in git"
+    if (sha256 and hash_file(path) != sha256) or (blob and hash_blob(Path(path)) != blob):
         raise CheckpointError(
-            f"{shown(source, 200)}: what came is not what the repository lists (its SHA-256 "
+            f"{shown(source, 200)}: what came is not what the repository lists (its {digest} "
             f"differs); remove {os.path.realpath(path)} and try again"
         )
 

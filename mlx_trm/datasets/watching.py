@@ -10,6 +10,8 @@ import time
 from pathlib import Path
 from typing import Callable, List, Optional
 
+from mlx_trm.system.files import hash_file
+
 # Seconds in which something has to arrive on the disk; huggingface_hub writes 10 MB at a time, so
 # that is 17 kB a second.
 STALLED_AFTER = 600.0
@@ -74,10 +76,7 @@ def hash_blob(path: Path) -> str:
     """Give the name that git has for a file's content: a SHA-1, in hexadecimal.
 
     Raises:
-        OSError: if it cannot be read.
+        OSError: if it is not there.
+        DataError: if it cannot be read.
     """
-    digest = hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False)
-    with open(path, "rb") as file:
-        for block in iter(lambda: file.read(1 << 20), b""):
-            digest.update(block)
-    return digest.hexdigest()
+    return hash_file(path, hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False))

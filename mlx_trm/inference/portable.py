@@ -6,22 +6,19 @@ them; weights, average, puzzle table and carry stay as they are. So a run that g
 is no run to the bit: its moments differ by up to 0.4 % from those it stopped with.
 """
 
-import glob
 import hashlib
 import json
 import os
 import re
 import shutil
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, Dict, Iterator, List, NamedTuple, Tuple, Union
+from typing import Any, BinaryIO, Dict, List, NamedTuple, Tuple, Union
 
 import mlx.core as mx
 from mlx.utils import tree_unflatten
 
 from mlx_trm.config.loading import config_from_dict, config_to_dict, load_config, save_config
 from mlx_trm.config.sections import TaskSpec
-from mlx_trm.config.strict_yaml import parse_yaml
 from mlx_trm.errors import CheckpointError, ConfigError, describe_error, shown
 from mlx_trm.models import build_model
 from mlx_trm.runs.checkpoint import (
@@ -42,7 +39,7 @@ from mlx_trm.runs.layout import (
 )
 from mlx_trm.runs.progress import RunProgress
 from mlx_trm.runs.weights import load_weights
-from mlx_trm.system.files import flush, write_json
+from mlx_trm.system.files import flush, new_folder, write_json
 
 MANIFEST = "manifest.json"
 PACK_FORMAT = 1
@@ -92,7 +89,7 @@ def pack_checkpoint(run: Union[str, Path], folder: Union[str, Path]) -> Pack:
         )
     progress = RunProgress.read(dict(state["progress"]))
     lines = progress.log["lines"] if progress.log else 0
-    with _new_folder(target) as place:
+    with new_folder(target) as place:
         about: Dict[str, Any] = {}
         try:
             for name in _FILES:
@@ -145,17 +142,15 @@ def unpack_checkpoint(
     source, target = Path(folder), Path(run)
     manifest = _read_manifest(source)
     files: Dict[str, Any] = manifest["files"]
-    with _new_folder(target) as place:
+    with new_folder(target) as place:
         parts = place / ".parts"
         try:
             parts.mkdir()
             for name, pieces in files.items():
                 _join(source, pieces, parts / name)
-            if not allow_plugins:
-                _refuse_plugins(source, parts / CONFIG)
-            config = load_config(str(parts / CONFIG), allow_plugins=allow_plugins)
+            config = load_config(parts / CONFIG, allow_plugins=allow_plugins, folder=source)
             values = {**config_to_dict(config), "run_dir": str(target)}
-            config = config_from_dict(values, str(source))
+            config = config_from_dict(values, str(source), folder=source)
             spec = TaskSpec.read(dict(manifest["spec"]))
             model = build_model(config.model, spec, seed=config.seed)
             load_weights(model, read_arrays(parts / MODEL), str(source / MODEL))
@@ -171,7 +166,10 @@ def unpack_checkpoint(
             save_config(config, place / CONFIG)
             save_checkpoint(place, model, config, manifest["step"], tree, training, names)
             shutil.rmtree(parts)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, ConfigError) as error:
+        except ConfigError as error:
+            said = str(error).replace(f"{parts}{os.sep}", "")  # a place that nobody knows
+            raise CheckpointError(f"{source}: its configuration cannot be used: {said}") from error
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise CheckpointError(
                 f"{source}: makes no run ({describe_error(error)}); pack the run again"
             ) from error
@@ -236,17 +234,6 @@ def _copy(file: BinaryIO, target: Path) -> Tuple[int, str]:
             size += len(content)
     flush(target)
     return size, digest.hexdigest()
-
-
-def _refuse_plugins(folder: Path, config: Path) -> None:
-    """Refuse a pack whose configuration would import modules: they would run somebody's code."""
-    values = parse_yaml(config.read_text(encoding="utf-8"))[0]
-    plugins = values.get("plugins") if isinstance(values, dict) else None
-    if plugins:
-        raise CheckpointError(
-            f"{folder}: its configuration imports the plugins {shown(plugins, 200)}, which would "
-            "run; if you trust them, unpack with --allow-plugins"
-        )
 
 
 def _join(folder: Path, pieces: List[Dict[str, Any]], target: Path) -> None:
@@ -314,44 +301,3 @@ def _read_manifest(folder: Path) -> Dict[str, Any]:
             f"{path}: is no manifest of a pack ({describe_error(error)}); copy it again"
         ) from error
     return dict(manifest)
-
-
-def _is_alive(process: str) -> bool:
-    """Tell whether a process of this number runs here; one that cannot be asked does."""
-    if os.name == "nt" or not process.isdigit():  # there signal 0 would be Ctrl-C
-        return True
-    try:
-        os.kill(int(process), 0)
-    except ProcessLookupError:
-        return False
-    except (OSError, OverflowError):
-        return True
-    return True
-
-
-@contextmanager
-def _new_folder(target: Path) -> Iterator[Path]:
-    """Give a hidden folder that becomes ``target`` if the block succeeds; else nothing is left."""
-    if target.is_file() or (target.is_dir() and any(target.iterdir())):
-        raise ConfigError(f"{target}: is a file or not empty; name a new folder")
-    name = target.absolute().name
-    place = target.absolute().with_name(f".{name}.{os.getpid()}.tmp")
-    try:
-        for rest in place.parent.glob(
-            f".{glob.escape(name)}.*.tmp"
-        ):  # of a process that was killed
-            if not _is_alive(rest.name.split(".")[-2]):
-                shutil.rmtree(rest)
-        place.mkdir(parents=True)
-    except OSError as error:
-        raise ConfigError(
-            f"{target}: cannot be made ({error.strerror or error}); name another folder"
-        ) from error
-    try:
-        yield place
-        if target.is_dir():
-            target.rmdir()
-        os.replace(place, target)
-        flush(target.absolute().parent)
-    finally:
-        shutil.rmtree(place, ignore_errors=True)

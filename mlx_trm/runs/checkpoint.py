@@ -15,6 +15,7 @@ the EMA weights only.
 """
 
 import os
+import re
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,7 +25,14 @@ import mlx.core as mx
 
 from mlx_trm.config.loading import load_config, save_config
 from mlx_trm.config.sections import ExperimentConfig, TaskSpec
-from mlx_trm.errors import CheckpointError, ConfigError, DataError, describe_error
+from mlx_trm.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    UnreadableError,
+    describe_device_problem,
+    describe_error,
+)
 from mlx_trm.models import RecursiveModel, build_model, named_arrays
 from mlx_trm.models.base import Tree
 from mlx_trm.runs.layout import (
@@ -40,10 +48,13 @@ from mlx_trm.runs.layout import (
     find_checkpoint,
     list_checkpoints,
 )
-from mlx_trm.runs.state import read_state, write_state
+from mlx_trm.runs.state import read_state, unreadable, write_state
 from mlx_trm.runs.weights import check_finite, load_weights, read_safetensors
 from mlx_trm.system.environment import reserve_descriptors
 from mlx_trm.system.files import flush, hash_file, owner_name, point_link
+
+# What MLX says where a file cannot be opened or written.
+_OF_THE_DISK = re.compile(r"(?i)open|write|writing|written|space|disk|\\bfile")
 
 
 class TrainingState(NamedTuple):
@@ -140,17 +151,29 @@ def save_checkpoint(
         os.replace(temporary, target)
         point_link(run / LATEST, target.name)
         flush(run)
-    except (OSError, RuntimeError) as error:
-        raise CheckpointError(
-            f"{target}: the checkpoint could not be written ({describe_error(error)}); "
-            "earlier checkpoints are untouched; free some space or choose another run_dir"
-        ) from error
+    except (OSError, RuntimeError, ValueError) as error:
+        raise _not_written(target, error) from error
     finally:
         if aside.exists() and not target.exists():
             os.replace(aside, target)
         for rest in (temporary, aside):
             shutil.rmtree(rest, ignore_errors=True)
     return target
+
+
+def _not_written(target: Path, error: Exception) -> CheckpointError:
+    """Word what went wrong while a checkpoint was saved: the disk, the device, or something else.
+
+    MLX computes what is saved, and has RuntimeErrors for all of these.
+    """
+    advice, reason = "", describe_device_problem(error)
+    if isinstance(error, OSError) or _OF_THE_DISK.search(str(error)):
+        advice, reason = "; free some space or choose another run_dir", describe_error(error)
+    reason = reason or f"{type(error).__name__}: {describe_error(error)}"
+    return CheckpointError(
+        f"{target}: the checkpoint could not be written ({reason}); "
+        f"earlier checkpoints are untouched{advice}"
+    )
 
 
 def load_checkpoint(
@@ -173,7 +196,7 @@ def load_checkpoint(
     """
     folder, state, averaged = open_checkpoint(path, weights)
     try:
-        config = load_config(str(folder / CONFIG), allow_plugins=allow_plugins)
+        config = load_config(folder / CONFIG, allow_plugins=allow_plugins, folder=folder)
         spec = TaskSpec.read(state["spec"])
         model = build_model(config.model, spec, seed=config.seed)
     except ConfigError as error:
@@ -206,6 +229,7 @@ def verify_checkpoint(folder: Path) -> Dict[str, Any]:
 
     Raises:
         CheckpointError: naming the file that is missing or damaged.
+        UnreadableError: naming the file that the machine cannot read.
     """
     state = read_state(folder)
     for name, digest in state["sha256"].items():
@@ -215,7 +239,9 @@ def verify_checkpoint(folder: Path) -> Dict[str, Any]:
         try:
             found = hash_file(file)
         except DataError as error:
-            raise CheckpointError(str(error)) from error
+            if isinstance(error.__cause__, OSError):
+                raise unreadable(file, error.__cause__) from error
+            raise
         if found != digest:
             raise CheckpointError(
                 f"{file}: its SHA-256 differs from {STATE}'s; the file is damaged or was changed, "
@@ -225,10 +251,16 @@ def verify_checkpoint(folder: Path) -> Dict[str, Any]:
 
 
 def newest_whole(run_dir: Union[str, Path]) -> Optional[Path]:
-    """Give a run's newest checkpoint whose files are all as they were written."""
+    """Give a run's newest checkpoint whose files are all as they were written.
+
+    Raises:
+        UnreadableError: if a newer one cannot be read just now: that is no damage.
+    """
     for folder in reversed(list_checkpoints(run_dir)):
         try:
             verify_checkpoint(folder)
+        except UnreadableError:
+            raise
         except CheckpointError:
             continue
         return folder
@@ -272,6 +304,8 @@ def read_arrays(file: Path) -> Dict[str, mx.array]:
     try:
         return read_safetensors(file)[0]
     except ValueError as error:
+        if isinstance(error.__cause__, OSError):
+            raise unreadable(file, error.__cause__) from error
         raise CheckpointError(
             f"{file}: cannot be read as safetensors ({describe_error(error)}); "
             "use another checkpoint"

@@ -1,11 +1,12 @@
 """Where a run's files are: their names, and the checkpoints of a run folder."""
 
 import json
+import os
 import re
 from pathlib import Path
 from typing import List, Optional, Tuple, Union
 
-from mlx_trm.errors import CheckpointError
+from mlx_trm.errors import CheckpointError, UnreadableError
 
 METRICS = "metrics.jsonl"
 
@@ -96,15 +97,24 @@ def _right_target(link: Path) -> Optional[Path]:
 
 
 def step_folders(run_dir: Union[str, Path]) -> List[Tuple[int, Path]]:
-    """Give a run's checkpoint folders, whole or not, with their steps and in their order."""
-    found = []
-    for path in Path(run_dir).glob("step_*"):
-        match = re.fullmatch(r"step_(\d+)", path.name)
-        if match:
-            found.append((int(match.group(1)), path))
-    return sorted(found)
+    """Give a run's checkpoint folders, whole or not, with their steps and in their order.
+
+    Raises:
+        UnreadableError: if the machine cannot list the folder.
+    """
+    run = Path(run_dir)
+    try:
+        names = os.listdir(run)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise UnreadableError(
+            f"{run}: cannot be listed just now ({error.strerror or error}); mend that and try again"
+        ) from error
+    matches = [re.fullmatch(r"step_(\d+)", name) for name in names]
+    return sorted((int(match[1]), run / match[0]) for match in matches if match)
 
 
 def list_checkpoints(run_dir: Union[str, Path]) -> List[Path]:
-    """Give a run's whole checkpoints, oldest step first."""
+    """Give a run's whole checkpoints, oldest step first; errors are those of step_folders."""
     return [path for _, path in step_folders(run_dir) if (path / STATE).is_file()]

@@ -50,7 +50,7 @@ class LogState(TypedDict):
         lines: written so far.
     """
 
-    sums: Dict[str, float]
+    sums: Dict[str, Optional[float]]
     steps: int
     seconds: float
     step: int
@@ -103,9 +103,12 @@ class MetricsLog:
         self._resumed = time.monotonic()
 
     def state(self) -> LogState:
-        """Give what has been added since the last line, as JSON has it; see :meth:`restore`."""
+        """Give what has been added since the last line, as JSON has it; see :meth:`restore`.
+
+        JSON has no NaN and no infinity: such a sum, whose mean is null in the log, is None.
+        """
         return {
-            "sums": self._sums,
+            "sums": {name: v if math.isfinite(v) else None for name, v in self._sums.items()},
             "steps": self._steps,
             "seconds": self._seconds,
             "step": self._step,
@@ -115,7 +118,10 @@ class MetricsLog:
 
     def restore(self, state: LogState) -> None:
         """Go on from a log's :meth:`state`."""
-        self._sums = {name: float(value) for name, value in state["sums"].items()}
+        self._sums = {
+            name: math.nan if value is None else float(value)
+            for name, value in state["sums"].items()
+        }
         self._steps, self._seconds = int(state["steps"]), float(state["seconds"])
         self._step, self._lr = int(state["step"]), float(state["lr"])
         self.lines = int(state["lines"])

@@ -53,7 +53,9 @@ class RunProgress:
             good = all(isinstance(count, int) and 0 <= count < 2**63 for count in counts)
             good = good and isinstance(progress.evaluated, int) and progress.seconds >= 0
             if log is not None:
-                good = good and all(isinstance(v, float) for v in log["sums"].values())
+                good = good and all(
+                    isinstance(v, (float, type(None))) for v in log["sums"].values()
+                )
             if best is not None:
                 good = good and isinstance(best, list) and len(best) == 2
         except (TypeError, KeyError, AttributeError) as error:

@@ -17,7 +17,7 @@ from mlx_trm.config.loading import (
 )
 from mlx_trm.config.plugins import import_named, keep_copies
 from mlx_trm.config.sections import ExperimentConfig
-from mlx_trm.errors import CheckpointError, ConfigError
+from mlx_trm.errors import CheckpointError, ConfigError, UnreadableError
 from mlx_trm.runs.checkpoint import newest_whole, verify_checkpoint
 from mlx_trm.runs.history import free_name, remove_leftovers, restore_replaced, set_links
 from mlx_trm.runs.layout import (
@@ -65,6 +65,7 @@ def resumable_checkpoint(path: Union[str, Path], fall_back: bool = False) -> Pat
 
     Raises:
         CheckpointError: if there is none, or it is damaged; it names the newest whole one.
+        UnreadableError: if the machine cannot read one that is there; none is passed over for that.
     """
     try:
         with suppress(OSError):  # a folder that can only be read is read as it is
@@ -80,6 +81,8 @@ def resumable_checkpoint(path: Union[str, Path], fall_back: bool = False) -> Pat
                 f"step_{state['step']} in a run folder can be resumed"
             )
         return folder
+    except UnreadableError:  # the machine's fault, whatever else is there
+        raise
     except CheckpointError as error:
         run = Path(path)
         if run.is_dir() and not list_checkpoints(run) and list_checkpoints(run.parent):
@@ -113,7 +116,7 @@ def resumed_config(
         ConfigError: naming each setting that a resumed run has to keep.
     """
     import_named(overrides)
-    own = load_config(folder / CONFIG, allow_plugins=allow_plugins)
+    own = load_config(folder / CONFIG, allow_plugins=allow_plugins, folder=folder)
     before = flat_settings(config_to_dict(own))
     if config is None:
         config = config_from_dict(config_to_dict(own), str(folder.parent), overrides, folder)

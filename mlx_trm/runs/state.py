@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Dict, Mapping
 
 from mlx_trm.config.sections import MOST_SIZE, TaskSpec
-from mlx_trm.errors import CheckpointError, describe_error, shown
+from mlx_trm.errors import CheckpointError, UnreadableError, describe_error, shown
 from mlx_trm.runs.layout import (
     AVERAGE,
     CARRY,
@@ -42,9 +42,11 @@ def write_state(folder: Path, state: Mapping[str, Any]) -> None:
     """Write ``state.json`` with its own hash; it is replaced whole or not at all.
 
     Raises:
+        ValueError: if it holds NaN or infinity, which no reader would take.
         OSError: if it cannot be written.
     """
-    plain = json.loads(json.dumps(state))  # tuples become lists, as a reader will see them
+    # Tuples become lists, as a reader will see them.
+    plain = json.loads(json.dumps(state, allow_nan=False))
     write_json(folder / STATE, {**plain, OWN_HASH: own_hash(plain)})
 
 
@@ -53,6 +55,7 @@ def read_state(folder: Path) -> Dict[str, Any]:
 
     Raises:
         CheckpointError: if it is damaged, of another format, or leaves out a file that is there.
+        UnreadableError: if the machine cannot read it.
     """
     file = folder / STATE
     try:
@@ -79,11 +82,29 @@ def read_state(folder: Path) -> Dict[str, Any]:
         if OWN_HASH in state and state[OWN_HASH] != own_hash(state):
             raise ValueError(f"its fields are not those that {OWN_HASH} was made of")
         return dict(state)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except OSError as error:
+        raise unreadable(file, error) from error
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(
             f"{file}: damaged or not a checkpoint's ({describe_error(error)}); "
             "use another checkpoint"
         ) from error
+
+
+def unreadable(path: Path, error: OSError) -> CheckpointError:
+    """Word what the system says about a checkpoint's file or a run's folder.
+
+    Returns:
+        The error: an UnreadableError unless the file is not there at all.
+    """
+    reason = error.strerror or str(error)
+    if isinstance(error, (FileNotFoundError, NotADirectoryError, IsADirectoryError)):
+        return CheckpointError(
+            f"{path}: damaged or not a checkpoint's ({reason}); use another checkpoint"
+        )
+    return UnreadableError(
+        f"{path}: cannot be read just now ({reason}); it may be whole: mend that and try again"
+    )
 
 
 def record_progress(folder: Path, progress: Mapping[str, Any]) -> None:
@@ -100,7 +121,7 @@ def record_progress(folder: Path, progress: Mapping[str, Any]) -> None:
     try:
         write_state(folder, {**state, "progress": progress})
         flush(folder)
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise CheckpointError(
             f"{folder / STATE}: cannot be written ({describe_error(error)}); "
             "the checkpoint is as it was"

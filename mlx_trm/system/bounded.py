@@ -41,24 +41,25 @@ def read_bytes(path: Union[str, "os.PathLike[str]"], most: int) -> bytes:
 
 
 def read_object(path: Path, most: int = MOST_TEXT) -> Dict[str, Any]:
-    """Read a file of JSON that holds an object.
+    """Read a file of JSON, without NaN and infinity, that holds an object.
 
     Raises:
         OSError: if it cannot be read.
         ValueError: if it is anything else, in one line.
     """
-    content = parse_json(read_bytes(path, most))
+    content = parse_json(read_bytes(path, most), finite=True)
     if not isinstance(content, dict):
         raise ValueError("it is not a JSON object")
     return content
 
 
-def parse_json(content: Union[str, bytes], distinct: bool = False) -> Any:
+def parse_json(content: Union[str, bytes], distinct: bool = False, finite: bool = False) -> Any:
     """Read a text of JSON.
 
     Args:
         content: the text, UTF-8, perhaps with a byte order mark.
         distinct: refuse an object that has a key twice; else the last one counts, as in Python.
+        finite: refuse NaN and infinity, which Python reads and JSON has not.
 
     Raises:
         ValueError: if it is none, would take too much memory, or is nested without end.
@@ -69,13 +70,20 @@ def parse_json(content: Union[str, bytes], distinct: bool = False) -> Any:
         raise ValueError(f"{len(text):,} bytes of JSON are more than such a file needs")
     try:
         hook = _distinct if distinct else None
-        found = json.loads(text.decode("utf-8-sig"), object_pairs_hook=hook)
+        constant = _refuse_constant if finite else None
+        found = json.loads(
+            text.decode("utf-8-sig"), object_pairs_hook=hook, parse_constant=constant
+        )
     except (RecursionError, MemoryError) as error:
         raise ValueError("it is nested too deeply") from error
     # Python may stop here, or only where the value is shown.
     if text.count(b"[") + text.count(b"{") > MOST_DEPTH:
         _check_depth(found)
     return found
+
+
+def _refuse_constant(name: str) -> float:
+    raise ValueError(f"{name} is no number of JSON")
 
 
 def _distinct(pairs: List[Tuple[str, Any]]) -> Dict[str, Any]:

@@ -7,13 +7,14 @@ import math
 import os
 import platform
 import re
+import shutil
 import sys
 import time
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Iterator, List, Optional, Sequence, Union
 
-from mlx_trm.errors import DamagedError, DataError, describe_error
+from mlx_trm.errors import ConfigError, DamagedError, DataError, describe_error
 from mlx_trm.system.bounded import MOST_TEXT, parse_json, read_bytes
 
 AnyPath = Union[str, "os.PathLike[str]"]
@@ -79,11 +80,11 @@ def temporary_name(path: AnyPath) -> Path:
 
 
 def remove_unfinished(folder: Path, of: str = "", owned: bool = False) -> None:
-    """Remove the temporary files of :func:`replace_file` that killed processes left in a folder.
+    """Remove what killed processes left of :func:`replace_file` and :func:`new_folder`.
 
     Args:
-        folder: which need not be there.
-        of: only those of the file of this name; empty: of all files.
+        folder: in which they wrote; it need not be there.
+        of: only what was to have this name; empty: everything.
         owned: nobody else writes in the folder, so all of them go.
     """
     with suppress(OSError):  # cannot be listed or changed: whoever has to write there will say so
@@ -92,7 +93,54 @@ def remove_unfinished(folder: Path, of: str = "", owned: bool = False) -> None:
             if found is None or of not in ("", found["stem"] + (found["suffix"] or "")):
                 continue
             if owned or is_abandoned(folder / name, found["owner"]):
-                (folder / name).unlink(missing_ok=True)
+                if (folder / name).is_dir() and not (folder / name).is_symlink():
+                    shutil.rmtree(folder / name, ignore_errors=True)
+                else:
+                    (folder / name).unlink(missing_ok=True)
+
+
+@contextmanager
+def new_folder(path: AnyPath) -> Iterator[Path]:
+    """Give a temporary folder; what is put there becomes the folder ``path`` if the block succeeds.
+
+    Otherwise nothing is left. The caller flushes what it writes; names are flushed here.
+
+    Args:
+        path: of the folder; not there, or empty. The folders above it are made.
+
+    Raises:
+        ConfigError: if it is anything else, or cannot be made.
+    """
+    target = Path(os.path.realpath(path))
+    advice = "name a new folder"
+    if target.is_file() or (target.is_dir() and any(target.iterdir())):
+        raise ConfigError(f"{path}: is a file or not empty; {advice}")
+    if target == Path.cwd():
+        raise ConfigError(f"{path}: is the working folder; {advice} in it")
+    place = temporary_name(target)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        remove_unfinished(target.parent, of=target.name)
+        place.mkdir()
+    except OSError as error:
+        raise ConfigError(
+            f"{path}: cannot be made ({error.strerror or error}); name another folder"
+        ) from error
+    try:
+        yield place
+        try:
+            for folder in (*(each for each in place.rglob("*") if each.is_dir()), place):
+                flush(folder)
+            if target.is_dir():
+                target.rmdir()
+            os.replace(place, target)
+            flush(target.parent)
+        except OSError as error:
+            raise ConfigError(
+                f"{path}: cannot be put in place ({error.strerror or error}); {advice}"
+            ) from error
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
 
 
 @contextmanager
@@ -206,20 +254,24 @@ def distinct_names(paths: Sequence[Path]) -> List[str]:
     return names
 
 
-def hash_file(path: AnyPath) -> str:
+def hash_file(path: AnyPath, digest: Any = None) -> str:
     """Return the SHA-256 of a file, in hexadecimal.
+
+    Args:
+        path: of the file.
+        digest: of ``hashlib``, taken in place of a new SHA-256 and brought up to date.
 
     Raises:
         DataError: if it cannot be read.
     """
-    digest = hashlib.sha256()
+    digest = hashlib.sha256() if digest is None else digest
     try:
         with open(Path(path).expanduser(), "rb") as file:
             for block in iter(lambda: file.read(1 << 20), b""):
                 digest.update(block)
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
-    return digest.hexdigest()
+    return str(digest.hexdigest())
 
 
 def flush(path: AnyPath) -> None:

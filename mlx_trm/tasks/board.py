@@ -76,6 +76,11 @@ def differing(tokens: np.ndarray, others: Optional[np.ndarray]) -> np.ndarray:
     return np.asarray(tokens != np.asarray(others), dtype=bool)
 
 
+def is_unanswered(tokens: np.ndarray, inputs: Optional[np.ndarray]) -> bool:
+    """Say whether (S,) tokens are the puzzle itself, which is no answer yet: nothing is wrong."""
+    return inputs is not None and np.array_equal(tokens, inputs)
+
+
 def lay_out(values: np.ndarray, fill: object) -> np.ndarray:
     """Put (S,) values into rows: a square where S is one, else the next larger square, filled up.
 

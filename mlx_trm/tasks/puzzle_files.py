@@ -6,6 +6,7 @@ says itself.
 """
 
 import csv
+from dataclasses import dataclass
 from itertools import chain
 from itertools import count as numbers_from
 from itertools import takewhile
@@ -28,6 +29,7 @@ from typing import (
 
 import numpy as np
 
+from mlx_trm.config.sections import TaskConfig
 from mlx_trm.errors import DataError, shown
 from mlx_trm.system.files import hash_file
 
@@ -63,6 +65,26 @@ _MOST_LINE = 1 << 20
 _NEWLINE, _COMMA = ord("\n"), ord(",")
 # Stands for a comma within quotes, which separates nothing.
 _INNER_COMMA = "\x1f"
+
+
+@dataclass
+class PuzzleFileConfig(TaskConfig):
+    """Settings of a task whose puzzles stand in such files."""
+
+    columns: Optional[List[str]] = None
+    """Columns of the puzzle and of its answer in CSV files; unset: known by their usual names."""
+
+    def problems(self) -> List[str]:
+        """Find settings that do not fit together."""
+        found = super().problems()
+        if self.columns is not None:
+            names = {_plain_name(name) for name in self.columns}
+            if len(self.columns) != 2 or len(names) != 2 or "" in names:
+                found.append(
+                    "columns: name two, that of the puzzle and that of its answer, such as "
+                    "[quizzes, solutions]"
+                )
+        return found
 
 
 class FilePuzzles(NamedTuple):
@@ -198,6 +220,7 @@ def read_puzzle_file(
     from_csv: Callable[[CsvBlock], T],
     from_text: Callable[[Path, Iterator[Tuple[int, str]]], Iterable[T]],
     comments: bool,
+    columns: Optional[Sequence[str]] = None,
 ) -> Iterator[T]:
     """Read a file part by part; what it is, its first line tells.
 
@@ -206,6 +229,7 @@ def read_puzzle_file(
         from_csv: makes a part of a block of a CSV.
         from_text: makes parts of the path and of numbered lines of text.
         comments: a first line that begins with ``#`` is no header.
+        columns: those of the puzzle and of its answer in a CSV; None: known by their usual names.
 
     Returns:
         An iterator over the parts, in the file's order.
@@ -218,9 +242,11 @@ def read_puzzle_file(
     try:
         with open(path, "rb") as file:
             first = _read_line(path, 1, file)
-            header = _is_header(first) and not (comments and first.lstrip().startswith(b"#"))
+            header = _is_header(first, columns) and not (
+                comments and first.lstrip().startswith(b"#")
+            )
             if header or path.suffix.lower() == ".csv":
-                yield from map(from_csv, _blocks(path, file, first))
+                yield from map(from_csv, _blocks(path, file, first, columns))
             else:
                 more = (_read_line(path, number, file) for number in numbers_from(2))
                 lines = enumerate(chain([first], takewhile(bool, more)), 1)
@@ -256,17 +282,26 @@ def csv_of(rows: Iterable[Tuple[str, str, int]], source: str) -> str:
     return ",".join(COLUMNS) + "\n" + "".join(lines)
 
 
-def _blocks(path: Path, file: BinaryIO, header: bytes) -> Iterator[CsvBlock]:
+def _blocks(
+    path: Path, file: BinaryIO, header: bytes, columns: Optional[Sequence[str]]
+) -> Iterator[CsvBlock]:
     """Yield the lines after the header, in blocks of whole lines."""
     header = header.rstrip(b"\r\n")
     if b"\r" in header:
         raise DataError(f"{path}:1: lines end with carriage returns alone; end them with newlines")
-    names = own_names(_split(path, 1, header))
+    there = _split(path, 1, header)
+    if columns is not None and not _has(there, columns):
+        raise DataError(
+            f"{path}:1: has not each of the columns {shown(', '.join(columns))} once that "
+            f"task.columns names; it has {shown(','.join(there)) if any(there) else 'nothing'}"
+        )
+    names = own_names(there, columns)
     if not all(names.count(needed) == 1 for needed in SYNONYMS):
         given = shown(",".join(names)) if any(names) else "nothing"
         raise DataError(
             f"{path}:1: the columns must be one question (puzzle, quizzes) and one answer "
-            f"(solution, solutions), with others or without, not {given}"
+            f"(solution, solutions), with others or without, not {given}; "
+            "task.columns=[PUZZLE,ANSWER] names others"
         )
     line, rest = 2, b""
     while True:
@@ -286,18 +321,39 @@ def _blocks(path: Path, file: BinaryIO, header: bytes) -> Iterator[CsvBlock]:
             return
 
 
-def own_names(header: Sequence[str]) -> List[str]:
-    """Give the names of a header's columns, small, those of question and answer as we call them."""
-    names = [name.strip().lower() for name in header]
+def own_names(header: Sequence[str], columns: Optional[Sequence[str]] = None) -> List[str]:
+    """Give the names of a header's columns, small, those of question and answer as we call them.
+
+    Args:
+        header: the names as they stand there.
+        columns: which two they are, where the header has both; else they are known by name.
+    """
+    names = [_plain_name(name) for name in header]
+    if columns is not None and _has(header, columns):
+        known = dict(zip(map(_plain_name, columns), SYNONYMS))
+        # What others call so is nothing that is asked for.
+        return [known.get(name, f"other {name}" if name in SYNONYMS else name) for name in names]
     for own, others in SYNONYMS.items():
         if own not in names:
             names = [own if name in others else name for name in names]
     return names
 
 
-def _is_header(line: bytes) -> bool:
+def _plain_name(name: str) -> str:
+    return name.strip().lower()
+
+
+def _has(header: Sequence[str], columns: Sequence[str]) -> bool:
+    """Whether a header has each of these columns once."""
+    names = [_plain_name(name) for name in header]
+    return all(names.count(_plain_name(column)) == 1 for column in columns)
+
+
+def _is_header(line: bytes, columns: Optional[Sequence[str]]) -> bool:
     """Whether a first line names columns: one of them is the question."""
     text = line.decode("utf-8-sig", "replace").replace('"', "")
+    if columns is not None and _has(text.split(","), columns):
+        return True
     return "question" in own_names(text.split(",")) or "question" in text.lower()
 
 

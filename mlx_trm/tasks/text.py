@@ -6,7 +6,7 @@ from typing import Any, Dict, Iterable, Iterator, List, Optional, Tuple
 import numpy as np
 
 from mlx_trm.errors import DataError
-from mlx_trm.tasks.board import Board, differing, lay_out, make_board
+from mlx_trm.tasks.board import Board, differing, is_unanswered, lay_out, make_board
 from mlx_trm.tasks.symmetries import Symmetry
 
 # How a terminal is told to write, and to stop it.
@@ -180,8 +180,8 @@ class TextForm:
             before: (S,) the answer of the step before, to mark what has changed.
         """
         flags = differing(tokens, before), differing(tokens, labels)
-        if labels is not None and inputs is not None and np.array_equal(tokens, inputs):
-            flags = flags[0], np.zeros(len(tokens), dtype=bool)  # the puzzle is no answer yet
+        if is_unanswered(tokens, inputs):
+            flags = flags[0], np.zeros(len(tokens), dtype=bool)
         text = self.format(tokens)
         try:
             colors = np.asarray(self.image(tokens, inputs))

@@ -288,10 +288,15 @@ class _Loop:
         return metrics, files
 
     def _note_best(self, metrics: Dict[str, Metrics]) -> None:
-        """Keep the best value so far; end the run where patience has run out."""
+        """Keep the best value so far; end the run where patience has run out.
+
+        An evaluation that measured nothing says nothing: it is neither better nor no better.
+        """
         progress, settings = self.progress, self.run.config.eval
         value = best_value(metrics, settings.best_metric)
-        if not math.isnan(value) and (progress.best is None or value > progress.best[0]):
+        if not math.isfinite(value):
+            return
+        if progress.best is None or value > progress.best[0]:
             progress.best, progress.without_better = [value, self.train_step.step], 0
             return
         progress.without_better += 1

@@ -12,23 +12,23 @@ Reference: pretrain.py ``save_train_state``, ``load_checkpoint``.
 import logging
 import os
 import re
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple, Union
 
 import mlx.core as mx
 
-from mlx_trm.config.loading import config_from_dict, config_to_dict, load_config
+from mlx_trm.config.loading import config_from_dict, config_to_dict, load_config, save_config
+from mlx_trm.config.plugins import keep_copies
 from mlx_trm.config.sections import ExperimentConfig
 from mlx_trm.datasets.hub import PREFIX, download_checkpoint
-from mlx_trm.errors import CheckpointError, ConfigError, listed, shown
+from mlx_trm.errors import CheckpointError, ConfigError, describe_error, listed, shown
 from mlx_trm.models import RecursiveModel, build_model, named_arrays
 from mlx_trm.models.base import DTYPES
 from mlx_trm.runs.checkpoint import save_checkpoint
-from mlx_trm.runs.folder import RunLock, prepare_run_dir
-from mlx_trm.runs.layout import CONFIG, list_checkpoints
+from mlx_trm.runs.layout import CONFIG
 from mlx_trm.runs.weights import count_nonfinite, load_weights, read_safetensors
+from mlx_trm.system.files import new_folder
 from mlx_trm.upstream.names import (
     Leaf,
     choose_weights,
@@ -293,22 +293,24 @@ def convert_upstream(
         CheckpointError: if the file cannot be read or used, or the run cannot be written.
         ConfigError: if the configuration or the folder cannot be used.
     """
-    if output.is_dir() and any(output.iterdir()):
+    if output.is_dir() and any(output.iterdir()):  # said before anything is downloaded
         raise ConfigError(f"--output {output}: is not empty; name a new folder")
     source = open_upstream(path, config, options)
     values = {**config_to_dict(source.config), "run_dir": str(output)}
     run_config = config_from_dict(values, str(path))
-    made = not output.exists()
-    lock = None
-    try:
-        _, lock = prepare_run_dir(run_config)
-        number = source.step if step is None else step
-        written = save_checkpoint(output, source.model, run_config, number)
-    except BaseException:
-        _remove_rests(output, lock, made)
-        raise
-    lock.release()
-    return written, source
+    number = source.step if step is None else step
+    with new_folder(output) as place:
+        try:
+            save_config(run_config, place / CONFIG)
+            keep_copies(run_config.plugins, place)
+            name = save_checkpoint(place, source.model, run_config, number).name
+        except (OSError, CheckpointError) as error:
+            reason = describe_error(error.__cause__ or error)
+            raise CheckpointError(
+                f"{output}: the run could not be written ({reason}); free some space or name "
+                "another folder"
+            ) from error
+    return output / name, source
 
 
 def _check_floats(path: Path, arrays: Mapping[str, mx.array]) -> None:
@@ -329,20 +331,3 @@ def _step(path: Path, metadata: Mapping[str, str]) -> int:
     match = re.fullmatch(r"(?:.*[_-])?step[_-]?(\d{1,15})", path.stem)
     told = metadata.get("step", match.group(1) if match else "0")
     return int(told) if re.fullmatch(r"\d{1,15}", told) else 0
-
-
-def _remove_rests(run: Path, lock: Optional[RunLock], made: bool) -> None:
-    """Take away what a failed conversion left in a folder that was empty, or that it ``made``."""
-    try:
-        with suppress(ConfigError, CheckpointError):  # another process works in the folder
-            lock = lock or RunLock(run)
-            if not list_checkpoints(run):
-                for name in (CONFIG, ".lock"):
-                    (run / name).unlink(missing_ok=True)
-                if made:
-                    run.rmdir()
-    except OSError as error:
-        LOG.warning("%s: cannot be removed (%s)", run, error.strerror)
-    finally:
-        if lock is not None:
-            lock.release()

@@ -396,6 +396,37 @@ def test_parts_of_two_versions_are_refused(web: Server) -> None:
     assert not (fetched_folder("sudoku-extreme") / "train.csv").exists()
 
 
+@pytest.mark.parametrize("what", ["ETag", "total", "nothing"])
+def test_where_no_digest_is_known_one_version_comes(web: Server, what: str) -> None:
+    """A server that lists neither: what broke off is not gone on with, what changes not kept."""
+    for revision in ("main", COMMIT):
+        path = f"/api/datasets/{SUDOKU}/revision/{revision}"
+        about = json.loads(web.files[path])
+        for each in about["siblings"]:
+            del each["lfs"], each["blobId"]
+        web.files[path] = json.dumps(about).encode()
+    path = f"/datasets/{SUDOKU}/resolve/{COMMIT}/train.csv"
+
+    def change(asked: str) -> None:
+        if asked == path and what == "ETag":
+            web.headers[path] = {**web.headers[path], "ETag": '"another"'}
+        if asked == path and what == "total":
+            web.files[path] += b"more"
+
+    web.hook = change
+    if what == "nothing":
+        place = fetched_folder("sudoku-extreme") / PARTIAL / ".cache/huggingface/download"
+        place.mkdir(parents=True)
+        fetch("sudoku-extreme")
+        assert not [line for line in web.asked if "bytes=" in line]
+        return
+    refused("train.csv: was changed while it came; it is not kept", "sudoku-extreme")
+    assert not (fetched_folder("sudoku-extreme") / PARTIAL).exists()
+    web.hook = lambda path: None
+    fetch("sudoku-extreme")
+    assert (fetched_folder("sudoku-extreme") / "train.csv").read_bytes() == web.files[path]
+
+
 def test_a_small_file_is_checked_by_its_name_in_git(web: Server) -> None:
     """Of files that are not large Hugging Face tells no SHA-256, but git's name for the content."""
     path = f"/api/datasets/{SUDOKU}/revision/main"

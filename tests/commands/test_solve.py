@@ -178,6 +178,17 @@ def test_standard_input(solve: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     assert f"puzzle (standard input:1): {FIRST}\n" in solve("-").out
 
 
+def test_standard_input_without_end(solve: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No more is read of it than of a file: one line."""
+    endless = io.BytesIO(b"1" * 10_000)
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(endless, encoding="utf-8"))
+    monkeypatch.setattr("mlx_trm.cli.puzzles._MOST_BYTES", 1000)
+    done = solve("-")
+    assert done.code == 2 and done.err.count("\n") == 1
+    assert "standard input: has more than 1,000 bytes; give fewer puzzles" in done.err
+    assert endless.tell() < 10_000
+
+
 @pytest.mark.parametrize("show", ["final", "steps"])
 def test_json_holds_every_step(solve: Any, tmp_path: Path, show: str) -> None:
     """Also where only the last is shown."""

@@ -29,6 +29,7 @@ from run_files import arrays_of, log_of
 from mlx_trm.datasets.fetch import fetch
 from mlx_trm.datasets.sources import SOURCES
 from mlx_trm.inference.exporting import export_checkpoint
+from mlx_trm.inference.portable import pack_checkpoint, unpack_checkpoint
 from mlx_trm.runs.checkpoint import load_checkpoint, verify_checkpoint
 from mlx_trm.runs.layout import find_checkpoint, follow_link, list_checkpoints
 from mlx_trm.runs.metrics import check_metrics, count_lines
@@ -328,25 +329,63 @@ class Import(Convert):
         super().act(folder)
 
     def act(self, folder: Path) -> None:
-        output = folder / "converted"
-        if output.is_dir() and not list_checkpoints(output):
-            shutil.rmtree(output)  # as the line says that a second conversion is refused with
-        if not output.exists():
+        if not (folder / "converted").exists():  # the same command again, unless it is done
             config = config_of(folder)
             config.model.swiglu_multiple = 256
-            convert_upstream(folder / "out/weights.safetensors", config, output, 7)
+            convert_upstream(folder / "out/weights.safetensors", config, folder / "converted", 7)
 
     def look(self, folder: Path) -> List[str]:
-        for checkpoint in list_checkpoints(folder / "converted"):
-            verify_checkpoint(checkpoint)
-        return []
+        return [] if not (folder / "converted").exists() else self.compare(folder, folder)
 
     def compare(self, whole: Path, folder: Path) -> List[str]:
-        one, other = whole / "converted/step_7", folder / "converted/step_7"
+        one, other = (each / "converted/step_7" for each in (whole, folder))
+        verify_checkpoint(other)
         want, have = arrays_of(one), arrays_of(other)
         same = want.keys() == have.keys() and all((want[k] == have[k]).all() for k in want)
         assert find_checkpoint(folder / "converted").resolve() == other.resolve()
-        return [] if same and load_checkpoint(other).step == 7 else ["other weights"]
+        found = [] if same and load_checkpoint(other).step == 7 else ["other weights"]
+        names = [sorted(os.listdir(each)) for each in (whole, folder)]
+        return found + ([] if names[0] == names[1] else [f"left: {names}"])
+
+
+class Pack(Scenario):
+    """A run written in pieces to carry it elsewhere."""
+
+    def prepare(self, folder: Path) -> None:
+        Trainer(config_of(folder, train__max_steps=1)).fit()
+
+    def act(self, folder: Path) -> None:
+        if not (folder / "pack").exists():
+            pack_checkpoint(folder / "run", folder / "pack")
+
+    def look(self, folder: Path) -> List[str]:
+        if (folder / "pack").exists():
+            unpack_checkpoint(folder / "pack", folder / "tried")
+            shutil.rmtree(folder / "tried")
+        return []
+
+    def compare(self, whole: Path, folder: Path) -> List[str]:
+        self.look(folder)
+        names = [sorted(os.listdir(each)) for each in (whole, folder)]
+        return [] if names[0] == names[1] else [f"left: {names}"]
+
+
+class Unpack(Pack):
+    """Such a folder made a run again."""
+
+    def prepare(self, folder: Path) -> None:
+        super().prepare(folder)
+        super().act(folder)
+
+    def act(self, folder: Path) -> None:
+        if not (folder / "unpacked").exists():
+            unpack_checkpoint(folder / "pack", folder / "unpacked")
+
+    def look(self, folder: Path) -> List[str]:
+        if (folder / "unpacked").exists():
+            load_checkpoint(folder / "unpacked")
+            Trainer.resume(folder / "unpacked")
+        return []
 
 
 FETCHED = {
@@ -399,6 +438,8 @@ SCENARIOS: Dict[str, Scenario] = {
     "export": Export(),
     "convert": Convert(),
     "import": Import(),
+    "pack": Pack(),
+    "unpack": Unpack(),
     "fetch": Fetch(),
 }
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from mlx_trm.tasks.arc import grids as arc_grids
 from mlx_trm.tasks.base import Task
-from mlx_trm.tasks.board import Board, make_board
+from mlx_trm.tasks.board import Board, is_unanswered, make_board
 
 
 # pylint: disable-next=abstract-method
@@ -61,8 +61,8 @@ class GridView(Task):
         changed, wrong = (
             arc_grids.differing_cells(grid, self._visible(other)) for other in (before, labels)
         )
-        if labels is not None and inputs is not None and np.array_equal(tokens, inputs):
-            wrong[:] = False  # the puzzle is no answer yet
+        if is_unanswered(tokens, inputs):
+            wrong[:] = False
         nothing = np.full(grid.shape, "", dtype=object)
         colors = arc_grids.paint(grid)
         return make_board(nothing, colors, None, changed, wrong, text=self.format(tokens))

@@ -27,12 +27,15 @@ _TOKENS = np.zeros(256, dtype=np.uint8)
 _TOKENS[[ord(symbol) for symbol in SYMBOLS[1:]]] = range(1, len(SYMBOLS))
 
 
-def read_mazes(path: Union[str, Path], size: int) -> MazeSet:
+def read_mazes(
+    path: Union[str, Path], size: int, columns: Optional[Sequence[str]] = None
+) -> MazeSet:
     """Read a file of mazes: a CSV where its first line is a header, else text.
 
     Args:
         path: of a CSV or a text file, UTF-8.
         size: rows and columns.
+        columns: of a CSV, those of the maze and of its answer; None: known by their usual names.
 
     Returns:
         Its mazes, at least one, in their order.
@@ -41,13 +44,15 @@ def read_mazes(path: Union[str, Path], size: int) -> MazeSet:
         DataError: naming file and line of something wrong.
     """
     from_csv, from_text = partial(_read_csv, size=size), partial(_read_text, size=size)
-    parts = list(read_puzzle_file(path, from_csv, from_text, comments=False))
+    parts = list(read_puzzle_file(path, from_csv, from_text, False, columns))
     if not any(len(part.inputs) for part in parts):
         raise DataError(f"{Path(path).expanduser()}: holds no mazes")
     return MazeSet(*(np.concatenate(arrays) for arrays in zip(*parts)))
 
 
-def read_with_sources(path: Union[str, Path], size: int) -> Iterator[FilePuzzles]:
+def read_with_sources(
+    path: Union[str, Path], size: int, columns: Optional[Sequence[str]] = None
+) -> Iterator[FilePuzzles]:
     """Read a file of mazes part by part, rated by the steps of their paths; see read_mazes."""
 
     def from_csv(block: CsvBlock) -> FilePuzzles:
@@ -57,7 +62,7 @@ def read_with_sources(path: Union[str, Path], size: int) -> Iterator[FilePuzzles
         return (FilePuzzles(*mazes) for mazes in _read_text(file, lines, size))
 
     found = False
-    for part in read_puzzle_file(path, from_csv, from_text, comments=False):
+    for part in read_puzzle_file(path, from_csv, from_text, False, columns):
         found = found or len(part.inputs) > 0
         yield part
     if not found:

@@ -13,11 +13,11 @@ from typing import Any, Dict, Iterable, Iterator, List, Optional, Tuple, Union
 
 import numpy as np
 
-from mlx_trm.config.sections import TaskConfig, TaskSpec
+from mlx_trm.config.sections import TaskSpec
 from mlx_trm.datasets.dataset import SetSource
 from mlx_trm.datasets.writing import SPLITS, PuzzleBlock
 from mlx_trm.tasks.base import Scorer, ShareScorer, Task, register_task
-from mlx_trm.tasks.board import Board, differing, make_board
+from mlx_trm.tasks.board import Board, differing, is_unanswered, make_board
 from mlx_trm.tasks.maze.files import (
     SYMBOLS,
     parse_maze,
@@ -35,7 +35,7 @@ from mlx_trm.tasks.maze.generator import (
     maze_keys,
 )
 from mlx_trm.tasks.maze.paths import GOAL, PATH, START, WALL, Judged, judge, solve_mazes
-from mlx_trm.tasks.puzzle_files import FilePuzzles, hash_puzzle_file
+from mlx_trm.tasks.puzzle_files import FilePuzzles, PuzzleFileConfig, hash_puzzle_file
 from mlx_trm.tasks.symmetries import Symmetry, dihedral_transform
 from mlx_trm.tasks.text import BOLD, GREEN, PLAIN, RED, UNDERLINE, mark_of
 
@@ -56,7 +56,7 @@ _COLORS = np.array(
 
 
 @dataclass
-class MazeConfig(TaskConfig):
+class MazeConfig(PuzzleFileConfig):
     """Settings of the maze task."""
 
     size: int = field(default=30, metadata={"min": 3, "max": 1000})
@@ -117,7 +117,7 @@ class Maze(Task):
         path = self.raw_file(split)
         if path is None:
             return self._generated(split)
-        found = read_mazes(path, self.config.size)
+        found = read_mazes(path, self.config.size, self.config.columns)
         # Differs from reference: there every run draws other mazes, in random order; here the seed
         # decides, and the order of the file stays.
         wanted = self.config.subsample_size if split == "train" else None
@@ -134,7 +134,9 @@ class Maze(Task):
             splits = [each for each in SPLITS if self.raw_file(each) is None]
             counts = {"train": config.train_puzzles, "test": config.test_puzzles}
             exclude = [
-                key for path in files for key in maze_keys(read_mazes(path, config.size).inputs)
+                key
+                for path in files
+                for key in maze_keys(read_mazes(path, config.size, config.columns).inputs)
             ]
             sets = generate_sets(
                 [counts[each] for each in splits],
@@ -172,6 +174,8 @@ class Maze(Task):
         about: Dict[str, Any] = {"task": config.name, "split": split, "size": config.size}
         if path is not None:
             about.update(file=hash_puzzle_file(path))
+            if config.columns is not None:
+                about.update(columns=config.columns)
             if split == "train" and config.subsample_size is not None:
                 about.update(seed=self.seed, subsample_size=config.subsample_size)
         else:
@@ -210,7 +214,7 @@ class Maze(Task):
 
     def read_file(self, path: Union[str, Path]) -> Iterator[FilePuzzles]:
         """Read a CSV or text file."""
-        return read_with_sources(path, self.config.size)
+        return read_with_sources(path, self.config.size, self.config.columns)
 
     def split_puzzles(self, lines: Iterable[str]) -> Iterator[Tuple[int, str]]:
         """Find the mazes in lines of text: blocks with a blank line between them, or one a line."""
@@ -253,8 +257,8 @@ class Maze(Task):
         shape, tokens = (self.config.size, self.config.size), np.asarray(tokens)
         wrong = differing(tokens, labels)
         if labels is not None and inputs is not None:
-            if self.check(inputs, tokens) or (tokens == inputs).all():
-                wrong[:] = False  # another shortest path; or the maze itself, no answer yet
+            if self.check(inputs, tokens) or is_unanswered(tokens, inputs):
+                wrong[:] = False  # another shortest path, or none yet
         symbols = np.full(len(tokens), "", dtype=object)
         symbols[tokens == START], symbols[tokens == GOAL] = "S", "G"
         changed = differing(tokens, before).reshape(shape)

@@ -7,7 +7,7 @@ answers and ratings, which are checked by the rules but not solved again.
 
 from functools import partial
 from pathlib import Path
-from typing import Callable, Iterator, List, Optional, Tuple, Union
+from typing import Callable, Iterator, List, Optional, Sequence, Tuple, Union
 
 import numpy as np
 
@@ -33,12 +33,15 @@ DIGITS = "123456789ABCDEFG"
 _Part = Tuple[PuzzleSet, Callable[[], Optional[List[str]]]]
 
 
-def read_puzzles(path: Union[str, Path], size: int) -> Iterator[PuzzleSet]:
+def read_puzzles(
+    path: Union[str, Path], size: int, columns: Optional[Sequence[str]] = None
+) -> Iterator[PuzzleSet]:
     """Read a file of puzzles in blocks: a CSV where its first line is a header, else text.
 
     Args:
         path: of a CSV or a text file, UTF-8.
         size: one of :data:`~mlx_trm.tasks.sudoku.solver.SIZES`.
+        columns: of a CSV, those of the puzzle and of its answer; None: known by their usual names.
 
     Returns:
         An iterator over parts of the file, in order; at least one puzzle in all.
@@ -46,19 +49,23 @@ def read_puzzles(path: Union[str, Path], size: int) -> Iterator[PuzzleSet]:
     Raises:
         DataError: at the first thing wrong, naming file and line.
     """
-    for part, _ in _read_parts(path, size):
+    for part, _ in _read_parts(path, size, columns):
         yield part
 
 
-def read_with_sources(path: Union[str, Path], size: int) -> Iterator[FilePuzzles]:
+def read_with_sources(
+    path: Union[str, Path], size: int, columns: Optional[Sequence[str]] = None
+) -> Iterator[FilePuzzles]:
     """Read a file of puzzles as tokens, with all that it says; else as :func:`read_puzzles`."""
-    for part, sources in _read_parts(path, size):
+    for part, sources in _read_parts(path, size, columns):
         rated = part.ratings if (part.ratings >= 0).all() else None
         inputs, labels = (np.asarray(c + 1, np.uint8) for c in (part.puzzles, part.solutions))
         yield FilePuzzles(inputs, labels, rated, sources())
 
 
-def _read_parts(path: Union[str, Path], size: int) -> Iterator[_Part]:
+def _read_parts(
+    path: Union[str, Path], size: int, columns: Optional[Sequence[str]]
+) -> Iterator[_Part]:
     found = False
 
     def from_csv(block: CsvBlock) -> _Part:
@@ -67,7 +74,7 @@ def _read_parts(path: Union[str, Path], size: int) -> Iterator[_Part]:
     def from_text(file: Path, lines: Iterator[Tuple[int, str]]) -> Iterator[_Part]:
         return ((rows, lambda: None) for rows in _read_text(file, lines, size))
 
-    for part in read_puzzle_file(path, from_csv, from_text, comments=True):
+    for part in read_puzzle_file(path, from_csv, from_text, True, columns):
         found = found or len(part[0].puzzles) > 0
         yield part
     if not found:

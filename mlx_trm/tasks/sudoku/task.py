@@ -12,7 +12,7 @@ from typing import Any, Dict, Iterable, Iterator, List, Optional, Tuple, Union
 
 import numpy as np
 
-from mlx_trm.config.sections import TaskConfig, TaskSpec
+from mlx_trm.config.sections import TaskSpec
 from mlx_trm.datasets.dataset import SetSource
 from mlx_trm.datasets.sources import SAMPLES
 from mlx_trm.datasets.writing import PuzzleBlock
@@ -20,7 +20,7 @@ from mlx_trm.errors import DataError
 from mlx_trm.tasks.base import Scorer, ShareScorer, Task, register_task
 from mlx_trm.tasks.board import Board, differing, make_board
 from mlx_trm.tasks.pasted import gather_rows
-from mlx_trm.tasks.puzzle_files import FilePuzzles, hash_puzzle_file
+from mlx_trm.tasks.puzzle_files import FilePuzzles, PuzzleFileConfig, hash_puzzle_file
 from mlx_trm.tasks.sudoku.files import (
     DIGITS,
     parse_puzzle,
@@ -48,7 +48,7 @@ _CHUNK = 8192
 
 
 @dataclass
-class SudokuConfig(TaskConfig):
+class SudokuConfig(PuzzleFileConfig):
     """Settings of the Sudoku task."""
 
     size: int = field(default=9, metadata={"choices": SIZES})
@@ -161,7 +161,7 @@ class Sudoku(Task):
 
     def _filtered(self, path: Path) -> Iterator[PuzzleSet]:
         least, kept, highest = self.config.min_difficulty, 0, -1
-        for rows in read_puzzles(path, self.config.size):
+        for rows in read_puzzles(path, self.config.size, self._columns(path)):
             if least is not None:
                 if (rows.ratings < 0).any():
                     raise DataError(f"{path}:1: has no column 'rating', min_difficulty needs it")
@@ -171,6 +171,10 @@ class Sudoku(Task):
             yield rows
         if not kept:
             raise DataError(f"{path}: the highest rating is {highest}; min_difficulty is {least}")
+
+    def _columns(self, path: Path) -> Optional[List[str]]:
+        """Give the columns of a file of the user's; the sample has its own."""
+        return None if path.parent == SAMPLES else self.config.columns
 
     def _generated(self, split: str) -> PuzzleSet:
         """Generate both splits, so that they share nothing, and return one."""
@@ -182,7 +186,7 @@ class Sudoku(Task):
         exclude = None
         other = self._other_file(split)
         if other is not None:
-            parts = read_puzzles(other, config.size)
+            parts = read_puzzles(other, config.size, config.columns)
             keys = [puzzle_keys(rows.puzzles, config.size, shared) for rows in parts]
             exclude = np.concatenate(keys)
         sets = generate_sets(
@@ -228,6 +232,8 @@ class Sudoku(Task):
         random = {"seed": self.seed}
         if path is not None:
             about.update(file=hash_puzzle_file(path), min_difficulty=config.min_difficulty)
+            if self._columns(path) is not None:
+                about.update(columns=config.columns)
         else:
             other = self._other_file(split)
             about.update(
@@ -258,7 +264,7 @@ class Sudoku(Task):
 
     def read_file(self, path: Union[str, Path]) -> Iterator[FilePuzzles]:
         """Read a CSV or text file; that puzzles of a CSV have one solution is not checked."""
-        return read_with_sources(path, self.config.size)
+        return read_with_sources(path, self.config.size, self._columns(Path(path)))
 
     def split_puzzles(self, lines: Iterable[str]) -> Iterator[Tuple[int, str]]:
         """Find the puzzles in lines of text: one a line, a row a line, or drawn by ``solve``."""

@@ -1,6 +1,9 @@
 """Checkpoints of Hugging Face: which file is taken, and what is said where none can be."""
 
+import hashlib
+import json
 import sys
+import threading
 import types
 from pathlib import Path
 from typing import Dict
@@ -90,6 +93,34 @@ def test_a_file_that_is_not_the_promised_one_is_refused(server):
     server.files[f"/ann/model/resolve/{COMMIT}/step_7"] = b"WEIGHTS"
     message = refusal("hf:ann/model")
     assert "its SHA-256 differs" in message and "try again" in message
+
+
+def test_small_files_are_compared_by_their_name_in_git(server):
+    """Those beside the checkpoint too; large ones by their SHA-256."""
+    path = "/api/models/ann/model/revision/main"
+    about = json.loads(server.files[path])
+    for each in about["siblings"]:
+        text = FILES[each["rfilename"]]
+        each["blobId"] = hashlib.sha1(b"blob %d\0" % len(text) + text).hexdigest()
+        del each["lfs"]
+    server.files[path] = json.dumps(about).encode()
+    assert Path(download_checkpoint("hf:ann/model").path).read_bytes() == b"weights"
+    for each in about["siblings"]:
+        each["blobId"] = "a" * 40 if each["rfilename"] == "all_config.yaml" else each["blobId"]
+    server.files[path] = json.dumps(about).encode()
+    assert "(its name in git differs); remove" in refusal("hf:ann/model")
+
+
+def test_a_download_that_stalls_is_ended(server, monkeypatch):
+    """One line, after the time in which something has to come."""
+    monkeypatch.setattr("mlx_trm.datasets.watching.STALLED_AFTER", 0.3)
+    monkeypatch.setattr("mlx_trm.datasets.watching._PAUSE", 0.05)
+    gate = threading.Event()
+    server.hook = lambda path: path.endswith("step_7") and gate.wait(5)
+    try:
+        assert "nothing has come for 0 seconds" in refusal("hf:ann/model")
+    finally:
+        gate.set()
 
 
 def test_the_real_library_s_errors_are_one_line(server):

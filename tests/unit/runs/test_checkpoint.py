@@ -1,6 +1,7 @@
 """Checkpoints: what goes in comes out, damage is named, and a failed save harms nothing."""
 
 import json
+import math
 import os
 import shutil
 from pathlib import Path
@@ -14,7 +15,9 @@ import mlx_trm as trm
 from mlx_trm.errors import CheckpointError
 from mlx_trm.runs.history import prune_checkpoints
 from mlx_trm.runs.layout import find_checkpoint, list_checkpoints
-from mlx_trm.runs.state import write_state
+from mlx_trm.runs.metrics import MetricsLog
+from mlx_trm.runs.progress import RunProgress
+from mlx_trm.runs.state import record_progress, write_state
 
 OVERRIDES = [
     "task.size=4",
@@ -247,3 +250,58 @@ def test_a_killed_save_is_not_taken_for_a_checkpoint(run):
     assert trm.load_checkpoint(run).step == 7
     (run / "latest").unlink()
     assert trm.load_checkpoint(run).step == 7
+
+
+@pytest.mark.parametrize(
+    "error, words, advice",
+    [
+        (OSError(28, "No space left on device"), "No space left on device", True),
+        (RuntimeError("[save_safetensors] Failed to open file x"), "Failed to open", True),
+        (RuntimeError("[metal::malloc] Attempting to allocate 9 bytes"), "out of memory", False),
+        (RuntimeError("something odd"), "RuntimeError: something odd", False),
+    ],
+)
+def test_what_failed_while_saving_is_called_what_it_is(
+    tmp_path, config, model, monkeypatch, error, words, advice
+):
+    """The disk is blamed for what the disk did only."""
+
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(mx, "save_safetensors", fail)
+    with pytest.raises(CheckpointError) as caught:
+        trm.save_checkpoint(tmp_path / "run", model, config, 7)
+    assert words in str(caught.value) and ("free some space" in str(caught.value)) == advice
+    assert "earlier checkpoints are untouched" in str(caught.value)
+
+
+def test_a_state_holds_numbers_of_json_only(run):
+    """Neither is NaN written, nor is it read."""
+    state = json.loads((run / "step_7" / "state.json").read_text(encoding="utf-8"))
+    before = (run / "step_7" / "state.json").read_bytes()
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_state(run / "step_7", {**state, "progress": {"x": float("nan")}})
+    with pytest.raises(CheckpointError, match="state.json: cannot be written"):
+        record_progress(run / "step_7", {"x": float("inf")})
+    assert (run / "step_7" / "state.json").read_bytes() == before
+    for word in ("NaN", "Infinity", "-Infinity"):
+        text = before.decode().replace('"progress": null', f'"progress": {{"x": {word}}}')
+        (run / "step_7" / "state.json").write_text(text, encoding="utf-8")
+        with pytest.raises(CheckpointError, match=f"state.json: damaged .*{word} is no number"):
+            trm.load_checkpoint(run)
+
+
+def test_sums_that_are_not_finite_are_saved_as_null(tmp_path):
+    """And their mean is null in the log of the run that goes on, as it would have been."""
+    log = MetricsLog(tmp_path / "log.jsonl", 4, 2, 9)
+    sums = {"count": 1.0, "lm_loss": math.inf, "accuracy": math.nan, "steps": 3.0}
+    log.add(1, {name: mx.array(value) for name, value in sums.items()}, 0.1)
+    state = json.loads(json.dumps(log.state(), allow_nan=False))
+    assert state["sums"] == {"count": 1.0, "lm_loss": None, "accuracy": None, "steps": 3.0}
+    RunProgress.read({"log": state})
+    other = MetricsLog(tmp_path / "other.jsonl", 4, 2, 9)
+    other.restore(state)
+    other.add(2, {name: mx.array(1.0 if name != "steps" else 3.0) for name in sums}, 0.1)
+    line = json.loads((tmp_path / "other.jsonl").read_text(encoding="utf-8"))
+    assert line["lm_loss"] is None and line["accuracy"] is None and line["steps"] == 3.0

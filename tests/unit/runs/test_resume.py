@@ -1,5 +1,7 @@
 """Going on after a stop: to the bit, from whole files only, one process at a time."""
 
+import errno
+import io
 import json
 import os
 import random
@@ -13,12 +15,13 @@ from typing import Any, Callable, Dict, List
 import mlx.core as mx
 import numpy as np
 import pytest
+from bad_input import snapshot
 from child_processes import LIMIT, run_python, started, wait_until
 from marks import experiment
 from paths import HELPERS
 from run_files import arrays_of, log_of
 
-from mlx_trm.errors import CheckpointError, ConfigError, NonFiniteError
+from mlx_trm.errors import CheckpointError, ConfigError, NonFiniteError, UnreadableError
 from mlx_trm.runs.checkpoint import load_checkpoint, newest_whole
 from mlx_trm.runs.folder import RunLock
 from mlx_trm.runs.layout import list_checkpoints
@@ -374,6 +377,38 @@ def test_damaged_files(run: Path, tmp_path: Path, name: str, how: str, where: fl
     assert all((whole[k] == v).all() for k, v in arrays_of(Path("run/step_20")).items())
 
 
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.EIO, errno.EACCES, errno.ENOMEM])
+@pytest.mark.parametrize("name", ["state.json", "model.safetensors", "run"])
+def test_what_cannot_be_read_just_now_is_not_passed_over(
+    run: Path, tmp_path: Path, monkeypatch: Any, name: str, number: int
+) -> None:
+    """An error of the machine is no damage: one line, and no older checkpoint in its place."""
+    shutil.copytree(run, tmp_path / "run", symlinks=True)
+    before = snapshot(tmp_path / "run")
+    real, real_list = io.open, os.listdir
+
+    def opened(file: Any, *args: Any, **kwargs: Any) -> Any:
+        if str(file).endswith(f"step_20/{name}"):
+            raise OSError(number, "something else")
+        return real(file, *args, **kwargs)
+
+    def listed(path: Any = ".") -> Any:
+        if Path(path).name == name:
+            raise OSError(number, "something else")
+        return real_list(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("builtins.open", opened)
+        patch.setattr(os, "listdir", listed)
+        with pytest.raises(UnreadableError, match="just now .something else.") as caught:
+            Trainer.resume("run", fall_back=True)
+        assert "\n" not in str(caught.value)
+        with pytest.raises(UnreadableError):
+            newest_whole("run")
+    assert snapshot(tmp_path / "run") == before
+    assert Trainer.resume("run", fall_back=True).step == 20
+
+
 def test_nothing_whole_is_left(run: Path, tmp_path: Path) -> None:
     """The damaged file is named."""
     shutil.copytree(run, tmp_path / "run", symlinks=True)
@@ -613,11 +648,14 @@ def test_a_step_that_is_not_finite_can_be_skipped(monkeypatch: Any) -> None:
 
 
 def test_the_best_is_kept_and_patience_ends(monkeypatch: Any) -> None:
-    """The link follows the metric; after so many evaluations without a better one it stops."""
+    """The link follows the metric; after so many evaluations without a better one it stops.
+
+    One that measured nothing is none of them.
+    """
     config = experiment(run_dir="run", train__epochs=60, eval__interval=10, checkpoint__keep=1,
                         eval__patience=2, eval__best_metric="lm_loss")  # fmt: skip
     trainer = Trainer(config)
-    losses = iter([float("nan"), 1.0, 2.0, 1.5, 9.0])
+    losses = iter([float("nan"), 1.0, 2.0, float("inf"), 1.5, 9.0])
     real = trainer.run.evaluator.run
 
     def run(*args: Any, **kwargs: Any) -> Any:
@@ -625,10 +663,10 @@ def test_the_best_is_kept_and_patience_ends(monkeypatch: Any) -> None:
 
     monkeypatch.setattr(trainer.run.evaluator, "run", run)
     report = trainer.fit()
-    assert report.steps == 160 and report.reason == "no better lm_loss in 2 evaluations"
+    assert report.steps == 200 and report.reason == "no better lm_loss in 2 evaluations"
     assert not report.interrupted and Trainer.resume("run").finished()
     assert not Trainer.resume("run", ["eval.patience=3"]).finished()
-    assert [path.name for path in list_checkpoints("run")] == ["step_80", "step_160"]
+    assert [path.name for path in list_checkpoints("run")] == ["step_80", "step_200"]
     assert Path("run/best").readlink() == Path("step_80")
     assert load_checkpoint("run/best").step == 80
 

@@ -1,15 +1,21 @@
 """Columns of CSV files by the names that others give them, and lines that no puzzle needs."""
 
+import json
 from pathlib import Path
+from typing import List
 
 import numpy as np
 import pytest
 
-from mlx_trm.errors import DataError
-from mlx_trm.tasks import puzzle_files
+from mlx_trm.cli.puzzles import read_texts
+from mlx_trm.config.loading import load_config
+from mlx_trm.errors import ConfigError, DataError
+from mlx_trm.tasks import build_task, puzzle_files
 from mlx_trm.tasks.maze.files import read_mazes
+from mlx_trm.tasks.maze.task import MazeConfig
 from mlx_trm.tasks.puzzle_files import SYNONYMS
 from mlx_trm.tasks.sudoku.files import read_puzzles
+from mlx_trm.tasks.sudoku.task import SudokuConfig
 
 PUZZLE, SOLVED = "1.....2..3.....4", "1243342143122134"
 
@@ -46,6 +52,57 @@ def test_what_is_asked_for_is_what_is_needed(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         list(read_puzzles(path, 4))
     assert "solution" in str(caught.value) and "rating" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.txt"])
+@pytest.mark.parametrize("header", ["given,wanted", '"Given"," WANTED "', "question,given,wanted",
+                                    "answer,given,wanted", "wanted,rating,given"])  # fmt: skip
+def test_columns_are_named_by_the_user(tmp_path: Path, header: str, name: str) -> None:
+    """Whatever else is called question or answer there."""
+    names = [part.strip('" ').lower() for part in header.split(",")]
+    row = {"given": PUZZLE, "wanted": SOLVED, "rating": "3"}
+    (tmp_path / name).write_text(f"{header}\n{','.join(row.get(n, 'x') for n in names)}\n")
+    (found,) = read_puzzles(tmp_path / name, 4, ["given", "Wanted"])
+    assert found.solutions.tolist() == [[int(char) for char in SOLVED]]
+    assert found.ratings.tolist() == [3 if "rating" in names else -1]
+    with pytest.raises(DataError, match="b.csv:1: has not each of the columns a, b once"):
+        (tmp_path / name).rename(tmp_path / "b.csv")
+        list(read_puzzles(tmp_path / "b.csv", 4, ["a", "b"]))
+
+
+def test_a_header_that_nobody_knows_names_the_option(tmp_path: Path) -> None:
+    """And the option is what helps, for a split of the task and in the puzzles of ``solve``."""
+    path = tmp_path / "a.csv"
+    path.write_text(f"raetsel,loesung\n{PUZZLE},{SOLVED}\n")
+    with pytest.raises(DataError, match=r"task.columns=\[PUZZLE,ANSWER\] names others"):
+        list(read_puzzles(path, 4))
+    settings = {"name": "sudoku", "size": 4, "train_file": str(path)}
+    task = build_task(SudokuConfig(**settings, columns=["raetsel", "loesung"]), 0)
+    (rows,) = task.puzzles("train", np.random.default_rng(0))
+    assert len(rows.puzzles) == 1
+    assert [text for _, text in read_texts(str(path), task)] == [PUZZLE]
+    plain = build_task(SudokuConfig(**settings), 0)
+    assert "columns" not in plain.content("train"), "caches of before are still used"
+    assert task.content("train") != plain.content("train")
+
+
+def test_columns_of_mazes(tmp_path: Path) -> None:
+    """The same option."""
+    path = tmp_path / "m.csv"
+    path.write_text("from,to\nS   ####    ###G,So  ####    ###G\n".replace("    ###G", "   ####G"))
+    with pytest.raises(DataError, match="m.csv:2: "):
+        read_mazes(path, 4, ["from", "to"])
+    path.write_text("from,to\nS  G############,SooG############\n")
+    assert len(read_mazes(path, 4, ["from", "to"]).inputs) == 1
+    task = build_task(MazeConfig("maze", size=4, test_file=str(path), columns=["from", "to"]), 0)
+    assert len(task.mazes("test", np.random.default_rng(0)).inputs) == 1
+
+
+@pytest.mark.parametrize("columns", [["a"], ["a", "A "], ["a", "b", "c"], ["a", ""]])
+def test_two_columns_are_named(columns: List[str]) -> None:
+    """No fewer, no more, not one twice."""
+    with pytest.raises(ConfigError, match="task.columns: name two"):
+        load_config("sudoku_tiny.yaml", [f"task.columns={json.dumps(columns)}"])
 
 
 @pytest.mark.parametrize("text, line", [

@@ -17,9 +17,9 @@ from mlx_trm.config.loading import config_from_dict
 from mlx_trm.convert import main
 from mlx_trm.models import build_model, named_arrays
 from mlx_trm.runs.checkpoint import load_checkpoint, save_checkpoint
-from mlx_trm.runs.folder import RunLock
 from mlx_trm.runs.layout import MODEL
 from mlx_trm.runs.weights import read_safetensors
+from mlx_trm.system.files import owner_name
 from mlx_trm.upstream.names import upstream_model_config, upstream_settings
 from mlx_trm.upstream.reading import convert_upstream, open_upstream
 from mlx_trm.upstream.settings import UPSTREAM_MODELS
@@ -478,7 +478,7 @@ def test_a_failed_write_leaves_nothing_behind(tmp_path, monkeypatch):
 @pytest.mark.parametrize("there", [False, True])
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
 def test_a_conversion_that_stops_early_can_be_tried_again(tmp_path, monkeypatch, there, error):
-    """At the configuration, which is written when folder and lock are made."""
+    """At the checkpoint, after the configuration."""
 
     def fail(*_):
         raise error
@@ -486,41 +486,43 @@ def test_a_conversion_that_stops_early_can_be_tried_again(tmp_path, monkeypatch,
     run, config = tmp_path / "run", trm.load_config(upstream_trm(tmp_path))
     if there:
         run.mkdir()
-    monkeypatch.setattr("mlx_trm.runs.folder.save_config", fail)
-    with pytest.raises((trm.ConfigError, KeyboardInterrupt)):
+    monkeypatch.setattr("mlx_trm.runs.checkpoint.point_link", fail)
+    with pytest.raises((trm.CheckpointError, KeyboardInterrupt)) as caught:
         convert_upstream(FOLDER / "step_7", config, run)
+    assert ".tmp" not in str(caught.value), "the hidden name is not the user's"
     assert run.exists() == there and not list(tmp_path.glob("run/*"))
+    assert not list(tmp_path.glob(".run*"))
     monkeypatch.undo()
     convert_upstream(FOLDER / "step_7", config, run)
     assert load_checkpoint(run).step == 7
 
 
-def test_a_checkpoint_that_is_whole_survives_what_comes_after(tmp_path, monkeypatch):
-    def stop(*_):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("mlx_trm.runs.checkpoint.point_link", stop)
-    run = tmp_path / "run"
-    with pytest.raises(KeyboardInterrupt):
-        convert_upstream(FOLDER / "step_7", trm.load_config(upstream_trm(tmp_path)), run)
-    assert (run / "config.yaml").is_file() and load_checkpoint(run).step == 7
+def test_a_killed_conversion_is_no_obstacle(tmp_path):
+    """It left a hidden folder beside, which goes when its process has; that of another stays."""
+    gone = run_python("-c", "import os; print(os.getpid())").stdout.strip()
+    machine = owner_name().partition("-")[2]
+    left = [tmp_path / f".run.{number}-{machine}.tmp" for number in (gone, os.getppid())]
+    for folder in left:
+        (folder / ".step_7.tmp-1").mkdir(parents=True)
+        (folder / "config.yaml").write_text("half")
+    convert_upstream(FOLDER / "step_7", trm.load_config(upstream_trm(tmp_path)), tmp_path / "run")
+    assert load_checkpoint(tmp_path / "run").step == 7
+    assert [folder.exists() for folder in left] == [False, True]
 
 
 def test_a_folder_that_another_process_took_meanwhile_is_left_alone(tmp_path, monkeypatch):
-    run, locks = tmp_path / "run", []
+    run = tmp_path / "run"
 
     def slow(*args):
         run.mkdir()
-        locks.append(RunLock(run))
         (run / "config.yaml").write_text("theirs")
         return open_upstream(*args)
 
     monkeypatch.setattr("mlx_trm.upstream.reading.open_upstream", slow)
-    monkeypatch.setattr("mlx_trm.runs.folder.check_run_dir", lambda *_: run)
-    with pytest.raises(trm.ConfigError, match="is in use"):
+    with pytest.raises(trm.ConfigError, match="is a file or not empty"):
         convert_upstream(FOLDER / "step_7", trm.load_config(upstream_trm(tmp_path)), run)
-    assert (run / ".lock").is_file() and (run / "config.yaml").read_text() == "theirs"
-    locks[0].release()
+    assert [p.name for p in tmp_path.glob("*run*")] == ["run"]
+    assert (run / "config.yaml").read_text() == "theirs"
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="named pipes are Unix's")
