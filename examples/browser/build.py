@@ -21,7 +21,7 @@ from typing import Optional
 import mlx_trm as trm
 
 HERE = Path(__file__).parent
-PAGE = ("index.html", "style.css", "solve.js", "worker.js", "rules.js")
+PAGE = ("index.html", "style.css", "solve.js", "worker.js", "rules.js", "offline.js")
 PACKAGE, VERSION = "onnxruntime-web", "1.30.0"
 # Of the tarball: what is served is what was tested.
 SHA512 = "q0y+JrrtukXSzsBWEMccVfqX25LRmosXHF+CaRJmg8pZClzcV7svNc4rKY3jL02Vb7QmRMDs1SigqR4CXAfKYQ=="

@@ -53,7 +53,7 @@ export function conflicts(grid, size) {
     for (let digit = 1; digit <= size; digit += 1) {
       const having = unit.filter((cell) => grid[cell] === digit);
       if (having.length > 1) {
-        texts.push(`${name} has ${having.length} times ${digit}`);
+        texts.push(`${name} has ${digit} more than once`);
         having.forEach((cell) => cells.add(cell));
       }
     }

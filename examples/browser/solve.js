@@ -11,6 +11,7 @@ const EXAMPLES = {
   ],
 };
 const $ = (id) => document.getElementById(id);
+await prepare();
 const worker = new Worker(new URL("./worker.js", import.meta.url), { type: "module" });
 let size = 9;
 let cells = [];
@@ -19,6 +20,22 @@ let steps = [];
 let id = 0;
 let example = 0;
 let ready = false;
+
+/** Let offline.js serve the page, which gives it threads; load it once more for that. */
+async function prepare() {
+  const service = navigator.serviceWorker;
+  if (!service || window.crossOriginIsolated) return;
+  try {
+    await service.register(new URL("./offline.js", import.meta.url));
+    await service.ready;
+    if (sessionStorage.getItem("again")) return; // it did not help: one thread, then
+    sessionStorage.setItem("again", "yes");
+    location.reload();
+    await new Promise(() => {});
+  } catch {
+    // No service workers here, as in some private windows: one thread.
+  }
+}
 
 function say(text, kind = "") {
   $("status").textContent = text;
