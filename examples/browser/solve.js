@@ -11,7 +11,7 @@ const EXAMPLES = {
   ],
 };
 const $ = (id) => document.getElementById(id);
-await prepare();
+prepare(); // not awaited: the page works without it
 const worker = new Worker(new URL("./worker.js", import.meta.url), { type: "module" });
 let size = 9;
 let cells = [];
@@ -24,14 +24,14 @@ let ready = false;
 /** Let offline.js serve the page, which gives it threads; load it once more for that. */
 async function prepare() {
   const service = navigator.serviceWorker;
-  if (!service || window.crossOriginIsolated) return;
+  // Where it serves the page already, this is what can be had: threads, or one thread.
+  if (!service || service.controller || window.crossOriginIsolated) return;
   try {
     await service.register(new URL("./offline.js", import.meta.url));
     await service.ready;
-    if (sessionStorage.getItem("again")) return; // it did not help: one thread, then
+    if (sessionStorage.getItem("again")) return; // it did not help
     sessionStorage.setItem("again", "yes");
     location.reload();
-    await new Promise(() => {});
   } catch {
     // No service workers here, as in some private windows: one thread.
   }
