@@ -23,7 +23,7 @@ from mlx_trm.config.sections import (
 )
 from mlx_trm.errors import CheckpointError, ConfigError, DataError, TRMError
 from mlx_trm.inference.evaluator import Evaluator
-from mlx_trm.inference.exporting import export_checkpoint, export_step
+from mlx_trm.inference.exporting import export_checkpoint, export_onnx, export_step
 from mlx_trm.inference.packaged import Pretrained, load_pretrained, pretrained
 from mlx_trm.inference.quantization import Quantized, quantize_model
 from mlx_trm.inference.search import Result, SearchSettings
@@ -128,6 +128,7 @@ __all__ = [
     "build_task",
     "device_report",
     "export_checkpoint",
+    "export_onnx",
     "export_step",
     "load_checkpoint",
     "load_config",

@@ -1,16 +1,24 @@
-"""``python -m mlx_trm.export``: a trained model as MLX functions, a run as pieces to carry."""
+"""``python -m mlx_trm.export``: a model as MLX functions or as an ONNX graph, a run as pieces."""
 
 import argparse
 import sys
 from pathlib import Path
+
+import numpy as np
 
 from mlx_trm.cli import tables as display
 from mlx_trm.cli.arguments import positive, writable
 from mlx_trm.cli.checkpoints import add_model, add_run, load_run, locate_run
 from mlx_trm.cli.running import make_main
 from mlx_trm.errors import ConfigError
-from mlx_trm.inference.exporting import export_checkpoint
+from mlx_trm.inference.exporting import compare_onnx, export_checkpoint, export_onnx
 from mlx_trm.inference.portable import pack_checkpoint, unpack_checkpoint
+from mlx_trm.models.carry import random_batch
+from mlx_trm.runs.checkpoint import Checkpoint
+
+FORMATS = ("mlx", "onnx")
+# Puzzles and steps that --check compares.
+PUZZLES, STEPS = 3, 3
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -21,6 +29,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=writable,
         metavar="FILE",
         help="the file to write, such as model.mlxfn; FILE.json beside it describes it",
+    )
+    parser.add_argument(
+        "--format",
+        choices=FORMATS,
+        help="mlx: functions that any front end of MLX calls (the default); onnx: a graph for ONNX "
+        'runtimes, a browser\'s among them (pip install "mlx-trm[onnx]")',
+    )
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help="with --format onnx: compare the file with MLX, as onnxruntime computes it",
     )
     parser.add_argument(
         "--batch-size",
@@ -50,6 +69,10 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError("name one of --output FILE, --pack FOLDER, --unpack NEW")
     if chosen != ["output"]:
         return _carry(args)
+    if args.format == "onnx":
+        return _export_onnx(args)
+    if args.check:
+        raise ConfigError("--check: for --format onnx only; leave it out")
     checkpoint, quantized = load_run(args)
     beside = export_checkpoint(checkpoint, args.output, args.batch_size or [1], quantized)
     size = display.size(Path(args.output).stat().st_size)
@@ -57,10 +80,42 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def _export_onnx(args: argparse.Namespace) -> int:
+    """Write an ONNX graph, and compare it where that is asked for."""
+    if args.quantize is not None or args.batch_size:
+        raise ConfigError(
+            "--quantize, --batch-size: not for --format onnx, which is float32 and takes any "
+            "number of puzzles; leave them out"
+        )
+    checkpoint = load_run(args)[0]
+    beside = export_onnx(checkpoint, args.output)
+    size = display.size(Path(args.output).stat().st_size)
+    print(f"written: {args.output} ({size}) and {beside}")
+    return _check(checkpoint, args.output) if args.check else 0
+
+
+def _check(checkpoint: Checkpoint, path: Path) -> int:
+    """Compare an ONNX file with MLX on a few random puzzles, and say how far they are apart."""
+    model = checkpoint.model
+    batch = random_batch(model.spec, PUZZLES, seed=0)
+    tokens, rows = np.array(batch.inputs), np.array(batch.puzzle_identifiers)
+    found = compare_onnx(model, path, tokens, STEPS, rows)
+    worst = max(found, key=lambda each: each.error / each.allowed)
+    passed = worst.passed
+    print(
+        f"{'equal to MLX but for rounding' if passed else 'NOT equal to MLX'}: {PUZZLES} puzzles, "
+        f"{STEPS} steps; the worst is {worst.quantity} of step {worst.step}, relative error "
+        f"{worst.error:.1e}, where rounding may make {worst.allowed:.1e}"
+    )
+    return 0 if passed else 1
+
+
 def _carry(args: argparse.Namespace) -> int:
     """Pack a run, or make one of a pack."""
-    if args.quantize is not None or args.batch_size:
-        raise ConfigError("--quantize, --batch-size: for --output only; leave them out")
+    if args.quantize is not None or args.batch_size or args.format or args.check:
+        raise ConfigError(
+            "--quantize, --batch-size, --format, --check: for --output only; leave them out"
+        )
     if args.pack is not None:
         pack = pack_checkpoint(locate_run(args.run), args.pack)
         print(

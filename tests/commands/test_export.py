@@ -278,7 +278,7 @@ def test_both_files_are_replaced_or_none(
     def full(*_: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("mlx_trm.inference.exporting.write_json", full)
+    monkeypatch.setattr("mlx_trm.inference.exporting.functions.write_json", full)
     with pytest.raises(trm.ConfigError, match=r"mlxfn\.json: cannot be written \(No space"):
         export_checkpoint(checkpoint, path)
     assert (path.read_bytes(), beside.read_bytes()) == (b"mine", b"mine too")

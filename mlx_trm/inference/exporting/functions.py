@@ -140,6 +140,25 @@ def describe_export(
 
     Args and errors are those of :func:`export_checkpoint`.
     """
+    model = checkpoint.model
+    return {
+        "mlx": getattr(mx, "__version__", "unknown"),
+        "device": "gpu" if on_gpu() else "cpu",
+        "calls": "first step: inputs; each further step: inputs and the latents of the step before",
+        "batch_sizes": list(dict.fromkeys(batch_sizes)),
+        **describe_step(model),
+        "halt": "q_halt > q_continue" if model.compares_continue else "q_halt > 0",
+        **describe_checkpoint(checkpoint, quantized),
+    }
+
+
+def describe_checkpoint(
+    checkpoint: Checkpoint, quantized: Optional[Quantized] = None
+) -> Dict[str, Any]:
+    """Give what the JSON files say of a checkpoint: its task, tokens, settings and weights.
+
+    Args and errors are those of :func:`export_checkpoint`.
+    """
     from mlx_trm.version import __version__
 
     model, config = checkpoint.model, checkpoint.config
@@ -152,12 +171,6 @@ def describe_export(
     return {
         "format": FORMAT_VERSION,
         "mlx_trm": __version__,
-        "mlx": getattr(mx, "__version__", "unknown"),
-        "device": "gpu" if on_gpu() else "cpu",
-        "calls": "first step: inputs; each further step: inputs and the latents of the step before",
-        "batch_sizes": list(dict.fromkeys(batch_sizes)),
-        **describe_step(model),
-        "halt": "q_halt > q_continue" if model.compares_continue else "q_halt > 0",
         "steps": config.eval.steps or int(model.config.halt_max_steps),
         "task": {"name": config.task.name, **asdict(model.spec), "tokens": task.token_names},
         "model": config_to_dict(config)["model"],
