@@ -16,6 +16,10 @@ import numpy as np
 # (rows, columns) of a box for each size of grid.
 BOX_SHAPES = {4: (2, 2), 6: (2, 3), 9: (3, 3), 12: (3, 4), 16: (4, 4)}
 SIZES = tuple(BOX_SHAPES)
+# With fewer, no puzzle of up to 9 rows has one solution, and larger ones are not found in hours.
+FEWEST_GIVENS = {4: 4, 6: 8, 9: 17, 12: 46, 16: 98}
+# After so many, half a minute, a puzzle of 12 or 16 rows is given up.
+MOST_GUESSES = 20_000_000
 # For each set of candidates: how many they are, and the digit where it is one (else the highest).
 NUMBER, DIGIT = np.zeros((2, 1 << max(SIZES)), dtype=np.uint8)
 for _digit in range(max(SIZES)):  # twice as many sets with each digit

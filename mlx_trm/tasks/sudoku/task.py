@@ -30,7 +30,15 @@ from mlx_trm.tasks.sudoku.files import (
 )
 from mlx_trm.tasks.sudoku.generator import DEFAULT_GIVENS, GENERATOR_VERSION, generate_sets
 from mlx_trm.tasks.sudoku.keys import puzzle_keys
-from mlx_trm.tasks.sudoku.solver import SIZES, PuzzleSet, box_shape, solve_puzzles, valid_grids
+from mlx_trm.tasks.sudoku.solver import (
+    FEWEST_GIVENS,
+    MOST_GUESSES,
+    SIZES,
+    PuzzleSet,
+    box_shape,
+    solve_puzzles,
+    valid_grids,
+)
 from mlx_trm.tasks.sudoku.transforms import SYMMETRIES, default_symmetries, random_transforms
 from mlx_trm.tasks.sudoku.view import frame_cells
 from mlx_trm.tasks.symmetries import Symmetry
@@ -38,11 +46,6 @@ from mlx_trm.tasks.text import BOLD, PLAIN, RED, UNDERLINE, mark_of
 
 SAMPLE_FILES = {"train": "sudoku_hard_train.csv", "test": "sudoku_hard_test.csv"}
 DEFAULT_COUNTS = {"train": 4000, "test": 1000}
-
-# With fewer, no puzzle of up to 9 rows has one solution, and larger ones are not found in hours.
-FEWEST_GIVENS = {4: 4, 6: 8, 9: 17, 12: 46, 16: 98}
-# After so many, half a minute, a puzzle of 12 or 16 rows is given up.
-MOST_GUESSES = 20_000_000
 
 _CHUNK = 8192
 
@@ -80,14 +83,12 @@ class SudokuConfig(PuzzleFileConfig):
                 found.append(f"symmetries: a {self.size}x{self.size} Sudoku has no {name!r}")
         if self.symmetries is not None and not self.symmetries:
             found.append("symmetries: is empty; use augment: none")
-        low, high = self.givens
+        (low, high), fewest = self.givens, FEWEST_GIVENS[self.size]
         if low > high:
             found.append(f"min_givens: {low} is more than max_givens {high}")
-        elif high < FEWEST_GIVENS[self.size]:
-            fewest = FEWEST_GIVENS[self.size]
+        elif high < fewest:
             found.append(f"max_givens: {self.size}x{self.size} needs at least {fewest} givens")
-        elif self.size > 9 and low < FEWEST_GIVENS[self.size]:
-            fewest = FEWEST_GIVENS[self.size]
+        elif self.size > 9 and low < fewest:
             found.append(f"min_givens: {self.size}x{self.size} is generated with {fewest} or more")
         elif high >= self.size**2:
             found.append(f"max_givens: {high} leaves no blank in {self.size**2} cells")
