@@ -242,3 +242,18 @@ def _read_csv(block: CsvBlock, size: int) -> PuzzleSet:
             problem = f"the rating must be a whole number, not {given!r}"
         block.refuse(row, problem)
     return PuzzleSet(puzzles, solutions, ratings)
+
+
+def draw_puzzles(rows: Iterator[PuzzleSet], count: int, rng: np.random.Generator) -> PuzzleSet:
+    """Draw ``count`` puzzles without holding more: those with the lowest random numbers."""
+    kept: Optional[PuzzleSet] = None
+    lots = np.empty(0)
+    for part in rows:
+        lots = np.concatenate([lots, rng.random(len(part.puzzles))])
+        kept = part if kept is None else PuzzleSet(*map(np.concatenate, zip(kept, part)))
+        if len(lots) > count:
+            chosen = np.sort(np.argsort(lots, kind="stable")[:count])
+            lots, kept = lots[chosen], kept.take(chosen)
+    if kept is None:
+        raise DataError("no puzzles to draw from")
+    return kept

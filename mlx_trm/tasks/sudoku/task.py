@@ -23,6 +23,7 @@ from mlx_trm.tasks.pasted import gather_rows
 from mlx_trm.tasks.puzzle_files import FilePuzzles, PuzzleFileConfig, hash_puzzle_file
 from mlx_trm.tasks.sudoku.files import (
     DIGITS,
+    draw_puzzles,
     parse_puzzle,
     read_puzzles,
     read_with_sources,
@@ -156,7 +157,7 @@ class Sudoku(Task):
             return
         rows = self._filtered(path)
         if split == "train" and self.config.subsample_size is not None:
-            yield _subsample(rows, self.config.subsample_size, rng)
+            yield draw_puzzles(rows, self.config.subsample_size, rng)
         else:
             yield from rows
 
@@ -390,18 +391,3 @@ class Sudoku(Task):
             ("valid_grids",),
             lambda inputs, tokens: {"valid_grids": self.check_many(inputs, tokens)},
         )
-
-
-def _subsample(rows: Iterator[PuzzleSet], count: int, rng: np.random.Generator) -> PuzzleSet:
-    """Draw ``count`` puzzles without holding more: those with the lowest random numbers."""
-    kept: Optional[PuzzleSet] = None
-    lots = np.empty(0)
-    for part in rows:
-        lots = np.concatenate([lots, rng.random(len(part.puzzles))])
-        kept = part if kept is None else PuzzleSet(*map(np.concatenate, zip(kept, part)))
-        if len(lots) > count:
-            chosen = np.sort(np.argsort(lots, kind="stable")[:count])
-            lots, kept = lots[chosen], kept.take(chosen)
-    if kept is None:
-        raise DataError("no puzzles to draw from")
-    return kept
