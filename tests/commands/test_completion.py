@@ -16,7 +16,7 @@ ASKED: List[Tuple[List[str], List[str]]] = [
     (["tr"], ["train"]),
     (["train", "--de"], ["--device"]),
     (["train", "--device", ""], ["cpu", "gpu"]),
-    (["train", "--config", "maze"], ["maze.yaml", "maze_tiny.yaml"]),
+    (["train", "--config", "maze"], ["maze.yaml", "maze_grid.yaml", "maze_tiny.yaml"]),
     (["train", "-q", "train.lr_w"], ["train.lr_warmup_steps="]),
     (["data", "ver"], ["verify"]),
     (["data", "-q", "show", "--spl"], ["--split"]),

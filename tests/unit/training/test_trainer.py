@@ -333,7 +333,7 @@ def test_a_test_set_without_answers(tmp_path: Path) -> None:
     trainer = Trainer(config)
     report = trainer.fit()
     assert report.steps == 2 and report.evaluations[0][1]["all"] == {"count": 0}
-    assert trainer.progress.best is None and trainer.progress.without_better == 1
+    assert trainer.progress.best is None and trainer.progress.without_better == 0
 
 
 def test_an_old_mlx_on_a_mac_is_told_of(monkeypatch, caplog):
