@@ -54,14 +54,20 @@ def started(
         env=environment(env),
         # A group of its own, so that its children can be ended with it.
         start_new_session=True,
-        # Where the tests run in the background of a shell, Ctrl-C is ignored, also by children.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        preexec_fn=_heed_signals,
         **{**pipes, **options},
     )
     try:
         yield process
     finally:
         _end(process)
+
+
+def _heed_signals() -> None:
+    """In the background of a shell Ctrl-C is ignored, under nohup a closed terminal; by children
+    too."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
 
 
 def _end(process: "subprocess.Popen[str]") -> None:
