@@ -40,7 +40,7 @@ class FolderConfig(TaskConfig):
     def problems(self) -> List[str]:
         """Find settings that do not fit together."""
         found = super().problems()
-        if self.data_dir is None:
+        if not self.data_dir:
             found.append("data_dir: is missing; name a folder in the reference's format")
         for name in ("train_file", "test_file"):
             if getattr(self, name):
@@ -50,7 +50,7 @@ class FolderConfig(TaskConfig):
             if len(set(self.symbols)) < len(self.symbols):
                 found.append("symbols: has a character twice")
             elif unfit or not self.symbols.isprintable():
-                found.append("symbols: no white space, commas, lines or any of + ! *")
+                found.append("symbols: no white space, commas, semicolons, lines or any of + ! *")
         return found
 
 
@@ -176,7 +176,9 @@ class Folder(Task):
         rows: List[str] = []
         first, count = 1, 0
         for number, line in enumerate([*lines, ""], start=1):
-            text = line.split("#")[0].strip()
+            # Where # is a symbol, a maze's wall say, it begins no comment.
+            comments = "#" not in (self.config.symbols or "")
+            text = (line.split("#")[0] if comments else line).strip()
             words = len(self._words(text))
             if rows and (not text or count + words > self.spec.seq_len):
                 yield first, "\n".join(rows)

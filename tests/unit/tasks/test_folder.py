@@ -110,6 +110,15 @@ def test_drawn_in_rows_and_read_again(tmp_path: Path) -> None:
     assert [number for number, _ in found] == [1, 3, 5, 7]
 
 
+def test_a_symbol_may_be_what_begins_comments_elsewhere(tmp_path: Path) -> None:
+    """A wall is # in mazes; rows that begin with it are kept."""
+    folder = write_data(tmp_path / "a")
+    walls = folder_task(folder, symbols="?#.SG")
+    assert list(walls.split_puzzles(["#.SG#.", "", "..#SG#"])) == [(1, "#.SG#."), (3, "..#SG#")]
+    plain = folder_task(folder, symbols="?a.SG")
+    assert list(plain.split_puzzles(["a.SGa. # a note"])) == [(1, "a.SGa.")]
+
+
 REFUSED: List[Any] = [
     ("1 2 3", "has 3 tokens, it needs 6"),
     ("1 2 3 4 1 5", "token 6 of the puzzle is '5'; allowed are 0 to 4"),
@@ -153,6 +162,7 @@ def test_settings_that_do_not_fit() -> None:
         config_from_dict(values)
     for part in ("data_dir: is missing", "train_file: is not read", "symbols: no white space"):
         assert part in str(caught.value)
+    assert any("data_dir: is missing" in each for each in FolderConfig("folder", []).problems())
 
 
 def test_every_command_works_on_a_folder(tmp_path: Path, capsys: Any, monkeypatch: Any) -> None:
