@@ -224,6 +224,21 @@ def alternate(
     return z_H, z_L
 
 
+def make_q_head(inputs: int, outputs: int, keys: KeySequence) -> CastedLinear:
+    """Make a Q head, which starts by saying "not finished" everywhere: weight 0, bias -5."""
+    head = CastedLinear(inputs, outputs, bias=True, keys=keys)
+    head.weight = mx.zeros_like(head.weight)
+    head.bias = mx.full((outputs,), -5.0, dtype=mx.float32)
+    return head
+
+
+def draw_states(model: RecursiveModel, size: int, keys: KeySequence) -> None:
+    """Make the arrays of a model's ``initial_names``, (size,) each, which nothing trains."""
+    for name in model.initial_names:
+        setattr(model, name, trunc_normal((size,), 1.0, keys.next()))
+    model.freeze(recurse=False, keys=list(model.initial_names))
+
+
 class Network(RecursiveModel):  # pylint: disable=abstract-method
     """Embeddings, blocks and heads of a model. Parameter names are the reference's.
 
@@ -248,10 +263,7 @@ class Network(RecursiveModel):  # pylint: disable=abstract-method
         std = 1.0 / math.sqrt(size)
         self.embed_tokens = CastedEmbedding(spec.vocab_size, size, std, keys)
         self.lm_head = CastedLinear(size, spec.vocab_size, bias=config.head_bias, keys=keys)
-        # The Q head starts by saying "not finished" everywhere: weight 0, bias -5.
-        self.q_head = CastedLinear(size, 2, bias=True, keys=keys)
-        self.q_head.weight = mx.zeros_like(self.q_head.weight)
-        self.q_head.bias = mx.full((2,), -5.0, dtype=mx.float32)
+        self.q_head = make_q_head(size, 2, keys)
         self._cos_sin: Optional[CosSin] = None
         if config.pos_encodings == "rope" and config.attends:
             self._cos_sin = rope_tables(config.head_dim, length, config.rope_theta)
@@ -266,10 +278,8 @@ class Network(RecursiveModel):  # pylint: disable=abstract-method
         return ReasoningModule([Block(self.config, length, keys) for _ in range(layers)])
 
     def draw_initial_states(self, keys: KeySequence) -> None:
-        """Make the arrays of ``initial_names``, which nothing trains."""
-        for name in self.initial_names:
-            setattr(self, name, trunc_normal((self.config.hidden_size,), 1.0, keys.next()))
-        self.freeze(recurse=False, keys=list(self.initial_names))
+        """Make the arrays of ``initial_names``."""
+        draw_states(self, self.config.hidden_size, keys)
 
     def block_matrices(self) -> Set[str]:
         """Name the matrices of all blocks. See the base class."""

@@ -8,14 +8,14 @@ Reference: models/recursive_reasoning/trm.py.
 """
 
 from dataclasses import dataclass, field
-from typing import Callable, Iterator, List, Optional, Tuple
+from typing import Callable, Iterator, List, Optional, Set, Tuple
 
 import mlx.core as mx
 
-from mlx_trm.config.sections import TaskSpec
-from mlx_trm.models.base import register_model
+from mlx_trm.config.sections import ModelConfig, TaskSpec
+from mlx_trm.models.base import RecursiveModel, named_arrays, register_model
 from mlx_trm.models.carry import Carry, Outputs, draw_normal, noise_keys, split_keys
-from mlx_trm.models.network import Network, NetworkConfig, alternate
+from mlx_trm.models.network import Network, NetworkConfig, alternate, find_too_many_blocks
 from mlx_trm.nn.init import KeySequence
 
 # How a latent moves from its old value to what the network gives.
@@ -68,6 +68,80 @@ class TRMConfig(NetworkConfig):
     def positions(self) -> int:
         """P, positions before the sequence."""
         return self.puzzle_emb_len or super().positions
+
+
+@dataclass
+class SymmetricTRMConfig(ModelConfig):
+    """What TRMs with a symmetry built in have set alike: the schedule, and no puzzle table."""
+
+    L_layers: int = field(default=2, metadata={"min": 1})
+    """Blocks in the module L_level."""
+    H_cycles: int = field(default=3, metadata={"min": 1})
+    """Updates of the answer z_H in one supervision step; only the last has a gradient."""
+    L_cycles: int = field(default=6, metadata={"min": 1})
+    """Updates of the latent z_L before each update of z_H."""
+    start: str = field(default="fixed", metadata={"choices": ("fixed", "random")})
+    """What training starts z_L from: fixed, or random each time."""
+    halt_max_steps: int = field(default=16, metadata={"min": 1})
+    """Supervision steps a puzzle gets at most (all of them in evaluation)."""
+    halt_exploration_prob: float = field(default=0.1, metadata={"min": 0, "max": 1})
+    """Probability that training makes a row go on for a random number of steps."""
+    forward_dtype: str = field(
+        default="auto", metadata={"choices": ("auto", "float32", "bfloat16", "float16")}
+    )
+    """Dtype of activations; auto is bfloat16 on a GPU and float32 on the CPU."""
+    rms_norm_eps: float = field(default=1e-5, metadata={"above": 0})
+    """Added to the mean square in every RMS norm."""
+
+    def problems(self) -> List[str]:
+        """Find settings that do not fit together."""
+        return find_too_many_blocks(self)
+
+    @property
+    def puzzle_emb_ndim(self) -> int:
+        """Numbers in a puzzle's vector: there is no puzzle table."""
+        return 0
+
+
+class SymmetricTRM(RecursiveModel):  # pylint: disable=abstract-method
+    """The recursion of TRM around a network with a symmetry built in, which a subclass makes.
+
+    A subclass has ``L_level``, :meth:`embed` and :meth:`read_outputs`.
+    """
+
+    initial_names: Tuple[str, ...] = ("H_init", "L_init")
+    compares_continue = False
+    has_continue_target = False
+
+    @property
+    def differentiated_blocks(self) -> int:
+        """The last H cycle: every update of z_L, and one of z_H."""
+        return int(self.config.L_layers * (self.cycles[1] + 1))
+
+    def block_matrices(self) -> Set[str]:
+        """Name the matrices of all blocks. See the base class."""
+        return {f"L_level.{name}" for name, _ in named_arrays(self.L_level.trainable_parameters())}
+
+    def embed(self, inputs: mx.array) -> mx.array:
+        """Embed (B, S) int32 tokens; gives x, (B, T, D) in ``forward_dtype``."""
+        raise NotImplementedError(f"{type(self).__name__} must implement embed(inputs)")
+
+    def read_outputs(self, state: mx.array) -> Outputs:
+        """Read logits and Q from the state that holds the answer, (B, T, D)."""
+        raise NotImplementedError(f"{type(self).__name__} must implement read_outputs(state)")
+
+    def reason(
+        self, carry: Carry, rows: Optional[mx.array]
+    ) -> Tuple[Tuple[mx.array, ...], Outputs]:
+        """Run H_cycles cycles of the recursion, the last with a gradient. See the base class."""
+        del rows
+        x = self.embed(carry.current.inputs)
+
+        def update(state: mx.array, injection: mx.array) -> mx.array:
+            return self.L_level(state, injection, None)
+
+        z_H, z_L = alternate(carry.latents, x, self.cycles, update)
+        return (mx.stop_gradient(z_H), mx.stop_gradient(z_L)), self.read_outputs(z_H)
 
 
 @register_model("trm", TRMConfig)

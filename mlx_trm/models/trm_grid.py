@@ -12,21 +12,17 @@ Shape letters are those of carry.py; there are no positions before the cells, so
 from dataclasses import dataclass, field
 from functools import lru_cache
 from math import isqrt
-from typing import Any, List, Optional, Set, Tuple
+from typing import Any, Optional, Tuple
 
 import mlx.core as mx
 from mlx import nn
 
-from mlx_trm.config.sections import ModelConfig, TaskSpec
+from mlx_trm.config.sections import TaskSpec
 from mlx_trm.errors import ConfigError
-from mlx_trm.models.base import RecursiveModel, named_arrays, register_model
-from mlx_trm.models.carry import Carry, Outputs
-from mlx_trm.models.network import (
-    ReasoningModule,
-    alternate,
-    check_latent,
-    find_too_many_blocks,
-)
+from mlx_trm.models.base import register_model
+from mlx_trm.models.carry import Outputs
+from mlx_trm.models.network import ReasoningModule, check_latent, draw_states, make_q_head
+from mlx_trm.models.trm import SymmetricTRM, SymmetricTRMConfig
 from mlx_trm.nn import fused
 from mlx_trm.nn.functional import CosSin, computes_plainly, scaled
 from mlx_trm.nn.gating import gated_norm
@@ -38,7 +34,7 @@ NEIGHBOURS = 9
 
 
 @dataclass
-class TRMGridConfig(ModelConfig):
+class TRMGridConfig(SymmetricTRMConfig):
     """Size and schedule of the model for grids."""
 
     name: str = "trm_grid"
@@ -48,33 +44,6 @@ class TRMGridConfig(ModelConfig):
     """D, numbers per cell."""
     inner: int = field(default=256, metadata={"min": 1})
     """Inner size of the SwiGLU over a cell's neighbourhood."""
-    L_layers: int = field(default=2, metadata={"min": 1})
-    """Blocks in the module L_level."""
-    H_cycles: int = field(default=3, metadata={"min": 1})
-    """Updates of the answer z_H in one supervision step; only the last has a gradient."""
-    L_cycles: int = field(default=6, metadata={"min": 1})
-    """Updates of the latent z_L before each update of z_H."""
-    start: str = field(default="fixed", metadata={"choices": ("fixed", "random")})
-    """What training starts z_L from: fixed, or random each time."""
-    halt_max_steps: int = field(default=16, metadata={"min": 1})
-    """Supervision steps a puzzle gets at most (all of them in evaluation)."""
-    halt_exploration_prob: float = field(default=0.1, metadata={"min": 0, "max": 1})
-    """Probability that training makes a row go on for a random number of steps."""
-    forward_dtype: str = field(
-        default="auto", metadata={"choices": ("auto", "float32", "bfloat16", "float16")}
-    )
-    """Dtype of activations; auto is bfloat16 on a GPU and float32 on the CPU."""
-    rms_norm_eps: float = field(default=1e-5, metadata={"above": 0})
-    """Added to the mean square in every RMS norm."""
-
-    def problems(self) -> List[str]:
-        """Find settings that do not fit together."""
-        return find_too_many_blocks(self)
-
-    @property
-    def puzzle_emb_ndim(self) -> int:
-        """Numbers in a puzzle's vector: there is no puzzle table."""
-        return 0
 
 
 class NeighbourLinear(nn.Module):
@@ -167,12 +136,8 @@ class GridBlock(nn.Module):
 
 
 @register_model("trm_grid", TRMGridConfig)
-class TRMGrid(RecursiveModel):
+class TRMGrid(SymmetricTRM):
     """A Tiny Recursive Model of cells that see their neighbours."""
-
-    initial_names: Tuple[str, ...] = ("H_init", "L_init")
-    compares_continue = False
-    has_continue_target = False
 
     def __init__(self, config: TRMGridConfig, spec: TaskSpec, seed: int = 0) -> None:
         """Create the model with weights decided by ``seed``.
@@ -194,18 +159,8 @@ class TRMGrid(RecursiveModel):
             [GridBlock(config, columns, keys) for _ in range(config.L_layers)]
         )
         self.lm_head = CastedLinear(size, spec.vocab_size, bias=True, keys=keys)
-        # The Q head starts by saying "not finished" everywhere: weight 0, bias -5.
-        self.q_head = CastedLinear(2 * size, 1, bias=True, keys=keys)
-        self.q_head.weight = mx.zeros_like(self.q_head.weight)
-        self.q_head.bias = mx.full((1,), -5.0, dtype=mx.float32)
-        for name in self.initial_names:
-            setattr(self, name, trunc_normal((size,), 1.0, keys.next()))
-        self.freeze(recurse=False, keys=list(self.initial_names))
-
-    @property
-    def differentiated_blocks(self) -> int:
-        """The last H cycle: every update of z_L, and one of z_H."""
-        return int(self.config.L_layers * (self.cycles[1] + 1))
+        self.q_head = make_q_head(2 * size, 1, keys)
+        draw_states(self, size, keys)
 
     def row_bytes(self, training: bool) -> int:
         """Estimate the bytes of a row. See the base class."""
@@ -220,9 +175,9 @@ class TRMGrid(RecursiveModel):
         passing = 2 * NEIGHBOURS * max(state, inner) + 4 * inner
         return int((kept * self.differentiated_blocks + passing) * element)
 
-    def block_matrices(self) -> Set[str]:
-        """Name the matrices of all blocks. See the base class."""
-        return {f"L_level.{name}" for name, _ in named_arrays(self.L_level.trainable_parameters())}
+    def embed(self, inputs: mx.array) -> mx.array:
+        """Embed (B, S) int32 tokens; gives x, (B, T, D) in ``forward_dtype``."""
+        return scaled(self.embed_tokens(inputs, self.dtype), self.config.hidden_size**0.5)
 
     def read_outputs(self, state: mx.array) -> Outputs:
         """Read logits and Q from the state that holds the answer, (B, T, D).
@@ -235,20 +190,6 @@ class TRMGrid(RecursiveModel):
         seen = mx.concatenate([mx.mean(wide, axis=1), mx.max(wide, axis=1)], axis=-1)
         q = self.q_head(seen)[:, 0]
         return Outputs(self.lm_head(state), q, mx.zeros_like(q))
-
-    def reason(
-        self, carry: Carry, rows: Optional[mx.array]
-    ) -> Tuple[Tuple[mx.array, ...], Outputs]:
-        """Run H_cycles cycles of the recursion, the last with a gradient. See the base class."""
-        del rows
-        x = self.embed_tokens(carry.current.inputs, self.dtype)
-        x = scaled(x, self.config.hidden_size**0.5)
-
-        def update(state: mx.array, injection: mx.array) -> mx.array:
-            return self.L_level(state, injection, None)
-
-        z_H, z_L = alternate(carry.latents, x, self.cycles, update)
-        return (mx.stop_gradient(z_H), mx.stop_gradient(z_L)), self.read_outputs(z_H)
 
 
 def find_columns(config: TRMGridConfig, spec: TaskSpec) -> int:

@@ -14,16 +14,17 @@ Shape letters: n symbols, C = symbol_size, R registers; the others are those of 
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import List, Optional, Set, Tuple
+from typing import Optional
 
 import mlx.core as mx
 from mlx import nn
 
-from mlx_trm.config.sections import ModelConfig, TaskSpec
+from mlx_trm.config.sections import TaskSpec
 from mlx_trm.errors import ConfigError
-from mlx_trm.models.base import RecursiveModel, named_arrays, register_model
-from mlx_trm.models.carry import Carry, Outputs
-from mlx_trm.models.network import ReasoningModule, alternate, find_too_many_blocks
+from mlx_trm.models.base import register_model
+from mlx_trm.models.carry import Outputs
+from mlx_trm.models.network import ReasoningModule, draw_states, make_q_head
+from mlx_trm.models.trm import SymmetricTRM, SymmetricTRMConfig
 from mlx_trm.nn import fused
 from mlx_trm.nn.functional import CosSin, scaled
 from mlx_trm.nn.gating import gated_norm
@@ -32,7 +33,7 @@ from mlx_trm.nn.layers import CastedEmbedding, CastedLinear
 
 
 @dataclass
-class TRMSymbolsConfig(ModelConfig):
+class TRMSymbolsConfig(SymmetricTRMConfig):
     """Size and schedule of the symbol-equivariant model."""
 
     name: str = "trm_symbols"
@@ -46,33 +47,6 @@ class TRMSymbolsConfig(ModelConfig):
     """Inner size of the SwiGLU over a symbol's numbers."""
     register_tokens: int = field(default=7, metadata={"min": 1})
     """P, learned positions before the cells; Q is read at the first."""
-    L_layers: int = field(default=2, metadata={"min": 1})
-    """Blocks in the module L_level."""
-    H_cycles: int = field(default=3, metadata={"min": 1})
-    """Updates of the answer z_H in one supervision step; only the last has a gradient."""
-    L_cycles: int = field(default=6, metadata={"min": 1})
-    """Updates of the latent z_L before each update of z_H."""
-    start: str = field(default="fixed", metadata={"choices": ("fixed", "random")})
-    """What training starts z_L from: fixed, or random each time."""
-    halt_max_steps: int = field(default=16, metadata={"min": 1})
-    """Supervision steps a puzzle gets at most (all of them in evaluation)."""
-    halt_exploration_prob: float = field(default=0.1, metadata={"min": 0, "max": 1})
-    """Probability that training makes a row go on for a random number of steps."""
-    forward_dtype: str = field(
-        default="auto", metadata={"choices": ("auto", "float32", "bfloat16", "float16")}
-    )
-    """Dtype of activations; auto is bfloat16 on a GPU and float32 on the CPU."""
-    rms_norm_eps: float = field(default=1e-5, metadata={"above": 0})
-    """Added to the mean square in every RMS norm."""
-
-    def problems(self) -> List[str]:
-        """Find settings that do not fit together."""
-        return find_too_many_blocks(self)
-
-    @property
-    def puzzle_emb_ndim(self) -> int:
-        """Numbers in a puzzle's vector: there is no puzzle table."""
-        return 0
 
     @property
     def hidden_size(self) -> int:
@@ -131,12 +105,8 @@ class SymbolBlock(nn.Module):
 
 
 @register_model("trm_symbols", TRMSymbolsConfig)
-class TRMSymbols(RecursiveModel):
+class TRMSymbols(SymmetricTRM):
     """A Tiny Recursive Model with a field for each symbol."""
-
-    initial_names: Tuple[str, ...] = ("H_init", "L_init")
-    compares_continue = False
-    has_continue_target = False
 
     def __init__(self, config: TRMSymbolsConfig, spec: TaskSpec, seed: int = 0) -> None:
         """Create the model with weights decided by ``seed``.
@@ -166,18 +136,8 @@ class TRMSymbols(RecursiveModel):
         )
         self.symbol_head = CastedLinear(size, 1, bias=True, keys=keys)
         self.other_head = CastedLinear(size, self.others, bias=True, keys=keys)
-        # The Q head starts by saying "not finished" everywhere: weight 0, bias -5.
-        self.q_head = CastedLinear(size, 1, bias=True, keys=keys)
-        self.q_head.weight = mx.zeros_like(self.q_head.weight)
-        self.q_head.bias = mx.full((1,), -5.0, dtype=mx.float32)
-        for name in self.initial_names:
-            setattr(self, name, trunc_normal((size,), 1.0, keys.next()))
-        self.freeze(recurse=False, keys=list(self.initial_names))
-
-    @property
-    def differentiated_blocks(self) -> int:
-        """The last H cycle: every update of z_L, and one of z_H."""
-        return int(self.config.L_layers * (self.cycles[1] + 1))
+        self.q_head = make_q_head(size, 1, keys)
+        draw_states(self, size, keys)
 
     def row_bytes(self, training: bool) -> int:
         """Estimate the bytes of a row. See the base class."""
@@ -195,10 +155,6 @@ class TRMSymbols(RecursiveModel):
     def initial_state(self, name: str) -> mx.array:
         """Give the state, (D,), that a latent starts from: one vector, the same in each field."""
         return self._in_all_fields(self[name])
-
-    def block_matrices(self) -> Set[str]:
-        """Name the matrices of all blocks. See the base class."""
-        return {f"L_level.{name}" for name, _ in named_arrays(self.L_level.trainable_parameters())}
 
     def embed(self, inputs: mx.array) -> mx.array:
         """Tell each field of each cell what is there; gives x, (B, T, D) in ``forward_dtype``.
@@ -229,18 +185,6 @@ class TRMSymbols(RecursiveModel):
         of_others = self.other_head(mean[:, self.positions :].astype(state.dtype))
         q = self.q_head(mean[:, 0])[:, 0]
         return Outputs(mx.concatenate([of_others, of_symbols], axis=-1), q, mx.zeros_like(q))
-
-    def reason(
-        self, carry: Carry, rows: Optional[mx.array]
-    ) -> Tuple[Tuple[mx.array, ...], Outputs]:
-        """Run H_cycles cycles of the recursion, the last with a gradient. See the base class."""
-        x = self.embed(carry.current.inputs)
-
-        def update(state: mx.array, injection: mx.array) -> mx.array:
-            return self.L_level(state, injection, None)
-
-        z_H, z_L = alternate(carry.latents, x, self.cycles, update)
-        return (mx.stop_gradient(z_H), mx.stop_gradient(z_L)), self.read_outputs(z_H)
 
     def _in_all_fields(self, vector: mx.array) -> mx.array:
         """Repeat (..., C) to (..., D)."""
