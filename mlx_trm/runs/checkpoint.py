@@ -54,7 +54,7 @@ from mlx_trm.system.environment import reserve_descriptors
 from mlx_trm.system.files import flush, hash_file, owner_name, point_link
 
 # What MLX says where a file cannot be opened or written.
-_OF_THE_DISK = re.compile(r"(?i)open|write|writing|written|space|disk|\\bfile")
+_OF_THE_DISK = re.compile("(?i)open|write|writing|written|space|disk")
 
 
 class TrainingState(NamedTuple):

@@ -40,7 +40,7 @@ class FolderConfig(TaskConfig):
     def problems(self) -> List[str]:
         """Find settings that do not fit together."""
         found = super().problems()
-        if not self.data_dir:
+        if self.data_dir is None:
             found.append("data_dir: is missing; name a folder in the reference's format")
         for name in ("train_file", "test_file"):
             if getattr(self, name):
@@ -173,11 +173,11 @@ class Folder(Task):
 
     def split_puzzles(self, lines: Iterable[str]) -> Iterator[Tuple[int, str]]:
         """Find the puzzles in lines of text: a line each, or several lines up to a blank one."""
+        # Where # is a symbol, a maze's wall say, it begins no comment.
+        comments = "#" not in (self.config.symbols or "")
         rows: List[str] = []
         first, count = 1, 0
         for number, line in enumerate([*lines, ""], start=1):
-            # Where # is a symbol, a maze's wall say, it begins no comment.
-            comments = "#" not in (self.config.symbols or "")
             text = (line.split("#")[0] if comments else line).strip()
             words = len(self._words(text))
             if rows and (not text or count + words > self.spec.seq_len):
