@@ -6,7 +6,7 @@ import platform
 import sys
 from functools import lru_cache
 from pathlib import Path
-from typing import List, Optional
+from typing import Optional, Union
 
 OPENBLAS = "libopenblas.so.0"
 BETTER_BLAS = (
@@ -75,7 +75,7 @@ def blas_library(maps: str = "/proc/self/maps") -> Optional[str]:
     """
     if platform.system() == "Darwin":
         return "Accelerate"
-    paths = {line.split(None, 5)[5] for line in _lines(maps) if "/" in line}
+    paths = {line.split(None, 5)[5] for line in read_if_there(maps).splitlines() if "/" in line}
     found = sorted(path.strip() for path in paths if "scipy_openblas" not in path)
     for kind in ("openblas", "libmkl_rt", "libblis", "libblas", "libcblas"):
         for path in found:
@@ -101,8 +101,9 @@ def slow_blas_advice(weights: int) -> Optional[str]:
     return f"MLX computes with its bundled BLAS; {BETTER_BLAS}"
 
 
-def _lines(path: str) -> List[str]:
+def read_if_there(path: Union[str, Path]) -> str:
+    """Read what the system says in a file of its own; empty where there is none."""
     try:
-        return Path(path).read_text(encoding="utf-8", errors="replace").splitlines()
+        return Path(path).read_text(encoding="utf-8", errors="replace")
     except OSError:
-        return []
+        return ""

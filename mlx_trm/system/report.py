@@ -14,7 +14,7 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_trm.system.backend import backends
-from mlx_trm.system.blas import BETTER_BLAS, blas_library, is_bundled
+from mlx_trm.system.blas import BETTER_BLAS, blas_library, is_bundled, read_if_there
 from mlx_trm.system.device import old_mlx_advice, read_device_info
 
 # Largest difference from float64, over the largest exact value, that rounding explains at a sum of
@@ -131,14 +131,14 @@ def memory_report(root: str = "/") -> Dict[str, Optional[int]]:
     except (AttributeError, OSError, ValueError):
         pass
     available: Optional[int] = None
-    for line in _read(Path(root, "proc/meminfo")).splitlines():
+    for line in read_if_there(Path(root, "proc/meminfo")).splitlines():
         name, _, value = line.partition(":")
         if name in ("MemTotal", "MemAvailable") and value.split()[:1]:
             size = int(value.split()[0]) * 1024
             total, available = (size, available) if name == "MemTotal" else (total, size)
-    limit = _read(Path(root, "sys/fs/cgroup/memory.max")).strip()
+    limit = read_if_there(Path(root, "sys/fs/cgroup/memory.max")).strip()
     if limit.isdigit():
-        used = _read(Path(root, "sys/fs/cgroup/memory.current")).strip()
+        used = read_if_there(Path(root, "sys/fs/cgroup/memory.current")).strip()
         room = int(limit) - (int(used) if used.isdigit() else 0)
         total = int(limit) if total is None else min(total, int(limit))
         available = room if available is None else min(available, room)
@@ -276,10 +276,3 @@ def _name(device: Any) -> str:
     """Turn a device or a device type into ``cpu`` or ``gpu``."""
     kind = getattr(device, "type", device)
     return "gpu" if kind == mx.gpu else "cpu"
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""

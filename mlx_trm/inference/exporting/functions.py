@@ -113,18 +113,42 @@ def export_checkpoint(
         ValueError: if there is no batch size, or one is less than 1.
     """
     target = Path(path)
-    beside = target.with_name(target.name + ".json")
     about = describe_export(checkpoint, batch_sizes, quantized)
+
+    def write(file: Path) -> None:
+        _write_functions(checkpoint.model, file, target, batch_sizes)
+
+    return write_described(target, "function", about, write)
+
+
+def write_described(
+    target: Path, what: str, about: Dict[str, Any], write: Callable[[Path], None]
+) -> Path:
+    """Write a model's file and the JSON file that describes it, both or none.
+
+    Args:
+        target: the file.
+        what: it is called in the description, which gets its name and SHA-256 there.
+        about: the description.
+        write: writes a file of the name that it is given.
+
+    Returns:
+        The JSON file: the same name with ``.json`` after it.
+
+    Raises:
+        ConfigError: if one of them cannot be written.
+    """
+    beside = target.with_name(target.name + ".json")
     place = target
     try:
         for place in (beside, target):
             if place.is_dir():
                 raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(place))
-        # The description goes into place first: without its functions it describes nothing, while
-        # functions without their description could be called wrongly.
-        with replace_file(target) as function:
-            _write_functions(checkpoint.model, function, target, batch_sizes)
-            about["function"] = {"file": target.name, "sha256": hash_file(function)}
+        # The description goes into place first: without its file it describes nothing, while a
+        # file without its description could be called wrongly.
+        with replace_file(target) as file:
+            write(file)
+            about[what] = {"file": target.name, "sha256": hash_file(file)}
             place = beside
             write_json(beside, about)
             place = target

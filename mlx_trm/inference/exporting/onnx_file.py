@@ -7,13 +7,11 @@ import json
 from pathlib import Path
 from typing import Any, Dict, Union
 
-from mlx_trm.errors import ConfigError
-from mlx_trm.inference.exporting.functions import describe_checkpoint
+from mlx_trm.inference.exporting.functions import describe_checkpoint, write_described
 from mlx_trm.inference.exporting.graph import OPSET
 from mlx_trm.inference.exporting.onnx_models import build_graph
 from mlx_trm.inference.packaged import FOLDER, find_pretrained
 from mlx_trm.runs.checkpoint import Checkpoint
-from mlx_trm.system.files import hash_file, replace_file, write_json
 
 # Of the package, and so of the weights that come with it.
 LICENCE = "MIT"
@@ -36,29 +34,17 @@ def export_onnx(checkpoint: Checkpoint, path: Union[str, Path]) -> Path:
         ConfigError: if ``onnx`` is not installed, the model has no graph, or a file cannot be
             written; both files are then as they were.
     """
-    target = Path(path)
-    beside = target.with_name(target.name + ".json")
     about = describe_onnx(checkpoint)
     texts = {
         name: value if isinstance(value, str) else json.dumps(value)
         for name, value in about.items()
     }
     model = build_graph(checkpoint.model).build(checkpoint.config.model.name, texts)
-    place = target
-    try:
-        for place in (beside, target):
-            if place.is_dir():
-                raise IsADirectoryError(0, "it is a folder")
-        # The description goes into place first, as with MLX functions.
-        with replace_file(target) as temporary:
-            temporary.write_bytes(model.SerializeToString())
-            about["graph"] = {"file": target.name, "sha256": hash_file(temporary)}
-            place = beside
-            write_json(beside, about)
-            place = target
-    except OSError as error:
-        raise ConfigError(f"{place}: cannot be written ({error.strerror or error})") from error
-    return beside
+
+    def write(file: Path) -> None:
+        file.write_bytes(model.SerializeToString())
+
+    return write_described(Path(path), "graph", about, write)
 
 
 def describe_onnx(checkpoint: Checkpoint) -> Dict[str, Any]:
