@@ -25,6 +25,7 @@ from toy_arc import write_tasks
 
 import mlx_trm as trm
 from mlx_trm.errors import ConfigError
+from mlx_trm.system.device import on_gpu
 from mlx_trm.system.processes import LAUNCHED, Processes
 from mlx_trm.training.trainer import Trainer
 
@@ -104,12 +105,19 @@ def train(size: int, stop: int = -1, how: str = "begin", **changes: Any) -> None
     launch(size, TRAIN, json.dumps(changes), how, str(stop), str(size))
 
 
-def assert_alike(one: Path, other: Path) -> None:
+def largest_difference(one: Path, other: Path) -> float:
+    """Of two runs' arrays, the mean difference of the array where it is largest."""
+    arrays, others = arrays_of(one / "latest"), arrays_of(other / "latest")
+    return max(float(np.abs(array - others[name]).mean()) for name, array in arrays.items())
+
+
+def assert_alike(one: Path, other: Path, rounding: float = 0.0) -> None:
     """The same run up to the rounding of sums in another order.
 
     Sums of 12 gradients in another order differ by some 1e-7; AdamATan2 and the signs of SignSGD
     amplify that where a gradient is nearly 0, so single weights may move by a few times the rate,
-    3e-3 and 1e-2, before the next steps pull them together again.
+    3e-3 and 1e-2, before the next steps pull them together again. ``rounding`` is how far two runs
+    of one process are apart that only differ in that order, where that is more.
     """
     want, have = log_of(one), log_of(other)
     assert [(w["kind"], w["step"]) for w in want] == [(h["kind"], h["step"]) for h in have]
@@ -121,7 +129,7 @@ def assert_alike(one: Path, other: Path) -> None:
     for name in ("carry.inputs", "carry.puzzle_identifiers", "carry.steps"):
         assert (arrays[name] == others[name]).all(), name
     for name, array in arrays.items():
-        assert np.abs(array - others[name]).mean() < 2e-3, name
+        assert np.abs(array - others[name]).mean() < 2e-3 + 2.0 * rounding, name
 
 
 SHORT = {"train__batch_size": 12, "train__max_steps": 12}
@@ -149,7 +157,11 @@ def test_two_processes_train_as_one_by_any_recipe() -> None:
     """Clipping sees the sum of all, random starts are those of the row, stages begin together."""
     Trainer(experiment(run_dir="one", **RECIPE)).fit()
     train(2, run_dir="many", **RECIPE)
-    assert_alike(Path("one"), Path("many"))
+    rounding = 0.0
+    if on_gpu():  # where Muon's products are of bfloat16, and each step may differ by its units
+        Trainer(experiment(run_dir="halves", train__micro_batch_size=6, **RECIPE)).fit()
+        rounding = largest_difference(Path("one"), Path("halves"))
+    assert_alike(Path("one"), Path("many"), rounding)
     norms = [[line.get("grad_norm", 0.0) for line in log_of(Path(run))] for run in ("one", "many")]
     assert norms[1] == [pytest.approx(norm, rel=1e-2) for norm in norms[0]]
 
