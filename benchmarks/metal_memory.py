@@ -28,7 +28,7 @@ from metal import emulated_metal, peak_bytes
 from mlx.utils import tree_unflatten
 
 from mlx_trm.config.loading import load_config
-from mlx_trm.inference.step import compile_reason
+from mlx_trm.inference.step import EvaluationStep
 from mlx_trm.models import named_arrays
 from mlx_trm.models.carry import random_batch
 from mlx_trm.models.losses import act_loss
@@ -129,7 +129,7 @@ def peak(name: str, training: bool, rows: int, cycles: int) -> int:
         return left.latents, tuple(outputs)
 
     model.train(training)
-    reason = compile_reason(model, True)
+    reason = EvaluationStep(model, True)
     step = mx.compile(differentiated) if training else evaluated
     arrays: List[mx.array] = [vectors, *(array for _, array in named_arrays(weights))]
     return peak_bytes(step, *arrays)

@@ -15,10 +15,7 @@ from mlx_trm.errors import shown
 
 MAX_SEED = 2**32 - 1
 MOST_SIZE = 2**31 - 1  # tokens, cells and identifiers are int32
-
 MINUTES = re.compile(r"\d+(\.\d+)?min")
-
-
 # An item of train.curriculum: the share of the run at which so many H x L cycles begin.
 STAGE = re.compile(r"(\d+(?:\.\d+)?|\.\d+)\s*:\s*(\d+)\s*x\s*(\d+)")
 
@@ -292,6 +289,8 @@ class EvalConfig(Section):
     """Epochs between evaluations, a divisor of train.epochs; unset: once, at the end."""
     batch_size: Optional[int] = field(default=None, metadata={"min": 1})
     """Puzzles evaluated at once; unset for train.batch_size."""
+    memory_limit_gb: Optional[float] = field(default=None, metadata={"above": 0})
+    """GiB that a batch takes, about, beside the weights: more is done in parts; null: whole."""
     max_examples: Optional[int] = field(default=None, metadata={"min": 1})
     """Evaluate a seeded sample of so many puzzles; unset for all."""
     steps: Optional[int] = field(default=None, metadata={"min": 1})

@@ -13,12 +13,12 @@ from mlx_trm.errors import ConfigError, did_you_mean
 from mlx_trm.inference.scoring import SearchScores, judge_exactly, wilson_interval
 from mlx_trm.inference.search import Problem, Result, Search, SearchSettings
 from mlx_trm.inference.search.draws import plain_starts
-from mlx_trm.inference.step import compile_reason, merge_weights, should_compile
+from mlx_trm.inference.step import EvaluationStep, merge_weights, should_compile
 from mlx_trm.models import RecursiveModel
 from mlx_trm.models.base import Tree
 from mlx_trm.models.carry import Batch
 from mlx_trm.models.losses import act_loss, metric_values
-from mlx_trm.models.memory import cap_evaluation_rows, limit_evaluation_memory
+from mlx_trm.models.memory import cap_evaluation_rows
 from mlx_trm.system.processes import Processes
 from mlx_trm.system.streams import give_back_cores
 from mlx_trm.tasks import PuzzleDataset, ScoredRows, Task, build_task
@@ -61,7 +61,8 @@ class Evaluator:
         self.config = config
         self.task = task or build_task(config.task, config.task_seed)
         self.files: Dict[str, Dict[str, str]] = {}
-        self._reason = compile_reason(model, should_compile(config.train.compile, model))
+        compiled = should_compile(config.train.compile, model)
+        self._reason = EvaluationStep(model, compiled, config.eval.memory_limit_gb)
 
     def run(
         self,
@@ -232,7 +233,7 @@ class Evaluator:
         rows = self.model.puzzle_rows(carry)
         if weights is not None:
             tree = merge_weights(tree, weights)
-        with limit_evaluation_memory(self.model, batch.inputs.shape[0]):
+        with self._reason.limit_memory(batch.inputs.shape[0]):
             for _ in range(steps):
                 carry, outputs = self._reason(tree, carry, rows)
                 # Python makes the next step's graph while this step is computed.

@@ -20,11 +20,11 @@ from mlx_trm.inference.search.engine import Result, Search, sigmoid
 from mlx_trm.inference.search.problems import Problems, Puzzle, PuzzleReader
 from mlx_trm.inference.search.rows import Watcher
 from mlx_trm.inference.search.settings import SearchSettings, make_settings
-from mlx_trm.inference.step import cell_confidence, compile_reason, merge_weights, should_compile
+from mlx_trm.inference.step import EvaluationStep, cell_confidence, merge_weights, should_compile
 from mlx_trm.models import RecursiveModel
 from mlx_trm.models.base import Tree
 from mlx_trm.models.carry import IGNORE_LABEL_ID, Batch
-from mlx_trm.models.memory import cap_evaluation_rows, limit_evaluation_memory
+from mlx_trm.models.memory import cap_evaluation_rows
 from mlx_trm.runs.checkpoint import load_checkpoint
 from mlx_trm.runs.puzzle_rows import read_row_names
 from mlx_trm.system.streams import give_back_cores
@@ -77,7 +77,7 @@ class Solver:
                 )
         self._reader = PuzzleReader(self.task, model, row_names)
         self._weights = weights
-        self._reason = compile_reason(model, should_compile(config.train.compile))
+        self._reason = self._compile()
 
     def __getstate__(self) -> Dict[str, Any]:
         """Give what ``copy.deepcopy`` and ``pickle`` keep: all but the compiled step."""
@@ -86,7 +86,12 @@ class Solver:
     def __setstate__(self, state: Dict[str, Any]) -> None:
         """Take it, and make the step anew."""
         vars(self).update(state)
-        self._reason = compile_reason(self.model, should_compile(self.config.train.compile))
+        self._reason = self._compile()
+
+    def _compile(self) -> EvaluationStep:
+        config = self.config
+        compiled = should_compile(config.train.compile)
+        return EvaluationStep(self.model, compiled, config.eval.memory_limit_gb)
 
     @classmethod
     def from_checkpoint(
@@ -338,7 +343,7 @@ class Solver:
             was_training = model.training
             model.eval()
             try:
-                with limit_evaluation_memory(model, tokens.shape[0]):
+                with self._reason.limit_memory(tokens.shape[0]):
                     carry, outputs = self._reason(weights, carry, rows)
                     answers = mx.argmax(outputs.logits, axis=-1)
                     mx.eval(carry.pack(), answers, outputs.q_halt)

@@ -1,6 +1,6 @@
 """One supervision step of a trained model, compiled where that pays."""
 
-from typing import Callable, Optional, Tuple
+from typing import Callable, ContextManager, Optional, Tuple
 
 import mlx.core as mx
 from mlx.utils import tree_unflatten
@@ -8,11 +8,10 @@ from mlx.utils import tree_unflatten
 from mlx_trm.models import RecursiveModel, named_arrays
 from mlx_trm.models.base import Tree
 from mlx_trm.models.carry import Carry, Outputs
+from mlx_trm.models.memory import count_evaluation_parts, limit_evaluation_memory
 from mlx_trm.system.device import on_gpu
 from mlx_trm.system.environment import note_computing, prepare_temporary_folder
-from mlx_trm.system.streams import joined, over_rows, share_cores
-
-Reason = Callable[[Tree, Carry, Optional[mx.array]], Tuple[Carry, Outputs]]
+from mlx_trm.system.streams import joined, one_by_one, over_rows, share_cores
 
 # On the CPU a model of fewer weights is not compiled unless that is asked for.
 LARGE = 1_000_000
@@ -54,36 +53,63 @@ def merge_weights(tree: Tree, other: Tree) -> Tree:
     return whole
 
 
-def compile_reason(model: RecursiveModel, compiled: bool) -> Reason:
-    """Give one evaluation step as a function of weights, carry and puzzle vectors.
+class EvaluationStep:
+    """One supervision step of a trained model without gradient, compiled where that is asked for.
 
     This is the only place where the evaluation step is compiled.
-
-    Args:
-        model: in evaluation mode; its structure is used, its weights are an argument.
-        compiled: whether to use ``mx.compile``.
-
-    Returns:
-        ``reason(weights, carry, rows) -> (carry with new latents, outputs)``.
     """
 
-    def share(packed: Tuple, rows: Optional[mx.array]) -> Tuple:
-        latents, outputs = model.reason(Carry.unpack(packed), rows)
-        return tuple(latents), tuple(outputs)
+    def __init__(
+        self, model: RecursiveModel, compiled: bool, memory_limit: Optional[float] = None
+    ) -> None:
+        """Prepare it; nothing is computed yet.
 
-    def traced(weights: Tree, packed: Tuple, rows: Optional[mx.array]) -> Tuple:
-        with model.using(weights):
-            found: Tuple = joined(over_rows(share, Carry.unpack(packed).extent, packed, rows))
-        return found
+        Args:
+            model: in evaluation mode; its structure is used, its weights are an argument.
+            compiled: whether to use ``mx.compile``.
+            memory_limit: ``eval.memory_limit_gb``.
+        """
+        self._model = model
+        self._memory_limit = memory_limit
+        if compiled:
+            prepare_temporary_folder()
+        self._step: Callable = mx.compile(self._traced) if compiled else self._traced
 
-    if compiled:
-        prepare_temporary_folder()
-    step: Callable = mx.compile(traced) if compiled else traced
+    def __call__(
+        self, weights: Tree, carry: Carry, rows: Optional[mx.array]
+    ) -> Tuple[Carry, Outputs]:
+        """Take a step; nothing is computed until something is asked for.
 
-    def reason(weights: Tree, carry: Carry, rows: Optional[mx.array]) -> Tuple[Carry, Outputs]:
+        Args:
+            weights: the model's, or others in their places.
+            carry: of B rows.
+            rows: (B, puzzle_emb_ndim), the rows' puzzle vectors, or None.
+
+        Returns:
+            The carry with new latents, and the outputs.
+
+        Raises:
+            ConfigError: if the memory limit is too small for B rows.
+        """
         note_computing()
         share_cores(*carry.extent)
-        latents, outputs = step(weights, carry.pack(), rows)
+        latents, outputs = self._step(weights, carry.pack(), rows)
         return carry._replace(latents=tuple(latents)), Outputs(*outputs)
 
-    return reason
+    def limit_memory(self, rows: int) -> ContextManager[None]:
+        """Keep MLX, inside a ``with`` block, from taking more memory than steps of B rows need."""
+        return limit_evaluation_memory(self._model, rows, self._memory_limit)
+
+    def _traced(self, weights: Tree, packed: Tuple, rows: Optional[mx.array]) -> Tuple:
+        extent = Carry.unpack(packed).extent
+        parts = count_evaluation_parts(self._model, extent[0], self._memory_limit)
+        with self._model.using(weights):
+            if parts > 1:
+                found: Tuple = joined(one_by_one(self._share, extent[0], parts, packed, rows))
+            else:
+                found = joined(over_rows(self._share, extent, packed, rows))
+        return found
+
+    def _share(self, packed: Tuple, rows: Optional[mx.array]) -> Tuple:
+        latents, outputs = self._model.reason(Carry.unpack(packed), rows)
+        return tuple(latents), tuple(outputs)

@@ -164,25 +164,57 @@ def limit_run_ahead(model: RecursiveModel, rows: int, train: Optional[TrainConfi
 
 
 @contextmanager
-def limit_evaluation_memory(model: RecursiveModel, rows: int) -> Iterator[None]:
+def limit_evaluation_memory(
+    model: RecursiveModel, rows: int, most: Optional[float] = None
+) -> Iterator[None]:
     """Set MLX's memory limit to what an evaluation step needs, inside a ``with`` block.
 
     It is done on a GPU only. Where another thread is in such a block already, its limit stays.
 
     Args:
         model: to be evaluated.
-        rows: computed at once.
+        rows: in a batch.
+        most: ``eval.memory_limit_gb``.
     """
     row = _evaluation_row_bytes(model)
     if not ((on_cuda() or on_metal()) and row):
         yield
         return
     # On Metal the limit is that of the cache, too: beyond it MLX gives freed memory back.
-    needed = mx.get_active_memory() + rows * row + (default_cache() or 0)
+    outside = mx.get_active_memory() + (default_cache() or 0)
     # As in training, it would allocate for operations long before they run. A step of 768 Sudoku
-    # took 2.4 GiB with the limit and 15 without, and as long.
-    with PROCESS_LIMIT.lower_in_block(max(3 * GIB // 2, needed)):
+    # took 2.4 GiB with the limit and 15 without, and as long. With less the GPU waits for memory.
+    needed = max(3 * GIB // 2, outside + rows * row)
+    if most is not None:
+        needed = outside + min(rows * row, int(most * GIB))
+    with PROCESS_LIMIT.lower_in_block(needed):
         yield
+
+
+def count_evaluation_parts(model: RecursiveModel, rows: int, most: Optional[float]) -> int:
+    """Give the number of parts in which a batch is evaluated, one after the other.
+
+    Args:
+        model: to be evaluated.
+        rows: in the batch.
+        most: ``eval.memory_limit_gb``; None: one part.
+
+    Raises:
+        ConfigError: if it is too little for a row and the states of all.
+    """
+    row = _evaluation_row_bytes(model)
+    if most is None or not row:
+        return 1
+    states = (
+        rows * row // 4
+    )  # of all rows: about a quarter of what a row takes while it is computed
+    fitting = int(most * GIB - states) // row
+    if fitting < 1:
+        raise ConfigError(
+            f"eval.memory_limit_gb: {most:g} GiB are too few for a batch of {rows}; set at least "
+            f"{(states + row) / GIB * 1.01:.2g}, or a smaller eval.batch_size"
+        )
+    return -(-rows // min(rows, fitting))
 
 
 def cap_evaluation_rows(model: RecursiveModel, rows: int) -> int:

@@ -50,6 +50,7 @@ CHANGEABLE = (
     "train.compile",
     "train.on_nonfinite",
     "eval.batch_size",
+    "eval.memory_limit_gb",
     "eval.patience",
     "checkpoint.every",
     "checkpoint.keep",

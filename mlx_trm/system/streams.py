@@ -115,6 +115,39 @@ def over_rows(function: Callable[..., Any], extent: Tuple[int, int], *trees: Any
     return results
 
 
+def one_by_one(function: Callable[..., Any], rows: int, parts: int, *trees: Any) -> List[Any]:
+    """Apply a function to parts of a batch, each when the one before is done.
+
+    What is there at a time besides arguments and results is then what one part takes.
+
+    Args:
+        function: of as many trees; nothing in it depends on other rows.
+        rows: in the batch.
+        parts: how many, as equal as can be.
+        trees: nested tuples of arrays, or None; B is the length of every array's first axis.
+
+    Returns:
+        The results, by rows; one, of the whole batch, where there is one part.
+    """
+    if parts == 1:
+        return [function(*trees)]
+    results: List[Any] = []
+    for number in range(parts):
+        share = slice(rows * number // parts, rows * (number + 1) // parts)
+        # MLX computes in an order of its own, which may be many parts side by side.
+        results.append(function(*(_after(_cut(tree, share), results[-1:]) for tree in trees)))
+    return results
+
+
+def _after(tree: Any, done: Any) -> Any:
+    """Give the arrays of a tree as such that are there when those of another one are."""
+    first: List[mx.array] = []
+    tree_map(lambda array: None if array is None else first.append(array), done)
+    if not first:
+        return tree
+    return tree_map(lambda array: None if array is None else mx.depends([array], first)[0], tree)
+
+
 def _stream(number: int) -> mx.Stream:
     streams: Dict[int, mx.Stream] = getattr(_OWN, "streams", {})
     if number not in streams:

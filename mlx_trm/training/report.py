@@ -14,7 +14,7 @@ from mlx_trm.drawing.charts import Chart, chart_run
 from mlx_trm.drawing.notebook import in_notebook
 from mlx_trm.inference.evaluator import Metrics
 from mlx_trm.inference.search.draws import plain_starts
-from mlx_trm.inference.step import compile_reason
+from mlx_trm.inference.step import EvaluationStep
 from mlx_trm.models import RecursiveModel
 from mlx_trm.models.carry import random_batch
 from mlx_trm.runs.metrics import StepReport
@@ -183,7 +183,7 @@ def probe_step(model: RecursiveModel, batch_size: int) -> Optional[float]:
     """
     if on_gpu():
         return None
-    reason = compile_reason(model, False)
+    reason = EvaluationStep(model, False)
     # A step goes through the last of the cycles backwards, too, which takes twice as long.
     cycles = int(getattr(model.config, "H_cycles", 1))
     factor = (cycles + 2) / cycles

@@ -20,7 +20,7 @@ from mlx_trm.inference.search.rows import Judge, Parts, Rows, Watcher, choose_si
 from mlx_trm.inference.search.scheduling import Schedule, Work
 from mlx_trm.inference.search.selection import Candidate, choose
 from mlx_trm.inference.search.settings import SearchSettings
-from mlx_trm.inference.step import Reason, merge_weights
+from mlx_trm.inference.step import EvaluationStep, merge_weights
 from mlx_trm.models import RecursiveModel
 from mlx_trm.models.base import Tree
 from mlx_trm.models.carry import IGNORE_LABEL_ID
@@ -105,7 +105,7 @@ class Search:
         task: Task,
         settings: SearchSettings,
         steps: int,
-        reason: Reason,
+        reason: EvaluationStep,
         weights: Optional[Tree] = None,
         judge: Optional[Judge] = None,
     ) -> None:
@@ -116,7 +116,7 @@ class Search:
             task: writes and checks answers.
             settings: what to do.
             steps: supervision steps of a rollout, where the settings name none.
-            reason: the model's step, of ``compile_reason``.
+            reason: the model's step.
             weights: used instead of the model's own.
             judge: says whether an answer is right, given a puzzle, (S,) tokens and whether the
                 rules accept them; default :func:`judge_answer`.

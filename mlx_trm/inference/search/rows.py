@@ -12,11 +12,10 @@ from mlx_trm.inference.search.problems import Problem
 from mlx_trm.inference.search.scheduling import Schedule, Work
 from mlx_trm.inference.search.selection import Candidate
 from mlx_trm.inference.search.settings import STABLE_STEPS, SearchSettings, draws_starts
-from mlx_trm.inference.step import Reason, cell_confidence
+from mlx_trm.inference.step import EvaluationStep, cell_confidence
 from mlx_trm.models import RecursiveModel
 from mlx_trm.models.base import Tree
 from mlx_trm.models.carry import IGNORE_LABEL_ID, Batch, Carry, Outputs
-from mlx_trm.models.memory import limit_evaluation_memory
 from mlx_trm.system.streams import give_back_cores
 from mlx_trm.tasks import Task
 from mlx_trm.tasks.symmetries import Symmetry
@@ -49,7 +48,7 @@ class Parts(NamedTuple):
     task: Task
     settings: SearchSettings
     steps: int
-    reason: Reason
+    reason: EvaluationStep
     tree: Tree
     judge: Judge
     watcher: Optional[Watcher] = None
@@ -210,7 +209,7 @@ class Rows:
             carry = carry._replace(latents=(noisy, *carry.latents[1:]))
         self._model.eval()
         try:
-            with limit_evaluation_memory(self._model, len(self._runs)):
+            with self._parts.reason.limit_memory(len(self._runs)):
                 self._carry, outputs = self._parts.reason(self._parts.tree, carry, self._vectors)
                 if self._settings.select == "residual" or self._settings.rollouts > 1:
                     residual = _relative_change(self._carry.latents[0], carry.latents[0])

@@ -14,7 +14,11 @@ from mlx_trm.inference.evaluator import Evaluator, wilson_interval
 from mlx_trm.inference.step import should_compile
 from mlx_trm.models import TRM, TRMConfig
 from mlx_trm.models.carry import Batch
-from mlx_trm.models.memory import cap_evaluation_rows
+from mlx_trm.models.memory import (
+    _evaluation_row_bytes,
+    cap_evaluation_rows,
+    count_evaluation_parts,
+)
 from mlx_trm.tasks import Scorer
 
 SPEC = trm.TaskSpec(vocab_size=6, seq_len=5, num_puzzle_identifiers=1)
@@ -82,7 +86,7 @@ def make_evaluator(tmp_path, monkeypatch):
         train = TrainConfig(batch_size=batch_size)
         config = ExperimentConfig(task_config, model, train, EvalConfig(**changes))
         built = trm.TRM(model, SPEC, seed=0)
-        built.q_head.weight = mx.random.normal((2, 16), key=mx.random.key(5))
+        built.q_head.weight = mx.random.normal((2, model.hidden_size), key=mx.random.key(5))
         return Evaluator(built, config, Digits(task_config, 0))
 
     return make
@@ -196,3 +200,37 @@ def test_no_more_rows_than_fit_are_evaluated_at_once(evaluator, monkeypatch):
     del done[:]
     found = evaluator.run("test", on_progress=lambda count, total: done.append(count))
     assert done[0] == fitting and found["all"] == pytest.approx(want["all"], rel=1e-5)
+
+
+@pytest.mark.parametrize("compiled", ["always", "never"])
+def test_a_memory_limit_splits_batches_and_nothing_else(evaluator, monkeypatch, compiled):
+    """``eval.memory_limit_gb``: the parts one after the other, the same figures, less memory."""
+    monkeypatch.setenv("MLX_TRM_CPU_STREAMS", "1")
+    wide = dataclasses.replace(MODEL, hidden_size=64)
+    peaks, found = [], []
+    for limit in (None, 2e-4):
+        each = evaluator(20, wide, memory_limit_gb=limit)
+        each.config.train.compile = compiled
+        each = Evaluator(each.model, each.config, each.task)
+        each.run("test")
+        before = mx.get_active_memory()
+        mx.reset_peak_memory()
+        found.append(each.run("test")["all"])
+        peaks.append(mx.get_peak_memory() - before)
+    assert found[1] == pytest.approx(found[0], rel=1e-5)
+    assert peaks[1] < 0.7 * peaks[0]
+
+
+def test_parts_are_as_few_as_the_limit_allows(evaluator):
+    model = evaluator().model
+    row = _evaluation_row_bytes(model)
+    gib = row / 2**30
+    assert count_evaluation_parts(model, 8, None) == 1
+    counts = [count_evaluation_parts(model, 8, gib * rows * 1.0001) for rows in (10, 6, 5, 4, 3)]
+    assert counts == [1, 2, 3, 4, 8]  # a quarter of a row's stays for each of the 8
+    with pytest.raises(
+        ConfigError, match=r"eval.memory_limit_gb: .* too few for a batch of 8; set"
+    ):
+        count_evaluation_parts(model, 8, gib * 2.9)
+    with pytest.raises(ConfigError, match="memory_limit_gb"):
+        evaluator(20, memory_limit_gb=1e-9).run("test")

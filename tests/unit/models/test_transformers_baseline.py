@@ -10,7 +10,7 @@ from plain import SMALL, SPEC, Plain, answer_gradients, assert_step, begun, smal
 
 from mlx_trm.config.loading import config_from_dict
 from mlx_trm.errors import ConfigError
-from mlx_trm.inference.step import compile_reason
+from mlx_trm.inference.step import EvaluationStep
 from mlx_trm.models import TransformersBaseline
 from mlx_trm.models.carry import random_batch
 
@@ -103,7 +103,7 @@ def test_q_continue_is_trained_only_where_asked():
 def test_with_act_inference_a_row_keeps_the_answer_it_halted_with(compiled):
     usual, adaptive = small(NAME).eval(), small(NAME, act_inference=True).eval()
     carry, rows = begun(usual, rows=16, seed=4)
-    step, adaptive_step = compile_reason(usual, False), compile_reason(adaptive, compiled)
+    step, adaptive_step = EvaluationStep(usual, False), EvaluationStep(adaptive, compiled)
     free, held = carry, carry
     kept = [None] * 16
     for _ in range(4):

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from mlx.utils import tree_flatten
 
 from mlx_trm.config.sections import TaskSpec
-from mlx_trm.inference.step import compile_reason
+from mlx_trm.inference.step import EvaluationStep
 from mlx_trm.models import TRM, TRMConfig, build_model
 from mlx_trm.models.carry import Batch, Carry, random_batch
 from mlx_trm.models.losses import act_loss
@@ -229,8 +229,8 @@ def test_a_compiled_step_equals_a_plain_one_and_leaves_no_tracers(mixer):
     batch = random_batch(SPEC, 3)
     carry = model.begin(model.initial_carry(batch), batch)
     rows = model.puzzle_rows(carry)
-    plain, plain_outputs = compile_reason(model, False)(model.weights(), carry, rows)
-    fast, fast_outputs = compile_reason(model, True)(model.weights(), carry, rows)
+    plain, plain_outputs = EvaluationStep(model, False)(model.weights(), carry, rows)
+    fast, fast_outputs = EvaluationStep(model, True)(model.weights(), carry, rows)
     np.testing.assert_allclose(np.array(plain.latents[0]), np.array(fast.latents[0]), atol=2e-5)
     np.testing.assert_allclose(
         np.array(plain_outputs.logits), np.array(fast_outputs.logits), atol=2e-5

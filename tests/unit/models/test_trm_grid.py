@@ -16,7 +16,7 @@ from mlx_trm.config.loading import config_from_dict
 from mlx_trm.convert import main as convert
 from mlx_trm.errors import ConfigError
 from mlx_trm.inference.exporting import export_step
-from mlx_trm.inference.step import compile_reason
+from mlx_trm.inference.step import EvaluationStep
 from mlx_trm.models import TRMGrid, TRMGridConfig, build_model
 from mlx_trm.models.carry import Batch, Carry, random_batch
 from mlx_trm.models.losses import act_loss
@@ -197,7 +197,7 @@ def test_cycles_recomputing_and_compiling_change_no_answer() -> None:
         assert mx.array_equal(model.reason(begun(model, batch), None)[1].logits, want)
     fewer.recompute(True)
     assert mx.array_equal(fewer.reason(begun(fewer, batch), None)[1].logits, want)
-    compiled = compile_reason(fewer, True)(fewer.weights(), begun(fewer, batch), None)[1].logits
+    compiled = EvaluationStep(fewer, True)(fewer.weights(), begun(fewer, batch), None)[1].logits
     assert mx.max(mx.abs(compiled - want)).item() < 1e-3
 
 

@@ -16,7 +16,7 @@ from mlx_trm.config.sections import TaskConfig, TrainConfig
 from mlx_trm.convert import main as convert
 from mlx_trm.errors import ConfigError
 from mlx_trm.inference.exporting import export_step
-from mlx_trm.inference.step import compile_reason
+from mlx_trm.inference.step import EvaluationStep
 from mlx_trm.models import TRMSymbols, TRMSymbolsConfig, build_model
 from mlx_trm.models.carry import Batch, random_batch, row_keys
 from mlx_trm.models.losses import act_loss
@@ -190,7 +190,7 @@ def test_cycles_recomputing_and_compiling_change_no_answer():
     plain = fewer.reason(begun(fewer, batch), None)[1].logits
     fewer.recompute(True)
     assert mx.array_equal(fewer.reason(begun(fewer, batch), None)[1].logits, plain)
-    compiled = compile_reason(fewer, True)(fewer.weights(), begun(fewer, batch), None)[1].logits
+    compiled = EvaluationStep(fewer, True)(fewer.weights(), begun(fewer, batch), None)[1].logits
     assert mx.max(mx.abs(compiled - plain)).item() < 1e-3
 
 

@@ -18,7 +18,7 @@ from scripted import scripted_model
 import mlx_trm as trm
 from mlx_trm.config.loading import config_from_dict
 from mlx_trm.config.registry import MODELS
-from mlx_trm.inference.step import compile_reason
+from mlx_trm.inference.step import EvaluationStep
 from mlx_trm.models import build_model
 from mlx_trm.models.carry import Batch, random_batch
 from mlx_trm.models.losses import act_loss
@@ -120,8 +120,8 @@ def test_a_row_does_not_depend_on_its_place_in_the_batch(order, name):
 def test_a_compiled_evaluation_step_equals_a_plain_one(name):
     model = small(name).eval()
     carry, rows = begun(model)
-    plain, outputs = compile_reason(model, False)(model.weights(), carry, rows)
-    fast, fast_outputs = compile_reason(model, True)(model.weights(), carry, rows)
+    plain, outputs = EvaluationStep(model, False)(model.weights(), carry, rows)
+    fast, fast_outputs = EvaluationStep(model, True)(model.weights(), carry, rows)
     for ours, theirs in zip((*plain.latents, *outputs[:3]), (*fast.latents, *fast_outputs[:3])):
         np.testing.assert_allclose(np.array(ours), np.array(theirs), atol=1e-4)
 

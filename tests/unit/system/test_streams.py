@@ -12,7 +12,7 @@ from marks import batches, experiment
 
 from mlx_trm.config.sections import TaskSpec
 from mlx_trm.errors import ConfigError
-from mlx_trm.inference.step import compile_reason
+from mlx_trm.inference.step import EvaluationStep
 from mlx_trm.models import TRM, TRMConfig, named_arrays
 from mlx_trm.models.carry import Batch, Carry, random_batch
 from mlx_trm.system import backend, streams
@@ -87,7 +87,7 @@ def test_evaluation_gives_the_same_numbers(ask, used, compiled, with_table):
     for count in (1, 3, 64):
         ask(count)
         used.clear()
-        reason = compile_reason(model, compiled)
+        reason = EvaluationStep(model, compiled)
         carry = model.begin(model.initial_carry(batch), batch)
         for _ in range(2):
             carry, outputs = reason(model.weights(), carry, model.puzzle_rows(carry))
@@ -178,7 +178,7 @@ def test_several_threads(ask, compiled):
     spec = TaskSpec(vocab_size=11, seq_len=16, num_puzzle_identifiers=3)
     model = TRM(TRMConfig(hidden_size=32, num_heads=2, H_cycles=1, L_cycles=1), spec).eval()
     mx.eval(model.parameters())
-    reason = compile_reason(model, compiled)
+    reason = EvaluationStep(model, compiled)
 
     def answers(_):
         batch = random_batch(spec, 5)
