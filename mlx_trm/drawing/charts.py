@@ -86,6 +86,10 @@ class Chart:
         """
         self.figure = figure
 
+    def __repr__(self) -> str:
+        """Say what it is, without an address that differs each time."""
+        return f"Chart({len(self.figure.axes)} panels)"
+
     def save(self, path: Union[str, Path]) -> None:
         """Write it as .png, .pdf or .svg; the file is replaced if it is there.
 
