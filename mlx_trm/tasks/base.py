@@ -373,8 +373,12 @@ def _plugin_code(cls: Type[Task]) -> Optional[str]:
         return None
     try:
         source = inspect.getsource(sys.modules[cls.__module__])
-    except (OSError, TypeError, KeyError):  # a notebook, say
-        return None
+    except (OSError, TypeError, KeyError):  # a notebook is no file, but keeps its cells
+        members = [getattr(value, "fget", value) for value in vars(cls).values()]
+        try:
+            source = "".join(map(inspect.getsource, filter(inspect.isfunction, members)))
+        except OSError:  # typed at a prompt
+            return None
     return hashlib.sha256(source.encode()).hexdigest()
 
 

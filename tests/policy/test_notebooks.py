@@ -95,8 +95,8 @@ def test_what_a_notebook_must_not_be() -> None:
     """Each fault is found."""
 
     def broken(**changes: Any) -> List[str]:
-        cell = {"cell_type": "code", "id": "a", "metadata": {}, "source": ["import mlx_trm as trm"]}
-        cell.update(execution_count=1, outputs=[], **changes)
+        cell: Dict[str, Any] = {"cell_type": "code", "id": "a", "execution_count": 1}
+        cell.update({"metadata": {}, "source": ["import mlx_trm as trm"], "outputs": [], **changes})
         return problems_of({"nbformat": 4, "nbformat_minor": 5, "cells": [cell]}, 1000)
 
     def printed(text: str, name: str = "stdout") -> List[Dict[str, Any]]:
