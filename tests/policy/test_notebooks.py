@@ -25,7 +25,9 @@ NAMES = [
 ]
 MOST_BYTES = 150 * 1024
 # A folder of somebody's machine, or a time of day.
-FOREIGN = re.compile(r"(?<![\w./:<])/(?:home|Users|root|tmp|work|var|opt|private)/|\b\d\d:\d\d:\d\d\b")
+FOREIGN = re.compile(
+    r"(?<![\w./:<])/(?:home|Users|root|tmp|work|var|opt|private)/|\b\d\d:\d\d:\d\d\b"
+)
 each_notebook = pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
 
 

@@ -2,8 +2,10 @@
 
 import json
 import os
+import sys
 import time
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Dict, Iterator, List
 
 import numpy as np
@@ -245,6 +247,24 @@ def test_a_plugins_code_is_part_of_the_key(tmp_path: Path, monkeypatch: Any) -> 
     linecache.clearcache()
     module = importlib.reload(module)
     assert before != module.Mine(TaskConfig(name="mine"), 0).cache_key()
+
+
+def test_a_cells_code_is_part_of_the_key(monkeypatch: Any) -> None:
+    """A task of a notebook has no file; its methods are in a cell, which IPython keeps."""
+    import linecache
+
+    source = "class Mine(Task):\n    def content(self, split):\n        return {}\n"
+
+    def key(cell: str, code: str) -> str:
+        lines = code.splitlines(keepends=True)
+        monkeypatch.setitem(linecache.cache, cell, (len(code), None, lines, cell))
+        names: Dict[str, Any] = {"__name__": "__main__", "Task": Task}
+        exec(compile(code, cell, "exec"), names)  # pylint: disable=exec-used
+        return str(names["Mine"](TaskConfig(name="mine"), 0).cache_key())
+
+    monkeypatch.setitem(sys.modules, "__main__", ModuleType("__main__"))
+    assert key("<cell 1>", source) == key("<cell 2>", source)
+    assert key("<cell 3>", source) != key("<cell 4>", source[:-1] + "  # other puzzles now\n")
 
 
 def test_the_caches_place(monkeypatch: Any, tmp_path: Path) -> None:
