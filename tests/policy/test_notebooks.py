@@ -129,7 +129,7 @@ def test_every_notebook_is_listed() -> None:
 
 
 def test_an_archive_and_the_nightly_run_have_them() -> None:
-    """The source archive takes notebooks and README's pictures; what runs them installs the kernel."""
+    """Notebooks and README's pictures are in the source archive; where they run is a kernel."""
     manifest = (ROOT / "MANIFEST.in").read_text(encoding="utf-8")
     assert re.search(r"^recursive-include examples .*\*\.ipynb", manifest, re.MULTILINE)
     assert re.search(r"^recursive-include docs .*\*\.png", manifest, re.MULTILINE)
