@@ -21,6 +21,7 @@ from mlx_trm.cli.checkpoints import (
     check_given,
     find_weights,
     load_run,
+    locate_run,
     tell_of_slow_blas,
 )
 from mlx_trm.cli.puzzles import Given, read_given, read_standard_input
@@ -40,6 +41,7 @@ from mlx_trm.cli.solve_display import (
 from mlx_trm.drawing.scenes import Scene, Subject
 from mlx_trm.errors import ConfigError
 from mlx_trm.inference.filming import Recorder, film_steps
+from mlx_trm.inference.packaged import find_search
 from mlx_trm.inference.search import SearchSettings
 from mlx_trm.inference.solver import Solver, SolverStep
 from mlx_trm.runs.puzzle_rows import read_row_names
@@ -96,11 +98,12 @@ def run(args: argparse.Namespace) -> int:
             "options of several runs (--halt q also ends a run where the model believes its answer)"
         )
     content = read_standard_input() if args.puzzle == "-" else None
-    search = {}
     if args.run is None:
         entry = find_weights(args.puzzle, content)
         LOGGER.info("weights of the package: %s (%s)", entry.name, entry.summary)
-        args.run, search = str(entry.folder), entry.search
+        args.run = str(entry.folder)
+    # Weights of the package are solved with what suits them, whether they were named or found.
+    search = find_search(locate_run(args.run))
     solver = open_solver(args)
     given = read_given(args.puzzle, solver.task, content)
     display = Display(solver.task, len(given), args.show == "steps", args.quiet)

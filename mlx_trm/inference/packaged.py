@@ -86,6 +86,23 @@ def find_pretrained(name: str, folder: Path = FOLDER) -> Pretrained:
     return known[name]
 
 
+def find_search(path: Path, folder: Path = FOLDER) -> Dict[str, Any]:
+    """Give the settings of a search that suit weights.
+
+    Args:
+        path: the folder that holds the weights.
+        folder: as of :func:`find_pretrained`.
+
+    Returns:
+        Settings by name, as of :class:`Pretrained`; none where the package has no such weights.
+
+    Raises:
+        CheckpointError: if the list of weights cannot be read.
+    """
+    same = [each for each in pretrained(folder) if each.folder.resolve() == path.resolve()]
+    return dict(same[0].search) if same else {}
+
+
 def load_pretrained(name: str, folder: Path = FOLDER) -> Checkpoint:
     """Load weights that come with the package.
 

@@ -14,7 +14,7 @@ from mlx_trm.drawing.scenes import Subject, find_labels
 from mlx_trm.errors import ConfigError, DataError
 from mlx_trm.inference.answers import SolverStep
 from mlx_trm.inference.filming import Recorder, film_steps, watch_steps
-from mlx_trm.inference.packaged import load_pretrained
+from mlx_trm.inference.packaged import find_pretrained, load_pretrained
 from mlx_trm.inference.search.draws import plain_starts
 from mlx_trm.inference.search.engine import Result, Search, sigmoid
 from mlx_trm.inference.search.problems import Problems, Puzzle, PuzzleReader
@@ -40,7 +40,10 @@ class Solver:
         model: its own weights are used, unless others are given.
         config: the experiment it belongs to.
         task: reads puzzles, writes answers and checks them.
+        own_search: settings of :meth:`search` and :meth:`film` where none are given.
     """
+
+    own_search: Optional[SearchSettings] = None
 
     def __init__(
         self,
@@ -114,6 +117,8 @@ class Solver:
     def from_pretrained(cls, name: str) -> "Solver":
         """Make a solver from weights that come with the package.
 
+        As in the command ``solve``, settings that suit them are ``own_search``.
+
         Args:
             name: such as ``sudoku``; :func:`mlx_trm.pretrained` lists them.
 
@@ -122,7 +127,9 @@ class Solver:
             CheckpointError: if the package is damaged.
         """
         checkpoint = load_pretrained(name)
-        return cls(checkpoint.model, checkpoint.config)
+        solver = cls(checkpoint.model, checkpoint.config)
+        solver.own_search = SearchSettings(**find_pretrained(name).search)
+        return solver
 
     def steps(
         self,
@@ -215,7 +222,7 @@ class Solver:
         Args:
             puzzles: each as for :meth:`steps`. They are read when they are needed, never more than
                 a window of some thousands ahead of the results.
-            settings: how to solve them; the default is one plain run.
+            settings: how to solve them; without these and any changes, ``own_search``.
             on_step: called after each step of the batch, to show that it goes on.
             on_answer: called after each step of each rollout with the puzzle's place, the rollout,
                 its (S,) uint8 answer, q_halt, and its (S,) float32 confidence.
@@ -228,7 +235,7 @@ class Solver:
             ConfigError: at once, for settings that cannot be used.
             DataError: from the iterator, for a puzzle that cannot be read, saying which.
         """
-        chosen = make_settings(settings, changes)
+        chosen = make_settings(settings if settings or changes else self.own_search, changes)
         search = Search(
             self.model, self.task, chosen, self._count(chosen.steps), self._reason, self._weights
         )
@@ -246,7 +253,7 @@ class Solver:
         Args:
             puzzle: as for :meth:`steps`.
             steps: as for :meth:`steps`.
-            settings: for several runs of the puzzle, as for :meth:`search`.
+            settings: as for :meth:`search`; where only ``steps`` is given, one plain run is filmed.
             changes: settings by name, such as ``rollouts=8``.
 
         Returns:
@@ -257,7 +264,7 @@ class Solver:
             DataError: if the puzzle cannot be read.
         """
         subject, title = self._subject(puzzle)
-        if settings is None and not changes:
+        if settings is None and not changes and (steps is not None or self.own_search is None):
             take = film_steps(subject, self.steps(puzzle, steps))
             return Film([subject.scene(title, (take,))])
         if steps is not None:

@@ -20,6 +20,7 @@ from scripted import (
 )
 
 from mlx_trm.drawing.terminal import EXPLAINED, draw_bar, side_by_side, with_beliefs
+from mlx_trm.inference.packaged import find_pretrained
 from mlx_trm.models import TRM, TRMConfig
 from mlx_trm.runs.checkpoint import save_checkpoint
 from mlx_trm.solve import main
@@ -508,6 +509,21 @@ def test_options_between_run_and_puzzle(capsys: pytest.CaptureFixture[str]) -> N
     """RUN may be left out, so words are counted when the options have been taken."""
     assert main(["sudoku-4x4", "--halt", "rules", "4.21 1... 3.4. ..1.", "-q"]) == 0
     assert "accepted by the rules" in capsys.readouterr().out
+
+
+def test_weights_by_name_are_solved_as_those_that_are_found(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """The settings that suit weights hold by name and by path; an option asks for a plain run."""
+    puzzle, said = "4.21 1... 3.4. ..1.", []
+    path = str(find_pretrained("sudoku-4x4").folder)
+    for words in ([puzzle], ["sudoku-4x4", puzzle], [path, puzzle]):
+        assert main(["-q", *words]) == 0
+        said.append(capsys.readouterr().out)
+    assert said[0] == said[1] == said[2]
+    assert "accepted by the rules" in said[0]
+    assert main(["-q", "sudoku-4x4", puzzle, "--steps", "2"]) == 0
+    assert "halt probability" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -68,6 +68,19 @@ def test_the_small_weights_solve() -> None:
     assert sum(bool(step.correct) for step in found) >= 36
 
 
+def test_a_solver_of_the_package_searches_as_its_weights_say() -> None:
+    """Where nothing is asked for; any setting, and a checkpoint's folder, begin with plain runs."""
+    solver = trm.Solver.from_pretrained("sudoku-4x4")
+    (own,) = solver.search(["4.21 1... 3.4. ..1."])
+    assert own.accepted and own.steps < solver.model.config.halt_max_steps
+    (plain,) = solver.search(["4.21 1... 3.4. ..1."], seed=1)
+    assert plain.steps == solver.model.config.halt_max_steps
+    page = solver.film("4.21 1... 3.4. ..1.").scenes[0].takes
+    assert [len(take.frames) for take in page] == [own.steps]
+    folder = trm.Solver.from_checkpoint(str(FOLDER / "sudoku-4x4"))
+    assert folder.own_search is None
+
+
 def test_the_small_maze_weights_find_ways() -> None:
     """Unseen mazes; the card says 99.5 in 100 after four steps."""
     rng = np.random.default_rng(99)
