@@ -160,7 +160,9 @@ def save_json(path: Path, content: object, option: str = "--json") -> None:
         else:
             write_text(os.path.realpath(path), json_text(content, 2) + "\n")
     except OSError as error:
-        raise ConfigError(f"{option} {path}: cannot be written ({error.strerror})") from error
+        raise ConfigError(
+            f"{option} {path}: cannot be written ({error.strerror}); name another file"
+        ) from error
 
 
 def add_weights(parser: argparse.ArgumentParser) -> None:
@@ -186,7 +188,8 @@ def writable(text: str) -> Path:
         problem = "it is not writable"
     if problem:
         raise argparse.ArgumentTypeError(f"{text}: cannot be written ({problem})")
-    return path
+    # /dev/stdout is a link, which would be replaced where it leads to a plain file.
+    return Path(os.path.realpath(path)) if path.parent == Path("/dev") and path.is_file() else path
 
 
 def add_overrides(parser: argparse.ArgumentParser) -> None:

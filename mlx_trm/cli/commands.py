@@ -9,7 +9,7 @@ from typing import Callable, Dict, List, Mapping
 
 from mlx_trm.errors import did_you_mean
 from mlx_trm.system.environment import reserve_descriptors
-from mlx_trm.system.output import discard
+from mlx_trm.system.output import discard, unwritten_output
 
 INTERRUPTED, BROKEN_PIPE = 130, 141
 NONE: Mapping[str, Callable[[List[str]], int]] = MappingProxyType({})
@@ -71,9 +71,15 @@ def start_command(argv: List[str], others: Mapping[str, Callable[[List[str]], in
     """
     prepare_streams()
     try:
-        return _start(argv, others)
+        code = _start(argv, others)
+        sys.stdout.flush()
+        return code
     except BrokenPipeError:
         return close_output()
+    except OSError as error:  # commands report their own; this is of what lists them, say
+        discard(sys.stdout)
+        sys.stderr.write(unwritten_output(error) + "\n")
+        return 2
     except KeyboardInterrupt:  # while the command is being imported
         sys.stderr.write("interrupted\n")
         return INTERRUPTED

@@ -7,7 +7,7 @@ interrupted. Results go to standard output, everything else to standard error.
 import argparse
 import logging
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Callable, Dict, Iterator, List, Optional, Tuple
 
@@ -29,7 +29,7 @@ from mlx_trm.errors import (
     printable,
     shown,
 )
-from mlx_trm.system.output import shown_output
+from mlx_trm.system.output import STANDARD_OUTPUT, Output, shown_output, unwritten_output
 
 DONE, NO, USER = 0, 1, 2
 LOGGER = logging.getLogger("mlx_trm")
@@ -124,22 +124,39 @@ def run_command(
     words = sys.argv[1:] if argv is None else argv
     prepare_streams()
     # A run of days does not end because whoever read its output has left.
-    with shown_output(lasting=command == "train") as output:
+    lasting = command == "train"
+    with shown_output(lasting) as output:
         try:
             args = parse_line(parser, words)
         except SystemExit as stop:
-            return int(stop.code or 0)
+            return _end_help(int(stop.code or 0), output)
         with console_messages(args.verbose, args.quiet):
             try:
                 with file_messages(args.log_file), default_device(args.device):
                     LOGGER.debug("%s", " ".join([parser.prog, *words]))
                     code = _run(args, run, needs)
-                    if output.failure is not None:
+                    if lasting and output.failure is not None:
                         reason = output.failure.strerror or output.failure
                         LOGGER.warning("standard output: %s; the run went on without it", reason)
                     return code
             except ConfigError as error:  # of the log file or the device
                 return report_error(error)
+
+
+def _end_help(code: int, output: Output) -> int:
+    """Give the exit code of a line that ended while it was parsed, by ``--help`` say.
+
+    Args:
+        code: the parser's, which does not look at whether its text was written.
+        output: standard output.
+    """
+    with suppress(OSError):
+        output.flush()
+    failure = output.failure
+    if failure is None or isinstance(failure, BrokenPipeError):
+        return code
+    sys.stderr.write(unwritten_output(failure) + "\n")
+    return USER
 
 
 def _run(args: argparse.Namespace, run: Callable[..., Optional[int]], needs: str) -> int:
@@ -181,6 +198,9 @@ def report_error(error: BaseException) -> int:
     where = locate_in_plugin(error)
     if where:
         LOGGER.error("a plugin failed: %s%s (-vv shows the traceback)", text, where, exc_info=error)
+        return USER
+    if isinstance(error, OSError) and error.filename == STANDARD_OUTPUT:
+        LOGGER.error("%s", unwritten_output(error), exc_info=error)
         return USER
     if isinstance(error, OSError) and error.strerror:
         where = f"{error.filename}: " if error.filename else ""

@@ -39,7 +39,9 @@ def save_page(path: Path, scenes: Sequence[Scene], option: str = "--html") -> No
         with replace_file(path) as temporary:
             temporary.write_text(write_page(scenes), encoding="utf-8")
     except OSError as error:
-        raise ConfigError(f"{option} {path}: cannot be written ({error.strerror})") from error
+        raise ConfigError(
+            f"{option} {path}: cannot be written ({error.strerror}); name another file"
+        ) from error
 
 
 def write_page(scenes: Sequence[Scene]) -> str:

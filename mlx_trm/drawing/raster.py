@@ -101,7 +101,9 @@ def save_strip(path: Path, rows: Sequence[Sequence[Panel]], option: str = "--png
         with replace_file(path) as temporary:
             picture.save(temporary, format="PNG", optimize=True)
     except OSError as error:
-        raise ConfigError(f"{option} {path}: cannot be written ({error.strerror})") from error
+        raise ConfigError(
+            f"{option} {path}: cannot be written ({error.strerror}); name another file"
+        ) from error
 
 
 def save_animation(path: Path, scenes: Sequence[Scene], option: str = "--gif") -> None:
@@ -132,7 +134,9 @@ def save_animation(path: Path, scenes: Sequence[Scene], option: str = "--gif") -
                 disposal=1,
             )
     except OSError as error:
-        raise ConfigError(f"{option} {path}: cannot be written ({error.strerror})") from error
+        raise ConfigError(
+            f"{option} {path}: cannot be written ({error.strerror}); name another file"
+        ) from error
 
 
 def draw_animation(scenes: Sequence[Scene]) -> Tuple[List["Image"], List[int]]:

@@ -9,6 +9,7 @@ import platform
 import re
 import shutil
 import sys
+import tempfile
 import time
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -147,7 +148,8 @@ def new_folder(path: AnyPath) -> Iterator[Path]:
 def replace_file(path: AnyPath) -> Iterator[Path]:
     """Give a temporary file's name; what is written there becomes ``path`` if the block succeeds.
 
-    Otherwise ``path`` stays as it was. In both cases nothing else is left behind.
+    Otherwise ``path`` stays as it was. In both cases nothing else is left behind. A device or a
+    pipe is written to, never replaced.
 
     Args:
         path: of the file; its folder has to be there.
@@ -155,6 +157,13 @@ def replace_file(path: AnyPath) -> Iterator[Path]:
     Raises:
         OSError: if the file cannot be flushed to the disk or put in place.
     """
+    if os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):
+        with tempfile.TemporaryDirectory() as folder:
+            temporary = Path(folder) / Path(path).name
+            yield temporary
+            with open(temporary, "rb") as written, open(path, "wb") as device:
+                shutil.copyfileobj(written, device)
+        return
     temporary = temporary_name(path)
     remove_unfinished(temporary.parent, of=Path(path).name)
     try:

@@ -13,6 +13,7 @@ from typing import Any, Iterator, Optional, Pattern
 from mlx_trm.errors import printable
 
 COLORS = re.compile(r"\x1b\[[0-9;]*m")
+STANDARD_OUTPUT = "standard output"  # the file that its errors name
 # What a progress bar needs: back to the line's begin, and up where there are several.
 MOVES = re.compile(r"\r|\x1b\[A")
 
@@ -41,7 +42,8 @@ class Output:
         """Write text, printable.
 
         Raises:
-            OSError: if that fails and the stream is not a lasting one.
+            OSError: if that fails and the stream is not a lasting one; its file name is
+            :data:`STANDARD_OUTPUT`.
         """
         if self.failure is None:
             try:
@@ -60,13 +62,24 @@ class Output:
 
     def _give_up(self, error: OSError) -> None:
         discard(self._stream)
-        if not self._lasting:
-            raise error
         self.failure = error
+        if self._lasting:
+            return
+        if error.errno is None:
+            raise error
+        raise OSError(error.errno, error.strerror, STANDARD_OUTPUT) from error
 
     def __getattr__(self, name: str) -> Any:
         """Give what the wrapped stream has."""
         return getattr(self._stream, name)
+
+
+def unwritten_output(error: OSError) -> str:
+    """Say in a line why standard output could not be written, and how to mend it."""
+    reason = error.strerror or str(error)
+    return (
+        f"{STANDARD_OUTPUT}: cannot be written ({reason}); free space there, or send it elsewhere"
+    )
 
 
 def discard(stream: Any) -> None:

@@ -6,6 +6,7 @@ import random
 import signal
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from subprocess import CompletedProcess, Popen
 from typing import ContextManager, Dict
@@ -17,6 +18,7 @@ from child_processes import LIMIT, run, started, wait_until
 from mlx_trm import load_checkpoint
 from mlx_trm.__main__ import main
 from mlx_trm.errors import CheckpointError
+from mlx_trm.solve import main as solve
 
 TINY = "--config sudoku_tiny.yaml task.train_puzzles=64 task.test_puzzles=16 train.batch_size=8"
 LONG = f"train {TINY} train.epochs=800000"
@@ -68,12 +70,42 @@ def test_odd_streams(line: str, code: int, cache: Environment) -> None:
     assert done.returncode in (code, 0 if code == 141 else code)
 
 
-def test_a_full_disk(cache: Environment) -> None:
-    """Where output cannot be written, one line says so."""
+@pytest.mark.parametrize(
+    "words", [f"data show {TINY}", "--help", "--version", "completion bash", "solve --help"]
+)
+def test_a_full_disk(words: str, cache: Environment) -> None:
+    """Where output cannot be written, one line says so, and how to mend it."""
     if not os.path.exists("/dev/full"):
         pytest.skip("no /dev/full")
-    done = shell(f"mlx data show {TINY} > /dev/full", cache)
-    assert done.returncode == 2 and done.stderr == "No space left on device\n"
+    done = shell(f"mlx {words} > /dev/full", cache)
+    assert done.returncode == 2 and done.stderr == (
+        "standard output: cannot be written (No space left on device); free space there, or send "
+        "it elsewhere\n"
+    )
+
+
+@pytest.mark.parametrize("option", ["--json", "--html"])
+def test_a_device_is_written_to_and_stays(
+    option: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A pipe here, which anybody may make: never replaced by a file, as a full one is not."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with ThreadPoolExecutor() as pool:
+        came = pool.submit(pipe.read_bytes)
+        words = ["-q", "sudoku-4x4", "4.21 1... 3.4. ..1.", option, str(pipe)]
+        assert solve(words) == 0 and pipe.is_fifo()
+        assert came.result(LIMIT)
+    capsys.readouterr()
+    if os.path.exists("/dev/full"):
+        link = tmp_path / "full"
+        link.symlink_to("/dev/full")
+        words = ["-q", "sudoku-4x4", "4.21 1... 3.4. ..1.", option, str(link)]
+        assert solve(words) == 2 and link.is_symlink()
+        error = capsys.readouterr().err
+        assert error == (
+            f"{option} {link}: cannot be written (No space left on device); name another file\n"
+        )
 
 
 RUN = f"mlx train {TINY} train.max_steps=12 train.log_interval=1 run_dir=run"
