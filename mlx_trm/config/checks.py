@@ -2,8 +2,9 @@
 
 A field's metadata may hold ``min``, ``max`` (inclusive), ``above``, ``below`` (exclusive) and
 ``choices``, a tuple or a registry; for a list they hold for each item. :data:`NO_SETTING` marks a
-field that says where a configuration came from: it is neither read, checked nor saved. Supported
-types: bool, int, float, str, Literal, and Optional, Union and List of them.
+field that says where a configuration came from: it is neither read, checked nor saved. :data:`PATH`
+marks the name of a file or folder, which may not be empty. Supported types: bool, int, float, str,
+Literal, and Optional, Union and List of them.
 """
 
 import dataclasses
@@ -20,6 +21,7 @@ WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "
 WORDS[type(None)] = "null"
 WORDS_FOR_MANY = {int: "whole numbers", float: "numbers", str: "text"}
 NO_SETTING: Mapping[str, Any] = MappingProxyType({"setting": False})
+PATH: Mapping[str, Any] = MappingProxyType({"path": True})
 YES_NO = {"yes": "true", "on": "true", "y": "true", "no": "false", "off": "false", "n": "false"}
 
 
@@ -250,6 +252,8 @@ def _range_problem(value: Any, metadata: Mapping[str, Any]) -> Optional[str]:
         return None
     if value is None:
         return None
+    if "path" in metadata and value == "":
+        return "is empty text; name a path, or null for none"
     if "choices" in metadata and value not in metadata["choices"]:
         return _choice_problem(value, metadata["choices"])
     if isinstance(value, (int, float)) and not isinstance(value, bool):

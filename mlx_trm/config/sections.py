@@ -8,7 +8,7 @@ import re
 from dataclasses import dataclass, field, fields
 from typing import Any, Dict, FrozenSet, List, Mapping, NamedTuple, Optional, Tuple, Union
 
-from mlx_trm.config.checks import NO_SETTING, Section, show
+from mlx_trm.config.checks import NO_SETTING, PATH, Section, show
 from mlx_trm.config.html import settings_html
 from mlx_trm.config.registry import LOSSES, OPTIMIZERS
 from mlx_trm.errors import shown
@@ -187,7 +187,7 @@ class TrainConfig(Section):  # pylint: disable=too-many-instance-attributes
 class InitConfig(Section):
     """The first weights, where they are not random."""
 
-    run: Optional[str] = None
+    run: Optional[str] = field(default=None, metadata=PATH)
     """Run or checkpoint folder that they come from, its average (reference: load_checkpoint)."""
     only: List[str] = field(default_factory=list)
     """Take only weights whose names match one of these, as L_level.*; empty: all that fit."""
@@ -251,11 +251,11 @@ class TaskConfig(Section):
 
     name: str
     """Which task."""
-    data_dir: Optional[Union[str, List[str]]] = None
+    data_dir: Optional[Union[str, List[str]]] = field(default=None, metadata=PATH)
     """Folder of a built dataset to use as it is, or a list of several (reference: data_paths)."""
-    train_file: Optional[str] = None
+    train_file: Optional[str] = field(default=None, metadata=PATH)
     """Raw training puzzles, a CSV or text file; what is built from it is cached."""
-    test_file: Optional[str] = None
+    test_file: Optional[str] = field(default=None, metadata=PATH)
     """Raw test puzzles, a CSV or text file; what is built from it is cached."""
     seed: Optional[int] = field(default=None, metadata={"min": 0, "max": MAX_SEED})
     """Seed of generated or augmented data; unset for the top-level seed."""
@@ -351,7 +351,7 @@ class ExperimentConfig(Section):
     """With which weights it begins."""
     seed: int = field(default=0, metadata={"min": 0, "max": MAX_SEED})
     """Decides weights, batch order, augmentation and exploration."""
-    run_dir: Optional[str] = None
+    run_dir: Optional[str] = field(default=None, metadata=PATH)
     """Folder for the run's files; unset for runs/ and the configuration's name."""
     plugins: List[str] = field(default_factory=list)
     """Modules or .py files that register tasks, models or reporters; imported before the rest."""
