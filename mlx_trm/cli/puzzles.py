@@ -12,7 +12,7 @@ from mlx_trm.errors import DataError, listed
 from mlx_trm.system.bounded import read_bytes
 from mlx_trm.tasks import Task
 from mlx_trm.tasks.pasted import PASTED
-from mlx_trm.tasks.puzzle_files import own_names, split_fields
+from mlx_trm.tasks.puzzle_files import check_names, own_names, split_fields
 
 LISTED_PROBLEMS = 10
 # A text with a larger share of the task's symbols and spaces is a puzzle, not a file's name.
@@ -129,8 +129,10 @@ def read_texts(
     except ValueError as error:
         raise DataError(f"{name}: {error}; give fewer puzzles at a time") from error
     first = [word.strip(' "') for word in lines[0].split(",")] if lines else []
-    header = own_names(first, getattr(task.config, "columns", None))
+    columns = getattr(task.config, "columns", None)
+    header = own_names(first, columns)
     if "question" in header:
+        check_names(f"{name}:1", first, columns)
         found = list(_questions(name, lines[1:], header.index("question")))
     else:
         try:

@@ -36,26 +36,8 @@ from mlx_trm.system.files import hash_file
 COLUMNS = ("source", "question", "answer", "rating")
 # What others call the two columns that are needed; capitals make no difference.
 SYNONYMS = {
-    "question": (
-        "question",
-        "questions",
-        "puzzle",
-        "puzzles",
-        "quiz",
-        "quizzes",
-        "input",
-        "inputs",
-    ),
-    "answer": (
-        "answer",
-        "answers",
-        "solution",
-        "solutions",
-        "output",
-        "outputs",
-        "label",
-        "labels",
-    ),
+    "question": tuple("question questions puzzle puzzles quiz quizzes input inputs".split()),
+    "answer": tuple("answer answers solution solutions output outputs label labels".split()),
 }
 
 T = TypeVar("T")
@@ -295,6 +277,7 @@ def _blocks(
             f"{path}:1: has not each of the columns {shown(', '.join(columns))} once that "
             f"task.columns names; it has {shown(','.join(there)) if any(there) else 'nothing'}"
         )
+    check_names(f"{path}:1", there, columns)
     names = own_names(there, columns)
     if not all(names.count(needed) == 1 for needed in SYNONYMS):
         given = shown(",".join(names)) if any(names) else "nothing"
@@ -319,6 +302,25 @@ def _blocks(
             line += block.count(b"\n")
         if not read:
             return
+
+
+def check_names(where: str, header: Sequence[str], columns: Optional[Sequence[str]] = None) -> None:
+    """Refuse a header in which two columns may be the question, or the answer, naming both.
+
+    Args:
+        where: put before the problem.
+        header, columns: as of :func:`own_names`.
+
+    Raises:
+        DataError: where they may be, and ``columns`` does not say.
+    """
+    for own, others in () if columns and _has(header, columns) else SYNONYMS.items():
+        found = [shown(name.strip()) for name in header if _plain_name(name) in others]
+        if len(found) > 1:
+            raise DataError(
+                f"{where}: the columns {found[0]} and {found[1]} may both be the {own}; rename "
+                "one, or say which by task.columns=[PUZZLE,ANSWER]"
+            )
 
 
 def own_names(header: Sequence[str], columns: Optional[Sequence[str]] = None) -> List[str]:
@@ -352,9 +354,7 @@ def _has(header: Sequence[str], columns: Sequence[str]) -> bool:
 def _is_header(line: bytes, columns: Optional[Sequence[str]]) -> bool:
     """Whether a first line names columns: one of them is the question."""
     text = line.decode("utf-8-sig", "replace").replace('"', "")
-    if columns is not None and _has(text.split(","), columns):
-        return True
-    return "question" in own_names(text.split(",")) or "question" in text.lower()
+    return "question" in own_names(text.split(","), columns) or "question" in text.lower()
 
 
 def _read_line(path: Path, number: int, file: BinaryIO) -> bytes:
