@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any, Callable, Dict, Iterator, List, Mapping, NamedTuple, Sequence
 
 from mlx_trm.drawing.scenes import Subject
-from mlx_trm.errors import ConfigError, did_you_mean
+from mlx_trm.errors import ConfigError, DataError, did_you_mean, shown
 from mlx_trm.inference.search import SearchSettings
 from mlx_trm.inference.search.engine import Result, Search
 from mlx_trm.inference.search.rows import Watcher
@@ -96,10 +96,15 @@ class Served:
         A puzzle may keep the rules busy for seconds, so this is not for the worker's thread.
 
         Raises:
-            DataError: if it is malformed.
+            DataError: if it is malformed, or several puzzles.
         """
         task = self.solver.task
-        puzzle = task.expand_puzzle(text)[0]
+        puzzles = task.expand_puzzle(text)
+        if len(puzzles) != 1:
+            raise DataError(
+                f"{shown(text)} is {len(puzzles)} puzzles, {shown(', '.join(puzzles))}; name one"
+            )
+        puzzle = puzzles[0]
         tokens = task.parse(puzzle)
         answers, problems = task.answers(tokens[None])
         problem = " ".join(problems.get(0, "").split())

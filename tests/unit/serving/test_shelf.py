@@ -5,9 +5,9 @@ from typing import Any, List
 
 import numpy as np
 import pytest
-from served import SUDOKU, packaged
+from served import SUDOKU, packaged, untrained
 
-from mlx_trm.errors import ConfigError
+from mlx_trm.errors import ConfigError, DataError
 from mlx_trm.serving.shelf import Shelf
 
 OTHER = "..3. .... 2..1 .4.."
@@ -53,3 +53,15 @@ def test_models_are_found_by_name_alone() -> None:
     assert shelf.find("sudoku-4x4").summary.startswith("4x4")
     with pytest.raises(ConfigError, match="did you mean 'sudoku-4x4'"):
         shelf.find("sudoku-4x")
+
+
+def test_a_name_of_several_puzzles_is_refused() -> None:
+    """An ARC task with two test inputs: in a line that names them, not the first one of them."""
+    served = untrained("arc", "arc_tiny.yaml")
+    known = served.solver.task.known_tasks().by_name
+    several = [name for name, tasks in known.items() if len(tasks) > 1]
+    assert several, "the package's ARC tasks have one with several test inputs"
+    with pytest.raises(DataError) as caught:
+        served.read(several[0])
+    assert f"{several[0]}:1, {several[0]}:2" in str(caught.value) and "\n" not in str(caught.value)
+    assert served.read(f"{several[0]}:2").text == f"{several[0]}:2"
