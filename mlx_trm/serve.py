@@ -116,7 +116,7 @@ def run(args: argparse.Namespace) -> int:
             shelf.load()
 
         worker.start(prepare)
-        server = handlers.Server(shelf, worker, Runs(folders), make_pages(), Doorman())
+        server = handlers.Server(shelf, worker, Runs(folders), make_pages(), Doorman(args.seconds))
         address = url_of(args.host, bound.getsockname()[1])
 
         def ready() -> None:

@@ -1,6 +1,10 @@
 """The application, and the server around it, by starlette and uvicorn (extra ``serve``)."""
 
+import os
 import socket
+import sys
+from contextlib import suppress
+from types import FrameType
 from typing import Any, Awaitable, Callable, Collection, Optional
 
 import uvicorn
@@ -20,6 +24,8 @@ from mlx_trm.serving.worker import Busy, explain
 Handler = Callable[[Request], Awaitable[Response]]
 MOST_CONNECTIONS = 256
 END_SECONDS = 1  # in which clients take what is being sent; then they are left
+STEP_SECONDS = 3.0  # in which the worker ends a step; then the process ends all the same
+INTERRUPTED = 130  # the exit code of every command that Ctrl-C has ended
 
 
 def make_app(server: Server, names: Collection[str] = ()) -> Guard:
@@ -77,16 +83,33 @@ def _explained(handler: Handler) -> Handler:
 
 
 class _Uvicorn(uvicorn.Server):
-    """Says when it listens."""
+    """Says when it listens and when it is told to end."""
 
-    def __init__(self, config: uvicorn.Config, ready: Callable[[], None]) -> None:
+    def __init__(
+        self, config: uvicorn.Config, ready: Callable[[], None], closing: Callable[[], None]
+    ) -> None:
         super().__init__(config)
-        self._ready = ready
+        self._ready, self._closing = ready, closing
+
+    def handle_exit(self, sig: int, frame: Optional[FrameType]) -> None:
+        """Begin to end at the first signal, and end at the second."""
+        if self.should_exit:
+            leave_at_once()
+        self._closing()
+        super().handle_exit(sig, frame)
 
     async def startup(self, sockets: Optional[Any] = None) -> None:
         """Begin to listen."""
         await super().startup(sockets)
         self._ready()
+
+
+def leave_at_once() -> None:
+    """End the process without waiting for threads that cannot be interrupted."""
+    with suppress(OSError, ValueError):
+        sys.stderr.write("interrupted\n")
+        sys.stderr.flush()
+    os._exit(INTERRUPTED)  # pylint: disable=protected-access
 
 
 def run_server(
@@ -101,7 +124,8 @@ def run_server(
         ready: called when it listens.
 
     Raises:
-        KeyboardInterrupt: when Ctrl-C has ended it.
+        KeyboardInterrupt: when Ctrl-C has ended it. Where the worker is not done with a step some
+            seconds later, or at a second Ctrl-C, the process ends here.
     """
     config = uvicorn.Config(
         make_app(server, names),
@@ -117,6 +141,12 @@ def run_server(
         timeout_graceful_shutdown=END_SECONDS,
     )
     try:
-        _Uvicorn(config, ready).run(sockets=[bound])
+        _Uvicorn(config, ready, server.doorman.close).run(sockets=[bound])
     finally:
-        server.worker.stop()
+        server.doorman.close()
+        try:
+            ended = server.worker.stop(STEP_SECONDS)
+        except KeyboardInterrupt:
+            ended = False
+        if not ended:
+            leave_at_once()

@@ -108,8 +108,9 @@ async def tell_load(request: Request) -> Response:
 
 async def give_example(request: Request) -> Response:
     """Draw a puzzle."""
-    served = server_of(request).shelf.find(request.query_params.get("model", ""))
-    text = await run_in_threadpool(draw_example, served.solver.task, np.random.default_rng())
+    server = server_of(request)
+    task = server.shelf.find(request.query_params.get("model", "")).solver.task
+    text = await server.doorman.read(draw_example, task, np.random.default_rng())
     return Answer({"puzzle": text})
 
 

@@ -1,6 +1,7 @@
 """Server-sent events: from the worker's thread to a client, who may leave at any time."""
 
 import asyncio
+import threading
 from collections import deque
 from typing import Any, AsyncIterator, Callable, Deque, Dict, Optional, Protocol, Tuple, TypeVar
 
@@ -9,8 +10,9 @@ import anyio.to_thread
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from mlx_trm.serving.worker import Busy
+from mlx_trm.serving.worker import Busy, explain
 from mlx_trm.system.files import json_text
+from mlx_trm.system.patience import limit_patience
 
 MOST_STREAMS = 64  # clients that follow runs at a time
 READERS, MOST_READING = 4, 64  # puzzles that are read at a time, and those that wait for it
@@ -61,8 +63,14 @@ class Events:
 class Doorman:
     """Counts clients that stay, and lets puzzles be read by a few threads."""
 
-    def __init__(self) -> None:
-        """Begin with nobody."""
+    def __init__(self, most_seconds: float = 120.0) -> None:
+        """Begin with nobody.
+
+        Args:
+            most_seconds: that a puzzle is read, at most.
+        """
+        self._most_seconds = most_seconds
+        self._closed = threading.Event()
         self._inside, self._reading = 0, 0
         self._readers: Optional[anyio.CapacityLimiter] = None
 
@@ -80,6 +88,10 @@ class Doorman:
         """Give a client's place back."""
         self._inside -= 1
 
+    def close(self) -> None:
+        """Give up what is being read: the server ends."""
+        self._closed.set()
+
     async def read(self, function: Callable[..., T], *arguments: Any) -> T:
         """Read a puzzle in one of a few threads; some keep the rules busy for seconds.
 
@@ -92,14 +104,20 @@ class Doorman:
 
         Raises:
             Busy: if too many wait to be read.
+            GivenUp: if it takes too long, or the server ends.
         """
+
+        def patiently() -> T:
+            with limit_patience(self._most_seconds, self._closed.is_set):
+                return function(*arguments)
+
         if self._reading >= MOST_READING:
             raise Busy(self._reading, 5, "puzzles are being read")
         if self._readers is None:  # made in the loop to which it belongs
             self._readers = anyio.CapacityLimiter(READERS)
         self._reading += 1
         try:
-            return await anyio.to_thread.run_sync(function, *arguments, limiter=self._readers)
+            return await anyio.to_thread.run_sync(patiently, limiter=self._readers)
         finally:
             self._reading -= 1
 
@@ -107,7 +125,10 @@ class Doorman:
 async def written(source: Source) -> AsyncIterator[bytes]:
     """Write events until ``done`` or ``error``, and now and then that nothing has happened."""
     while True:
-        found = await source.next(QUIET_SECONDS)
+        try:
+            found = await source.next(QUIET_SECONDS)
+        except Exception as error:  # pylint: disable=broad-exception-caught
+            found = "error", {"error": explain(error)}  # the status is sent already
         if found is None:
             yield b": still here\n\n"
             continue

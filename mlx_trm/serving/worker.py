@@ -8,10 +8,11 @@ easy one waiting; what does not fit the queue is refused at once.
 import logging
 import threading
 import time
+import traceback
 from collections import deque
 from typing import Any, Callable, Deque, Dict, Iterator, List, Optional
 
-from mlx_trm.errors import TRMError, describe_device_problem, describe_error
+from mlx_trm.errors import TRMError, describe_device_problem
 
 LOGGER = logging.getLogger(__name__)
 
@@ -85,13 +86,17 @@ class Job:
 
 
 def explain(error: BaseException) -> str:
-    """Say in one line what went wrong; what no user can mend is logged with its traceback."""
+    """Say to a client in one line what went wrong.
+
+    What no user can mend is logged with its traceback, which a client is never shown: it tells
+    of the server's files.
+    """
     if isinstance(error, TRMError):
         return " ".join(str(error).split())
     advice = describe_device_problem(error)
-    if not advice:
-        LOGGER.warning("unexpected %s: %s", type(error).__name__, error, exc_info=error)
-    return advice or f"unexpected {type(error).__name__}: {describe_error(error)} (a bug)"
+    lines = traceback.format_exception(type(error), error, error.__traceback__)
+    LOGGER.error("a request failed: %s\n%s", advice or "a bug", "".join(lines).rstrip())
+    return advice or "the server failed at this (a bug); where it was started it has said why"
 
 
 class Worker:
@@ -140,13 +145,22 @@ class Worker:
         if failed:
             raise failed[0]
 
-    def stop(self) -> None:
-        """Drop all jobs and end the thread, after the step that it computes."""
+    def stop(self, most_seconds: Optional[float] = None) -> bool:
+        """Drop all jobs and end the thread, after the step that it computes.
+
+        Args:
+            most_seconds: to wait for that, at most; None: as long as it takes.
+
+        Returns:
+            Whether it has ended.
+        """
         with self._changed:
             self._stopping = True
             self._changed.notify_all()
-        if self._thread is not None:
-            self._thread.join()
+        if self._thread is None:
+            return True
+        self._thread.join(most_seconds)
+        return not self._thread.is_alive()
 
     def submit(self, job: Job) -> None:
         """Put a job into the queue; it is told ``waiting`` and how many are before it.

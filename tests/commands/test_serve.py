@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Dict, Iterator, List
@@ -177,3 +178,47 @@ def test_the_address_that_is_printed() -> None:
     assert serve.url_of("0.0.0.0", 80) == "http://127.0.0.1:80/"
     assert serve.url_of("::1", 80) == "http://[::1]:80/"
     assert serve.is_local("127.0.0.1") and serve.is_local("::1") and not serve.is_local("0.0.0.0")
+
+
+STUCK = """
+import itertools, sys, threading, time
+from mlx_trm import serve
+from mlx_trm.serving import app, shelf, solving
+from mlx_trm.system.patience import check_patience
+
+def long_step(*_):
+    deaf.wait()
+    yield
+
+def long_reading(*_):
+    while True:
+        check_patience()
+        time.sleep(0.01)
+
+app.STEP_SECONDS = 0.1
+deaf = threading.Event()
+if "step" in sys.argv:
+    solving.solve_in_turns = long_step
+else:
+    shelf.Served.read = long_reading
+sys.exit(serve.main(["--port", "0"]))
+"""
+
+
+@pytest.mark.parametrize("stuck, presses", [("step", 1), ("step", 2), ("read", 1)])
+def test_the_end_comes_whatever_is_being_computed(stuck: str, presses: int) -> None:
+    """A step that does not end is left after seconds, at a second Ctrl-C at once; rules stop."""
+    with started([sys.executable, "-c", STUCK, stuck]) as process:
+        port = int(process.stdout.readline().split(":")[2].split("/")[0])
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=120)
+        body = {"model": "sudoku-4x4", "puzzle": SUDOKU}
+        connection.request("POST", "/api/solve", json.dumps(body), JSON)
+        if stuck == "step":
+            wait_until(lambda: load(port)[0] == 1, process)
+        else:  # nothing tells when it is being read
+            time.sleep(0.2)
+        for _ in range(presses - 1):
+            process.send_signal(signal.SIGINT)
+            time.sleep(0.3)
+        assert interrupt(process) == [130, "", "interrupted\n"]
+        connection.close()

@@ -13,6 +13,8 @@ from typing import Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 
+from mlx_trm.system.patience import check_patience
+
 # (rows, columns) of a box for each size of grid.
 BOX_SHAPES = {4: (2, 2), 6: (2, 3), 9: (3, 3), 12: (3, 4), 16: (4, 4)}
 SIZES = tuple(BOX_SHAPES)
@@ -230,6 +232,7 @@ def solve_puzzles(
 
     Raises:
         ValueError: for another size or shape, or a digit out of range.
+        GivenUp: if :func:`mlx_trm.system.patience.limit_patience` has set a limit that is passed.
     """
     box_shape(size)
     puzzles = np.asarray(puzzles)
@@ -269,6 +272,7 @@ class _Search:
         masks = np.empty((self.size, self.size, 0), dtype=np.uint16)
         owner = np.empty(0, dtype=np.int64)
         while True:
+            check_patience()
             masks, owner = self._refill(masks, owner)
             if not len(owner):
                 return

@@ -210,7 +210,38 @@ def test_a_bug_is_a_line_too(client: TestClient, monkeypatch: Any, caplog: Any) 
 
     monkeypatch.setattr(handlers, "prepare_work", broken)
     found = answer(solve(client, "sudoku-4x4", SUDOKU), "Error", 500)
-    assert "(a bug)" in found["error"] and "KeyError" in caplog.text
+    assert "(a bug)" in found["error"] and "KeyError" not in found["error"]
+    assert "KeyError: 'a <b>bug</b>'" in caplog.messages[-1] and "in broken" in caplog.messages[-1]
+
+
+def test_a_bug_in_a_stream_is_its_last_event(
+    client: TestClient, monkeypatch: Any, caplog: Any
+) -> None:
+    """The status has been sent by then; the terminal gets the traceback here too."""
+
+    async def broken(*_: Any) -> None:
+        raise KeyError("secret")
+
+    monkeypatch.setattr(streams.Events, "next", broken)
+    response = solve(client, "sudoku-4x4", SUDOKU, headers=STREAM)
+    ((name, content),) = events_of(response.text)
+    assert name == "error" and "(a bug)" in content["error"] and "secret" not in response.text
+    assert "secret" in caplog.messages[-1] and "in broken" in caplog.messages[-1]
+
+
+@pytest.mark.parametrize("path", ["/api/read", "/api/solve"])
+def test_what_the_rules_cannot_tell_in_time_is_given_up(path: str) -> None:
+    """By the deadline, or as soon as the server ends; otherwise a thread would keep it waiting."""
+    body = {"model": "sudoku-4x4", "puzzle": SUDOKU}
+    with serving(openers=[packaged]) as server:
+        server.doorman = streams.Doorman(1e-9)
+        client = TestClient(make_app(server), base_url=HERE)
+        found = answer(client.post(path, json=body), "Error", 422)
+        assert "given up after 1e-09 s" in found["error"]
+        server.doorman = streams.Doorman(60)
+        server.doorman.close()
+        found = answer(client.post(path, json=body), "Error", 422)
+        assert "nobody waits" in found["error"]
 
 
 def test_under_load_a_client_is_told_when_to_come_again() -> None:

@@ -101,8 +101,12 @@ def test_what_fails_is_one_line_and_ends_no_other(caplog: Any) -> None:
     worker.submit(Job(counting([], "good", 3), good.emit))
     assert all(each.over.wait(60) for each in (good, bad, bug))
     assert bad.events[-1] == ("error", {"error": "a b"}) and good.events[-1] == ("done", {})
-    assert "unexpected ValueError: x (a bug)" in bug.events[-1][1]["error"]
-    assert "ValueError" in caplog.text and "DataError" not in caplog.text
+    said = bug.events[-1][1]["error"]
+    assert "(a bug)" in said and "ValueError" not in said and "x" not in said.split()
+    # With its traceback in the message: a terminal shows nothing but messages.
+    (record,) = caplog.records
+    assert "ValueError: x" in record.getMessage() and "in fails" not in record.getMessage()
+    assert "in work\n" in record.getMessage() and "DataError" not in caplog.text
     worker.stop()
 
 
@@ -119,3 +123,20 @@ def test_stopping_drops_what_is_left() -> None:
     worker.submit(Job(counting([], "long", 10**9), told.emit))
     worker.stop()
     assert not told.over.is_set()
+
+
+def test_the_end_waits_no_longer_than_it_is_told() -> None:
+    """A step that is being computed cannot be interrupted; whoever stops is told."""
+    gate, begun = threading.Event(), threading.Event()
+
+    def held(_: Any) -> Iterator[None]:
+        begun.set()
+        gate.wait(60)
+        yield
+
+    worker = start()
+    worker.submit(Job(held, lambda *_: None))
+    assert begun.wait(60)
+    assert worker.stop(0.01) is False
+    gate.set()
+    assert worker.stop(60) is True
