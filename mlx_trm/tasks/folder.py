@@ -70,26 +70,29 @@ class Folder(Task):
 
     @property
     def spec(self) -> TaskSpec:
-        """Dimensions and special tokens, as the folder says; without it those of the model.
+        """Dimensions and special tokens, as the folder says; where it is gone those of the model.
 
         Raises:
-            DataError: if the folder cannot be read, and no model says what they are.
+            DataError: if the folder is there and cannot be read, or no model says what they are.
         """
         if self._spec is None:
-            try:
-                self._spec = self._read_spec()
-            except DataError:
-                if self.assumed is None:
-                    raise
-                return self.assumed
+            if self.assumed is not None and not self._described():
+                return self._fitting(self.assumed)
+            self._spec = self._read_spec()
         return self._spec
 
-    def _read_spec(self) -> TaskSpec:
+    def _folders(self) -> List[Path]:
         listed = self.config.data_dir
         listed = [listed] if isinstance(listed, str) else listed or []
-        folders = [Path(each).expanduser() for each in listed]
-        found = [path / split / "dataset.json" for path in folders for split in SPLITS]
-        found = [path for path in found if path.is_file()]
+        return [Path(each).expanduser() for each in listed]
+
+    def _described(self) -> List[Path]:
+        """Give the files that say what the splits are."""
+        found = [path / split / "dataset.json" for path in self._folders() for split in SPLITS]
+        return [path for path in found if path.is_file()]
+
+    def _read_spec(self) -> TaskSpec:
+        folders, found = self._folders(), self._described()
         if not found:
             if (folders[0] / "dataset.json").is_file():
                 raise DataError(
@@ -106,6 +109,10 @@ class Folder(Task):
                 f"{found[0]}: vocab_size is {spec.vocab_size}; at most {MOST_TOKENS} tokens are "
                 "supported"
             )
+        return self._fitting(spec)
+
+    def _fitting(self, spec: TaskSpec) -> TaskSpec:
+        """Give dimensions that the symbols fit."""
         symbols = self.config.symbols
         if symbols is not None and len(symbols) != spec.vocab_size:
             raise DataError(

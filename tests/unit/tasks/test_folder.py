@@ -199,3 +199,24 @@ def test_other_dimensions_than_the_model_are_refused(tmp_path: Path) -> None:
     model = build_model(config.model, trm.TaskSpec(vocab_size=TOKENS, seq_len=9), seed=0)
     with pytest.raises(ConfigError, match="seq_len is 6, the model was made for 9"):
         Solver(model, config)
+
+
+@pytest.mark.parametrize(
+    "damage, says",
+    [
+        (lambda file: file.write_text("{"), "dataset.json"),
+        (lambda file: file.write_text('{"vocab_size": 5}'), "dataset.json"),
+        (lambda file: None, "task.symbols: has 2 characters"),
+        (lambda file: file.parent.rename(file.parents[1] / "x"), "task.symbols: has 2 characters"),
+    ],
+)
+def test_a_model_does_not_hide_what_is_wrong(
+    tmp_path: Path, damage: Callable[[Path], object], says: str
+) -> None:
+    """Its dimensions stand in for a folder that is gone, not for one that cannot be read."""
+    folder = write_data(tmp_path / "a", splits="train")
+    task = folder_task(folder, symbols="ab")
+    task.assumed = trm.TaskSpec(vocab_size=TOKENS, seq_len=6)
+    damage(folder / "train" / "dataset.json")
+    with pytest.raises(DataError, match=says):
+        _ = task.spec
