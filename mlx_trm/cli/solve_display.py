@@ -81,7 +81,9 @@ class Display:
         description = self.task.describe_answer(puzzle.inputs, result.tokens)
         said = describe_result(puzzle, result, description)
         text = f"after {counted(result.steps, 'step')} in {counted(result.rollouts, 'rollout')}"
-        self._answer(number, puzzle, result, f"{text}: {said}")
+        failed = result.accepted is False and not self.quiet
+        why = "" if not failed else self.task.describe_difficulty(puzzle.inputs)
+        self._answer(number, puzzle, result, f"{text}: {said}" + (f"\n{why}" if why else ""))
 
     def _title(self, number: int, puzzle: Given) -> str:
         place = f" ({puzzle.where})" if puzzle.where else ""

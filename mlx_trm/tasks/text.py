@@ -251,6 +251,11 @@ class TextForm:
         del rng
         raise DataError(f"the task {self.config.name!r} names no symmetries")
 
+    def describe_difficulty(self, inputs: np.ndarray) -> str:
+        """Say in a line why a model may fail at a puzzle of (S,) tokens; empty: not known."""
+        del inputs
+        return ""
+
     def describe_answer(self, inputs: np.ndarray, tokens: np.ndarray) -> str:
         """Say in a few words what an answer is, beyond right or wrong.
 

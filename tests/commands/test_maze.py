@@ -311,3 +311,15 @@ def test_evaluate_reports_paths(run: Any) -> None:
     assert (steps["valid_path"], steps["optimal_path"], steps["exact_accuracy"]) == (1, 0, 1)
     first = Evaluator(marker(), experiment(test_file="m.csv")).run(split="test", steps=1)["all"]
     assert (first["valid_path"], judge(*[parse_maze(BEST, 5)[None]] * 2).valid[0]) == (0, False)
+
+
+@pytest.mark.parametrize(
+    "maze, says",
+    [("S..../...../...../...../....G", 1), ("S#.../.#.#./.#.#./.#.#./...#G", 0)],
+)
+def test_why_the_rules_may_accept_nothing(run: Any, maze: str, says: int) -> None:
+    """A line where there are several shortest paths and no run's answer was accepted."""
+    search = "--halt rules --rollouts 1 --steps 1".split()
+    lines = run("solve", "../marker", maze, *search).out.splitlines()
+    said = [line for line in lines if line.startswith("the maze has several shortest paths")]
+    assert any("not accepted by the rules" in line for line in lines) and len(said) == says

@@ -34,7 +34,16 @@ from mlx_trm.tasks.maze.generator import (
     longest_path,
     maze_keys,
 )
-from mlx_trm.tasks.maze.paths import GOAL, PATH, START, WALL, Judged, judge, solve_mazes
+from mlx_trm.tasks.maze.paths import (
+    GOAL,
+    PATH,
+    START,
+    WALL,
+    Judged,
+    judge,
+    mark_all_shortest_paths,
+    solve_mazes,
+)
 from mlx_trm.tasks.puzzle_files import FilePuzzles, PuzzleFileConfig, hash_puzzle_file
 from mlx_trm.tasks.symmetries import Symmetry, dihedral_transform
 from mlx_trm.tasks.text import BOLD, GREEN, PLAIN, RED, UNDERLINE, mark_of
@@ -324,6 +333,17 @@ class Maze(Task):
         if judged.optimal[0]:
             return f"a shortest path, {steps} steps"
         return f"a path of {steps} steps, {shortest} are enough"
+
+    def describe_difficulty(self, inputs: np.ndarray) -> str:
+        """Say where a maze has several shortest paths: more cells on them than one path has."""
+        inputs = np.asarray(inputs)
+        cells = int(mark_all_shortest_paths(inputs[None]).sum())
+        if cells <= int(self.judge(inputs, inputs).shortest[0]) + 1:
+            return ""
+        return (
+            "the maze has several shortest paths; a model that learnt mazes with one (those of the "
+            "package did) may mix them up"
+        )
 
     def image(self, tokens: np.ndarray, inputs: Optional[np.ndarray] = None) -> np.ndarray:
         """Paint (S,) tokens: (size, size, 3) uint8."""

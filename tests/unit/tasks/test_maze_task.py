@@ -104,6 +104,16 @@ def scored(inputs: np.ndarray, predictions: np.ndarray) -> ScoredRows:
     return ScoredRows(inputs, inputs, predictions, rows * 0, rows * 0.0, rows)
 
 
+@pytest.mark.parametrize(
+    "text, several",
+    [("S.#/..#/..G", True), ("S../##./..G", False), ("S#./.#./..G", False), ("SG./.../...", False)],
+)
+def test_several_shortest_paths_are_said(text: str, several: bool) -> None:
+    """Whatever other ways there are, as long as they are longer."""
+    task = maze(size=3)
+    assert ("several shortest paths" in task.describe_difficulty(task.parse(text))) is several
+
+
 def test_check_remark_and_score() -> None:
     """Valid and optimal paths are counted apart; equality with the label is not asked for."""
     task = maze(size=5)
