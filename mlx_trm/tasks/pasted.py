@@ -1,7 +1,7 @@
 """Grids as people paste them: this program's own drawings, lines around cells, commas, ``_``."""
 
 import re
-from typing import Iterable, Iterator, List, Optional, Sequence, Tuple
+from typing import Iterable, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 # How a terminal is told to write in colour.
 _ANSI = re.compile(r"\033\[[0-9;]*m")
@@ -9,15 +9,55 @@ _ANSI = re.compile(r"\033\[[0-9;]*m")
 LINES = "".join(map(chr, range(0x2500, 0x2580))) + "|"
 MARKS = "+!*"
 # What people put around and between cells, of which no task's symbols are any.
-PASTED = LINES + MARKS + "-,;_█•"
+PASTED = LINES + MARKS + "-=,;_█•"
+# Corners of frames, light, heavy, double, rounded and mixed, or ``+``.
+_TOP_LEFT, _TOP_RIGHT, _BOTTOM_LEFT = "┌┍┎┏╒╓╔╭+", "┐┑┒┓╕╖╗╮+", "└┕┖┗╘╙╚╰"
+# The upper line of a frame; marks of cells have no line between them.
+_TOP = re.compile(rf"[{_TOP_LEFT}][\u2500-\u257f+=-]*?[\u2500-\u257f=-][+=-]*?[{_TOP_RIGHT}]")
+# What stands to the left of a frame's rows; a line between rows has another one there.
+_SIDES = "|│┃║┆┇┊┋╎╏╽╿"
 # A line above or below a grid.
 _RULE = re.compile(r" *[+-]*-[+-]* *")
-_NOTHING = str.maketrans("", "", LINES + MARKS + "-,;[](){}'\"")
+_NOTHING = str.maketrans("", "", LINES + MARKS + "-=,;[](){}'\"")
 
 
 def strip_colors(text: str) -> str:
     """Take a terminal's colour codes out of a text."""
     return _ANSI.sub("", text)
+
+
+class _Frame(NamedTuple):
+    """Where a frame stands: its upper left corner's column, its right side's, its last line."""
+
+    left: int
+    right: int
+    last: int
+
+
+def _find_frame(lines: Sequence[str], number: int) -> Optional[_Frame]:
+    """Find the frame that begins in a line; None: there is none, or it does not end."""
+    top = _TOP.search(lines[number])
+    if top is None:
+        return None
+    left, last = top.start(), -1
+    for place in range(number + 1, len(lines)):
+        side = lines[place][left : left + 1]
+        if side and side in _BOTTOM_LEFT:
+            last = place
+            break
+        if last == place - 1 and side and side in _TOP_LEFT:  # the next frame's upper line
+            break
+        if side == "+":  # a line between rows, or the lower one
+            last = place
+        elif last >= 0 and (not side or side not in LINES):
+            break
+    return None if last < 0 else _Frame(left, _right_side(lines[number], top), last)
+
+
+def _right_side(line: str, top: "re.Match[str]") -> int:
+    """Give the column of a frame's right side; a corner ``+`` looks like a crossing."""
+    whole = re.match(r"[+=-]*[+]", line[top.end() :]) if top[0].endswith("+") else None
+    return top.end() - 1 + (0 if whole is None else whole.end())
 
 
 def cut_drawing(lines: Sequence[str]) -> Optional[List[str]]:
@@ -29,19 +69,15 @@ def cut_drawing(lines: Sequence[str]) -> Optional[List[str]]:
         lines: without colour codes.
 
     Returns:
-        What stands between the frame's sides, row by row, lines of boxes included; None where
+        What stands between the frame's sides, row by row, without lines between rows; None where
         there is no frame.
     """
-    for number, line in enumerate(lines):
-        left = line.find("┌")
-        right = line.find("┐", left)
-        if left < 0 or right < 0:
-            continue
-        rows: List[str] = []
-        for below in lines[number + 1 :]:
-            if below[left : left + 1] == "└":
-                return rows
-            rows.append(below[left + 1 : right])
+    for number in range(len(lines)):
+        frame = _find_frame(lines, number)
+        if frame is not None:
+            inside = lines[number + 1 : frame.last]
+            rows = [row for row in inside if row[frame.left : frame.left + 1] in _SIDES]
+            return [row[frame.left + 1 : frame.right] for row in rows]
     return None
 
 
@@ -54,16 +90,17 @@ def split_drawings(lines: Sequence[str]) -> Iterator[Tuple[int, List[str], bool]
     Returns:
         The number of a part's first line, from 1, its lines, and whether it is a drawing.
     """
-    start, inside = 0, False
-    for number, line in enumerate([*lines, "┌┐"]):
-        if not inside and "┌" in line:
-            if number > start:
-                yield start + 1, list(lines[start:number]), False
-            start, inside = number, True
-        elif inside and "└" in line:
-            yield start + 1, list(lines[start : number + 1]), True
-            start, inside = number + 1, False
-    if inside and start < len(lines):
+    start = number = 0
+    while number < len(lines):
+        frame = _find_frame(lines, number)
+        if frame is None:
+            number += 1
+            continue
+        if number > start:
+            yield start + 1, list(lines[start:number]), False
+        yield number + 1, list(lines[number : frame.last + 1]), True
+        start = number = frame.last + 1
+    if start < len(lines):
         yield start + 1, list(lines[start:]), False
 
 
@@ -143,7 +180,7 @@ def plain_maze(text: str, size: int) -> str:
     text = strip_colors(text)
     drawn = cut_drawing(text.splitlines())
     if drawn is not None:
-        return "\n".join(row[::2].replace(" ", ".") for row in drawn).translate(_TO_TEXT)
+        return "\n".join(_cells_of(row, size) for row in drawn).translate(_TO_TEXT)
     lines = [line for line in text.splitlines() if not _RULE.fullmatch(line)]
     text = "\n".join(line.strip("|│") if line[:1] in ("|", "│") else line for line in lines)
     text = re.sub(r"[,;]", "", text).translate(_TO_TEXT)
@@ -154,6 +191,19 @@ def plain_maze(text: str, size: int) -> str:
             row = spaced[::2]
         rows.append(row)
     return "".join(rows)
+
+
+def _cells_of(row: str, size: int) -> str:
+    """Give the cells of a row in a frame: with lines, a mark or spaces between them, or nothing."""
+    parts = re.split(f"[{_SIDES}]", row)
+    if len(parts) == size > 1:
+        return "".join(part.strip() or "." for part in parts)
+    row = "".join(parts)
+    if len(row) in (2 * size - 1, 2 * size):
+        row = row[::2]
+    elif len(row) == 2 * size + 1:
+        row = row[1::2]
+    return row.replace(" ", ".")
 
 
 _TO_TEXT = str.maketrans({"_": ".", "█": "#", "•": "o"})

@@ -15,7 +15,7 @@ import numpy as np
 
 from mlx_trm.errors import DataError, shown
 from mlx_trm.system.bounded import parse_json
-from mlx_trm.tasks.pasted import LINES, MARKS, strip_colors
+from mlx_trm.tasks.pasted import LINES, MARKS, cut_drawing, strip_colors
 from mlx_trm.tasks.symmetries import dihedral_transform, inverse_dihedral_transform
 from mlx_trm.tasks.text import mark_of
 
@@ -217,7 +217,10 @@ def parse_grid(text: str, size: int = CANVAS) -> np.ndarray:
         except ValueError as error:
             raise DataError(f"the grid is not JSON: {error}") from error
     # Grids beside each other have four spaces between them, cells have one at most, or a mark.
-    lines = dedent(strip_colors(text).translate(_BETWEEN)).split("\n")
+    plain = strip_colors(text)
+    drawn = cut_drawing(plain.splitlines())
+    plain = plain if drawn is None else "\n".join(drawn)
+    lines = dedent(plain.translate(_BETWEEN)).split("\n")
     lines = [re.split(r" {3,}", line.rstrip(), maxsplit=1)[0] for line in lines]
     rows = [
         row for row in re.sub(r"[ ,]", "", "\n".join(lines)).replace("/", "\n").split("\n") if row

@@ -1,5 +1,7 @@
 """Grids as people paste them are read as those that they type."""
 
+from typing import List
+
 import numpy as np
 import pytest
 
@@ -142,3 +144,72 @@ def test_a_frame_that_does_not_end_is_none() -> None:
     assert cut_drawing(["┌──┐", "│S │"]) is None
     with pytest.raises(DataError, match="has 2 cells"):
         sudoku().parse("┌──┐\n│4 2│")
+
+
+# Corners, sides, lines and crossings: top left, line, top crossing, top right, side, inner side,
+# left and right of a line between rows with its crossing, bottom left, bottom crossing, right.
+FRAMES = {
+    "light": "┌─┬┐││├─┼┤└┴┘",
+    "heavy": "┏━┳┓┃┃┣━╋┫┗┻┛",
+    "double": "╔═╦╗║║╠═╬╣╚╩╝",
+    "rounded": "╭─┬╮││├─┼┤╰┴╯",
+    "double sides": "╓─╥╖║║╟─╫╢╙╨╜",
+    "double lines": "╒═╤╕││╞═╪╡╘╧╛",
+    "double outside": "╔═╤╗║│╟─┼╢╚╧╝",
+    "heavy outside": "┏━┯┓┃│┠─┼┨┗┷┛",
+    "dashed": "┌┄┬┐┆┊├┈┼┤└┴┘",
+    "ascii": "+-++||+-+++++",
+    "ascii double": "+=++||+-+++++",
+    "ascii sides": "+-++│|+-+++++",
+    "round and double": "╭═╤╮║│╟─┼╢╰╧╯",
+}
+
+
+def framed(kind: str, rows: List[str], boxes: int, spaced: bool) -> str:
+    """Draw rows in a frame with lines after so many cells both ways."""
+    tl, top, top_x, tr, side, inner, left, line, cross, right, bl, bottom_x, br = FRAMES[kind]
+    size = len(rows)
+    width = (
+        (2 * boxes + 1 if spaced else boxes) if boxes < size else 2 * size + 1 if spaced else size
+    )
+    count = size // boxes
+
+    def rule(first: str, char: str, between: str, last: str) -> str:
+        return first + between.join([char * width] * count) + last
+
+    lines = [rule(tl, top, top_x, tr)]
+    for number, row in enumerate(rows):
+        if number and number % boxes == 0:
+            lines.append(rule(left, line, cross, right))
+        parts = [row[at : at + boxes] for at in range(0, size, boxes)]
+        parts = [f" {' '.join(part)} " if spaced else part for part in parts]
+        lines.append(side + inner.join(parts) + side)
+    return "\n".join([*lines, rule(bl, top, bottom_x, br)])
+
+
+@pytest.mark.parametrize("spaced", [False, True])
+@pytest.mark.parametrize("kind", FRAMES)
+def test_frames_of_every_kind(kind: str, spaced: bool) -> None:
+    """Alone, between words, and with the answer beside it; in files too."""
+    cases = [
+        (sudoku(), SMALL, [SMALL[at : at + 4] for at in range(0, 16, 4)], (4, 2, 1)),
+        (maze(), MAZE, MAZE.split("/"), (3, 1)),
+        (build_task(ARCConfig("arc", max_grid_size=5)), "012/345/678", ["012", "345", "678"], (3,)),
+    ]
+    for task, text, rows, boxes in cases:
+        for box in boxes:
+            drawn = framed(kind, rows, box, spaced)
+            beside = side_by_side(drawn, drawn.replace("1", "2").replace("S", "."))
+            for pasted in (drawn, f"puzzle: {text}\n{drawn}\nafter 3 steps: right", beside):
+                assert task.format(task.parse(pasted)) == text, pasted
+            twice = list(task.split_puzzles(f"{drawn}\n\n{drawn}".splitlines()))
+            assert [task.format(task.parse(each)) for _, each in twice] == [text] * 2
+
+
+def test_frames_of_several_kinds_in_a_file() -> None:
+    """One kind after the other, with and without lines between them."""
+    rows = [SMALL[at : at + 4] for at in range(0, 16, 4)]
+    drawn = [framed(kind, rows, 2, True) for kind in FRAMES]
+    for between in ("\n", "\n\n", "\nand this one:\n"):
+        found = list(sudoku().split_puzzles(between.join(drawn).splitlines()))
+        assert [sudoku().format(sudoku().parse(each)) for _, each in found] == [SMALL] * len(FRAMES)
