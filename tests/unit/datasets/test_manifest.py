@@ -47,6 +47,16 @@ def test_another_token_is_refused(built: Path, name: str) -> None:
     assert len(PuzzleDataset.load(built, "train")) == 32, "whoever meant it can say so"
 
 
+def test_splits_that_were_exchanged_are_refused(built: Path) -> None:
+    """By the manifest alone: no other file says which split it is of."""
+    (built / "train").rename(built / "x")
+    (built / "test").rename(built / "train")
+    (built / "x").rename(built / "test")
+    for split in ("train", "test"):
+        with pytest.raises(DamagedError):
+            PuzzleDataset.load(built, split)
+
+
 def test_a_damaged_cache_is_built_anew(built: Path, tmp_path: Path, caplog: Any) -> None:
     """Without a word of the user's, and to the byte."""
     del built
