@@ -100,10 +100,8 @@ class MazeConfig(PuzzleFileConfig):
         return found
 
 
-# A task says much of itself.
-# pylint: disable-next=too-many-public-methods
 @register_task("maze", MazeConfig)
-class Maze(Task):
+class Maze(Task):  # pylint: disable=too-many-public-methods
     """Mark a shortest path from S to G; a step goes to one of the four neighbours."""
 
     config: MazeConfig
