@@ -13,7 +13,7 @@ from mlx_trm.errors import ConfigError, did_you_mean
 from mlx_trm.inference.scoring import SearchScores, judge_exactly, wilson_interval
 from mlx_trm.inference.search import Problem, Result, Search, SearchSettings
 from mlx_trm.inference.search.draws import plain_starts
-from mlx_trm.inference.step import EvaluationStep, merge_weights, should_compile
+from mlx_trm.inference.step import EvaluationStep, merge_weights
 from mlx_trm.models import RecursiveModel
 from mlx_trm.models.base import Tree
 from mlx_trm.models.carry import Batch
@@ -61,8 +61,7 @@ class Evaluator:
         self.config = config
         self.task = task or build_task(config.task, config.task_seed)
         self.files: Dict[str, Dict[str, str]] = {}
-        compiled = should_compile(config.train.compile, model)
-        self._reason = EvaluationStep(model, compiled, config.eval.memory_limit_gb)
+        self._reason = EvaluationStep.configured(model, config, short=False)
 
     def run(
         self,

@@ -20,7 +20,7 @@ from mlx_trm.inference.search.engine import Result, Search, sigmoid
 from mlx_trm.inference.search.problems import Problems, Puzzle, PuzzleReader
 from mlx_trm.inference.search.rows import Watcher
 from mlx_trm.inference.search.settings import SearchSettings, make_settings
-from mlx_trm.inference.step import EvaluationStep, cell_confidence, merge_weights, should_compile
+from mlx_trm.inference.step import EvaluationStep, cell_confidence, merge_weights
 from mlx_trm.models import RecursiveModel
 from mlx_trm.models.base import Tree
 from mlx_trm.models.carry import IGNORE_LABEL_ID, Batch
@@ -80,7 +80,7 @@ class Solver:
                 )
         self._reader = PuzzleReader(self.task, model, row_names)
         self._weights = weights
-        self._reason = self._compile()
+        self._reason = EvaluationStep.configured(model, config, short=True)
 
     def __getstate__(self) -> Dict[str, Any]:
         """Give what ``copy.deepcopy`` and ``pickle`` keep: all but the compiled step."""
@@ -89,12 +89,7 @@ class Solver:
     def __setstate__(self, state: Dict[str, Any]) -> None:
         """Take it, and make the step anew."""
         vars(self).update(state)
-        self._reason = self._compile()
-
-    def _compile(self) -> EvaluationStep:
-        config = self.config
-        compiled = should_compile(config.train.compile)
-        return EvaluationStep(self.model, compiled, config.eval.memory_limit_gb)
+        self._reason = EvaluationStep.configured(self.model, self.config, short=True)
 
     @classmethod
     def from_checkpoint(

@@ -5,6 +5,7 @@ from typing import Callable, ContextManager, Optional, Tuple
 import mlx.core as mx
 from mlx.utils import tree_unflatten
 
+from mlx_trm.config.sections import ExperimentConfig
 from mlx_trm.models import RecursiveModel, named_arrays
 from mlx_trm.models.base import Tree
 from mlx_trm.models.carry import Carry, Outputs
@@ -74,6 +75,20 @@ class EvaluationStep:
         if compiled:
             prepare_temporary_folder()
         self._step: Callable = mx.compile(self._traced) if compiled else self._traced
+
+    @classmethod
+    def configured(
+        cls, model: RecursiveModel, config: ExperimentConfig, short: bool
+    ) -> "EvaluationStep":
+        """Prepare the step that a configuration asks for.
+
+        Args:
+            model: in evaluation mode.
+            config: ``train.compile`` and ``eval.memory_limit_gb`` are read.
+            short: whether few steps are to be expected; see :func:`should_compile`.
+        """
+        compiled = should_compile(config.train.compile, None if short else model)
+        return cls(model, compiled, config.eval.memory_limit_gb)
 
     def __call__(
         self, weights: Tree, carry: Carry, rows: Optional[mx.array]
