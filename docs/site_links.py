@@ -1,4 +1,4 @@
-"""A hook of MkDocs (mkdocs.yml names it): links from the documents to files of the repository.
+"""Hooks of MkDocs (mkdocs.yml names this file): what the repository shows and a site cannot.
 
 The documents are read in the repository too, so they link to files outside docs/. The site has no
 such files. Where ``extra.repository`` in mkdocs.yml is an address, such a link leads there; where
@@ -19,6 +19,10 @@ PIECES = re.compile(
     r"|(?<!!)\[(?P<text>(?:`[^`\n]*`|[^\[\]`])+)\]\((?P<target>[^)\s]+)\)",
     flags=re.MULTILINE | re.DOTALL,
 )
+# Where the page of examples/browser is put beside the site, the first page says so.
+BROWSER = """[Solve a Sudoku in this browser](solve/index.html){ .md-button .md-button--primary }
+The network runs on your machine; nothing is sent."""
+ROLE = re.compile(r":(?:attr|class|data|exc|func|meth|mod):<code>~?([^<]*)</code>")
 
 
 def on_config(config: Any) -> Any:
@@ -31,9 +35,16 @@ def on_config(config: Any) -> Any:
 def on_page_markdown(markdown: str, page: Any, config: Any, **_: Any) -> str:
     """Give a page's text with its links to files outside the site changed."""
     docs = Path(config.docs_dir)
+    if os.environ.get("BROWSER_PAGE"):
+        markdown = markdown.replace("<!-- browser page -->", BROWSER)
     return rewrite_links(
         markdown, docs / page.file.src_uri, docs, config.extra.get("repository") or ""
     )
+
+
+def on_page_content(html: str, **_: Any) -> str:
+    """Show what docstrings refer to by a role, such as :func:`prepare`, as plain code."""
+    return ROLE.sub(r"<code>\1</code>", html)
 
 
 def rewrite_links(markdown: str, page: Path, docs: Path, repository: str) -> str:
@@ -49,7 +60,7 @@ def rewrite_links(markdown: str, page: Path, docs: Path, repository: str) -> str
 
     def changed(match: "re.Match[str]") -> str:
         text, target = match["text"], match["target"]
-        if match["code"] or re.match(r"[a-z]+:|#", target):
+        if match["code"] or re.match(r"[a-z]+:|#|solve/index", target):
             return match[0]
         file, mark, anchor = target.partition("#")
         there = Path(os.path.normpath(page.parent / file))

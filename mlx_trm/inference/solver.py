@@ -99,7 +99,8 @@ class Solver:
 
         Args:
             path: of the folder.
-            weights, allow_plugins: as of :func:`mlx_trm.runs.checkpoint.load_checkpoint`.
+            weights: which, as for :func:`mlx_trm.runs.checkpoint.load_checkpoint`.
+            allow_plugins: as for the same.
 
         Raises:
             CheckpointError: if there is no checkpoint, or it cannot be used.
