@@ -20,8 +20,10 @@ PIECES = re.compile(
     flags=re.MULTILINE | re.DOTALL,
 )
 # Where the page of examples/browser is put beside the site, the first page says so.
-BROWSER = """[Solve a Sudoku in this browser](solve/index.html){ .md-button .md-button--primary }
-The network runs on your machine; nothing is sent."""
+BROWSER = (
+    '<a class="md-button md-button--primary" href="solve/index.html">Solve a Sudoku in this '
+    "browser</a> The network runs on your machine; nothing is sent."
+)
 ROLE = re.compile(r":(?:attr|class|data|exc|func|meth|mod):<code>~?([^<]*)</code>")
 
 
@@ -60,7 +62,7 @@ def rewrite_links(markdown: str, page: Path, docs: Path, repository: str) -> str
 
     def changed(match: "re.Match[str]") -> str:
         text, target = match["text"], match["target"]
-        if match["code"] or re.match(r"[a-z]+:|#|solve/index", target):
+        if match["code"] or re.match(r"[a-z]+:|#", target):
             return match[0]
         file, mark, anchor = target.partition("#")
         there = Path(os.path.normpath(page.parent / file))
