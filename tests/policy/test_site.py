@@ -17,7 +17,7 @@ import mlx_trm
 DOCS = ROOT / "docs"
 
 
-class Loader(yaml.SafeLoader):
+class Loader(yaml.SafeLoader):  # pylint: disable=too-many-ancestors
     """Reads ``!ENV [NAME, default]`` as its default."""
 
 
