@@ -46,9 +46,11 @@ from mlx_trm.runs.layout import (
     ROW_NAMES,
     STATE,
     find_checkpoint,
+    is_there,
     list_checkpoints,
+    unreadable,
 )
-from mlx_trm.runs.state import read_state, unreadable, write_state
+from mlx_trm.runs.state import read_state, write_state
 from mlx_trm.runs.weights import check_finite, load_weights, read_safetensors
 from mlx_trm.system.environment import reserve_descriptors
 from mlx_trm.system.files import flush, hash_file, owner_name, point_link
@@ -234,7 +236,7 @@ def verify_checkpoint(folder: Path) -> Dict[str, Any]:
     state = read_state(folder)
     for name, digest in state["sha256"].items():
         file = folder / name
-        if not file.is_file():
+        if not is_there(file):
             raise CheckpointError(f"{file}: missing; the checkpoint is not whole, use another one")
         try:
             found = hash_file(file)

@@ -11,7 +11,7 @@ from mlx_trm.config.sections import NEW_ROWS
 from mlx_trm.datasets.names import row_names, unpack_names
 from mlx_trm.errors import CheckpointError, describe_error
 from mlx_trm.models import RecursiveModel
-from mlx_trm.runs.layout import ROW_NAMES
+from mlx_trm.runs.layout import ROW_NAMES, is_there, unreadable
 from mlx_trm.system.bounded import MOST_TEXT, read_bytes
 from mlx_trm.tasks import PuzzleDataset
 
@@ -22,14 +22,21 @@ def read_row_names(folder: Path) -> Optional[List[str]]:
     """Read the names of the rows of a checkpoint's puzzle table; None where it has none.
 
     Raises:
-        CheckpointError: if they cannot be read.
+        CheckpointError: if they are damaged.
+        UnreadableError: if the machine cannot read them.
     """
     file = folder / ROW_NAMES
-    if not file.exists():
+    if not is_there(file):
         return None
     try:
-        return unpack_names(read_bytes(file, MOST_TEXT))
-    except (OSError, ValueError) as error:
+        content = read_bytes(file, MOST_TEXT)
+    except OSError as error:
+        raise unreadable(file, error) from error
+    except ValueError as error:
+        raise CheckpointError(f"{file}: {error}; use another checkpoint") from error
+    try:
+        return unpack_names(content)
+    except (OSError, ValueError) as error:  # gzip's own errors are of both kinds
         raise CheckpointError(
             f"{file}: cannot be read ({describe_error(error)}); use another checkpoint"
         ) from error

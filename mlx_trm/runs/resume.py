@@ -25,6 +25,7 @@ from mlx_trm.runs.layout import (
     METRICS,
     STATE,
     find_checkpoint,
+    is_there,
     list_checkpoints,
     step_folders,
 )
@@ -88,7 +89,7 @@ def resumable_checkpoint(path: Union[str, Path], fall_back: bool = False) -> Pat
         run = Path(path)
         if run.is_dir() and not list_checkpoints(run) and list_checkpoints(run.parent):
             run = run.parent  # a checkpoint folder whose state.json is gone
-        elif run.is_dir() and (run / STATE).is_file():
+        elif run.is_dir() and is_there(run / STATE):
             run = run.parent
         whole = newest_whole(run) if run.is_dir() else None
         if whole is None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Dict, Mapping
 
 from mlx_trm.config.sections import MOST_SIZE, TaskSpec
-from mlx_trm.errors import CheckpointError, UnreadableError, describe_error, shown
+from mlx_trm.errors import CheckpointError, describe_error, shown
 from mlx_trm.runs.layout import (
     AVERAGE,
     CARRY,
@@ -21,6 +21,8 @@ from mlx_trm.runs.layout import (
     OPTIMIZER,
     ROW_NAMES,
     STATE,
+    is_there,
+    unreadable,
 )
 from mlx_trm.system.bounded import read_object
 from mlx_trm.system.files import flush, write_json
@@ -73,7 +75,7 @@ def read_state(folder: Path) -> Dict[str, Any]:
             raise TypeError("step is too large")
         # What is there but not named would be passed over, or read unchecked.
         optional = (AVERAGE, OPTIMIZER, CARRY, ROW_NAMES)
-        needed = [MODEL, CONFIG, *(name for name in optional if (folder / name).exists())]
+        needed = [MODEL, CONFIG, *(name for name in optional if is_there(folder / name))]
         if not isinstance(files, dict) or not files.keys() >= set(needed):
             raise TypeError(f"sha256 must name {', '.join(needed)}")
         TaskSpec.read(dict(state["spec"]))
@@ -89,22 +91,6 @@ def read_state(folder: Path) -> Dict[str, Any]:
             f"{file}: damaged or not a checkpoint's ({describe_error(error)}); "
             "use another checkpoint"
         ) from error
-
-
-def unreadable(path: Path, error: OSError) -> CheckpointError:
-    """Word what the system says about a checkpoint's file or a run's folder.
-
-    Returns:
-        The error: an UnreadableError unless the file is not there at all.
-    """
-    reason = error.strerror or str(error)
-    if isinstance(error, (FileNotFoundError, NotADirectoryError, IsADirectoryError)):
-        return CheckpointError(
-            f"{path}: damaged or not a checkpoint's ({reason}); use another checkpoint"
-        )
-    return UnreadableError(
-        f"{path}: cannot be read just now ({reason}); it may be whole: mend that and try again"
-    )
 
 
 def record_progress(folder: Path, progress: Mapping[str, Any]) -> None:

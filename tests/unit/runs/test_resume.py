@@ -409,6 +409,52 @@ def test_what_cannot_be_read_just_now_is_not_passed_over(
     assert Trainer.resume("run", fall_back=True).step == 20
 
 
+@pytest.mark.parametrize("number", [errno.EIO, errno.EACCES])
+@pytest.mark.parametrize("name", ["step_20/state.json", "step_20/model.safetensors", "latest"])
+def test_what_cannot_be_looked_at_is_not_passed_over(
+    run: Path, tmp_path: Path, monkeypatch: Any, name: str, number: int
+) -> None:
+    """Not even whether a file is there can be told: it is not taken for missing."""
+    shutil.copytree(run, tmp_path / "run", symlinks=True)
+    if name == "latest":  # as where there are no links
+        (tmp_path / "run/latest").unlink()
+        (tmp_path / "run/latest").write_text("step_20\n")
+    real = os.stat
+
+    def looked(path: Any, *args: Any, **kwargs: Any) -> Any:
+        if str(path).endswith(name):
+            raise OSError(number, "something else")
+        return real(path, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "stat", looked)
+        with pytest.raises(UnreadableError, match="just now .something else.") as caught:
+            Trainer.resume("run", fall_back=True)
+        assert "\n" not in str(caught.value)
+    assert Trainer.resume("run", fall_back=True).step == 20
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.EMFILE])
+def test_the_best_is_not_another_one_while_its_name_cannot_be_read(
+    run: Path, tmp_path: Path, monkeypatch: Any, number: int
+) -> None:
+    """What the newest checkpoint says of the best cannot be read: a stale link is not believed."""
+    shutil.copytree(run, tmp_path / "run", symlinks=True)
+    os.unlink("run/best")
+    os.symlink("step_18", "run/best")
+    real = io.open
+
+    def opened(file: Any, *args: Any, **kwargs: Any) -> Any:
+        if str(file).endswith("step_20/state.json"):
+            raise OSError(number, "something else")
+        return real(file, *args, **kwargs)
+
+    monkeypatch.setattr("builtins.open", opened)
+    monkeypatch.setattr(io, "open", opened)
+    with pytest.raises(UnreadableError, match="step_20/state.json: cannot be read just now"):
+        load_checkpoint("run/best")
+
+
 def test_nothing_whole_is_left(run: Path, tmp_path: Path) -> None:
     """The damaged file is named."""
     shutil.copytree(run, tmp_path / "run", symlinks=True)
