@@ -3,6 +3,7 @@
 All of them are run with ``-m slow``, some in every run.
 """
 
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -85,6 +86,8 @@ def test_a_hostile_file(name: str, made: Path, tmp_path: Path) -> None:
     print(f"{name}: code {code}, {more / 2**20:.0f} MiB more: {messages.strip()[:300]}")
     assert code in ((0, 2) if sound else (2,)), messages[-3000:]
     assert "Traceback" not in messages and "a bug" not in messages, messages[-3000:]
+    # A sum that does not fit would be all that is seen of the file.
+    assert not re.search(r"own_sha256|SHA-256|has \d+ bytes, not", messages), messages
     lines = [each for each in messages.splitlines() if not each.startswith("building ")]
     assert sound or len(lines) == 1, messages[-3000:]
     assert len(max(lines, key=len, default="")) < 900

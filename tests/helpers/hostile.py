@@ -15,6 +15,7 @@ from typing import Any, Callable, Dict, NamedTuple, Tuple
 
 import numpy as np
 
+from mlx_trm.runs.state import write_state
 from mlx_trm.system.files import hash_file
 
 STEP, ARC_STEP = Path("run/step_1"), Path("arcrun/step_2")
@@ -44,10 +45,10 @@ class Hostile(NamedTuple):
 
 
 def seal(folder: Path) -> None:
-    """Give the checksums in ``state.json`` what the files have now."""
+    """Give the checksums in ``state.json`` what the files have now, and its own."""
     state = json.loads((folder / "state.json").read_text())
     state["sha256"] = {name: hash_file(folder / name) for name in state["sha256"]}
-    (folder / "state.json").write_text(json.dumps(state))
+    write_state(folder, state)
 
 
 def text(name: str, content: Any) -> Callable[[], None]:
@@ -56,6 +57,16 @@ def text(name: str, content: Any) -> Callable[[], None]:
     def make() -> None:
         found = content() if callable(content) else content
         Path(name).write_bytes(found.encode() if isinstance(found, str) else found)
+
+    return make
+
+
+def bare(folder: str, name: str, content: Any) -> Callable[[], None]:
+    """Write a file of a dataset of earlier versions, which no manifest protects."""
+
+    def make() -> None:
+        Path(folder, "build.json").unlink()
+        text(f"{folder}/{name}", content)()
 
     return make
 
@@ -93,7 +104,7 @@ def state(key: str, value: Any) -> Callable[[], None]:
             held["spec"][key[len("spec.") :]] = value
         else:
             held[key] = value
-        path.write_text(json.dumps(held))
+        write_state(STEP, held)
 
     return make
 
@@ -313,10 +324,10 @@ CASES: Dict[str, Hostile] = {
         "[[1]]", "[[" + ",".join(["1"] * 5_000_000) + "]]"))),
     "arc/cell": Hostile(ARC, text(
         "p_a_challenges.json", pairs(1).replace("[[1]]", f"[[{DIGITS}]]"))),
-    "arc/names": Hostile("evaluate arcrun -q task.data_dir=arcset", text(
-        "arcset/identifiers.json", lists)),
-    "arc/tests": Hostile("evaluate arcrun -q task.data_dir=arcset", text(
-        "arcset/test_puzzles.json", DEEP_OBJECT)),
+    "arc/names": Hostile("evaluate arcrun -q task.data_dir=arcset", bare(
+        "arcset", "identifiers.json", lists)),
+    "arc/tests": Hostile("evaluate arcrun -q task.data_dir=arcset", bare(
+        "arcset", "test_puzzles.json", DEEP_OBJECT)),
     "solve/lines": Hostile("solve run h.txt", text("h.txt", lambda: b"\n" * 100_000_000)),
     "solve/endless": Hostile("solve run h.txt", lambda: Path("h.txt").symlink_to("/dev/zero")),
     "solve/deep": Hostile("solve arcrun h.json", text("h.json", DEEP_OBJECT)),
