@@ -429,7 +429,7 @@ def test_where_no_digest_is_known_one_version_comes(web: Server, what: str) -> N
 def test_where_nothing_tells_versions_apart_nothing_is_gone_on_with(
     web: Server, monkeypatch: Any
 ) -> None:
-    """What a fetch that broke off has left may be of another version, of the same length and ETag."""
+    """What a fetch that broke off has left may be another version of the same length and ETag."""
     monkeypatch.setattr("time.sleep", lambda seconds: None)  # between the library's own attempts
     without_digests(web)
     first, second = (f"/datasets/{SUDOKU}/resolve/{COMMIT}/{name}" for name in CSV)

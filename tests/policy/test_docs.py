@@ -235,14 +235,41 @@ def names_in(path: Path) -> Dict[str, bool]:
     return found
 
 
-def test_test_plan_is_complete() -> None:
-    """The plan maps behaviours to tests and files that exist, and names every slow test."""
-    plan = (ROOT / "docs" / "test_plan.md").read_text(encoding="utf-8")
+@lru_cache(maxsize=None)
+def every_test() -> Dict[str, bool]:
+    """The tests of all files, and whether each is slow."""
     every: Dict[str, bool] = {}
     for path in sorted((ROOT / "tests").rglob("test_*.py")):
         every.update(names_in(path))
+    return every
+
+
+@pytest.mark.parametrize("path", documents(), ids=ident)
+def test_named_tests_exist(path: Path) -> None:
+    """A document that names a test as what holds a promise names one that is there."""
+    named, settings = (
+        set(re.findall(r"`(test_\w+)`", file.read_text(encoding="utf-8")))
+        for file in (path, ROOT / "docs" / "configuration.md")
+    )
+    assert sorted(named - set(every_test()) - settings) == []
+
+
+def test_every_kind_of_fault_has_a_promise_and_its_tests() -> None:
+    """Each of the seventeen stands once in the tables, and names a test."""
+    rows: List[Tuple[int, str]] = []
+    for name in ("reliability", "security"):
+        text = (ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8")
+        rows += [(int(n), row) for n, row in re.findall(r"^\| (\d+) \|(.*)\|$", text, flags=re.M)]
+    assert sorted(number for number, _ in rows) == list(range(1, 18))
+    for number, row in rows:
+        assert re.search(r"`test_\w+`$", row.strip()), number
+
+
+def test_test_plan_is_complete() -> None:
+    """The plan maps behaviours to tests and files that exist, and names every slow test."""
+    plan = (ROOT / "docs" / "test_plan.md").read_text(encoding="utf-8")
+    every = every_test()
     named = set(re.findall(r"`(test_\w+)`", plan))
-    assert named - set(every) == set()
     assert {name for name, slow in every.items() if slow} - named == set()
     for name in set(re.findall(r"`(tests/[\w/]+\.py)`", plan)):
         assert (ROOT / name).is_file(), name
