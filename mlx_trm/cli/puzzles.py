@@ -17,8 +17,9 @@ from mlx_trm.tasks.puzzle_files import check_names, own_names, split_fields
 LISTED_PROBLEMS = 10
 # A text with a larger share of the task's symbols and spaces is a puzzle, not a file's name.
 MOSTLY = 0.85
-# What the text of a file, and a line of it besides, may take: two million puzzles are 500 MB.
-_MOST_BYTES, _LINE_BYTES = 1 << 29, 60
+# What the text of a file, and a line of it besides, may take: 900,000 Sudokus. What is made of it
+# takes up to six times as much.
+_MOST_BYTES, _LINE_BYTES = 1 << 27, 60
 
 
 class Given(NamedTuple):
@@ -121,6 +122,9 @@ def read_texts(
             content = read_standard_input() if source == "-" else read_bytes(path, _MOST_BYTES)
         if len(content) + _LINE_BYTES * content.count(b"\n") > _MOST_BYTES:
             raise ValueError("it has too many lines")
+        if len(content) > _MOST_BYTES // 4 and not content.isascii():
+            # One wide character makes all that stand with it four times as large.
+            raise ValueError(f"it has more than {_MOST_BYTES // 4:,} bytes, and not ASCII alone")
         lines = content.decode("utf-8-sig").splitlines()
     except OSError as error:
         raise DataError(f"{name}: cannot be read ({error.strerror}); name a text file") from error

@@ -329,6 +329,9 @@ CASES: Dict[str, Hostile] = {
     "arc/tests": Hostile("evaluate arcrun -q task.data_dir=arcset", bare(
         "arcset", "test_puzzles.json", DEEP_OBJECT)),
     "solve/lines": Hostile("solve run h.txt", text("h.txt", lambda: b"\n" * 100_000_000)),
+    "solve/line": Hostile("solve run h.txt", text("h.txt", lambda: b"1" * 134_000_000)),
+    "solve/wide": Hostile("solve run h.txt", text(
+        "h.txt", lambda: "\U0001f600".encode() + b"1" * 33_000_000)),
     "solve/endless": Hostile("solve run h.txt", lambda: Path("h.txt").symlink_to("/dev/zero")),
     "solve/deep": Hostile("solve arcrun h.json", text("h.json", DEEP_OBJECT)),
     "solve/number": Hostile(f"solve arcrun e1:{DIGITS}", lambda: None),
