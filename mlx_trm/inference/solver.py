@@ -59,8 +59,7 @@ class Solver:
             model: a trained model.
             config: names the task and says whether to compile.
             task: used instead of making the one that ``config`` names.
-            row_names: of the model's puzzle table, as its checkpoint has them; without them the
-                task's data say which row a puzzle has.
+            row_names: of the model's puzzle table, as its checkpoint has them; default the data's.
             weights: used instead of the model's own trained weights, such as those of a trainer's
                 average; the rest is the model's.
 
