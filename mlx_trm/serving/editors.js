@@ -138,25 +138,38 @@ function mazeEditor(about, changed) {
   return { node: element("div", {}, tools, grid), set, empty: blank.join("/") };
 }
 
+// A puzzle, and the pairs that show what it asks for.
+function showPuzzle(place, drawn, demonstrations) {
+  const captioned = (text, ...boards) =>
+    element("figure", {}, element("figcaption", {}, text), element("div", { class: "pair" }, ...boards));
+  place.replaceChildren();
+  if (!drawn) return;
+  const board = drawing.drawBoard(drawn, "puzzle"), pairs = demonstrations || [];
+  place.append(pairs.length ? captioned("The puzzle", board) : board);
+  pairs.forEach(function (pair, at) {
+    const name = `Demonstration ${at + 1}`;
+    const [given, answer] = [pair.puzzle, pair.answer].map((each, side) => drawing.drawBoard(each, `${name}, ${side ? "answer" : "puzzle"}`));
+    place.append(captioned(name, given, element("span", {}, "\u2192"), answer));
+  });
+}
+
 function namesEditor(names, changed) {
   const select = element("select", { id: "task", size: Math.min(12, Math.max(2, names.length)) });
   for (const name of names) select.append(element("option", { value: name }, name));
   select.addEventListener("change", () => changed(select.value));
   const label = element("label", { for: "task" }, "Tasks of the model's data");
   const preview = element("div", { class: "preview" });
-  function set(text, drawn) {
+  function set(text, drawn, demonstrations) {
     select.value = text;
-    preview.replaceChildren();
-    if (drawn) preview.append(drawing.drawBoard(drawn, "puzzle"));
+    showPuzzle(preview, drawn, demonstrations);
   }
   return { node: element("div", { class: "names" }, element("div", { class: "field" }, label, select), preview), set, empty: "" };
 }
 
 function textEditor() {
   const preview = element("div", { class: "preview" });
-  function set(_, drawn) {
-    preview.replaceChildren();
-    if (drawn) preview.append(drawing.drawBoard(drawn, "puzzle"));
+  function set(_, drawn, demonstrations) {
+    showPuzzle(preview, drawn, demonstrations);
   }
   return { node: preview, set, empty: "" };
 }

@@ -6,6 +6,7 @@ from typing import Any, Dict, List
 import numpy as np
 
 from mlx_trm.datasets.sources import SAMPLES
+from mlx_trm.drawing.page import board_data
 from mlx_trm.errors import DataError
 from mlx_trm.tasks import Task
 from mlx_trm.tasks.arc.files import find_subset, read_subset
@@ -45,6 +46,23 @@ def list_names(task: Task) -> List[str]:
     known = task.known_tasks().by_name
     names = [f"{each.name}:{each.number}" for name in sorted(known) for each in known[name]]
     return names[:MOST_NAMES]
+
+
+def draw_demonstrations(task: Task, text: str) -> List[Dict[str, Any]]:
+    """Draw the pairs that show what a puzzle asks for, where its task has such.
+
+    Args:
+        task: of the puzzle.
+        text: the puzzle.
+
+    Returns:
+        ``puzzle`` and ``answer`` of each, as the page draws grids.
+    """
+    pairs = task.demonstrations(text) if isinstance(task, ARC) else []
+    return [
+        {"puzzle": board_data(task.board(given)), "answer": board_data(task.board(answer))}
+        for given, answer in pairs
+    ]
 
 
 def draw_example(task: Task, rng: np.random.Generator) -> str:

@@ -14,7 +14,7 @@ from starlette.responses import JSONResponse, Response
 from mlx_trm.drawing.page import board_data
 from mlx_trm.errors import DataError
 from mlx_trm.serving.description import describe
-from mlx_trm.serving.examples import draw_example
+from mlx_trm.serving.examples import draw_demonstrations, draw_example
 from mlx_trm.serving.following import Follower, Mark, Runs, compare
 from mlx_trm.serving.pages import Pages
 from mlx_trm.serving.schemas import SCHEMAS, check
@@ -126,7 +126,12 @@ def _read(served: Served, text: str) -> Dict[str, Any]:
     found = served.read(text)
     task, tokens = found.subject.task, found.subject.inputs
     drawing = board_data(found.subject.puzzle())
-    return {"puzzle": task.format(tokens), "problem": found.problem, "drawing": drawing}
+    return {
+        "puzzle": task.format(tokens),
+        "problem": found.problem,
+        "drawing": drawing,
+        "demonstrations": draw_demonstrations(task, found.text),
+    }
 
 
 async def solve_puzzle(request: Request) -> Response:

@@ -86,6 +86,10 @@ SCHEMAS: Dict[str, Schema] = {
             "puzzle": said(TEXT, "the puzzle on one line, as the task writes it"),
             "problem": said(TEXT, "why it cannot be solved; empty: it can, or nobody knows"),
             "drawing": DRAWING,
+            "demonstrations": said(
+                array(fields({"puzzle": DRAWING, "answer": DRAWING})),
+                "pairs that show what the puzzle asks for; none where its task has no such",
+            ),
         }
     ),
     "Example": fields({"puzzle": TEXT}),

@@ -32,7 +32,7 @@
     try {
       const found = await askJson("/api/read", { model: model.name, puzzle: puzzle() });
       if (number !== reading) return;
-      if (redraw) editor.set(model.names.includes(puzzle()) ? puzzle() : found.puzzle, found.drawing);
+      if (redraw) editor.set(model.names.includes(puzzle()) ? puzzle() : found.puzzle, found.drawing, found.demonstrations);
       showMessage(found.problem);
     } catch (error) {
       if (number === reading) showMessage(error.message);

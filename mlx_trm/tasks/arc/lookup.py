@@ -20,6 +20,7 @@ from mlx_trm.tasks.arc.grids import CANVAS
 from mlx_trm.tasks.arc.voting import load_puzzles, pack
 
 RowNumbers = Callable[[], Dict[str, int]]
+Demonstrations = Callable[[], Dict[str, List[Pair]]]
 
 
 class KnownSet(NamedTuple):
@@ -28,10 +29,12 @@ class KnownSet(NamedTuple):
     Attributes:
         pairs: test inputs and answers of each, (H, W) uint8 grids, by name.
         row_numbers: gives the rows of the puzzle table by name; only called where one is needed.
+        demonstrations: gives the pairs that show what each task asks for, likewise.
     """
 
     pairs: Dict[str, List[Pair]]
     row_numbers: RowNumbers
+    demonstrations: Demonstrations
 
 
 class KnownInput(NamedTuple):
@@ -66,8 +69,10 @@ class KnownTasks:
         self.by_name: Dict[str, List[KnownInput]] = {}
         self.by_grid: Dict[bytes, KnownInput] = {}
         self._row_numbers: List[RowNumbers] = []
-        for place, (pairs_of, row_numbers) in enumerate(tasks):
+        self._demonstrations: List[Demonstrations] = []
+        for place, (pairs_of, row_numbers, demonstrations) in enumerate(tasks):
             self._row_numbers.append(lru_cache(maxsize=None)(row_numbers))
+            self._demonstrations.append(lru_cache(maxsize=None)(demonstrations))
             for name, pairs in pairs_of.items():
                 known = [
                     KnownInput(name, number, given, answer, place)
@@ -84,6 +89,14 @@ class KnownTasks:
             DataError: if the data that decide it cannot be read.
         """
         return self._row_numbers[known.place]().get(known.name, 0)
+
+    def demonstrations(self, known: KnownInput) -> List[Pair]:
+        """Return the pairs that show what a test input's task asks for, (H, W) uint8 colours.
+
+        Raises:
+            DataError: if they cannot be read.
+        """
+        return self._demonstrations[known.place]().get(known.name, [])
 
     def find_by_name(self, text: str) -> List[KnownInput]:
         """Find the test inputs of a task.
@@ -123,7 +136,10 @@ def read_built(source: SetSource, size: int = CANVAS) -> KnownSet:
         names = enumerate(load_names(source.folder)[1:], 1 + source.first_identifier)
         return {name: number for number, name in names}
 
-    return KnownSet(load_puzzles(source.folder, size), row_numbers)
+    folder = source.folder
+    return KnownSet(
+        load_puzzles(folder, size), row_numbers, lambda: load_puzzles(folder, size, "train")
+    )
 
 
 def read_raw(subset: Subset, size: int, complete: bool, row_numbers: RowNumbers) -> KnownSet:
@@ -139,7 +155,8 @@ def read_raw(subset: Subset, size: int, complete: bool, row_numbers: RowNumbers)
         DataError: if they cannot be read.
     """
     tasks = read_subset(subset, size, complete)
-    return KnownSet({task.name: task.pairs["test"] for task in tasks}, row_numbers)
+    tests, shown = ({task.name: task.pairs[part] for task in tasks} for part in ("test", "train"))
+    return KnownSet(tests, row_numbers, lambda: shown)
 
 
 def split_name(text: str) -> Tuple[str, Optional[int]]:

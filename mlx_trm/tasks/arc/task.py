@@ -9,6 +9,7 @@ Reference: dataset/build_arc_dataset.py, evaluators/arc.py.
 import json
 import logging
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple
 
@@ -349,6 +350,20 @@ class ARC(GridView):  # pylint: disable=too-many-public-methods
         """Return the name of the task that a test input of the data set belongs to."""
         found = self._find(text)
         return None if found is None else found.name
+
+    def demonstrations(self, text: str) -> List[Tuple[np.ndarray, np.ndarray]]:
+        """Return the pairs that show what the task of a test input asks for.
+
+        Args:
+            text: as :meth:`parse` reads it.
+
+        Returns:
+            (S,) uint8 inputs and answers; none where it is no test input of the data set.
+        """
+        found, size = self._find(text), self.config.max_grid_size
+        pairs = [] if found is None else self.known_tasks().demonstrations(found)
+        encode = partial(arc_grids.encode, size=size)
+        return [(encode(given), encode(answer)) for given, answer in pairs]
 
     def known_answer(self, text: str) -> Optional[np.ndarray]:
         """Return the (S,) uint8 answer of a test input of the data set."""

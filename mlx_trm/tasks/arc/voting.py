@@ -249,8 +249,13 @@ def load_scorer(source: SetSource, size: int = CANVAS, complete: bool = True) ->
     return ArcScorer(names, puzzles, source.first_identifier, size, complete)
 
 
-def load_puzzles(folder: Path, size: int = CANVAS) -> Dict[str, List[Pair]]:
-    """Read the test pairs of the test tasks of a built dataset.
+def load_puzzles(folder: Path, size: int = CANVAS, part: str = "test") -> Dict[str, List[Pair]]:
+    """Read the pairs of the test tasks of a built dataset.
+
+    Args:
+        folder: of the data set.
+        size: of the canvas.
+        part: ``test``, or ``train`` for the pairs that show what a task asks for.
 
     Raises:
         DataError: if they cannot be read.
@@ -258,8 +263,8 @@ def load_puzzles(folder: Path, size: int = CANVAS) -> Dict[str, List[Pair]]:
     path = folder / TEST_PUZZLES
     try:
         return {
-            name: [_pair(pair, f"{path}: {shown(name)}: test pair {i}", size) for i, pair in
-                   enumerate(puzzle["test"], 1)]
+            name: [_pair(pair, f"{path}: {shown(name)}: {part} pair {i}", size) for i, pair in
+                   enumerate(puzzle[part], 1)]
             for name, puzzle in read_json(path, dict, NAMES_ADVICE).items()
         }  # fmt: skip
     except (KeyError, TypeError) as error:

@@ -137,7 +137,23 @@ def test_a_puzzle_is_read(client: TestClient) -> None:
     assert found["drawing"]["m"][0] == "1"
     assert "more than one solution" in answer(ask("................"), "Read")["problem"]
     assert "twice in row 1" in answer(ask("11.............."), "Error", 422)["error"]
-    assert answer(ask("29b20d42:2", "arc"), "Read")["drawing"]["c"]
+    assert found["demonstrations"] == []
+
+
+def test_what_an_arc_task_asks_for_is_shown(client: TestClient) -> None:
+    """Its demonstration pairs, by its name and by its grid; none of a grid that is in no task."""
+
+    def read(text: str) -> Any:
+        return answer(client.post("/api/read", json={"model": "arc", "puzzle": text}), "Read")
+
+    found = read("29b20d42:2")
+    assert found["drawing"]["c"]
+    shown = found["demonstrations"]
+    assert len(shown) == 4 and all(pair[side]["c"] for pair in shown for side in pair)
+    assert [list(pair) for pair in shown] == [["puzzle", "answer"]] * 4
+    assert any(pair["puzzle"]["t"] != pair["answer"]["t"] for pair in shown)
+    assert read(found["puzzle"])["demonstrations"] == shown
+    assert read("123/321")["demonstrations"] == []
 
 
 @pytest.mark.parametrize("model", ["sudoku-4x4", "maze", "arc"])

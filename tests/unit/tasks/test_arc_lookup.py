@@ -220,6 +220,18 @@ def test_rows_of_a_folder_that_is_built(folder: Path, task: ARC, monkeypatch: An
     assert [own.identifier(name) for name in ("e2", "e1:2")] == [
         rows.index(name) for name in ("e2", "e1")
     ]
+    shown = task.demonstrations("e1:2")  # of the raw files
+    assert shown and np.array_equal(shown, own.demonstrations("e1:2"))
+
+
+def test_demonstrations_are_those_of_the_file(folder: Path, task: ARC) -> None:
+    """In order, by a name or by the grid itself, and none for a grid that is in no task."""
+    del folder
+    shown = task.demonstrations("e1")
+    assert np.array_equal(shown, task.demonstrations(task.format(task.parse("e1"))))
+    given, answer = shown[0]
+    assert not np.array_equal(given, answer) and given.dtype == np.uint8
+    assert task.demonstrations("987/654") == []
 
 
 def test_answers_that_are_not_known(task: ARC) -> None:
