@@ -1,6 +1,7 @@
 """How much memory a training step takes, before it is tried, and how much there is."""
 
 import logging
+import math
 from contextlib import contextmanager
 from typing import Iterator, Optional, Union
 
@@ -205,16 +206,22 @@ def count_evaluation_parts(model: RecursiveModel, rows: int, most: Optional[floa
     row = _evaluation_row_bytes(model)
     if most is None or not row:
         return 1
-    states = (
-        rows * row // 4
-    )  # of all rows: about a quarter of what a row takes while it is computed
+    # The states of all rows: each about a quarter of what its row takes while it is computed.
+    states = rows * row // 4
     fitting = int(most * GIB - states) // row
     if fitting < 1:
         raise ConfigError(
             f"eval.memory_limit_gb: {most:g} GiB are too few for a batch of {rows}; set at least "
-            f"{(states + row) / GIB * 1.01:.2g}, or a smaller eval.batch_size"
+            f"{_rounded_up((states + row) / GIB)}, or a smaller eval.batch_size"
         )
     return -(-rows // min(rows, fitting))
+
+
+def _rounded_up(number: float) -> str:
+    """Write a number above 0 in two digits that are not less than it, such as 0.013 or 120."""
+    unit = 10.0 ** (math.floor(math.log10(number)) - 1)
+    # The last digits of a float must not make it less again.
+    return f"{math.ceil(number / unit + 1e-6) * unit:.3g}"
 
 
 def cap_evaluation_rows(model: RecursiveModel, rows: int) -> int:

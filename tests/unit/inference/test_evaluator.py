@@ -221,6 +221,19 @@ def test_a_memory_limit_splits_batches_and_nothing_else(evaluator, monkeypatch, 
     assert peaks[1] < 0.7 * peaks[0]
 
 
+@pytest.mark.parametrize("row", [425_190, 1_003, 3 << 20, 7 << 30])
+def test_the_limit_that_is_named_is_enough(evaluator, monkeypatch, row):
+    """Whatever it is rounded to: who sets it is not refused again."""
+    model = evaluator().model
+    monkeypatch.setattr("mlx_trm.models.memory._evaluation_row_bytes", lambda model: row)
+    for rows in (1, 2, 3, 8, 64, 333, 768, 1217):
+        with pytest.raises(ConfigError, match="set at least") as caught:
+            count_evaluation_parts(model, rows, 1e-9)
+        named = float(str(caught.value).split("set at least ")[1].split(",")[0])
+        assert count_evaluation_parts(model, rows, named) >= 1
+        assert named < 1.15 * (rows / 4 + 1) * row / 2**30 + 1e-12
+
+
 def test_parts_are_as_few_as_the_limit_allows(evaluator):
     model = evaluator().model
     row = _evaluation_row_bytes(model)
