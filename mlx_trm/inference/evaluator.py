@@ -90,7 +90,7 @@ class Evaluator:
             task's own scorer adds.
 
         Raises:
-            ConfigError: if the data do not fit the model.
+            ConfigError: if the data do not fit the model, or a row not into the memory limit.
             DataError: if the data cannot be read.
         """
         dataset = self.task.dataset(split)
@@ -144,7 +144,7 @@ class Evaluator:
     def _rows(self, most: int) -> int:
         """Give the rows of a batch: as many in every process, so that all cut the same batches."""
         rows = min(self.config.eval.batch_size or self.config.train.batch_size, most)
-        fitting = mx.array([cap_evaluation_rows(self.model, rows)])
+        fitting = mx.array([cap_evaluation_rows(self.model, rows, self._reason.memory_limit)])
         return int(np.array(self.processes.gather(fitting)).min())
 
     def _count(self, steps: Optional[int]) -> int:

@@ -195,7 +195,7 @@ class Solver:
         count = self._count(steps)
         problems = self._reader.read(puzzles)
         results: List[SolverStep] = []
-        batch_size = cap_evaluation_rows(self.model, batch_size)
+        batch_size = cap_evaluation_rows(self.model, batch_size, self._reason.memory_limit)
         for start in range(0, len(puzzles), batch_size):
             part = problems.take(range(start, min(start + batch_size, len(puzzles))))
             size = len(part.inputs)

@@ -58,6 +58,9 @@ class EvaluationStep:
     """One supervision step of a trained model without gradient, compiled where that is asked for.
 
     This is the only place where the evaluation step is compiled.
+
+    Attributes:
+        memory_limit: ``eval.memory_limit_gb``, or None.
     """
 
     def __init__(
@@ -71,7 +74,7 @@ class EvaluationStep:
             memory_limit: ``eval.memory_limit_gb``.
         """
         self._model = model
-        self._memory_limit = memory_limit
+        self.memory_limit = memory_limit
         if compiled:
             prepare_temporary_folder()
         self._step: Callable = mx.compile(self._traced) if compiled else self._traced
@@ -113,11 +116,11 @@ class EvaluationStep:
 
     def limit_memory(self, rows: int) -> ContextManager[None]:
         """Keep MLX, inside a ``with`` block, from taking more memory than steps of B rows need."""
-        return limit_evaluation_memory(self._model, rows, self._memory_limit)
+        return limit_evaluation_memory(self._model, rows, self.memory_limit)
 
     def _traced(self, weights: Tree, packed: Tuple, rows: Optional[mx.array]) -> Tuple:
         extent = Carry.unpack(packed).extent
-        parts = count_evaluation_parts(self._model, extent[0], self._memory_limit)
+        parts = count_evaluation_parts(self._model, extent[0], self.memory_limit)
         with self._model.using(weights):
             if parts > 1:
                 found: Tuple = joined(one_by_one(self._share, extent[0], parts, packed, rows))

@@ -212,7 +212,7 @@ def count_evaluation_parts(model: RecursiveModel, rows: int, most: Optional[floa
     if fitting < 1:
         raise ConfigError(
             f"eval.memory_limit_gb: {most:g} GiB are too few for a batch of {rows}; set at least "
-            f"{_rounded_up((states + row) / GIB)}, or a smaller eval.batch_size"
+            f"{_rounded_up((states + row) / GIB)}"
         )
     return -(-rows // min(rows, fitting))
 
@@ -224,13 +224,16 @@ def _rounded_up(number: float) -> str:
     return f"{math.ceil(number / unit + 1e-6) * unit:.3g}"
 
 
-def cap_evaluation_rows(model: RecursiveModel, rows: int) -> int:
-    """Give as many rows as evaluation can compute at once by the estimate, ``rows`` at most.
+def cap_evaluation_rows(model: RecursiveModel, rows: int, most: Optional[float] = None) -> int:
+    """Give as many rows as an evaluation's batch can have by the estimate, ``rows`` at most.
 
     Args:
         model: to be evaluated, perhaps while it is being trained.
         rows: that are wanted.
+        most: ``eval.memory_limit_gb``, in which the states of all rows have to fit beside one row
+            that is computed.
     """
+    rows = _cap_states(model, rows, most)
     limit, row = device_memory(), _evaluation_row_bytes(model)
     if not on_gpu():  # where nothing keeps MLX from running ahead
         row = int(CPU_AHEAD * row)
@@ -242,6 +245,17 @@ def cap_evaluation_rows(model: RecursiveModel, rows: int) -> int:
             "evaluation computes %d rows at once: %d need about %.1f GiB, and this device has %.1f",
             *(fitting, rows, rows * row / GIB, limit / GIB),
         )
+    return min(rows, fitting)
+
+
+def _cap_states(model: RecursiveModel, rows: int, most: Optional[float]) -> int:
+    """Give as many rows as count_evaluation_parts takes, 1 at least and ``rows`` at most."""
+    row = _evaluation_row_bytes(model)
+    if most is None or not row:
+        return rows
+    fitting = max(1, 4 * (int(most * GIB) - row) // row)
+    if fitting < rows:
+        LOG.info("evaluation takes %d rows of %d: eval.memory_limit_gb", fitting, rows)
     return min(rows, fitting)
 
 

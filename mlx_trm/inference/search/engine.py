@@ -173,7 +173,7 @@ class Search:
             may take turns, in one thread.
         """
         settings, source = self.settings, iter(problems)
-        most = cap_evaluation_rows(self._model, settings.batch_size)
+        most = cap_evaluation_rows(self._model, settings.batch_size, self._reason.memory_limit)
         first = list(islice(source, most))
         if not first:
             return

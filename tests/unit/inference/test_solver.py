@@ -1,5 +1,6 @@
 """Solving: steps one at a time, what each says, and many puzzles side by side."""
 
+import copy
 import math
 from pathlib import Path
 from typing import Any, List, Tuple
@@ -24,6 +25,7 @@ from mlx_trm.inference.search.rows import Rows
 from mlx_trm.inference.solver import Solver
 from mlx_trm.models import TRM
 from mlx_trm.models.carry import IGNORE_LABEL_ID, Batch
+from mlx_trm.models.memory import _evaluation_row_bytes
 from mlx_trm.runs.checkpoint import save_checkpoint
 from mlx_trm.tasks import SudokuConfig, Task
 
@@ -330,9 +332,27 @@ def test_a_model_with_two_q_values_halts_where_halting_is_worth_more() -> None:
 
 def test_batches_are_no_larger_than_fits(scripted: Solver, monkeypatch: pytest.MonkeyPatch) -> None:
     """By the estimate, whoever asks for more."""
-    monkeypatch.setattr("mlx_trm.inference.solver.cap_evaluation_rows", lambda model, rows: 2)
+    monkeypatch.setattr("mlx_trm.inference.solver.cap_evaluation_rows", lambda model, rows, most: 2)
     assert len(scripted.solve_many([FIRST] * 5, batch_size=64)) == 5
     assert {rows for rows, _ in seen(scripted)} == {2}
+
+
+def test_a_memory_limit_makes_batches_smaller_and_refuses_no_search(tiny: Solver) -> None:
+    """``eval.memory_limit_gb`` of a run suits its own batches; a search has others."""
+    row = _evaluation_row_bytes(tiny.model) / 2**30
+    puzzles = [FIRST, SECOND] * 8
+    answers = []
+    for limit in (None, 2.1 * row):
+        config = copy.deepcopy(tiny.config)
+        config.eval.memory_limit_gb = limit
+        solver = Solver(tiny.model, config, tiny.task)
+        found = solver.search(puzzles, rollouts=2, symmetries=True, steps=2)
+        answers.append([result.answer for result in found])
+        answers[-1] += [step.answer for step in solver.solve_many(puzzles, 2)]
+    assert answers[0] == answers[1]
+    config.eval.memory_limit_gb = 0.9 * row
+    with pytest.raises(ConfigError, match="for a batch of 1; set at least"):
+        Solver(tiny.model, config, tiny.task).solve(FIRST)
 
 
 def test_a_search_s_batch_is_no_larger_than_fits(
@@ -340,7 +360,7 @@ def test_a_search_s_batch_is_no_larger_than_fits(
 ) -> None:
     asked = []
 
-    def cap(model: Any, rows: int) -> int:
+    def cap(model: Any, rows: int, most: Any) -> int:
         asked.append(rows)
         return 2
 
