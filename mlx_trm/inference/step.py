@@ -110,7 +110,8 @@ class EvaluationStep:
             ConfigError: if the memory limit is too small for B rows.
         """
         note_computing()
-        share_cores(*carry.extent)
+        # Parts that follow one another are computed in one stream, by all cores.
+        share_cores(*(carry.extent if self._parts(carry.extent[0]) == 1 else (1, 0)))
         latents, outputs = self._step(weights, carry.pack(), rows)
         return carry._replace(latents=tuple(latents)), Outputs(*outputs)
 
@@ -118,9 +119,12 @@ class EvaluationStep:
         """Keep MLX, inside a ``with`` block, from taking more memory than steps of B rows need."""
         return limit_evaluation_memory(self._model, rows, self.memory_limit)
 
+    def _parts(self, rows: int) -> int:
+        return count_evaluation_parts(self._model, rows, self.memory_limit)
+
     def _traced(self, weights: Tree, packed: Tuple, rows: Optional[mx.array]) -> Tuple:
         extent = Carry.unpack(packed).extent
-        parts = count_evaluation_parts(self._model, extent[0], self.memory_limit)
+        parts = self._parts(extent[0])
         with self._model.using(weights):
             if parts > 1:
                 found: Tuple = joined(one_by_one(self._share, extent[0], parts, packed, rows))

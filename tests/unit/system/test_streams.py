@@ -15,6 +15,7 @@ from mlx_trm.errors import ConfigError
 from mlx_trm.inference.step import EvaluationStep
 from mlx_trm.models import TRM, TRMConfig, named_arrays
 from mlx_trm.models.carry import Batch, Carry, random_batch
+from mlx_trm.models.memory import _evaluation_row_bytes
 from mlx_trm.system import backend, streams
 from mlx_trm.training.trainer import Trainer
 
@@ -96,6 +97,24 @@ def test_evaluation_gives_the_same_numbers(ask, used, compiled, with_table):
         found.append([np.array(part) for part in (*carry.latents, outputs.logits, outputs.q_halt)])
     for other in found[1:]:
         assert all(np.allclose(a, b, rtol=1e-5, atol=1e-5) for a, b in zip(found[0], other))
+
+
+@on_cpu
+def test_parts_one_after_the_other_have_all_cores(ask, used, monkeypatch):
+    """``eval.memory_limit_gb``: one stream works at a time, and no core waits for another one."""
+    said = []
+    monkeypatch.setattr(streams, "available_cores", lambda: 2)
+    monkeypatch.setattr(streams, "set_blas_threads", said.append)
+    settings = {"hidden_size": 32, "num_heads": 2, "H_cycles": 1, "L_cycles": 1}
+    model = TRM(TRMConfig(**settings), TaskSpec(vocab_size=11, seq_len=16)).eval()
+    batch = random_batch(model.spec, 8)
+    carry = model.begin(model.initial_carry(batch), batch)
+    ask(2)
+    for rows, threads, count in ((None, 1, 2), (4, 2, 0)):
+        used.clear()
+        limit = None if rows is None else rows * _evaluation_row_bytes(model) / 2**30
+        EvaluationStep(model, False, limit)(model.weights(), carry, model.puzzle_rows(carry))
+        assert said.pop() == threads and len({str(stream) for stream in used}) == count
 
 
 def entering(*shape):
