@@ -148,7 +148,8 @@ class TRMGrid(SymmetricTRM):
             seed: of the initial weights.
 
         Raises:
-            ConfigError: if the sequence is no grid of so many columns.
+            ConfigError: if the sequence is no grid of so many columns, or a row's latent is too
+                large.
         """
         columns = find_columns(config, spec)
         super().__init__(config, spec, 0)

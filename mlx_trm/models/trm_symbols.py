@@ -23,7 +23,7 @@ from mlx_trm.config.sections import TaskSpec
 from mlx_trm.errors import ConfigError
 from mlx_trm.models.base import register_model
 from mlx_trm.models.carry import Outputs
-from mlx_trm.models.network import ReasoningModule, draw_states, make_q_head
+from mlx_trm.models.network import ReasoningModule, check_latent, draw_states, make_q_head
 from mlx_trm.models.trm import SymmetricTRM, SymmetricTRMConfig
 from mlx_trm.nn import fused
 from mlx_trm.nn.functional import CosSin, scaled
@@ -117,11 +117,12 @@ class TRMSymbols(SymmetricTRM):
             seed: of the initial weights.
 
         Raises:
-            ConfigError: if the vocabulary has not so many symbols.
+            ConfigError: if the vocabulary has not so many symbols, or a row's latent is too large.
         """
         config = fill_symbols(config, spec)
         super().__init__(config, spec, config.register_tokens)
         keys, size = KeySequence(seed), config.symbol_size
+        check_latent(self.positions + spec.seq_len, config.hidden_size)
         self.others = spec.vocab_size - config.hidden_size // size
         std = size**-0.5
         # A row for each token that is no symbol, one for "given as this symbol", and one for

@@ -41,6 +41,16 @@ def test_latents_that_no_row_can_have(change: Any) -> None:
         build_model(config, SPEC)
 
 
+@pytest.mark.parametrize("change", [{"register_tokens": 1 << 24}, {"symbol_size": 1 << 22}])
+def test_latents_of_symbols_that_no_row_can_have(change: Any) -> None:
+    """Weights of few numbers may belong to latents of very many."""
+    small = {"symbol_size": 1, "symbols": 9, "token_inner": 1, "inner": 1, "register_tokens": 1}
+    model = {"name": "trm_symbols", **small, **change}
+    config = config_from_dict({"task": {"name": "sudoku"}, "model": model}).model
+    with pytest.raises(ConfigError, match="model: latents of .* are too large"):
+        build_model(config, SPEC)
+
+
 @pytest.fixture(name="model", scope="module")
 def make_model() -> Any:
     """A small model with a puzzle table of three rows."""
