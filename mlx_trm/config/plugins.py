@@ -112,7 +112,7 @@ def checkpoint_plugins(folder: Path, allow: bool) -> Importer:
                 refused.append(name)
         if refused:
             raise ConfigError(
-                f"plugins: {listed([shown(name) for name in refused], separator=', ')}: a "
+                f"plugins: {listed([shown(name, 240) for name in refused], separator=', ')}: a "
                 "checkpoint's plugins are code of whoever made it and are not run; where you trust "
                 "it, use --allow-plugins (in Python allow_plugins=True), or name your own: "
                 "plugins=FILE"
