@@ -12,8 +12,12 @@ MARKS = "+!*"
 PASTED = LINES + MARKS + "-=,;_█•"
 # Corners of frames, light, heavy, double, rounded and mixed, or ``+``.
 _TOP_LEFT, _TOP_RIGHT, _BOTTOM_LEFT = "┌┍┎┏╒╓╔╭+", "┐┑┒┓╕╖╗╮+", "└┕┖┗╘╙╚╰"
-# The upper line of a frame; marks of cells have no line between them.
-_TOP = re.compile(rf"[{_TOP_LEFT}][\u2500-\u257f+=-]*?[\u2500-\u257f=-][+=-]*?[{_TOP_RIGHT}]")
+# The upper line of a frame; marks of cells have no line between them. What follows a line is a
+# crossing of one without a frame, as in ``---+---+---``.
+_TOP = re.compile(
+    rf"(?<![\u2500-\u257f=-])[{_TOP_LEFT}]"
+    rf"[\u2500-\u257f+=-]*?[\u2500-\u257f=-][+=-]*?[{_TOP_RIGHT}]"
+)
 # What stands to the left of a frame's rows; a line between rows has another one there.
 _SIDES = "|│┃║┆┇┊┋╎╏╽╿"
 # A line above or below a grid.
@@ -117,6 +121,47 @@ def clean_cells(text: str) -> str:
     return "".join(text.translate(_NOTHING).replace("_", ".").split())
 
 
+def fill_blanks(text: str, size: int) -> Optional[str]:
+    """Give the cells of a square grid in which blanks are nothing at all, ``.`` for them.
+
+    Args:
+        text: rows on lines of their own, with commas, tabs or lines between all cells
+            (``8,,3``, ``| 8 |   | 3 |``), or with spaces where blanks are; or all in one line.
+        size: rows and columns; cells are single characters.
+
+    Returns:
+        The cells; None where they are written otherwise, or a blank is written in two ways.
+    """
+    text = strip_colors(text)
+    if set(text) & set(".0_*") or not text.strip():
+        return None
+    lines = text.splitlines()
+    if len(lines) == 1 and len(text) == size * size:
+        lines = [text[at : at + size] for at in range(0, len(text), size)]
+    drawn = cut_drawing(lines)
+    if drawn is None:
+        drawn = [line for line in lines if line and not _is_rule(line)]
+    rows = [_fill_row(row, size) for row in drawn]
+    if len(rows) != size or any(len(row) != size for row in rows):
+        return None
+    return "".join(rows)
+
+
+def _is_rule(line: str) -> bool:
+    """Tell whether a line is one between rows; bars alone are a row of blanks."""
+    return set(line) <= set(LINES + "+-=: ") and not set(line) <= set(_SIDES + " ")
+
+
+def _fill_row(row: str, size: int) -> str:
+    """Give the cells of a row as :func:`fill_blanks` does; perhaps of another number."""
+    parts = [part.strip() for part in re.split(f"[,;\t{_SIDES}]", row)]
+    if len(parts) == size + 2 and not parts[0] and not parts[-1]:
+        parts = parts[1:-1]
+    if len(parts) == size:
+        return "".join(part or "." for part in parts)
+    return _cells_of(re.sub(f"[{_SIDES}] ", "", row), size)
+
+
 def split_numbers(text: str) -> List[str]:
     """Give the words of a text, parted by white space, commas or lines around boxes."""
     lines = strip_colors(text).splitlines()
@@ -141,6 +186,9 @@ def gather_rows(lines: Iterable[str], size: int, plain: Iterable[str]) -> Iterat
     spoken = any(drawn for _, _, drawn in parts)
     for start, part, drawn in parts:
         if drawn:
+            yield start, "\n".join(part)
+            continue
+        if len(part) <= 3 * size and fill_blanks("\n".join(part), size):
             yield start, "\n".join(part)
             continue
         rows: List[str] = []

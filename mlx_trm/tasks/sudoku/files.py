@@ -12,7 +12,7 @@ from typing import Callable, Iterator, List, Optional, Sequence, Tuple, Union
 import numpy as np
 
 from mlx_trm.errors import DataError
-from mlx_trm.tasks.pasted import clean_cells, split_numbers
+from mlx_trm.tasks.pasted import clean_cells, fill_blanks, split_numbers
 from mlx_trm.tasks.puzzle_files import CsvBlock, FilePuzzles, csv_of, read_puzzle_file
 from mlx_trm.tasks.sudoku.solver import (
     PuzzleSet,
@@ -97,8 +97,9 @@ def parse_puzzle(text: str, size: int) -> np.ndarray:
 
     Args:
         text: S cells, ``.``, ``0`` or ``_`` for a blank, as people write or paste them
-            (:mod:`mlx_trm.tasks.pasted`); where digits go beyond 9, numbers with white space or
-            commas between them, too.
+            (:mod:`mlx_trm.tasks.pasted`), or nothing where all blanks are nothing between lines,
+            commas or tabs, or spaces in columns; where digits go beyond 9, numbers with white
+            space or commas between them, too.
         size: one of :data:`~mlx_trm.tasks.sudoku.solver.SIZES`.
 
     Returns:
@@ -114,6 +115,7 @@ def parse_puzzle(text: str, size: int) -> np.ndarray:
     cells_of = [clean_cells(text)]
     # Stars and dashes are marks and lines, unless they have to be blanks for all cells to be there.
     cells_of += [clean_cells(text.replace(blank, ".")) for blank in "*-"]
+    cells_of += [fill_blanks(text, size) or ""]
     text = next((found for found in cells_of if len(found) == size**2), cells_of[0])
     problem = _cells_problem(text, size, "the puzzle")
     if problem is None:

@@ -51,6 +51,68 @@ def test_sudoku_as_people_write_it(text: str) -> None:
         assert [task.format(task.parse(each)) for _, each in found] == [SMALL]
 
 
+NINE = "8..........36......7..9.2...5...7.......457.....1...3...1....68..85...1..9....4.."
+ROWS = [NINE[at : at + 9] for at in range(0, 81, 9)]
+BOXED = [" | ".join(" ".join(row[at : at + 3]) for at in (0, 3, 6)) for row in ROWS]
+FRAME, CELLS = "+-------+-------+-------+", "+-+-+-+-+-+-+-+-+-+"
+
+
+def ruled(rows: List[str], rule: str) -> str:
+    """Rows of a 9x9 grid with a line below the third and the sixth."""
+    return "\n".join([*rows[:3], rule, *rows[3:6], rule, *rows[6:]])
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        ruled(BOXED, "------+-------+------"),
+        ruled([row.replace(" | ", "|") for row in BOXED], "-----+-----+-----"),
+        ruled(["|".join(row[at : at + 3] for at in (0, 3, 6)) for row in ROWS], "---+---+---"),
+        ruled(BOXED, "======+=======+======"),
+        ruled(BOXED, "──────┼───────┼──────"),
+    ],
+)
+def test_a_line_below_boxes_is_no_frame(text: str) -> None:
+    """Rows above and below lines with two crossings belong to the puzzle."""
+    task = sudoku(9)
+    assert task.format(task.parse(text)) == NINE
+    assert [task.format(task.parse(each)) for _, each in task.split_puzzles(text.split("\n"))] == [
+        NINE
+    ]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "\n".join(",".join(row).replace(".", "") for row in ROWS),
+        "\n".join("\t".join(row).replace(".", "") for row in ROWS),
+        "\n".join("| " + " | ".join(row).replace(".", " ") + " |" for row in ROWS),
+        f"{CELLS}\n"
+        + "\n".join("|" + "|".join(row) + f"|\n{CELLS}" for row in ROWS).replace(".", " "),
+        "\n".join(ROWS).replace(".", " "),
+        ruled(BOXED, "------+-------+------").replace(".", " "),
+        f"{FRAME}\n"
+        + ruled([f"| {row} |" for row in BOXED], FRAME).replace(".", " ")
+        + f"\n{FRAME}",
+        NINE.replace(".", " "),
+    ],
+)
+def test_blanks_that_are_nothing_at_all(text: str) -> None:
+    """Empty fields of a table, and spaces in columns, are blanks; in a file, too."""
+    task = sudoku(9)
+    assert task.format(task.parse(text)) == NINE
+    if "\n" in text:
+        found = [task.parse(each) for _, each in task.split_puzzles(text.split("\n"))]
+        assert [task.format(each) for each in found] == [NINE]
+
+
+@pytest.mark.parametrize("text", ["1234 34.. 2143 .", "12 34 3 1 2143 41", "1,2,3,4\n,,,\n,,,"])
+def test_a_cell_that_is_missing_is_not_taken_for_a_blank(text: str) -> None:
+    """Spaces part groups where blanks are written, and rows that lack cells are refused."""
+    with pytest.raises(DataError, match="cells, 4x4 needs 16"):
+        sudoku().parse(text)
+
+
 @pytest.mark.parametrize("color", [False, True])
 @pytest.mark.parametrize("size", [4, 6, 9, 12, 16])
 def test_sudoku_as_the_program_draws_it(size: int, color: bool) -> None:
