@@ -110,20 +110,31 @@ def find_weights(source: str, content: Optional[bytes]) -> Pretrained:
         content: of standard input, where that is meant.
 
     Raises:
-        ConfigError: if there are none; it says what each lacks.
+        ConfigError: if there are none; it says what keeps those of the most similar puzzles from
+            reading it.
     """
     if os.path.isdir(os.path.expanduser(source)):
         raise ConfigError(f"{source}: is a folder, and PUZZLE is missing: solve RUN PUZZLE")
-    problems = []
+    if not source.strip():
+        check_given(None)
+    unread = {}
     for each in pretrained():
         if each.default:
-            problem = reading_problem(source, build_task(each.config().task), content)
-            if problem is None:
+            found = reading_problem(source, build_task(each.config().task), content)
+            if found is None:
                 return each
-            problems.append(f"{each.name}: {problem}")
+            unread[each.name] = found
+    problems = {found.problem for found in unread.values()}
+    if len(problems) == 1:  # of the file, say, whatever the puzzle
+        raise ConfigError(problems.pop())
+    # A wrong Sudoku is not told what it lacks as a maze, or at other sizes where one is near.
+    likely = max(found.symbols for found in unread.values())
+    same = {name: found for name, found in unread.items() if found.symbols == likely}
+    near = {name: found for name, found in same.items() if found.near} or same
+    said = "; ".join(f"{name}: {found.problem}" for name, found in near.items())
     raise ConfigError(
-        f"no weights of the package solve such a puzzle ({'; '.join(problems)}); mend it, or name "
-        "a RUN that was trained on such puzzles"
+        f"no weights of the package solve such a puzzle ({said}); mend it, or name a RUN that was "
+        "trained on such puzzles"
     )
 
 

@@ -17,6 +17,8 @@ from mlx_trm.tasks.puzzle_files import check_names, own_names, split_fields
 LISTED_PROBLEMS = 10
 # A text with a larger share of the task's symbols and spaces is a puzzle, not a file's name.
 MOSTLY = 0.85
+# A puzzle whose number of cells is so far from a task's, as a share of it, may be meant for it.
+NEARLY = 0.25
 # What the text of a file, and a line of it besides, may take: 900,000 Sudokus. What is made of it
 # takes up to six times as much.
 _MOST_BYTES, _LINE_BYTES = 1 << 27, 60
@@ -40,17 +42,35 @@ class Given(NamedTuple):
     by_rules: bool = False
 
 
-def reading_problem(source: str, task: Task, content: Optional[bytes] = None) -> Optional[str]:
+class Unread(NamedTuple):
+    """Why a task does not read a puzzle, and whether the puzzle seems to be one of the task's.
+
+    Attributes:
+        problem: in a line.
+        symbols: the share of the text's characters that the task's puzzles have.
+        near: whether there are about as many of them as the task's puzzles have cells.
+    """
+
+    problem: str
+    symbols: float
+    near: bool
+
+
+def reading_problem(source: str, task: Task, content: Optional[bytes] = None) -> Optional[Unread]:
     """Say why a task does not read the first of the puzzles; None: it does.
 
     Arguments are those of :func:`read_given`.
     """
+    text = ""
     try:
         _, text = next(read_texts(source, task, content))
         for puzzle in task.expand_puzzle(text):
             task.parse(puzzle)
     except DataError as error:
-        return str(error)
+        shown = "".join(char for char in text if char not in PASTED and not char.isspace())
+        known = sum(char in task.symbols for char in shown)
+        near = abs(len(shown) / task.spec.seq_len - 1) <= NEARLY
+        return Unread(str(error), known / max(len(shown), 1), near)
     return None
 
 

@@ -546,6 +546,32 @@ def test_what_no_weights_of_the_package_solve(
     assert says in error and error.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    "puzzle, says, silent",
+    [
+        ("55" + 79 * ".", "(sudoku: contradictory givens: 5 stands twice in row 1); mend", "maze"),
+        (9 * "12345678", "(sudoku: the puzzle has 72 cells, 9x9 needs 81); mend", "4x4"),
+        (80 * "." + "x", "(sudoku: the puzzle has 'x' in row 9 column 9", "maze"),
+        (144 * "9", "(sudoku: the puzzle has 144 cells", "maze"),
+        ("S.#/..#/..G", "maze-7x7: the maze has 3 rows", "sudoku"),
+        (" ", "PUZZLE is missing; solve PUZZLE takes", "cells"),
+    ],
+)
+def test_a_wrong_puzzle_is_told_what_it_lacks_as_what_it_seems_to_be(
+    puzzle: str, says: str, silent: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Not as a maze or at other sizes."""
+    assert main([puzzle]) == 2
+    said = capsys.readouterr().err
+    assert says in said and silent not in said.partition("; mend")[0].partition("suit it")[0]
+
+
+def test_what_is_wrong_with_a_file_is_said_once(capsys: pytest.CaptureFixture[str]) -> None:
+    """Not for each of the weights."""
+    assert main(["none.csv"]) == 2
+    assert capsys.readouterr().err == "none.csv: no such file, and not a puzzle either\n"
+
+
 @pytest.mark.slow
 def test_a_hard_puzzle_is_solved_by_weights_of_the_package(
     capsys: pytest.CaptureFixture[str],
