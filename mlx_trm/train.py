@@ -173,6 +173,9 @@ def describe(trainer: Trainer) -> List[Tuple[str, str]]:
     averaged = 4 * count if config.train.ema else 0
     dtype = next(name for name, value in DTYPES.items() if value == model.dtype)
     done = f", {trainer.step:,} of them done" if trainer.step else ""
+    most = config.train.max_steps
+    if most is not None and trainer.run.plan.planned_steps < most:
+        done += f"; train.epochs={config.train.epochs} has no more, though train.max_steps={most}"
     by_time = trainer.run.plan.planned_seconds is not None
     limit = f" in at most {config.train.max_hours:g} hours" if by_time else ""
     compiled = (

@@ -1,6 +1,7 @@
 """What ``solve`` prints of puzzles and results, its ``--json`` writes, and its options draw."""
 
 import argparse
+import logging
 import math
 from typing import Any, Dict, List, Optional, Sequence, Union
 
@@ -16,6 +17,8 @@ from mlx_trm.drawing.terminal import EXPLAINED, with_beliefs
 from mlx_trm.inference.search import Result
 from mlx_trm.inference.solver import SolverStep
 from mlx_trm.tasks import Task
+
+LOGGER = logging.getLogger(__name__)
 
 
 class Display:
@@ -218,7 +221,7 @@ def check_pictures(args: argparse.Namespace) -> None:
 
 
 def save_pictures(args: argparse.Namespace, scenes: Sequence[Scene]) -> None:
-    """Write the pictures that were asked for.
+    """Write the pictures that were asked for, and say where they are.
 
     Args:
         args: with the options of :func:`add_pictures`.
@@ -233,3 +236,6 @@ def save_pictures(args: argparse.Namespace, scenes: Sequence[Scene]) -> None:
         save_animation(args.gif, scenes)
     if args.html is not None:
         save_page(args.html, scenes)
+    for what in ("png", "gif", "html"):
+        if getattr(args, what) is not None:
+            LOGGER.info("written: %s", getattr(args, what))

@@ -354,11 +354,13 @@ def test_a_real_model_from_the_command_line(
 
 @pytest.mark.parametrize("options", ["", "--halt rules --rollouts 3 --symmetries"])
 def test_pictures_of_every_step(solve: Any, tmp_path: Path, options: str) -> None:
-    """A strip, an animation and a page; what is printed is the same without them."""
+    """A strip, an animation and a page, each named; the rest is the same without them."""
     files = [tmp_path / name for name in ("a.png", "a.gif", "a.html")]
     words = [word for file in files for word in (f"--{file.suffix[1:]}", str(file))]
     done = solve(FIRST, *words, *options.split())
-    assert (done.code, done.err) == (0, "") and done.out == solve(FIRST, *options.split()).out
+    assert (done.code, done.err) == (0, "".join(f"written: {file}\n" for file in files))
+    assert done.out == solve(FIRST, *options.split()).out
+    assert solve(FIRST, "-q", *words).err == ""
     with Image.open(files[0]) as strip, Image.open(files[1]) as animation:
         assert (strip.format, animation.format) == ("PNG", "GIF")
         assert animation.n_frames == 5  # the puzzle and four steps

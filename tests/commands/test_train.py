@@ -7,6 +7,7 @@ from typing import Any, List
 import pytest
 
 import mlx_trm as trm
+from mlx_trm import train
 from mlx_trm.__main__ import main
 from mlx_trm.models.carry import IGNORE_LABEL_ID
 from mlx_trm.runs import checkpoint
@@ -91,6 +92,16 @@ def test_a_long_run_says_so_before_its_first_step(
     assert error.count("the run takes") == 1 and "; try train.max_hours=1" in error
     assert main(["train", "--config", "c.yaml", "-q", "run_dir=quiet"]) == 0
     assert "the run takes" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("steps, said", [(10**6, True), (1, False)])
+def test_a_run_says_where_its_epochs_end(folder: Path, steps: int, said: bool) -> None:
+    """Who asks for more steps than the epochs hold is told why there are fewer."""
+    (folder / "c.yaml").write_text(TASKS["sudoku"] + SMALL)
+    given = [f"train.max_steps={steps}", "run_dir=run"]
+    config = trm.load_config("c.yaml", given)
+    shown = dict(train.describe(trm.Trainer(config)))["steps"]
+    assert (f"train.epochs={config.train.epochs} has no more, though" in shown) == said
 
 
 def test_a_look_at_a_few_rows(monkeypatch: pytest.MonkeyPatch) -> None:

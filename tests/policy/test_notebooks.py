@@ -93,6 +93,15 @@ def test_a_notebook_is_whole_small_and_of_no_machine(path: Path) -> None:
     assert not problems_of(load(path), path.stat().st_size)
 
 
+@each_notebook
+def test_a_notebook_shows_this_version(path: Path) -> None:
+    """Where it asks for the version, its output is that of the package."""
+    for cell in code_cells(load(path)):
+        if "".join(cell["source"]).rstrip().endswith("trm.__version__"):
+            (output,) = cell["outputs"]
+            assert "".join(output["data"]["text/plain"]) == repr(mlx_trm.__version__)
+
+
 def test_what_a_notebook_must_not_be() -> None:
     """Each fault is found."""
 
