@@ -95,9 +95,9 @@ def check_given(source: Optional[str]) -> None:
         return
     said = f"{source}: names weights, and PUZZLE is missing" if source else "PUZZLE is missing"
     raise ConfigError(
-        f"{said}; solve PUZZLE takes the weights of the package that suit it "
-        f"({', '.join(known)}), solve RUN PUZZLE those of a run folder, which train makes "
-        "(--config sudoku_tiny.yaml takes minutes), or convert of published weights "
+        f"{said}, such as '1... ..2. .3.. ...4'; solve PUZZLE takes the weights of the package "
+        f"that suit it ({', '.join(known)}), solve RUN PUZZLE those of a run folder, which train "
+        "makes (--config sudoku_tiny.yaml takes minutes), or convert of published weights "
         "(docs/migration_guide.md)"
     )
 

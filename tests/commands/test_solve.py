@@ -533,8 +533,8 @@ def test_weights_by_name_are_solved_as_those_that_are_found(
     [
         (["4.21 1..."], "sudoku-4x4: the puzzle has 8 cells, 4x4 needs 16"),
         (["."], "is a folder, and PUZZLE is missing: solve RUN PUZZLE"),
-        ([], "PUZZLE is missing; solve PUZZLE takes the weights of the package that suit it (sud"),
-        (["sudoku-4x4"], "sudoku-4x4: names weights, and PUZZLE is missing; solve PUZZLE takes"),
+        ([], "PUZZLE is missing, such as '1... ..2. .3.. ...4'; solve PUZZLE takes the weights"),
+        (["sudoku-4x4"], "sudoku-4x4: names weights, and PUZZLE is missing, such as '1"),
         (["--halt", "rules"], "run folder, which train makes (--config sudoku_tiny.yaml"),
         (["none.txt"], "none.txt: no such file"),
     ],
@@ -556,7 +556,7 @@ def test_what_no_weights_of_the_package_solve(
         (80 * "." + "x", "(sudoku: the puzzle has 'x' in row 9 column 9", "maze"),
         (144 * "9", "(sudoku: the puzzle has 144 cells", "maze"),
         ("S.#/..#/..G", "maze-7x7: the maze has 3 rows", "sudoku"),
-        (" ", "PUZZLE is missing; solve PUZZLE takes", "cells"),
+        (" ", "PUZZLE is missing, such as", "cells"),
     ],
 )
 def test_a_wrong_puzzle_is_told_what_it_lacks_as_what_it_seems_to_be(
