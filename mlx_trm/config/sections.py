@@ -231,6 +231,8 @@ class TaskSpec:
             least = 0 if name.endswith("_id") else 1
             if name == "ignore_label_id" and name in values and value is None:
                 continue
+            if name not in values:
+                raise ValueError(f"{name} is missing")
             what = shown(repr(value))
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
                 raise ValueError(f"{name} must be a whole number from {least} up, not {what}")

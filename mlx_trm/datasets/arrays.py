@@ -12,7 +12,7 @@ from typing import IO, Literal, NamedTuple, Tuple
 
 import numpy as np
 
-from mlx_trm.errors import DamagedError, DataError, describe_error
+from mlx_trm.errors import DamagedError, DataError, describe_error, shown
 
 ADVICE = "; build the dataset again"
 _MAGIC = b"\x93NUMPY"
@@ -87,7 +87,7 @@ def _read_header(file: IO[bytes], dimensions: int, size: int) -> _Header:
     if not whole or len(shape) != dimensions or not isinstance(fortran, bool):
         raise ValueError(f"it is not an array with {dimensions} dimensions")
     if not isinstance(name, str) or not re.fullmatch(r"[<>|=]?[iu][1248]", name):
-        raise ValueError("it is not an array of whole numbers")
+        raise ValueError(f"it is not an array of whole numbers but of {shown(repr(name))}")
     dtype = np.dtype(name)
     if math.prod(shape) * dtype.itemsize != size - offset:
         raise ValueError("it is cut short, or longer than its header says")

@@ -10,6 +10,7 @@ from typing import Callable, Dict, Iterator, List, NamedTuple, Optional, Sequenc
 import numpy as np
 
 from mlx_trm.config.sections import MOST_SIZE, TaskSpec
+from mlx_trm.datasets.arrays import ADVICE
 from mlx_trm.datasets.manifest import MappedFiles, check_manifest
 from mlx_trm.datasets.reading import (
     SetArrays,
@@ -113,7 +114,9 @@ class PuzzleDataset:
             raise DataError(f"{path}: {state}; data build makes one")
         path = path / split
         if not path.is_dir():
-            raise DamagedError(f"{path}: no such folder; the dataset has no split {split!r}")
+            raise DamagedError(
+                f"{path}: no such folder; the dataset has no split {split!r}{ADVICE}"
+            )
         check_format(path.parent)
         about, spec = read_metadata(path / "dataset.json")
         check_splits_agree(path, spec)

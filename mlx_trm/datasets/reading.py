@@ -49,7 +49,7 @@ def read_metadata(path: Path) -> Tuple[Dict[str, Any], TaskSpec]:
     try:
         spec = TaskSpec.read(about)
     except ValueError as error:
-        raise DamagedError(f"{path}: {error}") from error
+        raise DamagedError(f"{path}: {error}{ADVICE}") from error
     groups = about.get("total_groups")
     if not isinstance(groups, int) or isinstance(groups, bool) or groups < 1:
         raise DamagedError(

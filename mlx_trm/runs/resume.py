@@ -145,7 +145,8 @@ def resumed_config(
         ]
         if len(changed) == 1:
             raise ConfigError(
-                f"{kept[0]}; a resumed run keeps its settings but {', '.join(CHANGEABLE[1:])}"
+                f"{kept[0]}; a resumed run keeps its settings but {', '.join(CHANGEABLE[1:])}; "
+                "--init-from begins another run with its weights"
             )
         raise ConfigError.from_problems(str(folder.parent), kept)
     values: Dict[str, Any] = config_to_dict(config)

@@ -312,7 +312,7 @@ CASES: Dict[str, Case] = {
         ),
     ),
     "run/state-half-a-spec": evaluated(
-        "num_puzzle_identifiers must be a whole number from 1 up, not None",
+        "num_puzzle_identifiers is missing",
         edit_json(STEP + "state.json", own_sha256=None, spec={"vocab_size": 6, "seq_len": 16}),
     ),
     "run/state-no-spec": evaluated(

@@ -53,6 +53,17 @@ def test_navigation_is_the_pages() -> None:
     assert sorted(named(settings()["nav"])) == pages
 
 
+@pytest.mark.parametrize("page", sorted(DOCS.rglob("*.md")), ids=lambda page: str(page.name))
+def test_an_empty_line_follows_code(page: Path) -> None:
+    """Without it the items of a list after a block of code become one paragraph on the site."""
+    inside = False
+    lines = page.read_text(encoding="utf-8").split("\n")
+    for number, (line, after) in enumerate(zip(lines, lines[1:] + [""]), 1):
+        if line.lstrip().startswith("```"):
+            inside = not inside
+            assert inside or not after.strip(), f"{page}:{number}"
+
+
 CASES = [
     ("[x](faq.md#it)", "[x](faq.md#it)", "[x](faq.md#it)"),
     ("[`a.b`](../README.md#start)", "`a.b`", "[`a.b`](A/blob/HEAD/README.md#start)"),

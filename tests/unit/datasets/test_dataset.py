@@ -288,6 +288,14 @@ def edit_json(folder: Path, **changes: Any) -> None:
     path.write_text(json.dumps(about))
 
 
+def drop_key(folder: Path, key: str) -> None:
+    """Take a key out of dataset.json."""
+    path = folder / "train" / "dataset.json"
+    about = json.loads(path.read_text())
+    del about[key]
+    path.write_text(json.dumps(about))
+
+
 def edit_array(folder: Path, name: str, index: Any, value: int) -> None:
     """Change a number of an array."""
     path = folder / "train" / f"all__{name}.npy"
@@ -318,6 +326,7 @@ DAMAGE = {
         "dataset.json: is not JSON",
     ),
     "a list": (lambda f: (f / "train/dataset.json").write_text("[]"), "is not a JSON object"),
+    "no length": (lambda f: drop_key(f, "seq_len"), "dataset.json: seq_len is missing; build"),
     "no vocab": (lambda f: edit_json(f, vocab_size=None), "vocab_size must be a whole number"),
     "true": (lambda f: edit_json(f, seq_len=True), "seq_len must be a whole number from 1 up"),
     "negative": (lambda f: edit_json(f, pad_id=-1), "pad_id must be a whole number from 0 up"),
@@ -349,7 +358,7 @@ DAMAGE = {
     ),
     "floats": (
         lambda f: replace_array(f, "inputs", np.zeros((3, 3))),
-        "is not an array of whole numbers",
+        "is not an array of whole numbers but of '<f8'; build",
     ),
     "one dimension": (
         lambda f: replace_array(f, "inputs", np.zeros(9, np.uint8)),
@@ -401,7 +410,7 @@ def test_missing_folders_are_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="file: is not a folder"):
         PuzzleDataset.load(tmp_path / "file", "train")
     written(tmp_path, [[puzzle(1)]])
-    with pytest.raises(DataError, match="no split 'test'"):
+    with pytest.raises(DataError, match="no split 'test'; build"):
         PuzzleDataset.load(tmp_path, "test")
 
 
