@@ -190,17 +190,29 @@ class _Rows:
     The header is our own, so that no version of NumPy changes a byte.
     """
 
-    def __init__(self, path: Path, width: int) -> None:
+    def __init__(self, path: Path, spec: TaskSpec) -> None:
         self.file: BinaryIO = open(path, "wb")  # pylint: disable=consider-using-with
-        self.width = width
+        self.width = spec.seq_len
+        self.tokens = spec.vocab_size
+        self.what = f"{path.parent.name} {path.stem.split('__')[-1]} of the task's groups()"
         self.rows = 0
         self.file.write(b"\0" * _HEADER_BYTES)
 
     def append(self, rows: np.ndarray) -> None:
-        """Add (n, S) uint8."""
+        """Add (n, S) uint8.
+
+        Raises:
+            DataError: if they are something else, or a token is not in the vocabulary.
+        """
         if rows.dtype != np.uint8 or rows.ndim != 2 or rows.shape[1] != self.width:
-            raise ValueError(
-                f"puzzles must be (E, {self.width}) uint8, not {rows.shape} {rows.dtype}"
+            raise DataError(
+                f"{self.what}: must be (E, {self.width}) uint8, as spec.seq_len says, "
+                f"not {rows.shape} {rows.dtype}"
+            )
+        if rows.size and rows.max() >= self.tokens:
+            raise DataError(
+                f"{self.what}: token {rows.max()} is not in 0..{self.tokens - 1}; "
+                f"spec.vocab_size is {self.tokens}"
             )
         self.file.write(np.ascontiguousarray(rows).data)
         self.rows += len(rows)
@@ -234,13 +246,13 @@ def write_dataset(
         What ``dataset.json`` says. ``num_puzzle_identifiers`` counts the names met so far.
 
     Raises:
-        DataError: if there are no puzzles.
-        ValueError: if an array has another shape or dtype.
+        DataError: if there are no puzzles, an array has another shape or dtype, a token is not in
+            the vocabulary, or arrays, names and sizes of groups do not fit together.
     """
     names = {} if identifiers is None else identifiers
     folder.mkdir(parents=True)
-    inputs = _Rows(folder / f"{SET_NAME}__inputs.npy", spec.seq_len)
-    labels = _Rows(folder / f"{SET_NAME}__labels.npy", spec.seq_len)
+    inputs = _Rows(folder / f"{SET_NAME}__inputs.npy", spec)
+    labels = _Rows(folder / f"{SET_NAME}__labels.npy", spec)
     sizes: List[np.ndarray] = []
     numbers: List[np.ndarray] = []
     group_sizes: List[np.ndarray] = []
@@ -249,9 +261,13 @@ def write_dataset(
             if isinstance(group, PuzzleBlock):
                 count, left = divmod(len(group.inputs), group.examples)
                 if len(group.labels) != len(group.inputs) or left or count % group.group_size:
-                    raise ValueError("inputs, labels and group_size do not fit together")
+                    raise DataError(
+                        "groups() of the task: inputs, labels and group_size do not fit together"
+                    )
                 if group.names is not None and len(group.names) != count:
-                    raise ValueError("a block has as many names as puzzles, or none")
+                    raise DataError(
+                        "groups() of the task: a block has as many names as puzzles, or none"
+                    )
                 inputs.append(group.inputs)
                 labels.append(group.labels)
                 sizes.append(np.full(count, group.examples, dtype=np.int32))
@@ -262,7 +278,7 @@ def write_dataset(
                 continue
             for puzzle in group:
                 if len(puzzle.inputs) != len(puzzle.labels):
-                    raise ValueError("a puzzle has as many labels as inputs")
+                    raise DataError("groups() of the task: a puzzle has as many labels as inputs")
                 inputs.append(puzzle.inputs)
                 labels.append(puzzle.labels)
                 number = spec.blank_identifier_id

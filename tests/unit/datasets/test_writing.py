@@ -67,8 +67,16 @@ def test_blocks_equal_lists(tmp_path: Path) -> None:
 )
 def test_a_task_that_yields_other_shapes_hears_of_it(tmp_path: Path, group: Any) -> None:
     """The wrong width, dtype, number of labels, or a group size that does not divide."""
-    with pytest.raises(ValueError):
+    with pytest.raises(DataError, match=r"groups\(\)"):
         write_dataset([group], tmp_path / "train", SPEC)
+
+
+def test_a_token_that_is_none_is_the_tasks_fault(tmp_path: Path) -> None:
+    """Said before the file is there to be called damaged, with the setting that forbids it."""
+    rows = np.array([[1, 9, 2]], np.uint8)
+    words = r"train labels of the task's groups\(\): token 9 is not in 0..8; spec.vocab_size is 9"
+    with pytest.raises(DataError, match=words):
+        write_dataset([[Puzzle(None, rows % 9, rows)]], tmp_path / "train", SPEC)
 
 
 class Counting(Task):
