@@ -370,11 +370,9 @@ class ExperimentConfig(Section):
     def problems(self) -> List[str]:
         """Check what takes more than one section to see."""
         found = []
-        interval = self.eval.interval
-        if interval is not None and self.train.epochs % interval:
-            found.append(
-                f"eval.interval: {interval} does not divide train.epochs {self.train.epochs}"
-            )
+        interval, epochs = self.eval.interval, self.train.epochs
+        if interval is not None and epochs % interval:
+            found.append(f"eval.interval: {interval} does not divide train.epochs {epochs}")
         if self.train.curriculum and not hasattr(self.model, "H_cycles"):
             found.append(f"train.curriculum: model {self.model.name} has no cycles to change")
         if self.train.chains > 1 and getattr(self.model, "start", "fixed") != "random":

@@ -192,7 +192,8 @@ def test_more_steps_can_be_asked_for() -> None:
     assert trainer.run.plan.planned_steps == 20
     trainer.fit()
     assert [path.name for path in list_checkpoints("run")] == ["step_10", "step_20"]
-    with pytest.raises(ConfigError, match="train.lr: the run has 0.003, not 1.0; a resumed run .*--init-from"):
+    wrong = "train.lr: the run has 0.003, not 1.0; a resumed run .*--init-from"
+    with pytest.raises(ConfigError, match=wrong):
         Trainer.resume("run", ["train.lr=1.0"])
     with pytest.raises(ConfigError, match="run has 2 problems") as caught:
         Trainer.resume("run", ["train.lr=1.0", "seed=4"])
