@@ -169,7 +169,7 @@ class Rows:
         draws = RowDraws(self._settings.seed, problem.inputs, rollout)
         symmetry = None
         if self._settings.symmetries and rollout > 0:
-            symmetry = self._task.random_symmetry(draws.generator())
+            symmetry = self._task.draw_symmetry(problem.inputs, draws.generator())
         inputs = problem.inputs if symmetry is None else symmetry.apply(problem.inputs)
         self._inputs[row], self._identifiers[row] = inputs, problem.identifier
         return Run(work, rollout, draws, symmetry)

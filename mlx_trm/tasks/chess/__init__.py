@@ -1,0 +1,1 @@
+"""Chess: the moves of a piece, mate in one and mate in two."""

@@ -1,0 +1,166 @@
+"""Positions and answers as text: FEN, boards of letters, squares and moves."""
+
+import re
+from typing import Iterable, Iterator, List, Optional, Tuple
+
+import chess
+import numpy as np
+
+from mlx_trm.errors import DataError, shown
+from mlx_trm.tasks.chess.positions import (
+    Position,
+    decode_move,
+    decode_position,
+    encode_position,
+    find_problem,
+    turn_to_white,
+)
+from mlx_trm.tasks.chess.tokens import CELLS, SYMBOLS, is_clean, read_marks
+
+# What FENs, boards and squares are written with.
+WRITTEN = "pnbrqkPNBRQK12345678/.-wabcdefgh0"
+
+_SQUARE = re.compile(r"[a-h][1-8]")
+_ROW = re.compile(r"[pnbrqkPNBRQK.]{8}")
+_COUNTER = re.compile(r"\d{1,5}")
+_FORM = (
+    "write a FEN, such as '6k1/5ppp/8/8/8/8/8/R3K3 w Q - 0 1', or eight rows of eight letters, "
+    "points for empty squares"
+)
+
+
+def parse_position(text: str, wants_square: bool) -> np.ndarray:
+    """Read a position.
+
+    Args:
+        text: a FEN, whose fields behind the first may be missing from the right; or eight rows of
+            letters and points instead of its first field. Then the square of a piece, if one is
+            asked about. Without a side it is White's move.
+        wants_square: whether a piece has to be named; otherwise none may be.
+
+    Returns:
+        (64,) uint8 tokens, seen from the side to move.
+
+    Raises:
+        DataError: if it cannot be read, or is no legal position.
+    """
+    position = turn_to_white(*_read(text, wants_square))
+    if position.marked is not None and position.board.color_at(position.marked) != chess.WHITE:
+        raise DataError("the square that is named has no piece of the side to move")
+    return encode_position(position)
+
+
+def _read(text: str, wants_square: bool) -> Position:
+    placement, fields = _split(text)
+    square: Optional[int] = None
+    if wants_square:
+        # A lone field behind the board, or one behind the side, castling and en passant.
+        if not fields or not _SQUARE.fullmatch(fields[-1]) or len(fields) == 3:
+            raise DataError(
+                "the square of the piece that is asked about is missing: write it behind the "
+                "position, such as 'FEN e2'"
+            )
+        square = chess.parse_square(fields.pop())
+    board = read_board(placement, fields)
+    return Position(board, square)
+
+
+def read_board(placement: str, fields: List[str]) -> chess.Board:
+    """Make a board of the fields of a FEN.
+
+    Args:
+        placement: the first one.
+        fields: the others, as far as they are there.
+
+    Raises:
+        DataError: if they are malformed, or the position is not legal.
+    """
+    if len(fields) > 5 or any(not _COUNTER.fullmatch(each) for each in fields[3:]):
+        raise DataError(f"{shown(repr(' '.join(fields)))} is not what follows a board; {_FORM}")
+    try:
+        board = chess.Board(" ".join([placement, *fields, *["w", "-", "-"][len(fields) :]]))
+    except ValueError as error:
+        raise DataError(f"cannot be read: {shown(str(error), 120)}; {_FORM}") from error
+    problem = find_problem(board)
+    if problem is not None:
+        raise DataError(f"no legal position: {problem}")
+    return board
+
+
+def _split(text: str) -> Tuple[str, List[str]]:
+    """Split a text into the first field of a FEN and the others."""
+    words = text.split()
+    if words and "/" in words[0]:
+        rows, fields = words[0].split("/"), words[1:]
+    else:
+        letters = ""
+        while words and len(letters) < CELLS and re.fullmatch("[pnbrqkPNBRQK.]+", words[0]):
+            letters += words.pop(0)
+        if len(letters) != CELLS:
+            raise DataError(f"the board has {len(letters)} squares, not 64; {_FORM}")
+        rows, fields = [letters[at : at + 8] for at in range(0, CELLS, 8)], words
+    return "/".join(re.sub(r"\.+", lambda run: str(len(run[0])), row) for row in rows), fields
+
+
+def split_positions(lines: Iterable[str]) -> Iterator[Tuple[int, str]]:
+    """Find the positions in lines of text: one a line, or a row a line; ``#`` begins a comment.
+
+    Behind eight rows a line may hold the other fields of the FEN.
+
+    Returns:
+        Pairs of the number of a position's first line, from 1, and its text.
+    """
+    rows: List[str] = []
+    first = 0
+    for number, line in enumerate(lines, start=1):
+        text = line.split("#")[0].strip()
+        if len(rows) == 8:
+            behind = bool(text) and not _is_row(text) and "/" not in text
+            yield first, " ".join([*rows, text] if behind else rows)
+            rows = []
+            if behind:
+                continue
+        if _is_row(text):
+            first = first if rows else number
+            rows.append(text)
+            continue
+        if rows:
+            yield first, " ".join(rows)
+            rows = []
+        if text:
+            yield number, text
+    if rows:
+        yield first, " ".join(rows)
+
+
+def _is_row(text: str) -> bool:
+    return bool(_ROW.fullmatch(text.replace(" ", "")))
+
+
+def format_tokens(tokens: np.ndarray) -> str:
+    """Write (64,) tokens on one line.
+
+    A position is a FEN with White to move, then the square that is asked about; an answer is its
+    move or its squares, ``-`` where there are none; anything else eight rows of symbols.
+    """
+    tokens = np.asarray(tokens)
+    if is_clean(tokens):
+        move = decode_move(tokens)
+        if move is not None:
+            return move.uci()
+        left, _ = read_marks(tokens)
+        if not left.any() and tokens.max() < 26:
+            return " ".join(name_targets(tokens)) or "-"
+    try:
+        position = decode_position(tokens)
+    except DataError:
+        text = "".join(SYMBOLS[each] if each < len(SYMBOLS) else "?" for each in tokens.tolist())
+        return "/".join(text[at : at + 8] for at in range(0, CELLS, 8))
+    marked = "" if position.marked is None else f" {chess.square_name(position.marked)}"
+    return position.board.fen(en_passant="fen") + marked
+
+
+def name_targets(tokens: np.ndarray) -> List[str]:
+    """Give the names of the squares that a (64,) answer marks as reached, from a1 to h8."""
+    cells = np.flatnonzero(read_marks(tokens)[1])
+    return [chess.square_name(square) for square in sorted(int(cell) ^ 56 for cell in cells)]

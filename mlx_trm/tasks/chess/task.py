@@ -1,0 +1,320 @@
+"""The chess task: where a piece may move, mate in one, mate in two.
+
+S = 64 cells seen from the side to move, V = 30 tokens: see tokens.py. The label marks cells: those
+that the marked piece may go to, or those that the mating move leaves and reaches. No position has a
+name, so all share row 0 of the puzzle table.
+
+Positions and moves are python-chess' (extra ``chess``); nothing is imported of it before a task is
+made.
+"""
+
+from dataclasses import asdict, dataclass, field
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Dict, Iterable, Iterator, List, Optional, Set, Tuple, Union
+
+import numpy as np
+
+from mlx_trm.config.sections import TaskSpec
+from mlx_trm.datasets.dataset import SetSource
+from mlx_trm.datasets.writing import SPLITS, PuzzleBlock
+from mlx_trm.errors import ConfigError
+from mlx_trm.tasks.base import Scorer, ShareScorer, Task, register_task
+from mlx_trm.tasks.board import Board, differing, is_unanswered, make_board
+from mlx_trm.tasks.chess.tokens import (
+    CELLS,
+    KINDS,
+    STYLES,
+    TOKEN_NAMES,
+    VOCABULARY,
+    has_castling,
+    is_clean,
+    mirror,
+    mirrored_cells,
+    position_key,
+)
+from mlx_trm.tasks.chess.view import draw_text, only_marks, paint_squares, show_letters
+from mlx_trm.tasks.puzzle_files import FilePuzzles, PuzzleFileConfig, hash_puzzle_file
+from mlx_trm.tasks.symmetries import Symmetry
+
+_CHUNK = 64
+
+
+def check_library() -> None:
+    """Refuse where python-chess is missing.
+
+    Raises:
+        ConfigError: saying what to install.
+    """
+    try:
+        found = import_module("chess")
+    except ImportError:
+        found = None
+    # A folder of that name beside a script imports, too.
+    if not hasattr(found, "Board"):
+        raise ConfigError('the task chess needs python-chess; pip install "mlx_trm[chess]"')
+
+
+@dataclass
+class ChessConfig(PuzzleFileConfig):
+    """Settings of the chess task."""
+
+    kind: str = field(default="moves", metadata={"choices": KINDS})
+    """moves: where the marked piece may go; mate1, mate2: the move that mates, in one or in two."""
+    augment: str = field(default="online", metadata={"choices": ("none", "online")})
+    """online: mirror files at random where nobody may castle; none: as built."""
+    train_puzzles: int = field(default=10000, metadata={"min": 1})
+    """Generate so many training positions where there is no file."""
+    test_puzzles: int = field(default=1000, metadata={"min": 1})
+    """Generate so many test positions where there is no file."""
+    style: str = field(default="games", metadata={"choices": STYLES})
+    """Generated positions: of whole random games, or of endings with few pieces."""
+    unique: bool = True
+    """Generate mates with one right move only; otherwise the label is one of several."""
+    min_rating: Optional[int] = field(default=None, metadata={"min": 0})
+    """Take puzzles of a file with at least this rating only."""
+    max_rating: Optional[int] = field(default=None, metadata={"min": 0})
+    """Take puzzles of a file with at most this rating only."""
+
+    def problems(self) -> List[str]:
+        """Find settings that do not fit together."""
+        found = super().problems()
+        low, high = self.min_rating, self.max_rating
+        if low is not None and high is not None and low > high:
+            found.append(f"min_rating: {low} is more than max_rating {high}")
+        return found
+
+
+@register_task("chess", ChessConfig)
+class Chess(Task):
+    """Mark where a piece may go, or the move that mates."""
+
+    config: ChessConfig
+    symbols = "pnbrqkPNBRQK12345678/.-wabcdefgh0"
+
+    def __init__(self, config: Any, seed: int = 0) -> None:
+        """Keep the settings; nothing is read or generated yet.
+
+        Raises:
+            ConfigError: if python-chess is not installed.
+        """
+        super().__init__(config, seed)
+        check_library()
+
+    @property
+    def spec(self) -> TaskSpec:
+        """Dimensions and special tokens."""
+        return TaskSpec(vocab_size=VOCABULARY, seq_len=CELLS)
+
+    @property
+    def token_names(self) -> List[str]:
+        """What each of the V tokens stands for."""
+        return list(TOKEN_NAMES)
+
+    def groups(self, split: str, rng: np.random.Generator) -> Iterator[PuzzleBlock]:
+        """Yield the positions of a split, of its file or generated."""
+        path = self.raw_file(split)
+        if path is not None:
+            for part in self._read(path):
+                yield PuzzleBlock(part.inputs, part.labels)
+            return
+        from mlx_trm.tasks.chess.generator import Wanted, generate_puzzles
+
+        config = self.config
+        low, high = self.usable_part(split)
+        wanted = Wanted(config.kind, config.style, config.unique, low, high)
+        count = config.train_puzzles if split == "train" else config.test_puzzles
+        rows: List[Tuple[np.ndarray, np.ndarray]] = []
+        for made, pair in enumerate(generate_puzzles(wanted, count, rng, self._excluded(split)), 1):
+            rows.append(pair)
+            if len(rows) == _CHUNK or made == count:
+                inputs, labels = (np.stack(side) for side in zip(*rows))
+                yield PuzzleBlock(inputs, labels)
+                rows = []
+
+    def usable_part(self, split: str) -> Tuple[float, float]:
+        """Give the part of all positions, by hashes in [0, 1), that a split may use: none shared."""
+        if any(self.raw_file(each) for each in SPLITS):
+            return 0.0, 1.0  # what the file has is left out instead
+        train, test = self.config.train_puzzles, self.config.test_puzzles
+        # A smaller part takes longer to fill; the test set's is no less than an eighth.
+        share = min(0.5, max(0.125, test / (train + test)))
+        return (0.0, 1.0 - share) if split == "train" else (1.0 - share, 1.0)
+
+    def _excluded(self, split: str) -> Set[bytes]:
+        """Give the keys of the positions in the other split's file."""
+        path = self.raw_file("test" if split == "train" else "train")
+        parts = [] if path is None else self._read(path)
+        return {position_key(inputs) for part in parts for inputs in part.inputs}
+
+    def _read(self, path: Path) -> Iterator[FilePuzzles]:
+        from mlx_trm.tasks.chess.files import Chosen, read_chess_file
+
+        config = self.config
+        chosen = Chosen(config.kind, config.min_rating, config.max_rating, config.columns)
+        return read_chess_file(path, chosen)
+
+    def content(self, split: str) -> Dict[str, Any]:
+        """Return what decides the built files of a split."""
+        config, files = self.config, [self.raw_file(each) for each in SPLITS]
+        own = self.raw_file(split)
+        kept = asdict(config)
+        names = ["name", "kind"]
+        hashes: List[Optional[str]] = []
+        if any(files):
+            names += ["min_rating", "max_rating", "columns"]
+        if own is not None:
+            hashes = [hash_puzzle_file(own)]
+        else:
+            from mlx_trm.tasks.chess.generator import GENERATOR_VERSION
+
+            names += ["style", "unique", "train_puzzles", "test_puzzles"]
+            hashes = [None if path is None else hash_puzzle_file(path) for path in files]
+            kept.update(generator=GENERATOR_VERSION, from_seed=self.seed)
+            names += ["generator", "from_seed"]
+        return {"split": split, "files": hashes, **{name: kept[name] for name in names}}
+
+    def augment(
+        self, inputs: np.ndarray, labels: np.ndarray, rng: np.random.Generator
+    ) -> Tuple[np.ndarray, np.ndarray]:
+        """Mirror the files of half the rows of (B, 64) uint8 that have no castling rights."""
+        flipped = (rng.random(len(inputs)) < 0.5) & ~has_castling(inputs)
+        inputs, labels = (
+            np.where(flipped[:, None], mirror(side), side) for side in (inputs, labels)
+        )
+        return inputs, labels
+
+    def random_symmetry(self, rng: np.random.Generator) -> Symmetry:
+        """Draw the mirror of the files, or nothing; true where nobody may castle."""
+        cells = mirrored_cells() if rng.random() < 0.5 else np.arange(CELLS)
+        return Symmetry(cells, np.arange(VOCABULARY, dtype=np.uint8))
+
+    def draw_symmetry(self, inputs: np.ndarray, rng: np.random.Generator) -> Symmetry:
+        """Draw a symmetry of the (64,) position: with castling rights it has none."""
+        if has_castling(inputs):
+            return Symmetry(np.arange(CELLS), np.arange(VOCABULARY, dtype=np.uint8))
+        return self.random_symmetry(rng)
+
+    def read_file(self, path: Union[str, Path]) -> Iterator[FilePuzzles]:
+        """Read a CSV of Lichess or a text file.
+
+        Mates come without labels: any mating move is right, so the rules judge.
+        """
+        for part in self._read(Path(path)):
+            labels = part.labels if self.config.kind == "moves" else np.zeros_like(part.labels)
+            yield part._replace(labels=labels)
+
+    def split_puzzles(self, lines: Iterable[str]) -> Iterator[Tuple[int, str]]:
+        """Find the positions in lines of text: one a line, or eight rows."""
+        from mlx_trm.tasks.chess.notation import split_positions
+
+        return split_positions(lines)
+
+    def parse(self, text: str) -> np.ndarray:
+        """Read a FEN or a board of letters, for ``moves`` with the square of a piece behind it.
+
+        Raises:
+            DataError: if it is malformed, or no legal position.
+        """
+        from mlx_trm.tasks.chess.notation import parse_position
+
+        return parse_position(text, self.config.kind == "moves")
+
+    def format(self, tokens: np.ndarray) -> str:
+        """Write (64,) tokens: a FEN with White to move, a move such as ``e7e8q``, or squares."""
+        from mlx_trm.tasks.chess.notation import format_tokens
+
+        return format_tokens(tokens)
+
+    def answers(self, inputs: np.ndarray) -> Tuple[np.ndarray, Dict[int, str]]:
+        """Answer (n, 64) positions by search, and say which have no mate."""
+        from mlx_trm.tasks.chess.answers import find_answer
+
+        found = [find_answer(row, self.config.kind) for row in inputs]
+        labels = np.array([labels for labels, _ in found], dtype=np.uint8).reshape(-1, CELLS)
+        return labels, {row: text for row, (_, text) in enumerate(found) if text is not None}
+
+    def check(self, inputs: np.ndarray, tokens: np.ndarray) -> bool:
+        """Say whether (64,) ``tokens`` are right: all cells, or any move that mates."""
+        from mlx_trm.tasks.chess.answers import is_right
+
+        return is_right(inputs, tokens, self.config.kind)
+
+    def describe_answer(self, inputs: np.ndarray, tokens: np.ndarray) -> str:
+        """Say what move or how many squares the (64,) ``tokens`` of an answer mark."""
+        from mlx_trm.tasks.chess.answers import describe
+
+        return describe(inputs, tokens, self.config.kind)
+
+    def scorer(self, source: Optional[SetSource] = None) -> Optional[Scorer]:
+        """Return a scorer of mates: ``legal_move``, and ``mate`` by whatever move.
+
+        Where several moves mate, exact accuracy, which knows the label only, is lower. Of ``moves``
+        the label says all.
+        """
+        del source
+        if self.config.kind == "moves":
+            return None
+        return ShareScorer(("legal_move", "mate"), self._judge)
+
+    def _judge(self, inputs: np.ndarray, predictions: np.ndarray) -> Dict[str, np.ndarray]:
+        from mlx_trm.tasks.chess.answers import read_move
+
+        legal = is_clean(predictions)
+        for row in np.flatnonzero(legal):
+            legal[row] = read_move(inputs[row], predictions[row]) is not None
+        right = legal.copy()
+        for row in np.flatnonzero(legal):
+            right[row] = self.check(inputs[row], predictions[row])
+        return {"legal_move": legal, "mate": right}
+
+    def board(
+        self,
+        tokens: np.ndarray,
+        inputs: Optional[np.ndarray] = None,
+        labels: Optional[np.ndarray] = None,
+        before: Optional[np.ndarray] = None,
+    ) -> Board:
+        """Give the position with an answer's marks; no right answer has anything wrong."""
+        changed, wrong = self._compare(tokens, inputs, labels, before)
+        symbols = show_letters(tokens, inputs)
+        return make_board(
+            symbols,
+            paint_squares(tokens, inputs),
+            symbols != "",
+            changed.reshape(8, 8),
+            wrong.reshape(8, 8),
+            text=self.format(tokens),
+        )
+
+    def _compare(
+        self,
+        tokens: np.ndarray,
+        inputs: Optional[np.ndarray],
+        labels: Optional[np.ndarray],
+        before: Optional[np.ndarray],
+    ) -> Tuple[np.ndarray, np.ndarray]:
+        """Say which of the 64 cells have changed, and which are wrong."""
+        previous = None if before is None else only_marks(before)
+        changed, wrong = differing(only_marks(tokens), previous), differing(tokens, labels)
+        if is_unanswered(np.asarray(tokens), inputs):
+            wrong[:] = False
+        elif inputs is not None and wrong.any() and self.check(inputs, tokens):
+            wrong[:] = False  # another move that mates
+        return changed, wrong
+
+    def render_step(
+        self,
+        tokens: np.ndarray,
+        before: np.ndarray,
+        inputs: Optional[np.ndarray] = None,
+        labels: Optional[np.ndarray] = None,
+        color: bool = False,
+    ) -> str:
+        """Draw the position with an answer's marks, what changed marked. Arguments as of others."""
+        changed, wrong = self._compare(tokens, inputs, labels, before)
+        return draw_text(tokens, inputs, changed, wrong, color)
+
+    def image(self, tokens: np.ndarray, inputs: Optional[np.ndarray] = None) -> np.ndarray:
+        """Paint (64,) tokens: (8, 8, 3) uint8."""
+        return paint_squares(tokens, inputs)
