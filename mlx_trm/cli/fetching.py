@@ -7,7 +7,9 @@ from typing import Any, List
 
 from mlx_trm.cli import tables as display
 from mlx_trm.datasets.sources import (
+    BY_HAND,
     SOURCES,
+    ByHand,
     Source,
     fetched_folder,
     fetched_root,
@@ -22,7 +24,10 @@ def add_fetch(commands: Any) -> None:
     """Declare the sub-command ``fetch`` and its arguments."""
     action = commands.add_parser("fetch", help="download Sudoku-Extreme, mazes or ARC-AGI")
     action.add_argument(
-        "names", nargs="*", metavar="NAME", help=f"any of {', '.join(SOURCES)} (default: --list)"
+        "names",
+        nargs="*",
+        metavar="NAME",
+        help=f"any of {', '.join([*SOURCES, *BY_HAND])} (default: --list)",
     )
     action.add_argument(
         "--list", action="store_true", help="show the sets, their licences, and what is there"
@@ -53,7 +58,12 @@ def seconds(text: str) -> float:
 
 def run_fetch(args: argparse.Namespace) -> None:
     """Fetch sets, or show which there are."""
-    sources = [find_source(name) for name in dict.fromkeys(args.names)]
+    by_hand = [BY_HAND[name] for name in dict.fromkeys(args.names) if name in BY_HAND]
+    sources = [find_source(name) for name in dict.fromkeys(args.names) if name not in BY_HAND]
+    for each in by_hand or (() if sources else BY_HAND.values()):
+        print("\n".join([*hand_lines(each), ""]))
+    if by_hand and not sources:
+        return
     if args.list or not sources:
         print(sets_table(sources or list(SOURCES.values())))
         print(f"\nFetched sets go to {fetched_root()}")
@@ -71,6 +81,15 @@ def run_fetch(args: argparse.Namespace) -> None:
         print(f"{source.name}: {what}: {count}, in {result.place}")
     for line in dict.fromkeys(line for source in sources for line in use_lines(source)):
         print(line)
+
+
+def hand_lines(source: ByHand) -> List[str]:
+    """Say where to download a set that is not fetched, and what to do then."""
+    return [
+        f"{source.name}: {source.summary}; {source.licence}; {source.page}",
+        f"  this command does not fetch it; download {source.url}",
+        *(f"  {step}" for step in source.steps),
+    ]
 
 
 def sets_table(sources: List[Source]) -> str:

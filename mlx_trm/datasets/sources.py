@@ -155,6 +155,44 @@ _ALL = (
 SOURCES: Dict[str, Source] = {source.name: source for source in _ALL}
 
 
+class ByHand(NamedTuple):
+    """A set that its reader downloads: it has no fixed bytes, and is too large to be tried.
+
+    Attributes:
+        name: what the user calls it.
+        summary: what it is, in a few words.
+        licence: as the source states it.
+        page: where a person reads about it.
+        url: of the file.
+        steps: what to do with it, a line each.
+    """
+
+    name: str
+    summary: str
+    licence: str
+    page: str
+    url: str
+    steps: Tuple[str, ...]
+
+
+_BY_HAND = (
+    ByHand(
+        name="lichess-puzzles",
+        summary="chess puzzles of Lichess, millions, with ratings and themes",
+        licence="CC0-1.0",
+        page="https://database.lichess.org/#puzzles",
+        url="https://database.lichess.org/lichess_db_puzzle.csv.zst",
+        steps=(
+            "zstd -d lichess_db_puzzle.csv.zst",
+            "python -m mlx_trm.evaluate RUN --data lichess_db_puzzle.csv --max-examples 1000",
+            "python -m mlx_trm.train --config chess_mate1.yaml task.train_file=TRAIN.csv "
+            "task.test_file=TEST.csv  (cut it in two, the first line in both)",
+        ),
+    ),
+)
+BY_HAND: Dict[str, ByHand] = {each.name: each for each in _BY_HAND}
+
+
 def find_source(name: str) -> Source:
     """Return the set of that name.
 
@@ -163,8 +201,8 @@ def find_source(name: str) -> Source:
     """
     if name not in SOURCES:
         raise DataError(
-            f"unknown data set {name!r}{did_you_mean(name, SOURCES)} "
-            f"(known: {', '.join(SOURCES)})"
+            f"unknown data set {name!r}{did_you_mean(name, [*SOURCES, *BY_HAND])} "
+            f"(known: {', '.join([*SOURCES, *BY_HAND])})"
         )
     return SOURCES[name]
 

@@ -256,11 +256,6 @@ class TextForm:
         del inputs
         return ""
 
-    def draw_symmetry(self, inputs: np.ndarray, rng: np.random.Generator) -> Symmetry:
-        """Draw a symmetry of the (S,) puzzle ``inputs``; a task's puzzles may differ in those."""
-        del inputs
-        return self.random_symmetry(rng)
-
     def describe_answer(self, inputs: np.ndarray, tokens: np.ndarray) -> str:
         """Say in a few words what an answer is, beyond right or wrong.
 

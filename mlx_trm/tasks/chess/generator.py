@@ -1,10 +1,5 @@
-"""Makes puzzles: positions of seeded random games, whose labels a search finds exactly.
+"""Makes puzzles: positions of seeded random games, whose labels a search finds exactly."""
 
-Which split a position may go to, its own hash decides: so training and test share none, and each
-can be made without the other.
-"""
-
-import hashlib
 import random
 from typing import Iterator, List, NamedTuple, Optional, Sequence, Set, Tuple, TypeVar
 
@@ -47,19 +42,11 @@ class Wanted(NamedTuple):
         kind: one of ``KINDS``.
         style: one of ``STYLES``.
         unique: of mates, only positions in which one move alone is right.
-        low, high: the part of all positions that may be used, by their hashes in [0, 1).
     """
 
     kind: str
     style: str = "games"
     unique: bool = True
-    low: float = 0.0
-    high: float = 1.0
-
-    def takes(self, key: bytes) -> bool:
-        """Say whether a position, by its key, lies in this part."""
-        digest = hashlib.blake2b(key, digest_size=8).digest()
-        return self.low <= int.from_bytes(digest, "big") / 2.0**64 < self.high
 
 
 def generate_puzzles(
@@ -91,7 +78,7 @@ def generate_puzzles(
                 continue
             inputs, labels = position
             key = position_key(inputs)
-            if key in seen or not wanted.takes(key):
+            if key in seen:
                 continue
             seen.add(key)
             yield inputs, labels
@@ -139,10 +126,8 @@ def _ask_for_two(wanted: Wanted, draws: random.Random) -> Found:
         puzzle = None
         if mates and len(earlier) > 1 and not earlier[-2][1]:
             before = earlier[-2][0]
-            key = position_key(encode_position(turn_to_white(before)))
-            if wanted.takes(key):  # the search is what costs
-                found = find_mates_in_two(before, 2 if wanted.unique else None)
-                puzzle = _puzzle(before, found, wanted.unique)
+            found = find_mates_in_two(before, 2 if wanted.unique else None)
+            puzzle = _puzzle(before, found, wanted.unique)
         yield puzzle
         earlier = [*earlier[-1:], (board.copy(stack=False), mates)]
 

@@ -85,6 +85,12 @@ class ChessConfig(PuzzleFileConfig):
         return found
 
 
+def _block(rows: List[Tuple[np.ndarray, np.ndarray]]) -> PuzzleBlock:
+    """Put pairs of (64,) inputs and labels together."""
+    inputs, labels = (np.stack(side) for side in zip(*rows))
+    return PuzzleBlock(inputs, labels)
+
+
 @register_task("chess", ChessConfig)
 class Chess(Task):
     """Mark where a piece may go, or the move that mates."""
@@ -118,34 +124,34 @@ class Chess(Task):
             for part in self._read(path):
                 yield PuzzleBlock(part.inputs, part.labels)
             return
+        del rng  # each split has one of its own, since training leaves out what the test set has
+        rows: List[Tuple[np.ndarray, np.ndarray]] = []
+        for pair in self._generate(split):
+            rows.append(pair)
+            if len(rows) == _CHUNK:
+                yield _block(rows)
+                rows = []
+        if rows:
+            yield _block(rows)
+
+    def _generate(self, split: str) -> Iterator[Tuple[np.ndarray, np.ndarray]]:
+        """Generate a split, without the positions of the other one."""
         from mlx_trm.tasks.chess.generator import Wanted, generate_puzzles
 
         config = self.config
-        low, high = self.usable_part(split)
-        wanted = Wanted(config.kind, config.style, config.unique, low, high)
+        wanted = Wanted(config.kind, config.style, config.unique)
         count = config.train_puzzles if split == "train" else config.test_puzzles
-        rows: List[Tuple[np.ndarray, np.ndarray]] = []
-        for made, pair in enumerate(generate_puzzles(wanted, count, rng, self._excluded(split)), 1):
-            rows.append(pair)
-            if len(rows) == _CHUNK or made == count:
-                inputs, labels = (np.stack(side) for side in zip(*rows))
-                yield PuzzleBlock(inputs, labels)
-                rows = []
-
-    def usable_part(self, split: str) -> Tuple[float, float]:
-        """Give the part of all positions, by hashes in [0, 1), that a split may use: none shared."""
-        if any(self.raw_file(each) for each in SPLITS):
-            return 0.0, 1.0  # what the file has is left out instead
-        train, test = self.config.train_puzzles, self.config.test_puzzles
-        # A smaller part takes longer to fill; the test set's is no less than an eighth.
-        share = min(0.5, max(0.125, test / (train + test)))
-        return (0.0, 1.0 - share) if split == "train" else (1.0 - share, 1.0)
+        rng = np.random.default_rng([self.seed, SPLITS.index(split)])
+        return generate_puzzles(wanted, count, rng, self._excluded(split))
 
     def _excluded(self, split: str) -> Set[bytes]:
-        """Give the keys of the positions in the other split's file."""
+        """Give the keys of the other split's positions, where that one is not made after this."""
         path = self.raw_file("test" if split == "train" else "train")
-        parts = [] if path is None else self._read(path)
-        return {position_key(inputs) for part in parts for inputs in part.inputs}
+        if path is not None:
+            return {position_key(inputs) for part in self._read(path) for inputs in part.inputs}
+        if split == "test":
+            return set()
+        return {position_key(inputs) for inputs, _ in self._generate("test")}
 
     def _read(self, path: Path) -> Iterator[FilePuzzles]:
         from mlx_trm.tasks.chess.files import Chosen, read_chess_file
@@ -159,7 +165,7 @@ class Chess(Task):
         config, files = self.config, [self.raw_file(each) for each in SPLITS]
         own = self.raw_file(split)
         kept = asdict(config)
-        names = ["name", "kind"]
+        names = ["kind"]
         hashes: List[Optional[str]] = []
         if any(files):
             names += ["min_rating", "max_rating", "columns"]
@@ -170,9 +176,10 @@ class Chess(Task):
 
             names += ["style", "unique", "train_puzzles", "test_puzzles"]
             hashes = [None if path is None else hash_puzzle_file(path) for path in files]
-            kept.update(generator=GENERATOR_VERSION, from_seed=self.seed)
-            names += ["generator", "from_seed"]
-        return {"split": split, "files": hashes, **{name: kept[name] for name in names}}
+            kept.update(generator=GENERATOR_VERSION, seed=self.seed)
+            names += ["generator", "seed"]
+        about: Dict[str, Any] = {"task": config.name, "split": split, "files": hashes}
+        return {**about, **{name: kept[name] for name in names}}
 
     def augment(
         self, inputs: np.ndarray, labels: np.ndarray, rng: np.random.Generator

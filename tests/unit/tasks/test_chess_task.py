@@ -17,6 +17,9 @@ from mlx_trm.tasks.chess.tokens import EMPTY, FROM, TO, VOCABULARY, position_key
 
 chess = pytest.importorskip("chess", reason="python-chess is not installed (extra chess)")
 
+# pylint: disable-next=wrong-import-position
+from mlx_trm.tasks.chess.generator import Wanted, generate_puzzles  # noqa: E402
+
 BACK_RANK = "6k1/5ppp/8/8/8/8/8/R3K3 w - - 0 1"
 # Two moves mate: Ra8 and Rb8.
 TWO = "6k1/5ppp/8/8/8/8/8/RR2K3 w - - 0 1"
@@ -84,20 +87,26 @@ def test_settings_that_matter_are_the_key() -> None:
         assert task(**{"kind": "mate1", **more}).cache_key() != key
 
 
-def test_splits_share_nothing_whatever_their_sizes() -> None:
-    """The part of all positions that a split may use ends where the other's begins."""
-    for train, test in ((10000, 1000), (10, 1), (5, 50), (1, 1)):
-        made = task(train_puzzles=train, test_puzzles=test)
-        (low, middle), (begins, high) = map(made.usable_part, ("train", "test"))
-        assert (low, high) == (0.0, 1.0) and middle == begins and 0.5 <= middle <= 0.875
+def test_training_leaves_out_what_the_test_set_has() -> None:
+    """Also where both would play the same games, and mirrored positions are the same."""
+    made = task("moves", style="games", train_puzzles=300, test_puzzles=300)
+    keys = {
+        split: [
+            position_key(row) for part in made.groups(split, _rng(split)) for row in part.inputs
+        ]
+        for split in ("train", "test")
+    }
+    assert [len(set(each)) for each in keys.values()] == [300, 300]
+    assert not set(keys["train"]) & set(keys["test"])
+    plain = np.random.default_rng([0, 0])
+    found = generate_puzzles(Wanted("moves", "games"), 300, plain)
+    assert {position_key(inputs) for inputs, _ in found} & set(keys["test"])
 
 
 @settings(deadline=None, max_examples=30)
 @given(st.integers(0, 2**32 - 1), st.sampled_from(("games", "endings")))
 def test_format_and_parse_are_inverse(seed: int, style: str) -> None:
     """Of positions; and whatever a model may predict has a text on one line."""
-    from mlx_trm.tasks.chess.generator import Wanted, generate_puzzles
-
     made = task("moves")
     found = generate_puzzles(Wanted("moves", style), 1, np.random.default_rng(seed))
     inputs, labels = next(found)

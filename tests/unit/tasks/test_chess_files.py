@@ -1,0 +1,177 @@
+"""Chess files: Lichess' CSV, positions as text, ratings, rows that are wrong."""
+
+from pathlib import Path
+from typing import Any, List, Optional
+
+import numpy as np
+import pytest
+
+from mlx_trm.errors import DataError
+from mlx_trm.tasks import Chess, ChessConfig
+
+pytest.importorskip("chess", reason="python-chess is not installed (extra chess)")
+
+HEADER = "PuzzleId,FEN,Moves,Rating,RatingDeviation,Popularity,NbPlays,Themes,GameUrl,OpeningTags"
+ONE = ("6k1/p4ppp/8/8/8/8/8/3RK3 b - - 0 1", "a7a6 d1d8", 600, "endgame mateIn1 short")
+# The same from the other side.
+BLACK = ("3rk3/8/8/8/8/8/P4PPP/6K1 w - - 0 1", "a2a3 d8d1", 800, "mateIn1")
+TWO = ("8/7k/8/8/8/8/R7/1R2K3 b - - 0 1", "h7h8 a2a7 h8g8 b1b8", 900, "mate mateIn2")
+OTHER = ("8/7k/8/8/8/8/R7/1R2K3 b - - 0 1", "h7h8 e1e2", 1500, "endgame")
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: Any) -> None:
+    """Nothing of these tests goes into the user's cache."""
+    monkeypatch.setenv("MLX_TRM_CACHE", str(tmp_path / "cache"))
+
+
+def write(path: Path, *rows: Any, header: str = HEADER) -> str:
+    """Write a file of Lichess' form."""
+    lines = [
+        f"id{number},{fen},{moves},{rating},80,90,100,{themes},https://lichess.org/x,"
+        for number, (fen, moves, rating, themes) in enumerate(rows)
+    ]
+    path.write_text("\n".join([header, *lines]) + "\n", encoding="utf-8")
+    return str(path)
+
+
+def task(kind: str, **more: Any) -> Chess:
+    """A task of a kind."""
+    return Chess(ChessConfig("chess", kind=kind, **more))
+
+
+def read(path: str, kind: str, **more: Any) -> List[List[str]]:
+    """Questions and answers of a file, as the task trains on them."""
+    made = task(kind, test_file=path, **more)
+    return [
+        [made.format(each) for each in pair]
+        for part in made.groups("test", np.random.default_rng(0))
+        for pair in zip(part.inputs, part.labels)
+    ]
+
+
+def test_rows_of_a_theme(tmp_path: Path) -> None:
+    """The opponent's move is played; what Black solves is seen as White's."""
+    path = write(tmp_path / "p.csv", ONE, BLACK, TWO, OTHER)
+    # Both are one position, as the side to move sees it.
+    question = "6k1/5ppp/p7/8/8/8/8/3RK3 w - - 0 1"
+    assert read(path, "mate1") == [[question, "d1d8"]] * 2
+    assert read(path, "mate2") == [["7k/8/8/8/8/8/R7/1R2K3 w - - 0 1", "a2a7"]]
+    moves = read(path, "moves")
+    assert len(moves) == 4
+    assert moves[3] == ["7k/8/8/8/8/8/R7/1R2K3 w - - 0 1 e1", "d1 f1 d2 e2 f2"]
+
+
+def test_ratings_choose(tmp_path: Path) -> None:
+    """At least, at most; they are part of the cache's key."""
+    path = write(tmp_path / "p.csv", ONE, BLACK)
+    assert len(read(path, "mate1", min_rating=700)) == len(read(path, "mate1", max_rating=700)) == 1
+    assert len(read(path, "mate1", min_rating=600, max_rating=800)) == 2
+    keys = {
+        task("mate1", test_file=path, min_rating=low).cache_key(["test"])
+        for low in (None, 600, 700)
+    }
+    assert len(keys) == 3
+    with pytest.raises(DataError, match="no puzzle that is wanted.*min_rating 900"):
+        read(path, "mate1", min_rating=900)
+
+
+def test_files_for_evaluation_are_judged_by_the_rules(tmp_path: Path) -> None:
+    """Ratings come along; of mates no label says which move."""
+    path = write(tmp_path / "p.csv", ONE, TWO, BLACK)
+    (part,) = task("mate1").read_file(path)
+    assert part.ratings is not None and part.ratings.tolist() == [600, 800]
+    assert not part.labels.any()
+    (part,) = task("moves").read_file(path)
+    assert part.labels.any() and len(part.inputs) == 3
+
+
+def test_text_is_answered_by_search(tmp_path: Path) -> None:
+    """A position a line, or a row a line."""
+    path = tmp_path / "p.txt"
+    board = "......k.\n.....ppp\n" + "........\n" * 5 + "R...K...\n"
+    path.write_text(f"# one\n3r2k1/8/8/8/8/8/5PPP/6K1 b - - 0 1\n{board}", encoding="utf-8")
+    assert [answer for _, answer in read(str(path), "mate1")] == ["d1d8", "a1a8"]
+    path.write_text("6k1/5ppp/8/8/8/8/8/R3K3 w - - 0 1 e1\n", encoding="utf-8")
+    assert read(str(path), "moves")[0][1] == "d1 f1 d2 e2 f2"
+
+
+def bad(row: Any, **changes: Any) -> Any:
+    """A row with other fields."""
+    names = ("fen", "moves", "rating", "themes")
+    return tuple(changes.get(name, value) for name, value in zip(names, row))
+
+
+@pytest.mark.parametrize(
+    "row, said",
+    [
+        (bad(ONE, fen="6k1/p4ppp/8/8/8/8/8/3RKK2 b - - 0 1"), "more than one king"),
+        (bad(ONE, fen="nonsense"), "cannot be read"),
+        (bad(ONE, fen=""), "cannot be read"),
+        (bad(ONE, moves="a7a6 d1d9"), "is no move"),
+        (bad(ONE, moves="a7a6 d1e2"), "not legal"),
+        (bad(ONE, moves="a7a2 d1d8"), "not legal"),
+        (bad(ONE, moves="a7a6 d1d7"), "without mate"),
+        (bad(ONE, moves="a7a6"), "has 1 moves"),
+        (bad(ONE, moves=""), "has 0 moves"),
+        (bad(ONE, rating="high"), "rating"),
+        (bad(TWO, themes="mateIn1"), "has 4 moves"),
+    ],
+)
+def test_bad_rows_are_one_line(tmp_path: Path, row: Any, said: str) -> None:
+    """File, line, and what is wrong there."""
+    path = write(tmp_path / "p.csv", ONE, row)
+    with pytest.raises(DataError, match=said) as caught:
+        read(path, "mate1")
+    assert str(caught.value).startswith(f"{path}:3: ") and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "name, content, said",
+    [
+        ("p.csv", b"", "columns FEN, Moves"),
+        ("p.csv", b"a,b\n1,2\n", "columns FEN, Moves"),
+        ("p.csv", (HEADER + "\n").encode(), "no puzzle"),
+        ("p.csv", (HEADER + "\n1,2\n").encode(), "2 columns"),
+        ("p.csv.zst", b"\x28\xb5\x2f\xfd and more", "zstd -d"),
+        ("p.txt", b"\xff\xfe\n", "UTF-8"),
+        ("p.txt", b"6k1/8/8/8/8/8/8/K7 w - - 0 1\n", "1: there is no mate in one"),
+        ("p.txt", b"\n\nkk6/8/8/8/8/8/8/K7\n", "3: no legal position"),
+        ("none.csv", None, "cannot be read"),
+    ],
+)
+def test_dead_files_are_one_line(
+    tmp_path: Path, name: str, content: Optional[bytes], said: str
+) -> None:
+    """Empty, of other columns, packed, no text, not there."""
+    path = tmp_path / name
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(DataError, match=said) as caught:
+        read(str(path), "mate1")
+    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_text_has_no_ratings(tmp_path: Path) -> None:
+    """So none can be asked for; nor of a CSV without the column."""
+    path = tmp_path / "p.txt"
+    path.write_text("6k1/5ppp/8/8/8/8/8/R3K3 w - - 0 1\n", encoding="utf-8")
+    with pytest.raises(DataError, match="min_rating"):
+        read(str(path), "mate1", min_rating=1)
+    path = tmp_path / "p.csv"
+    path.write_text(f"FEN,Moves\n{ONE[0]},{ONE[1]}\n", encoding="utf-8")
+    assert len(read(str(path), "mate1")) == 1
+    with pytest.raises(DataError, match="column Rating"):
+        read(str(path), "mate1", max_rating=1)
+
+
+def test_what_the_test_file_has_is_not_generated(tmp_path: Path) -> None:
+    """Positions of the other split's file are left out, mirrored ones, too."""
+    made = task("moves", train_puzzles=30)
+    rows = next(iter(made.groups("train", np.random.default_rng(3)))).inputs
+    path = tmp_path / "test.txt"
+    path.write_text("\n".join(made.format(row) for row in rows[:20]), encoding="utf-8")
+    other = task("moves", train_puzzles=30, test_file=str(path))
+    again = next(iter(other.groups("train", np.random.default_rng(3)))).inputs
+    assert not {row.tobytes() for row in again} & {row.tobytes() for row in rows[:20]}
+    assert other.cache_key(["train"]) != made.cache_key(["train"])
