@@ -12,6 +12,7 @@ from mlx_trm.tasks import Task
 from mlx_trm.tasks.arc.files import find_subset, read_subset
 from mlx_trm.tasks.arc.grids import CANVAS, format_grid
 from mlx_trm.tasks.arc.task import ARC
+from mlx_trm.tasks.chess.task import Chess
 from mlx_trm.tasks.maze import generator as mazes
 from mlx_trm.tasks.maze.task import Maze
 from mlx_trm.tasks.sudoku import generator as sudokus
@@ -85,6 +86,8 @@ def draw_example(task: Task, rng: np.random.Generator) -> str:
         config = task.config
         maze = mazes.generate_sets([1], config.size, rng, config.style, config.min_path)[0]
         return task.format(maze.inputs[0])
+    if isinstance(task, Chess):
+        return task.format(task.draw_position(rng))
     names = list_names(task)
     if names:
         return names[rng.integers(len(names))]

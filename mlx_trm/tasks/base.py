@@ -400,7 +400,5 @@ def with_progress(
     with tqdm(desc=name, unit=unit, unit_scale=True) as shown:
         for item in items:
             yield item
-            if isinstance(item, PuzzleBlock):
-                shown.update(len(item.inputs) // item.examples)
-            else:
-                shown.update(len(item) if isinstance(item, list) else 1)
+            n = len(item) if isinstance(item, list) else 1
+            shown.update(len(item.inputs) // item.examples if isinstance(item, PuzzleBlock) else n)

@@ -21,7 +21,7 @@ from mlx_trm.data import main
 from mlx_trm.datasets import fetch as fetch_module
 from mlx_trm.datasets import watching
 from mlx_trm.datasets.fetch import PARTIAL, Fetched, fetch
-from mlx_trm.datasets.sources import RECORD, SOURCES, fetched_folder, is_fetched
+from mlx_trm.datasets.sources import BY_HAND, RECORD, SOURCES, fetched_folder, is_fetched
 from mlx_trm.errors import DataError
 from mlx_trm.tasks.arc.files import read_subset
 from mlx_trm.tasks.arc.task import ARC, ARCConfig
@@ -165,6 +165,25 @@ def test_the_table(web: Server, tmp_path: Path, capsys: Any) -> None:
     assert [line.split()[0] for line in out.split("\n")[2:4]] == ["conceptarc", "arc1"]
     assert [" yes " in line for line in out.split("\n")[2:4]] == [True, False]
     assert "fetch NAME" not in out and not web.asked
+
+
+def test_a_set_to_be_downloaded_by_hand(web: Server, tmp_path: Path, capsys: Any) -> None:
+    """Its licence, what to download and what to do then; nothing is asked, nothing written."""
+    (each,) = BY_HAND.values()
+    assert each.url.startswith("https://database.lichess.org/") and each.licence == "CC0-1.0"
+    for names in ([each.name], [], [each.name, "--list"]):
+        code, out, err = run(capsys, *names)
+        assert code == 0 and err == "" and not web.asked
+        for text in (
+            f"{each.name}: ",
+            each.licence,
+            each.page,
+            f"download {each.url}",
+            *each.steps,
+        ):
+            assert text in out
+    assert not (tmp_path / "cache").exists()
+    assert "lichess-puzzles" in run(capsys, "lichess-puzles")[2]
 
 
 def test_data_list_shows_what_is_fetched(web: Server, capsys: Any) -> None:

@@ -134,6 +134,13 @@ class Chess(Task):
         if rows:
             yield _block(rows)
 
+    def draw_position(self, rng: np.random.Generator) -> np.ndarray:
+        """Draw a puzzle to begin with, (64,) uint8 tokens; of a whole game or an ending."""
+        from mlx_trm.tasks.chess.generator import Wanted, generate_puzzles
+
+        wanted = Wanted(self.config.kind, self.config.style, self.config.unique)
+        return next(generate_puzzles(wanted, 1, rng))[0]
+
     def _generate(self, split: str) -> Iterator[Tuple[np.ndarray, np.ndarray]]:
         """Generate a split, without the positions of the other one."""
         from mlx_trm.tasks.chess.generator import Wanted, generate_puzzles

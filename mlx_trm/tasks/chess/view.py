@@ -51,7 +51,7 @@ def paint_squares(tokens: np.ndarray, inputs: Optional[np.ndarray]) -> np.ndarra
     colors[(under > MARKED) & (under <= MARKED_CASTLING)] = _ASKED
     colors[tokens == FROM], colors[tokens >= TO] = _LEFT, _REACHED
     colors[(tokens == PAD) | (tokens >= VOCABULARY)] = _NONE
-    return np.asarray(colors.reshape(8, 8, 3), dtype=np.uint8)
+    return np.reshape(colors, (8, 8, 3)).astype(np.uint8)
 
 
 def draw_text(

@@ -6,7 +6,7 @@ from marks import Marks, MarksConfig
 
 from mlx_trm.errors import DataError
 from mlx_trm.serving.examples import describe_editor, draw_example, list_names
-from mlx_trm.tasks import ARC, ARCConfig, Maze, MazeConfig, Sudoku, SudokuConfig
+from mlx_trm.tasks import ARC, ARCConfig, Chess, ChessConfig, Maze, MazeConfig, Sudoku, SudokuConfig
 
 
 @pytest.mark.parametrize("size", [4, 6, 9])
@@ -23,6 +23,15 @@ def test_a_sudoku_has_one_solution(size: int) -> None:
 def test_a_maze_has_a_way() -> None:
     task = Maze(MazeConfig(name="maze", size=7))
     assert task.answers(task.parse(draw_example(task, np.random.default_rng(0)))[None])[1] == {}
+
+
+def test_a_chess_position_has_an_answer() -> None:
+    """It is typed as text, a FEN."""
+    pytest.importorskip("chess", reason="python-chess is not installed (extra chess)")
+    task = Chess(ChessConfig(name="chess", kind="mate1", style="endings"))
+    first, second = (draw_example(task, np.random.default_rng(seed)) for seed in (0, 1))
+    assert first != second and describe_editor(task) == {"kind": "text"}
+    assert task.answers(np.stack([task.parse(first), task.parse(second)]))[1] == {}
 
 
 def test_arc_s_data_or_those_of_the_package() -> None:

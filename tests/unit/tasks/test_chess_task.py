@@ -242,7 +242,7 @@ def test_without_python_chess(monkeypatch: Any) -> None:
             build_task(ChessConfig("chess"))
 
 
-@pytest.mark.parametrize("name", ["chess_moves_tiny.yaml"])
+@pytest.mark.parametrize("name", ["chess_moves_tiny.yaml", "chess_mate1.yaml"])
 def test_presets(name: str) -> None:
     """They load, and their task is made."""
     config = load_config(name)
