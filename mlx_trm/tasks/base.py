@@ -41,7 +41,6 @@ from mlx_trm.datasets.writing import (
 from mlx_trm.errors import DamagedError, DataError
 from mlx_trm.system.files import cache_folder, hash_file
 from mlx_trm.tasks.puzzle_files import FilePuzzles
-from mlx_trm.tasks.symmetries import Symmetry
 from mlx_trm.tasks.text import TextForm
 
 LOG = logging.getLogger(__name__)
@@ -196,11 +195,6 @@ class Task(TextForm):
         """Transform a batch of (B, S) uint8 inputs and labels; used with ``augment: online``."""
         del rng
         return inputs, labels
-
-    def draw_symmetry(self, inputs: np.ndarray, rng: np.random.Generator) -> Symmetry:
-        """Draw a symmetry of the (S,) puzzle ``inputs``; a task's puzzles may differ in those."""
-        del inputs
-        return self.random_symmetry(rng)
 
     def read_file(self, path: Union[str, Path]) -> Iterator[FilePuzzles]:
         """Read puzzles with their answers from a file, part by part and in its order.

@@ -251,6 +251,11 @@ class TextForm:
         del rng
         raise DataError(f"the task {self.config.name!r} names no symmetries")
 
+    def draw_symmetry(self, inputs: np.ndarray, rng: np.random.Generator) -> Symmetry:
+        """Draw a symmetry of the (S,) puzzle ``inputs``; a task's puzzles may differ in those."""
+        del inputs
+        return self.random_symmetry(rng)
+
     def describe_difficulty(self, inputs: np.ndarray) -> str:
         """Say in a line why a model may fail at a puzzle of (S,) tokens; empty: not known."""
         del inputs
