@@ -1,0 +1,233 @@
+"""SGF, the files in which Go players keep games and problems, read as far as a puzzle needs it.
+
+Of a game tree the main line is read, which is the first variation everywhere: set-up stones, the
+side to move, marks, and moves. Nothing recurses, and everything is bounded.
+"""
+
+import re
+from typing import Dict, Iterator, List, NamedTuple, NoReturn, Sequence, Tuple
+
+from mlx_trm.errors import DataError, shown
+from mlx_trm.tasks.go.positions import Position, point_name
+from mlx_trm.tasks.go.rules import Rules, count_points
+
+# Characters of a game tree, and variations within variations. The longest game of a 19x19 board
+# with all that a commentator says of it has less.
+_MOST_CHARS = 1 << 20
+_MOST_DEPTH = 1000
+_LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
+# Properties by which people mark stones: triangle, square, circle, cross, selected.
+_MARKS = ("TR", "SQ", "CR", "MA", "SL")
+# A value ends at the first bracket without a backslash before it.
+_VALUE = re.compile(r"\s*\[((?:[^\]\\]|\\.)*)\]", re.DOTALL)
+# Parentheses and whole values; one without an end takes all that is left, and is read only once.
+_BRACKETS = re.compile(r"[()]|\[(?:[^\]\\]|\\.)*(?:\]|\Z)", re.DOTALL)
+_PROPERTY = re.compile(r"\s*([A-Za-z]+)\s*")
+
+Node = Dict[str, List[str]]
+
+
+class Board(NamedTuple):
+    """Where a main line has led.
+
+    Attributes:
+        black: black stones.
+        white: white stones.
+        marks: points that it marks.
+        to_move: ``B`` or ``W``; empty where the file does not say it.
+    """
+
+    black: int
+    white: int
+    marks: int
+    to_move: str
+
+
+def is_sgf(text: str) -> bool:
+    """Say whether a text is SGF rather than a board."""
+    return re.match(r"\s*\(\s*;", text) is not None
+
+
+def split_trees(text: str) -> Iterator[Tuple[int, str]]:
+    """Find the game trees in a text.
+
+    Returns:
+        Pairs of the number of a tree's first line, from 1, and its text.
+
+    Raises:
+        DataError: if a tree has no end, or has too much in it.
+    """
+    at, line = 0, 1
+    while True:
+        start = text.find("(", at)
+        if start < 0:
+            return
+        line += text.count("\n", at, start)
+        depth, place = 0, start
+        for match in _BRACKETS.finditer(text, start):
+            depth += {"(": 1, ")": -1}.get(match.group(), 0)
+            place = match.end()
+            if depth > _MOST_DEPTH:
+                _refuse(f"nests variations more than {_MOST_DEPTH} deep")
+            if depth == 0 or place - start > _MOST_CHARS:
+                break
+        if place - start > _MOST_CHARS:
+            _refuse(f"a game tree has more than {_MOST_CHARS:,} characters")
+        if depth:
+            _refuse(f"the game tree that begins in line {line} has no end, a ) is missing")
+        yield line, text[start:place]
+        line += text.count("\n", start, place)
+        at = place
+
+
+def read_nodes(text: str) -> List[Node]:
+    """Read the nodes of a tree's main line: property names with their values.
+
+    Raises:
+        DataError: if it is malformed.
+    """
+    _, tree = next(split_trees(text), (0, ""))
+    nodes: List[Node] = []
+    place = 0
+    while place < len(tree):
+        char = tree[place]
+        if char == ")":  # the main line's end
+            break
+        if char == ";":
+            nodes.append({})
+            place += 1
+        elif char == "(" or char.isspace():
+            place += 1
+        else:
+            match = _PROPERTY.match(tree, place)
+            value = None if match is None else _VALUE.match(tree, match.end())
+            if match is None or value is None or not nodes:
+                there = shown(tree[place : place + 20])
+                _refuse(f"has {there} where a property such as AB[cc] should be")
+            values = nodes[-1].setdefault("".join(filter(str.isupper, match.group(1))), [])
+            while value is not None:
+                values.append(value.group(1))
+                place = value.end()
+                value = _VALUE.match(tree, place)
+    if not nodes:
+        _refuse("holds no node, which begins with ;")
+    return nodes
+
+
+def read_board(text: str, rules: Rules, play: bool) -> Board:
+    """Follow the main line of a game tree.
+
+    Args:
+        text: SGF; of several trees the first.
+        rules: of the board that is wanted.
+        play: play its moves to the end; otherwise stop before the first one.
+
+    Returns:
+        The board that it leads to.
+
+    Raises:
+        DataError: if it is malformed, of another game or size, or a move is illegal.
+    """
+    nodes = read_nodes(text)
+    _check_root(nodes[0], rules.size)
+    black = white = marks = 0
+    to_move, moves = "", 0
+    for node in nodes:
+        for name in ("AB", "AW", "AE"):
+            points = _points(node.get(name, ()), name, rules.size)
+            black, white = black & ~points, white & ~points
+            black |= points if name == "AB" else 0
+            white |= points if name == "AW" else 0
+        if "PL" in node:
+            to_move = _color(node["PL"][-1])
+        for name in _MARKS:
+            marks |= _points(node.get(name, ()), name, rules.size)
+        for name in ("B", "W"):
+            for value in node.get(name, ()):
+                if not play:
+                    return Board(black, white, marks, to_move or name)
+                moves += 1
+                to_move = "W" if name == "B" else "B"
+                if value in ("", "tt"):
+                    continue
+                point = _points([value], name, rules.size)
+                own, other = (black, white) if name == "B" else (white, black)
+                played = rules.play(own, other, point)
+                if played is None:
+                    place = point_name(point, rules.size)
+                    _refuse(f"move {moves}, {name}[{shown(value)}] at {place}, is illegal there")
+                black, white = played[:2] if name == "B" else played[1::-1]
+    return Board(black, white, marks, to_move)
+
+
+def read_problem(text: str, rules: Rules) -> Position:
+    """Read a capture problem: its set-up, and which group it is about.
+
+    The group is that of the stones it marks (TR, SQ, CR, MA or SL). Where it marks none, it is the
+    only group of at most two liberties of the side that is not to move.
+
+    Raises:
+        DataError: if it is malformed, or does not tell the group.
+    """
+    black, white, marks, to_move = read_board(text, rules, play=False)
+    marked = marks & (black | white)
+    if not marked and to_move:
+        stones = white if to_move == "B" else black
+        empty = rules.full & ~(black | white)
+        weak = [c for c in rules.chains(stones) if 1 <= count_points(rules.around(c) & empty) <= 2]
+        if len(weak) != 1:
+            _refuse(
+                f"marks no stone, and {len(weak)} groups of the other side have at most two "
+                "liberties; mark the group to capture, such as TR[cc]"
+            )
+        marked = weak[0]
+    if not marked:
+        _refuse("marks no stone; mark the group to capture, such as TR[cc]")
+    own = black if to_move == "B" else white
+    if to_move and marked & own:
+        _refuse(
+            f"{'black' if to_move == 'B' else 'white'} is to move and has the marked stone at "
+            f"{point_name(marked & own, rules.size)}; mark a group of the other side"
+        )
+    return Position(black, white, marked)
+
+
+def _check_root(root: Node, size: int) -> None:
+    """Refuse another game, or another size."""
+    if root.get("GM", ["1"])[-1].strip() not in ("", "1"):
+        _refuse(f"GM[{shown(root['GM'][-1])}] is another game; Go is GM[1]")
+    given = root.get("SZ", ["19"])[-1].strip()
+    if given not in (str(size), f"{size}:{size}"):
+        said = f"SZ[{shown(given)}]" if "SZ" in root else "no SZ, which means 19"
+        _refuse(f"has {said}; this task plays on {size}x{size}")
+
+
+def _points(values: Sequence[str], name: str, size: int) -> int:
+    """Read points, and rectangles of points with a colon between two corners."""
+    found = 0
+    for value in values:
+        corners = [part.strip() for part in value.split(":")]
+        known = _LETTERS[:size]
+        if len(corners) > 2 or not all(
+            len(part) == 2 and part[0] in known and part[1] in known for part in corners
+        ):
+            _refuse(
+                f"{name}[{shown(value)}] is no point of a {size}x{size} board; a point is two "
+                f"letters from a to {known[-1]}, such as {name}[ac]"
+            )
+        columns, rows = zip(*((known.index(part[0]), known.index(part[1])) for part in corners))
+        for row in range(min(rows), max(rows) + 1):
+            for column in range(min(columns), max(columns) + 1):
+                found |= 1 << (row * size + column)
+    return found
+
+
+def _color(value: str) -> str:
+    color = value.strip().upper()[:1]
+    if color not in ("B", "W"):
+        _refuse(f"PL[{shown(value)}] is no colour; write PL[B] or PL[W]")
+    return color
+
+
+def _refuse(problem: str) -> NoReturn:
+    raise DataError(f"the SGF {problem}")
