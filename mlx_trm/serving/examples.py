@@ -13,6 +13,8 @@ from mlx_trm.tasks.arc.files import find_subset, read_subset
 from mlx_trm.tasks.arc.grids import CANVAS, format_grid
 from mlx_trm.tasks.arc.task import ARC
 from mlx_trm.tasks.chess.task import Chess
+from mlx_trm.tasks.go.generator import generate_puzzles
+from mlx_trm.tasks.go.task import Go
 from mlx_trm.tasks.maze import generator as mazes
 from mlx_trm.tasks.maze.task import Maze
 from mlx_trm.tasks.sudoku import generator as sudokus
@@ -88,6 +90,10 @@ def draw_example(task: Task, rng: np.random.Generator) -> str:
         return task.format(maze.inputs[0])
     if isinstance(task, Chess):
         return task.format(task.draw_position(rng))
+    if isinstance(task, Go):
+        go = task.config
+        board, _ = next(generate_puzzles("test", 1, go.kind, go.size, go.quiet_moves, rng))
+        return task.format(board)
     names = list_names(task)
     if names:
         return names[rng.integers(len(names))]

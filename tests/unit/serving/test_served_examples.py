@@ -6,7 +6,18 @@ from marks import Marks, MarksConfig
 
 from mlx_trm.errors import DataError
 from mlx_trm.serving.examples import describe_editor, draw_example, list_names
-from mlx_trm.tasks import ARC, ARCConfig, Chess, ChessConfig, Maze, MazeConfig, Sudoku, SudokuConfig
+from mlx_trm.tasks import (
+    ARC,
+    ARCConfig,
+    Chess,
+    ChessConfig,
+    Go,
+    GoConfig,
+    Maze,
+    MazeConfig,
+    Sudoku,
+    SudokuConfig,
+)
 
 
 @pytest.mark.parametrize("size", [4, 6, 9])
@@ -32,6 +43,13 @@ def test_a_chess_position_has_an_answer() -> None:
     first, second = (draw_example(task, np.random.default_rng(seed)) for seed in (0, 1))
     assert first != second and describe_editor(task) == {"kind": "text"}
     assert task.answers(np.stack([task.parse(first), task.parse(second)]))[1] == {}
+
+
+@pytest.mark.parametrize("kind", ["capture", "territory"])
+def test_a_go_board_has_an_answer(kind: str) -> None:
+    task = Go(GoConfig(name="go", kind=kind))
+    assert describe_editor(task) == {"kind": "text"}
+    assert task.answers(task.parse(draw_example(task, np.random.default_rng(0)))[None])[1] == {}
 
 
 def test_arc_s_data_or_those_of_the_package() -> None:
