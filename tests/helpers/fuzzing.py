@@ -31,6 +31,7 @@ from mlx_trm.tasks.arc.files import Subset, read_subset
 from mlx_trm.tasks.arc.grids import parse_grid, parse_name
 from mlx_trm.tasks.arc.lookup import split_grids, split_name
 from mlx_trm.tasks.arc.voting import load_puzzles
+from mlx_trm.tasks.go.files import read_boards
 from mlx_trm.tasks.maze.files import parse_maze, read_mazes
 from mlx_trm.tasks.sudoku.files import parse_puzzle, read_puzzles
 from mlx_trm.upstream.torch_files import read_torch
@@ -132,6 +133,11 @@ def make_parsers(folder: Path) -> Dict[str, Parser]:
                        (f"{header}a,{maze},{path},8\nb,{maze},{path},8\n".encode(),)),
         "maze text": Parser(lambda p: read_mazes(p, 4), "m.txt",
                             ("\n".join(maze[at : at + 4] for at in (0, 4, 8, 12)).encode(),)),
+        "go": Parser(lambda p: list(read_boards(p, "capture", 7, 0)), "g.sgf",
+                     (b"(;SZ[7]AB[cb][db:bc]AW[cc]PL[B]TR[cc](;B[cd]C[x\\]])(;B[dc]))",
+                      b"(;SZ[7]AB[ab]AW[aa]TR[aa])\n(;SZ[7]AB[ab]AW[aa]TR[aa])")),
+        "go text": Parser(lambda p: list(read_boards(p, "territory", 7, 0)), "g.txt",
+                          (b"# a\n" + b".XO.X..\n" * 7, b"/".join([b".XO.X.."] * 7))),
         "tasks": Parser(lambda _: read_subset(subset), "tasks.json", (encoded(TASKS["a"]),)),
         "tests": Parser(lambda p: load_puzzles(p.parent), "test_puzzles.json", (encoded(tests),)),
         "grid": Parser(of_text(parse_grid), "a", (b"[[0, 1], [2, 3]]", b"012/345")),

@@ -14,8 +14,8 @@ from fuzzing import fuzz, make_parsers
 SOME = 15
 NAMES = ("json", "safetensors", "torch", "rows", "array", "names", "packed", "metadata", "spec",
          "progress", "state", "record", "yaml", "scalar", "config", "sudoku", "sudoku text", "maze",
-         "maze text", "tasks", "tests", "grid", "grids", "name", "number", "puzzle", "maze given",
-         "log", "predictions", "predictions csv")  # fmt: skip
+         "maze text", "go", "go text", "tasks", "tests", "grid", "grids", "name", "number",
+         "puzzle", "maze given", "log", "predictions", "predictions csv")  # fmt: skip
 
 
 @pytest.fixture(name="folder")
