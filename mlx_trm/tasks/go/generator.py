@@ -105,6 +105,7 @@ def territory_puzzles(rules: Rules, rng: random.Random) -> Iterator[Position]:
 
     Regions of up to so many points, a number of the game's own, count as territory. In half of the
     games up to three neutral points are left, as players do who agree that they are worth nothing.
+    Random players fill the board; some of the stones inside a territory are then taken off again.
     """
     area = rng.randint(2, 2 * rules.size)
     neutral = rng.choice((0, 0, 0, 1, 2, 3))
@@ -113,7 +114,32 @@ def territory_puzzles(rules: Rules, rng: random.Random) -> Iterator[Position]:
         if neutral and _is_settled(rules, last, area, neutral):
             break
     if last is not None:
-        yield last.position()
+        yield thin_out(rules, last.position(), rng)
+
+
+def thin_out(rules: Rules, position: Position, rng: random.Random) -> Position:
+    """Take stones off a settled board, so that territories are larger and their walls thin.
+
+    A stone goes only where the region that it leaves borders on its own colour alone, so whose
+    each other point is stays as it was.
+
+    Args:
+        rules: of the board.
+        position: without a marked group.
+        rng: decides which stones, and how many at most.
+    """
+    sides = [position.black, position.white]
+    stones = list(points_of(position.black | position.white))
+    rng.shuffle(stones)
+    most = rng.randint(0, len(stones) // 2)
+    for stone in stones:
+        side = 0 if sides[0] & stone else 1
+        empty = rules.full & ~(sides[0] | sides[1]) | stone
+        border = rules.around(rules.chain(stone, empty))
+        if most and not border & sides[1 - side] and border & sides[side] & ~stone:
+            sides[side] ^= stone
+            most -= 1
+    return Position(sides[0], sides[1])
 
 
 def _is_settled(rules: Rules, game: Game, area: int, neutral: int) -> bool:

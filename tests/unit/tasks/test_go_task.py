@@ -1,5 +1,6 @@
 """The Go task: data, symmetries, checks, drawing, scores."""
 
+import random
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,9 @@ from hypothesis import strategies as st
 from mlx_trm.config.sections import TaskSpec
 from mlx_trm.errors import DataError
 from mlx_trm.tasks import Go, GoConfig, ScoredRows, build_task
-from mlx_trm.tasks.go.generator import generate_puzzles
-from mlx_trm.tasks.go.positions import board_keys
+from mlx_trm.tasks.go.generator import generate_puzzles, play_game, thin_out
+from mlx_trm.tasks.go.positions import Position, board_keys
+from mlx_trm.tasks.go.rules import rules_of
 
 LADDER = "......./..XX.../.XW..../......./......./......./......."
 SETTLED = ".X...O./XX...OO/.X...O./.X...O./.X...O./.X.X.O./.X.XO.O"
@@ -98,6 +100,20 @@ def test_all_sixteen_symmetries_come_up() -> None:
     task, rng = go(), np.random.default_rng(0)
     inputs = np.stack([task.parse(LADDER)] * 400)
     assert len(np.unique(task.augment(inputs, inputs, rng)[0], axis=0)) == 16
+
+
+@settings(deadline=None, max_examples=10)
+@given(st.integers(0, 2**32))
+def test_thinning_keeps_whose_each_point_is(seed: int) -> None:
+    """Stones go, territory and its owner stay; no stone is left without a liberty."""
+    rules, rng = rules_of(7), random.Random(seed)
+    last = list(play_game(rules, rng, 6))[-1].position()
+    thin = thin_out(rules, Position(last.black, last.white), rng)
+    assert thin.black | last.black == last.black and thin.white | last.white == last.white
+    before, after = (rules.territory(each.black, each.white) for each in (last, thin))
+    assert before[0] | last.black == after[0] | thin.black
+    assert before[1] | last.white == after[1] | thin.white
+    assert not rules.without_liberty(thin.black, thin.white)
 
 
 def test_any_capturing_move_counts() -> None:
