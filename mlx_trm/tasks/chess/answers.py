@@ -60,7 +60,10 @@ def read_move(inputs: np.ndarray, tokens: np.ndarray) -> Optional[Tuple[Position
         position = decode_position(inputs)
     except DataError:
         return None
-    return (position, move) if position.board.is_legal(move) else None
+    board = position.board
+    # python-chess takes a king that moves onto its own rook for castling, too.
+    onto_own = board.color_at(move.to_square) == board.turn
+    return None if onto_own or not board.is_legal(move) else (position, move)
 
 
 def is_right(inputs: np.ndarray, tokens: np.ndarray, kind: str) -> bool:

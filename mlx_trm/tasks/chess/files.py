@@ -158,6 +158,7 @@ def read_row(fen: str, moves: str, kind: str) -> Tuple[np.ndarray, np.ndarray]:
             raise DataError(f"{shown(repr(word))} is no move, such as e2e4 or e7e8q") from error
         if not board.is_legal(move):
             raise DataError(f"the move {shown(word)} is not legal")
+        move = board.parse_uci(word)  # castling as the king moves, however it is written
         if number == 1:
             puzzle = _puzzle(board, move, kind)
         board.push(move)

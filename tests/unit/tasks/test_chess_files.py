@@ -62,6 +62,14 @@ def test_rows_of_a_theme(tmp_path: Path) -> None:
     assert moves[3] == ["7k/8/8/8/8/8/R7/1R2K3 w - - 0 1 e1", "d1 f1 d2 e2 f2"]
 
 
+def test_castling_is_read_however_it_is_written(tmp_path: Path) -> None:
+    """As the king moves, or onto the rook: one answer, which mates."""
+    fen = "5k2/p7/8/8/8/6R1/4R3/4K2R b K - 0 1"
+    rows = [(fen, f"a7a6 {move}", 1, "mateIn1") for move in ("e1g1", "e1h1")]
+    path = write(tmp_path / "p.csv", *rows)
+    assert [answer for _, answer in read(path, "mate1")] == ["e1g1"] * 2
+
+
 def test_ratings_choose(tmp_path: Path) -> None:
     """At least, at most; they are part of the cache's key."""
     path = write(tmp_path / "p.csv", ONE, BLACK)
