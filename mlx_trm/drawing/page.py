@@ -13,8 +13,7 @@ import numpy as np
 from mlx_trm.drawing.scenes import Frame, Scene, Take
 from mlx_trm.errors import ConfigError
 from mlx_trm.system.files import replace_file
-from mlx_trm.tasks.board import Board
-from mlx_trm.tasks.svg import css_color
+from mlx_trm.tasks.board import Board, css_color
 
 HERE = Path(__file__).parent
 SCRIPTS = ("board.js", "player.js", "page.js")  # each uses what those before it define

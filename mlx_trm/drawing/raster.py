@@ -10,8 +10,7 @@ import numpy as np
 from mlx_trm.drawing.scenes import Frame, Scene
 from mlx_trm.errors import ConfigError
 from mlx_trm.system.files import replace_file
-from mlx_trm.tasks.board import Board
-from mlx_trm.tasks.svg import css_color, ink_on
+from mlx_trm.tasks.board import Board, css_color, ink_on
 
 if TYPE_CHECKING:
     from PIL.Image import Image

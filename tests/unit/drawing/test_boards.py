@@ -12,8 +12,7 @@ from mlx_trm.drawing.raster import Panel, draw_animation, draw_strip, save_strip
 from mlx_trm.drawing.scenes import Subject, Take, find_labels
 from mlx_trm.errors import ConfigError
 from mlx_trm.tasks import ARC, ARCConfig, Maze, MazeConfig, Sudoku, SudokuConfig
-from mlx_trm.tasks.board import make_board
-from mlx_trm.tasks.svg import ink_on
+from mlx_trm.tasks.board import ink_on, make_board
 
 SUDOKU = Sudoku(SudokuConfig(name="sudoku", size=4))
 MAZE = Maze(MazeConfig(name="maze", size=3))
