@@ -30,7 +30,7 @@ def place_name(cell: int, size: int) -> str:
     return f"row {cell // size + 1} column {cell % size + 1}"
 
 
-class TextForm:
+class TextForm:  # pylint: disable=too-many-public-methods
     """Puzzles as people write and see them, for ``solve`` and ``data show``: a base of tasks.
 
     Each method may be overridden; those that a task does without say so or give nothing.

@@ -438,7 +438,7 @@ CASES: Dict[str, Case] = {
     ),
     "build/file": Case(f"data build {TINY} --output a", "a: is not a folder", {"a": "x"}),
     "build/under-file": Case(f"data build {TINY} --output a/b", "cannot be written", {"a": "x"}),
-    "build/task": Case(f"data build {TINY} task.name=chess", "unknown task 'chess'"),
+    "build/task": Case(f"data build {TINY} task.name=bridge", "unknown task 'bridge'"),
     "build/bad-file": Case(
         f"data build {NINE} task.train_file=a.csv --output new",
         "a.csv:3: 1 columns",

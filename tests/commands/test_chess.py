@@ -115,7 +115,7 @@ def test_pictures_and_pages(run: Any) -> None:
     """The same board everywhere."""
     pytest.importorskip("PIL")
     done = run("solve", "../rook", FEN, "--png", "x.png", "--html", "x.html")
-    assert (done.code, done.err) == (0, "")
+    assert (done.code, done.err) == (0, "written: x.png\nwritten: x.html\n")
     assert Path("x.png").read_bytes().startswith(b"\x89PNG")
     assert "d1d8" in Path("x.html").read_text(encoding="utf-8")
 

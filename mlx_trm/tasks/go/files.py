@@ -112,8 +112,9 @@ def _rows(text: str, size: int) -> List[str]:
     """Give the rows of a board, nothing between its points."""
     lines = strip_colors(text).splitlines()
     drawn = cut_drawing(lines)
-    if drawn is not None:  # by this program: a point and its mark
-        return [row[::2].translate(_OTHERS) for row in drawn]
+    if drawn is not None:  # this program writes a point and its mark
+        rows = (row[::2] if len(row) == 2 * size else "".join(row.split()) for row in drawn)
+        return [row.translate(_OTHERS) for row in rows]
     parts = [part for line in lines for part in line.split("#")[0].split("/")]
     found = (_row(part, size) for part in parts)
     return [row for row in found if row]

@@ -43,6 +43,9 @@ def capture(text: str) -> str:
         + "\n".join(f"{7 - i} {' '.join(r)} {7 - i}" for i, r in enumerate(ROWS)),
         "A B C D E F G\n" + "\n".join(f"{7 - i} {row}" for i, row in enumerate(ROWS)) + "\nABCDEFG",
         "+-------+\n" + "\n".join(f"|{row}|" for row in ROWS) + "\n+-------+",
+        "\n".join(
+            ["╔" + "═" * 15 + "╗", *(f"║ {' '.join(r)} ║" for r in ROWS), "╚" + "═" * 15 + "╝"]
+        ),
         "┌──────────────┐\n" + "\n".join(f"│{' '.join(r)} │" for r in ROWS) + "\n└──────────────┘",
         SGF + "TR[cc])",
         SGF + ")",
