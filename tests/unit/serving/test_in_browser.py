@@ -50,14 +50,14 @@ def fixture_folder(tmp_path_factory: Any) -> Path:
         write(top / "runs" / name, [train(n, lm_loss=rate / n) for n in range(10, 60, 10)])
         (top / "runs" / name / "config.yaml").write_text(f"train: {{lr: {rate}e-4}}\nseed: 0\n")
     served = untrained("maze", "maze_tiny.yaml", ["task.size=5"])
-    save_checkpoint(top / "maze", served.solver.model, served.solver.config, 1)
+    save_checkpoint(top / "small-maze", served.solver.model, served.solver.config, 1)
     return top
 
 
 @pytest.fixture(name="address", scope="module")
 def fixture_address(folder: Path) -> Iterator[str]:
     """A server in a process of its own."""
-    words = [folder / "maze", "--runs", folder / "runs", "--port", "0", "--queue", "8"]
+    words = [folder / "small-maze", "--runs", folder / "runs", "--port", "0", "--queue", "8"]
     with started([sys.executable, "-m", "mlx_trm.serve", *words]) as process:
         yield process.stdout.readline().split()[0]  # type: ignore[union-attr]
 
@@ -173,7 +173,7 @@ def test_a_sudoku_is_typed_by_keys_alone(page: Any, address: str) -> None:
 
 def test_a_maze_is_drawn(page: Any, address: str) -> None:
     """Clicks make walls and take them away, keys draw too; the untrained model has no answer."""
-    open_model(page, address, "maze")
+    open_model(page, address, "small-maze")
     type_puzzle(page, MAZE)
     cells = page.find_elements(By.CSS_SELECTOR, "#editor .maze-cell")
     assert len(cells) == 25
