@@ -203,8 +203,10 @@ def count_evaluation_parts(model: RecursiveModel, rows: int, most: Optional[floa
     Raises:
         ConfigError: if it is too little for a row and the states of all.
     """
+    if most is None:  # asked at every step
+        return 1
     row = _evaluation_row_bytes(model)
-    if most is None or not row:
+    if not row:
         return 1
     # The states of all rows: each about a quarter of what its row takes while it is computed.
     states = rows * row // 4
@@ -250,7 +252,7 @@ def cap_evaluation_rows(model: RecursiveModel, rows: int, most: Optional[float] 
 
 def _cap_states(model: RecursiveModel, rows: int, most: Optional[float]) -> int:
     """Give as many rows as count_evaluation_parts takes, 1 at least and ``rows`` at most."""
-    row = _evaluation_row_bytes(model)
+    row = 0 if most is None else _evaluation_row_bytes(model)
     if most is None or not row:
         return rows
     fitting = max(1, 4 * (int(most * GIB) - row) // row)

@@ -20,7 +20,7 @@ from mlx_trm.errors import DataError
 from mlx_trm.tasks.base import Task, register_task
 from mlx_trm.tasks.board import Board, differing, make_board
 from mlx_trm.tasks.pasted import LINES, MARKS, split_numbers
-from mlx_trm.tasks.text import PLAIN, RED, UNDERLINE, mark_of
+from mlx_trm.tasks.text import RED, UNDERLINE, mark_of, styled
 
 # A token is a byte where puzzles are solved.
 MOST_TOKENS = 256
@@ -307,6 +307,6 @@ class Folder(Task):
             for symbol, new, bad in zip(symbols, changed, wrong):
                 style = (RED if bad else "") + (UNDERLINE if new else "")
                 text = mark_of(bool(new), bool(bad)) + symbol.rjust(wide)
-                line += style + text + PLAIN if color and style else text
+                line += styled(text, style, color)
             lines.append(line)
         return "\n".join(lines)

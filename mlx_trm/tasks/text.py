@@ -1,7 +1,7 @@
 """Puzzles as people write and see them: parsing, formatting, drawing, and judging an answer."""
 
 import re
-from typing import Any, Dict, Iterable, Iterator, List, Optional, Tuple
+from typing import Any, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple
 
 import numpy as np
 
@@ -23,6 +23,23 @@ def mark_of(changed: bool, wrong: bool) -> str:
     if wrong:
         return BOTH_MARK if changed else WRONG_MARK
     return CHANGED_MARK if changed else " "
+
+
+def styled(text: str, style: str, color: bool) -> str:
+    """Write a text in a terminal's style, where that is wanted and there is one."""
+    return style + text + PLAIN if color and style else text
+
+
+def frame_square(cells: Sequence[str], size: int) -> str:
+    """Put the cells of a square grid into a frame, row by row.
+
+    Args:
+        cells: size x size of them, each two characters wide, colour codes apart.
+        size: rows and columns.
+    """
+    rows = ["".join(cells[at : at + size]) for at in range(0, len(cells), size)]
+    line = "─" * (2 * size)
+    return "\n".join([f"┌{line}┐", *(f"│{row}│" for row in rows), f"└{line}┘"])
 
 
 def place_name(cell: int, size: int) -> str:

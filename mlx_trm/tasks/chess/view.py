@@ -14,7 +14,7 @@ from mlx_trm.tasks.chess.tokens import (
     TO,
     VOCABULARY,
 )
-from mlx_trm.tasks.text import BOLD, GREEN, PLAIN, RED, UNDERLINE, mark_of
+from mlx_trm.tasks.text import BOLD, GREEN, RED, UNDERLINE, mark_of, styled
 
 _LIGHT, _DARK = (240, 217, 181), (181, 136, 99)
 _LEFT, _REACHED, _ASKED, _NONE = (247, 211, 88), (140, 186, 81), (120, 170, 214), (128, 128, 128)
@@ -89,7 +89,7 @@ def draw_text(
         style += UNDERLINE if changed[cell] else ""
         text = sides[0] + letter + sides[1]
         mark = mark_of(bool(changed[cell]), bool(wrong[cell]))
-        cells.append((style + text + PLAIN if color and style else text) + mark)
+        cells.append(styled(text, style, color) + mark)
     line = "─" * 32
     rows = [f"  ┌{line}┐"]
     for row in range(8):

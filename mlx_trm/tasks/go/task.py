@@ -42,7 +42,7 @@ from mlx_trm.tasks.go.positions import (
 from mlx_trm.tasks.go.rules import SIZES, rules_of
 from mlx_trm.tasks.puzzle_files import FilePuzzles, PuzzleFileConfig, hash_puzzle_file
 from mlx_trm.tasks.symmetries import Symmetry, dihedral_transform
-from mlx_trm.tasks.text import BOLD, GREEN, PLAIN, RED, UNDERLINE, mark_of
+from mlx_trm.tasks.text import BOLD, GREEN, RED, UNDERLINE, frame_square, mark_of, styled
 
 _CHUNK = 64
 _WOOD, _DARK, _LIGHT = [220, 179, 92], [34, 34, 34], [250, 250, 250]
@@ -278,7 +278,7 @@ class Go(Task):
             labels: (S,) the answer; what differs is marked with ``!``, red in colour.
             color: use ANSI colours: stones bold, answers green, changes underlined.
         """
-        size, given = self.config.size, GIVEN[self.config.kind]
+        given = GIVEN[self.config.kind]
         board = self.board(tokens, inputs, labels, before)
         symbols = dict(enumerate(self.token_names))
         cells = []
@@ -287,10 +287,8 @@ class Go(Task):
             text = symbols.get(token, "?") + mark_of(changed, wrong)
             style = GREEN if token >= given else BOLD if token > EMPTY else ""
             style = (RED if wrong else style) + (UNDERLINE if changed else "")
-            cells.append(style + text + PLAIN if color and style else text)
-        rows = ["".join(cells[at : at + size]) for at in range(0, len(cells), size)]
-        line = "─" * (2 * size)
-        return "\n".join([f"┌{line}┐", *(f"│{row}│" for row in rows), f"└{line}┘"])
+            cells.append(styled(text, style, color))
+        return frame_square(cells, self.config.size)
 
     def scorer(self, source: Optional[SetSource] = None) -> Scorer:
         """Return a scorer by the rules.

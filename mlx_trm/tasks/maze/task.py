@@ -46,7 +46,7 @@ from mlx_trm.tasks.maze.paths import (
 )
 from mlx_trm.tasks.puzzle_files import FilePuzzles, PuzzleFileConfig, hash_puzzle_file
 from mlx_trm.tasks.symmetries import Symmetry, dihedral_transform
-from mlx_trm.tasks.text import BOLD, GREEN, PLAIN, RED, UNDERLINE, mark_of
+from mlx_trm.tasks.text import BOLD, GREEN, RED, UNDERLINE, frame_square, mark_of, styled
 
 _CHUNK = 1024
 # How the tokens are drawn, and the colours of a picture.
@@ -297,7 +297,6 @@ class Maze(Task):  # pylint: disable=too-many-public-methods
             labels: (S,) the answer; what differs is marked with ``!``, red in colour.
             color: use ANSI colours.
         """
-        size = self.config.size
         board = self.board(tokens, inputs, labels, before)
         styles = {START: BOLD, GOAL: BOLD, PATH: GREEN}
         cells = []
@@ -307,10 +306,8 @@ class Maze(Task):  # pylint: disable=too-many-public-methods
             text = symbol + (symbol if mark == " " and token == WALL else mark)
             style = RED if wrong else styles.get(int(token), "")
             style += UNDERLINE if changed else ""
-            cells.append(style + text + PLAIN if color and style else text)
-        rows = ["".join(cells[at : at + size]) for at in range(0, len(cells), size)]
-        line = "─" * (2 * size)
-        return "\n".join([f"┌{line}┐", *(f"│{row}│" for row in rows), f"└{line}┘"])
+            cells.append(styled(text, style, color))
+        return frame_square(cells, self.config.size)
 
     def check(self, inputs: np.ndarray, tokens: np.ndarray) -> bool:
         """Say whether (S,) ``tokens`` mark a shortest path in the maze ``inputs``."""

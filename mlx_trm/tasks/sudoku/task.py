@@ -43,7 +43,7 @@ from mlx_trm.tasks.sudoku.solver import (
 from mlx_trm.tasks.sudoku.transforms import SYMMETRIES, default_symmetries, random_transforms
 from mlx_trm.tasks.sudoku.view import frame_cells
 from mlx_trm.tasks.symmetries import Symmetry
-from mlx_trm.tasks.text import BOLD, PLAIN, RED, UNDERLINE, mark_of
+from mlx_trm.tasks.text import BOLD, RED, UNDERLINE, mark_of, styled
 
 SAMPLE_FILES = {"train": "sudoku_hard_train.csv", "test": "sudoku_hard_test.csv"}
 DEFAULT_COUNTS = {"train": 4000, "test": 1000}
@@ -360,7 +360,7 @@ class Sudoku(Task):
             style = BOLD if given else ""
             style += (RED if wrong else "") + (UNDERLINE if changed else "")
             symbol, mark = self._symbol(int(token)), mark_of(changed, wrong)
-            cells.append(mark + (style + symbol + PLAIN if color and style else symbol))
+            cells.append(mark + styled(symbol, style, color))
         return frame_cells(cells, self.config.size)
 
     def check(self, inputs: np.ndarray, tokens: np.ndarray) -> bool:
