@@ -2,12 +2,12 @@
 
 import json
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
+from command_calls import in_empty_folder
 from scripted import tiny_config
 
-from mlx_trm.__main__ import main
 from mlx_trm.config.loading import TrainConfig
 from mlx_trm.config.sections import EvalConfig, ExperimentConfig
 from mlx_trm.models import build_model
@@ -18,18 +18,10 @@ LADDER = "......./..XX.../.XW..../......./......./......./......."
 SGF = "(;GM[1]FF[4]SZ[7]AB[cb][db][bc]AW[cc]PL[B];B[cd](;W[dc])(;W[]))"
 
 
-class Result(NamedTuple):
-    """What a command did."""
-
-    code: int
-    out: str
-    err: str
-
-
 @pytest.fixture(name="run", autouse=True)
 def fixture_run(tmp_path: Path, monkeypatch: Any, capsys: Any) -> Any:
     """Run a command in an empty folder with untrained runs of both kinds beside it."""
-    monkeypatch.setenv("MLX_TRM_CACHE", str(tmp_path / "cache"))
+    call = in_empty_folder(tmp_path, monkeypatch, capsys)
     for kind in ("capture", "territory"):
         config = ExperimentConfig(
             task=GoConfig(name="go", kind=kind, train_puzzles=4, test_puzzles=4),
@@ -39,13 +31,6 @@ def fixture_run(tmp_path: Path, monkeypatch: Any, capsys: Any) -> Any:
         )
         model = build_model(config.model, build_task(config.task).spec, seed=0)
         save_checkpoint(tmp_path / kind, model, config, 1)
-    (tmp_path / "work").mkdir()
-    monkeypatch.chdir(tmp_path / "work")
-
-    def call(*words: str) -> Result:
-        code = main(list(words))
-        return Result(code, *capsys.readouterr())
-
     return call
 
 

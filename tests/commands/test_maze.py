@@ -5,13 +5,13 @@ import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, List, NamedTuple, Tuple
+from typing import Any, List, Tuple
 
 import mlx.core as mx
 import numpy as np
 import pytest
+from command_calls import in_empty_folder
 
-from mlx_trm.__main__ import main
 from mlx_trm.config.loading import TrainConfig
 from mlx_trm.config.sections import EvalConfig, ExperimentConfig
 from mlx_trm.inference.evaluator import Evaluator
@@ -84,26 +84,11 @@ def marker() -> Marker:
     return Marker(MarkerConfig(), build_task(experiment().task).spec)
 
 
-class Result(NamedTuple):
-    """What a command did."""
-
-    code: int
-    out: str
-    err: str
-
-
 @pytest.fixture(name="run", autouse=True)
 def fixture_run(tmp_path: Path, monkeypatch: Any, capsys: Any) -> Any:
     """Run a command in an empty folder with a run named ``marker`` beside it."""
-    monkeypatch.setenv("MLX_TRM_CACHE", str(tmp_path / "cache"))
+    call = in_empty_folder(tmp_path, monkeypatch, capsys)
     save_checkpoint(tmp_path / "marker", marker(), experiment(), 1)
-    (tmp_path / "work").mkdir()
-    monkeypatch.chdir(tmp_path / "work")
-
-    def call(*words: str) -> Result:
-        code = main(list(words))
-        return Result(code, *capsys.readouterr())
-
     return call
 
 
