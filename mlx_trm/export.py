@@ -11,7 +11,8 @@ from mlx_trm.cli.arguments import positive, writable
 from mlx_trm.cli.checkpoints import add_model, add_run, load_run, locate_run
 from mlx_trm.cli.running import make_main
 from mlx_trm.errors import ConfigError
-from mlx_trm.inference.exporting import compare_onnx, export_checkpoint, export_onnx
+from mlx_trm.inference.exporting import export_checkpoint, export_onnx
+from mlx_trm.inference.exporting.onnx_check import compare_onnx
 from mlx_trm.inference.portable import pack_checkpoint, unpack_checkpoint
 from mlx_trm.models.carry import random_batch
 from mlx_trm.runs.checkpoint import Checkpoint

@@ -14,8 +14,6 @@ from functools import partial
 from pathlib import Path
 from typing import Dict, Iterator, List, NamedTuple, Optional, Tuple
 
-from tqdm import tqdm
-
 from mlx_trm.datasets.sources import (
     RECORD,
     RECORD_FORMAT,
@@ -227,6 +225,7 @@ def _download(
 def _download_plain(job: _Job, files: List[RemoteFile]) -> None:
     """Download files whose digests are known; ``pooch`` refuses any other content."""
     import pooch
+    from tqdm import tqdm
 
     pooch.get_logger().setLevel("WARNING")  # what it would say has been said
     keeper = pooch.create(

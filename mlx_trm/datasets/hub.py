@@ -9,7 +9,6 @@ import re
 from pathlib import Path
 from typing import Any, List, NamedTuple, Optional, Sequence, Tuple
 
-from mlx_trm.datasets.fetch import hub_bars
 from mlx_trm.datasets.watching import hash_blob, watch
 from mlx_trm.errors import CheckpointError, ConfigError, describe_error, did_you_mean, listed, shown
 from mlx_trm.system.files import hash_file
@@ -57,6 +56,9 @@ def download_checkpoint(source: str, timeout: float = 30.0, progress: bool = Fal
         ConfigError: if the library is not installed, or ``source`` is malformed.
         CheckpointError: in one line: what did not come, or which files there are to choose from.
     """
+    # Here: `import mlx_trm` reads this module, and fetches nothing.
+    from mlx_trm.datasets.fetch import hub_bars
+
     match = _SOURCE.fullmatch(source)
     if match is None:
         raise ConfigError(

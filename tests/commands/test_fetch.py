@@ -574,12 +574,13 @@ def test_a_folder_that_cannot_be_written(web: Server, tmp_path: Path, monkeypatc
 def test_ctrl_c(web: Server, monkeypatch: Any, name: str) -> None:
     """No file has its name before all have come; the next fetch finishes."""
     import huggingface_hub
+    import tqdm
 
     def interrupt(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(fetch_module.tqdm, "update", interrupt)
+        patch.setattr(tqdm.tqdm, "update", interrupt)
         download = huggingface_hub.HfApi.hf_hub_download
         patch.setattr(
             huggingface_hub.HfApi,

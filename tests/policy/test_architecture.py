@@ -369,7 +369,7 @@ def in_fresh_python(code: str) -> str:
 
 
 def test_import_brings_nothing_heavy() -> None:
-    """``import mlx_trm`` loads no torch, plotting or network library, and no command module."""
+    """It loads no torch, plotting or network library, bar, writer of ONNX, or command module."""
     loaded = set(
         json.loads(
             in_fresh_python("import json, sys, mlx_trm; print(json.dumps(sorted(sys.modules)))")
@@ -377,7 +377,8 @@ def test_import_brings_nothing_heavy() -> None:
     )
     heavy = "torch matplotlib requests urllib3 httpx aiohttp huggingface_hub wandb tensorboard "
     heavy += "tensorboardX pooch filelock starlette uvicorn chess"
-    network = ["urllib.request", "http.client", "socketserver", "ftplib"]
+    heavy += " tqdm mlx_trm.datasets.fetch mlx_trm.inference.exporting.onnx_models"
+    network = ["urllib.request", "http.client", "socketserver", "ftplib", "email.message"]
     assert not loaded & set(heavy.split() + network)
     ours = {name.split(".")[1] for name in loaded if name.startswith("mlx_trm.")}
     assert not ours & (set(COMMANDS) | {"cli", "serving"})

@@ -6,13 +6,10 @@ from mlx_trm.inference.exporting.functions import (
     export_step,
     step_function,
 )
-from mlx_trm.inference.exporting.onnx_check import StepError, compare_onnx
 from mlx_trm.inference.exporting.onnx_file import export_onnx
 
 __all__ = [
     "ANSWERS",
-    "StepError",
-    "compare_onnx",
     "export_checkpoint",
     "export_onnx",
     "export_step",

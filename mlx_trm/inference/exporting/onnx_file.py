@@ -9,7 +9,6 @@ from typing import Any, Dict, Union
 
 from mlx_trm.inference.exporting.functions import describe_checkpoint, write_described
 from mlx_trm.inference.exporting.graph import OPSET
-from mlx_trm.inference.exporting.onnx_models import build_graph
 from mlx_trm.inference.packaged import FOLDER, find_pretrained
 from mlx_trm.runs.checkpoint import Checkpoint
 
@@ -34,6 +33,9 @@ def export_onnx(checkpoint: Checkpoint, path: Union[str, Path]) -> Path:
         ConfigError: if ``onnx`` is not installed, the model has no graph, or a file cannot be
             written; both files are then as they were.
     """
+    # Here, so that importing the package does not read it.
+    from mlx_trm.inference.exporting.onnx_models import build_graph
+
     about = describe_onnx(checkpoint)
     texts = {
         name: value if isinstance(value, str) else json.dumps(value)

@@ -13,7 +13,8 @@ import pytest
 import mlx_trm as trm
 from mlx_trm.errors import ConfigError
 from mlx_trm.export import main
-from mlx_trm.inference.exporting import compare_onnx, export_onnx
+from mlx_trm.inference.exporting import export_onnx
+from mlx_trm.inference.exporting.onnx_check import compare_onnx
 from mlx_trm.inference.exporting.onnx_models import build_graph
 from mlx_trm.inference.packaged import FOLDER
 from mlx_trm.models import TRMGridConfig, TRMSymbolsConfig
