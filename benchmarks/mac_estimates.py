@@ -30,6 +30,8 @@ CASES = {
     "sudoku_att": TaskSpec(11, 81),
     "maze": TaskSpec(6, 900),
     "arc1": TaskSpec(12, 900, 876_406),
+    "sudoku_symbols": TaskSpec(11, 81),
+    "maze_grid": TaskSpec(6, 400),
 }
 # Trillions of float32 operations a second: Apple's figure for the largest GPU of each M1 and M2;
 # of M3 and M4, for which it gives none, cores x 256 x the clock (1.4 and 1.5 GHz).

@@ -1,6 +1,7 @@
 """The sizes that are measured: packaged configurations, cut to what a measurement needs."""
 
-from typing import Any, Dict, List, NamedTuple, Optional
+from dataclasses import asdict
+from typing import Any, Dict, List, NamedTuple, Optional, Sequence
 
 from mlx_trm.config.loading import load_config
 from mlx_trm.config.sections import ExperimentConfig
@@ -50,6 +51,20 @@ SIZES: Dict[str, Size] = {
         192,
         "as sudoku_registers with the gate norm",
     ),
+    "sudoku_symbols": Size(
+        "sudoku_symbols.yaml",
+        ["train.curriculum=[]"],
+        8,
+        192,
+        "9x9 Sudoku, the model that does not know the digits' names, H3 L6",
+    ),
+    "maze_grid": Size(
+        "maze_grid.yaml",
+        ["train.curriculum=[]", "task.train_puzzles=64", "task.test_puzzles=16"],
+        4,
+        128,
+        "20x20 mazes, the model whose cells see their neighbours, H3 L6",
+    ),
     "maze": Size(
         "maze.yaml",
         ["task.train_puzzles=64", "task.test_puzzles=16", "train.epochs=5000"],
@@ -58,13 +73,6 @@ SIZES: Dict[str, Size] = {
         "30x30 mazes, hidden 512, attention, H3 L4",
     ),
 }
-
-# What the original's model is made from, by its own names (which are ours).
-MODEL_KEYS = (
-    "L_layers H_cycles L_cycles hidden_size expansion num_heads pos_encodings puzzle_emb_ndim "
-    "puzzle_emb_len mlp_t halt_max_steps halt_exploration_prob rms_norm_eps rope_theta "
-    "no_ACT_continue"
-).split()
 
 
 def experiment(job: Dict[str, Any]) -> ExperimentConfig:
@@ -78,16 +86,31 @@ def experiment(job: Dict[str, Any]) -> ExperimentConfig:
         # A checkpoint's size does not limit what is measured here.
         "train.micro_batch_size=null",
     ]
-    return load_config(size.config, size.overrides + settings)
+    return load_config(size.config, size.overrides + settings + job.get("overrides", []))
 
 
-def describe(size: str, batch: int, dtype: str, compiled: bool) -> Dict[str, Any]:
-    """Give what both sides need to know: dimensions of the task, model and recipe."""
+def describe(
+    size: str, batch: int, dtype: str, compiled: bool, overrides: Sequence[str] = ()
+) -> Dict[str, Any]:
+    """Give what both sides need to know: dimensions of the task, model and recipe.
+
+    Args:
+        size: of :data:`SIZES`.
+        batch: B.
+        dtype: of the activations.
+        compiled: whether the step is.
+        overrides: more settings.
+    """
     job: Dict[str, Any] = {"size": size, "batch": batch, "dtype": dtype, "compiled": compiled}
-    config = experiment(job)
+    job["overrides"] = list(overrides)
+    return describe_experiment(experiment(job), job)
+
+
+def describe_experiment(config: ExperimentConfig, job: Dict[str, Any]) -> Dict[str, Any]:
+    """Add to a job the dimensions of a configuration's task, its model and recipe."""
     spec = build_task(config.task, config.task_seed).spec
-    model = {key: getattr(config.model, key) for key in MODEL_KEYS}
-    if model["puzzle_emb_ndim"] is None:
+    model = asdict(config.model)
+    if model.get("puzzle_emb_ndim", 0) is None:
         model["puzzle_emb_ndim"] = model["hidden_size"]
     train = config.train
     job.update(

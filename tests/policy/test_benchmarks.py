@@ -13,9 +13,10 @@ from mlx.utils import tree_flatten
 from paths import ROOT
 
 import mlx_trm as trm
+from mlx_trm.nn.layers import CastedEmbedding
 
 FOLDER = ROOT / "benchmarks"
-NAMES = "run plot roofline results sizes protocol upstream_worker".split()
+NAMES = "run plot roofline results sizes cases protocol upstream_worker".split()
 FAST = ["--device", "cpu", "--repeats", "2", "--block-seconds", "0.01"]
 
 # Speaks the protocol as the original's worker does, without PyTorch. A unit of four steps takes
@@ -228,13 +229,100 @@ def test_operations_are_those_of_a_hand_count(size, suite):
     assert suite.roofline.step_flops(job, True) == 5 * ((21 + 2 * 7) * 2 * block + 3 * heads)
 
 
+NO_VECTOR = ["model.puzzle_emb_ndim=0", "model.puzzle_emb_len=0"]
+SYMBOLS = ["task.size=4", "model.symbol_size=8", "model.token_inner=16", "model.H_cycles=2"]
+GRID = ["task.size=5", "task.min_path=3", "model.hidden_size=16", "model.inner=48"]
+COUNTED = {
+    "trm": ("sudoku_tiny.yaml", []),
+    "attention": ("sudoku_tiny.yaml", ["model.mlp_t=false", "model.pos_encodings=rope"]),
+    "registers": ("sudoku_tiny.yaml", ["model.register_tokens=3", *NO_VECTOR]),
+    "symbols": ("sudoku_symbols.yaml", SYMBOLS),
+    "three symbols": ("sudoku_symbols.yaml", [*SYMBOLS, "model.symbols=3", "model.inner=40"]),
+    "grid": ("maze_grid.yaml", GRID),
+    "one column": ("maze_grid.yaml", [*GRID, "model.columns=1", "model.L_layers=1"]),
+}
+
+
+class Products:
+    """Counts the operations of MLX's matrix products and convolutions, as they are called.
+
+    Attributes:
+        total: of all calls, a multiplication and an addition being two.
+    """
+
+    def __init__(self, patch):
+        self.total = 0
+        product, add, fold = mx.array.__matmul__, mx.addmm, mx.conv2d
+        attend = mx.fast.scaled_dot_product_attention
+
+        def count(a, b):
+            rows = max(a.size // a.shape[-1], 1)
+            self.total += 2 * rows * a.shape[-1] * b.shape[-1]
+
+        def matmul(a, b):
+            result = product(a, b)
+            self.total += 2 * result.size * a.shape[-1]
+            return result
+
+        def addmm(c, a, b, **more):
+            count(a, b)
+            return add(c, a, b, **more)
+
+        def conv2d(x, weight, padding):
+            rows, high, wide = x.shape[:3]
+            near = sum(
+                0 <= r + i < high and 0 <= c + j < wide
+                for r in range(high)
+                for c in range(wide)
+                for i in (-1, 0, 1)
+                for j in (-1, 0, 1)
+            )
+            self.total += 2 * rows * near * weight.shape[0] * weight.shape[3]
+            return fold(x, weight, padding=padding)
+
+        def attention(q, k, v, **more):
+            self.total += 4 * q.size * k.shape[2]
+            return attend(q, k, v, **more)
+
+        patch.setattr(mx.array, "__matmul__", matmul)
+        patch.setattr(mx, "addmm", addmm)
+        patch.setattr(mx, "conv2d", conv2d)
+        patch.setattr(mx.fast, "scaled_dot_product_attention", attention)
+
+
+@pytest.mark.parametrize("name", COUNTED)
+def test_operations_are_those_that_a_step_calls(name, suite, monkeypatch):
+    """Every product of a supervision step. An embedding is a look-up."""
+    config, overrides = COUNTED[name]
+    size = suite.sizes.Size(config, overrides, 1, 1, "of the test")
+    monkeypatch.setitem(suite.sizes.SIZES, "own", size)
+    job = suite.sizes.describe("own", 6, "float32", False)
+    model = suite.cases.build(job)
+    model.eval()
+    batch = trm.random_batch(model.spec, 6)
+    monkeypatch.setattr(
+        CastedEmbedding, "__call__", lambda self, ids, dtype: self.embedding_weight[ids]
+    )
+    counted = Products(monkeypatch)
+    model(model.initial_carry(batch), batch)
+    assert counted.total == suite.roofline.step_flops(job, False)
+
+
+def test_a_model_that_is_not_counted_is_one_line(suite):
+    """It is named, and those that are counted."""
+    job = suite.sizes.describe("tiny", 1, "float32", False)
+    job["model"]["name"] = "hrm"
+    with pytest.raises(trm.ConfigError, match="^model hrm: its operations are not counted; those"):
+        suite.roofline.step_flops(job, True)
+
+
 def test_operations_of_the_paper_s_step(suite):
     """33 TFLOP at batch 768, the MLP over the cells."""
     job = suite.sizes.describe("sudoku_mlp", 768, "bfloat16", True)
     assert suite.roofline.step_flops(job, True) == pytest.approx(32.8e12, rel=0.01)
 
 
-@pytest.mark.parametrize("size", ["tiny", "sudoku_att"])
+@pytest.mark.parametrize("size", ["tiny", "sudoku_att", "sudoku_symbols", "maze_grid"])
 def test_weights_are_those_of_the_model(size, suite):
     """The bytes are counted from as many weights as the level's blocks have."""
     job = suite.sizes.describe(size, 1, "float32", False)
