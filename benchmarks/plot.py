@@ -107,12 +107,6 @@ def gib(line: Optional[Line], key: str = "peak_memory") -> str:
     return "-" if not held else f"{held / GIB:.3g}"
 
 
-def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Lay out a Markdown table."""
-    body = [header, ["---"] * len(header), *rows]
-    return "".join("| " + " | ".join(row) + " |\n" for row in body)
-
-
 def pairs(lines: Sequence[Line]) -> List[Tuple[Line, Line]]:
     """Give ours and theirs of what was measured in turns, each from the newest run with both."""
     keys = ("run", "case", "size", "batch", "dtype")

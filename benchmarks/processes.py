@@ -8,13 +8,12 @@ that grows with their number. Each size is measured twice, in turns; the better 
 
 import argparse
 import json
-import os
-import socket
-import subprocess
-import sys
 import tempfile
+import time
 from pathlib import Path
-from typing import Dict, List
+from typing import Dict
+
+from launching import Group, together, train_command
 
 CONFIG = """
 task: {name: sudoku, size: 9, train_puzzles: 512, test_puzzles: 16, seed: 1}
@@ -25,35 +24,19 @@ eval: {max_examples: 1}
 """
 
 
-def free_ports(count: int) -> List[int]:
-    """Find ports that nothing listens on."""
-    sockets = [socket.socket() for _ in range(count)]
-    for each in sockets:
-        each.bind(("127.0.0.1", 0))
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports
-
-
 def steps_per_second(folder: Path, size: int, name: str) -> float:
     """Train with so many processes and give the speed of the second half of the run."""
-    hosts = folder / f"{name}.json"
-    hosts.write_text(json.dumps([[f"127.0.0.1:{port}"] for port in free_ports(size)]))
-    command = [sys.executable, "-m", "mlx_trm.train", "--config", str(folder / "c.yaml"), "-q",
-               "--device", "cpu", f"run_dir={folder / name}"]  # fmt: skip
-    processes = []
-    for rank in range(size):
-        extra = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
-        if size > 1:
-            extra.update(MLX_RANK=str(rank), MLX_HOSTFILE=str(hosts))
-        processes.append(
-            subprocess.Popen(  # pylint: disable=consider-using-with
-                command, env={**os.environ, **extra}, stdout=subprocess.DEVNULL
-            )
-        )
-    if any(process.wait() for process in processes):
-        sys.exit("a process has failed")
+    words = ["--config", str(folder / "c.yaml"), "-q", "--device", "cpu"]
+    one_thread = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+    environments = [{**each, **one_thread} for each in together(size, False, folder)]
+    command = train_command([*words, f"run_dir={folder / name}"])
+    group = Group(command, environments, folder / f"{name}.txt")
+    try:
+        while group.running():
+            time.sleep(0.05)
+        group.check()
+    finally:
+        group.stop()
     lines = [json.loads(line) for line in (folder / name / "metrics.jsonl").open()]
     speeds = [line["steps_per_second"] for line in lines if line["kind"] == "train"]
     later = sorted(speeds[len(speeds) // 2 :])

@@ -22,15 +22,15 @@ from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tu
 import arc_build
 import results
 import roofline
+from machine import ask_machine, find_device, our_worker
 from options import CASES, COMPARED, arguments, read_sizes
 from protocol import Job, Worker, WorkerError, import_seconds
 from results import OURS, THEIRS, commit, label, now, spread, summary
 from sizes import describe
 
-from mlx_trm.cli.running import console_messages, default_device, report_error
+from mlx_trm.cli.running import console_messages, report_error
 from mlx_trm.errors import ConfigError, did_you_mean
 from mlx_trm.runs.layout import find_checkpoint
-from mlx_trm.system.device import on_gpu
 
 HERE = Path(__file__).resolve().parent
 
@@ -58,9 +58,8 @@ class Suite:
                     f"--cases: no case {case!r}{did_you_mean(case, CASES)} (there are "
                     f"{', '.join(CASES)})"
                 )
-        with default_device(args.device):
-            gpu = on_gpu()
-        self.device = "gpu" if gpu else "cpu"
+        self.device = find_device(args.device)
+        gpu = self.device == "gpu"
         self.args = args
         self.dtype = args.dtype or ("bfloat16" if gpu else "float32")
         theirs = args.upstream_compile
@@ -82,8 +81,7 @@ class Suite:
 
     def ours(self) -> Worker:
         """Start a worker of mlx_trm."""
-        command = [sys.executable, str(HERE / "worker.py")]
-        return Worker(OURS, command + (["--gpu"] if self.device == "gpu" else []))
+        return our_worker(self.device)
 
     def theirs(self) -> Worker:
         """Start a worker of the original.
@@ -152,14 +150,7 @@ class Suite:
 
     def look_at_machine(self) -> None:
         """Ask for the device report and the rates that the floors come from."""
-        worker = self.ours()
-        try:
-            report = worker.call("ask", what="report")["answer"]
-            self.held["rates"] = worker.call("ask", {"dtype": self.dtype}, what="rates")["answer"]
-        except WorkerError as error:
-            raise ConfigError(f"{error}; python -m mlx_trm.diagnose says more") from error
-        finally:
-            worker.close()
+        report, self.held["rates"] = ask_machine(self.device, self.dtype)
         self.machine = results.machine_name(report, self.device)
         self.path = self.args.output / results.file_name(self.machine)
         self.held["versions"] = report["versions"]

@@ -163,52 +163,90 @@ def facts(job: Job) -> Dict[str, Any]:
     }
 
 
+class Training:
+    """What the original trains with, and a step of it.
+
+    Attributes:
+        model: the loss head, compiled where the job says so.
+        average: the original's EMA of the weights; None without one.
+        step: steps taken.
+    """
+
+    def __init__(self, job: Job, processes: int = 1) -> None:
+        """Build model, optimisers and average.
+
+        Args:
+            job: of one process; its ``batch`` is that of all together.
+            processes: that train together, of ``torch.distributed``.
+        """
+        import torch
+        from models.ema import EMAHelper
+        from models.sparse_embedding import CastedSparseEmbeddingSignSGD_Distributed
+
+        self.recipe, self.batch, self.processes = job["recipe"], job["batch"], processes
+        self.model = build({**job, "batch": job["batch"] // processes})
+        self.plain = getattr(self.model, "_orig_mod", self.model)
+        self.table = None
+        if job["model"]["puzzle_emb_ndim"]:
+            self.table = CastedSparseEmbeddingSignSGD_Distributed(
+                self.plain.model.puzzle_emb.buffers(),
+                lr=0,
+                weight_decay=self.recipe["puzzle_emb_weight_decay"],
+                world_size=processes,
+            )
+        self.parameters = list(self.model.parameters())
+        self.adam = adam_atan2(torch, self.parameters, self.recipe, job["compiled"])
+        self.average = None
+        if self.recipe["ema_rate"]:
+            self.average = EMAHelper(mu=self.recipe["ema_rate"])
+            self.average.register(self.model)
+        self.carry, self.step = None, 0
+
+    def take(self, batch: Dict[str, Any], factor: float) -> Dict[str, float]:
+        """Take a step, and read its metrics: sums over the rows of all processes.
+
+        Args:
+            batch: tensors on the device, this process's rows.
+            factor: of the learning rates.
+        """
+        import torch
+
+        if self.carry is None:
+            with torch.device(STATE["device"]):
+                self.carry = self.plain.initial_carry(batch)
+        self.carry, loss, metrics, _, _ = self.model(carry=self.carry, batch=batch, return_keys=[])
+        (loss / self.batch).backward()
+        if self.processes > 1:
+            for parameter in self.parameters:
+                if parameter.grad is not None:
+                    torch.distributed.all_reduce(parameter.grad)
+        self.step += 1
+        if self.table is not None:
+            self.table.param_groups[0]["lr"] = self.recipe["puzzle_emb_lr"] * factor
+            self.table.step()
+            self.table.zero_grad()
+        self.adam(self.recipe["lr"] * factor)
+        names = sorted(metrics)
+        values = torch.stack([metrics[name] for name in names])
+        if self.processes > 1:
+            torch.distributed.all_reduce(values)
+        found = dict(zip(names, values.cpu().numpy()))
+        if self.average is not None:
+            self.average.update(self.model)
+        return found
+
+
 def train(job: Job) -> Work:
     """Take supervision steps with everything that trains."""
-    import torch
-    from models.ema import EMAHelper
-    from models.sparse_embedding import CastedSparseEmbeddingSignSGD_Distributed
-
-    recipe, batches = job["recipe"], random_puzzles(job, 4)
-    model = build(job)
-    model.train()
-    plain = getattr(model, "_orig_mod", model)
-    table = None
-    if job["model"]["puzzle_emb_ndim"]:
-        table = CastedSparseEmbeddingSignSGD_Distributed(
-            plain.model.puzzle_emb.buffers(),
-            lr=0,
-            weight_decay=recipe["puzzle_emb_weight_decay"],
-            world_size=1,
-        )
-    adam = adam_atan2(torch, list(model.parameters()), recipe, job["compiled"])
-    average = None
-    if recipe["ema_rate"]:
-        average = EMAHelper(mu=recipe["ema_rate"])
-        average.register(model)
-    held: Dict[str, Any] = {"carry": None, "step": 0}
+    batches, held = random_puzzles(job, 4), [Training(job)]
 
     def run(count: int) -> None:
-        model.train()
+        training = held[0]
+        training.model.train()
         for number in range(count):
             batch = to_device(batches[number % len(batches)])
-            if held["carry"] is None:
-                with torch.device(STATE["device"]):
-                    held["carry"] = plain.initial_carry(batch)
-            held["carry"], loss, metrics, _, _ = model(
-                carry=held["carry"], batch=batch, return_keys=[]
-            )
-            (loss / job["batch"]).backward()
-            held["step"] += 1
-            factor = min(1.0, held["step"] / max(1, recipe["lr_warmup_steps"]))
-            if table is not None:
-                table.param_groups[0]["lr"] = recipe["puzzle_emb_lr"] * factor
-                table.step()
-                table.zero_grad()
-            adam(recipe["lr"] * factor)
-            torch.stack([metrics[name] for name in sorted(metrics)]).cpu().numpy()
-            if average is not None:
-                average.update(model)
+            warm = min(1.0, (training.step + 1) / max(1, training.recipe["lr_warmup_steps"]))
+            training.take(batch, warm)
         synchronize()
 
     return Work(run, lambda: facts(job), close=held.clear)
