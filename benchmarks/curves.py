@@ -1,6 +1,6 @@
 """Tables and pictures of what benchmarks/time_to_accuracy.py and growth.py have measured."""
 
-from pathlib import Path
+from math import log
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 Line = Dict[str, Any]
@@ -57,3 +57,119 @@ def _accuracy_rows(line: Line) -> List[List[str]]:
              "-" if joules is None else f"{joules / 1000:.1f}"]
         )  # fmt: skip
     return rows
+
+
+# Growth ------------------------------------------------------------------------------------------
+
+# A slope that changes by so much is a bend.
+BEND = 0.3
+# Below this share of its floor a step is bound by neither products nor bytes.
+FAR = 0.15
+SERIES = {
+    "batch": "rows of a batch",
+    "positions": "positions T, as many in a batch together",
+    "cycles": "updates of a step, H (L + 1)",
+    "gpus": "processes, as many rows each",
+}
+QUANTITIES = {
+    "ms": lambda line: 1e3 * line["seconds"]["median"],
+    "GiB": lambda line: line["peak_memory"] and line["peak_memory"] / GIB,
+}
+Key = Tuple[str, str, str]
+
+
+def in_series(lines: Sequence[Line]) -> Dict[Key, List[Line]]:
+    """Sort the points of a machine by series, size and case; of each value the newest counts.
+
+    Returns:
+        Points in order of their value, by (series, size, case).
+    """
+    found: Dict[Key, Dict[Tuple[int, int], Line]] = {}
+    for line in lines:
+        if line["kind"] == "growth":
+            key = (line["series"], line["size"], line["case"])
+            found.setdefault(key, {})[(line["value"], line["batch"])] = line
+    return {key: [points[at] for at in sorted(points)] for key, points in found.items()}
+
+
+def slopes(points: Sequence[Line], quantity: str) -> List[Optional[float]]:
+    """Give the slope of the logarithms that leads to each point; None for the first.
+
+    Args:
+        points: of a series, by value.
+        quantity: of :data:`QUANTITIES`.
+    """
+    read = QUANTITIES[quantity]
+    found: List[Optional[float]] = [None] * min(1, len(points))
+    for before, after in zip(points, points[1:]):
+        low, high = read(before), read(after)
+        apart = before["value"] != after["value"]
+        found.append(
+            log(high / low) / log(after["value"] / before["value"])
+            if low and high and apart
+            else None
+        )
+    return found
+
+
+def bends(key: Key, points: Sequence[Line]) -> List[str]:
+    """Say where a series bends, a line for each place, and how far from its floor it is there."""
+    found = []
+    for quantity in QUANTITIES:
+        rises = slopes(points, quantity)
+        for number in range(1, len(points) - 1):
+            before, after = rises[number], rises[number + 1]
+            if before is not None and after is not None and abs(after - before) > BEND:
+                text = f"{key[2]}, {key[1]}, {key[0]}: {quantity} bends at "
+                text += (
+                    f"{points[number]['label']}, slope {before:.2f} before and {after:.2f} after"
+                )
+                found.append(text + why(points[number], quantity))
+    return found
+
+
+def why(line: Line, quantity: str) -> str:
+    """Say how far a point is from its floor, which tells what bounds it."""
+    note = line.get("roofline")
+    if quantity != "ms" or not note:
+        return ""
+    share = f"; {100 * note['share']:.0f} % of the {note['bound']} floor"
+    return share + (", so launches and small operations bind" if note["share"] < FAR else "")
+
+
+def growth_tables(lines: Sequence[Line]) -> str:
+    """Tabulate the points of a machine, a table for each series."""
+    parts = []
+    for series, text in SERIES.items():
+        rows = []
+        for (name, size, case), points in in_series(lines).items():
+            if name == series:
+                rises = {quantity: slopes(points, quantity) for quantity in QUANTITIES}
+                for number, line in enumerate(points):
+                    cells = [f"{case}, {size}", line["label"], str(line["batch"])]
+                    for quantity, read in QUANTITIES.items():
+                        value, rise = read(line), rises[quantity][number]
+                        cells.append("-" if not value else f"{value:.3g}")
+                        cells.append("" if rise is None else f"{rise:.2f}")
+                    note = line.get("roofline")
+                    share = f"{100 * note['share']:.0f} % ({note['bound']})" if note else "-"
+                    rows.append([*cells, share])
+        if rows:
+            header = ["of", series, "rows", "ms", "slope", "GiB", "slope", "of its floor"]
+            parts.append(f"{text[:1].upper()}{text[1:]}:\n\n{markdown(header, rows)}")
+    return "\n".join(parts)
+
+
+def draw_growth(axes: Any, lines: Sequence[Line], series: str) -> None:
+    """Draw a series, milliseconds on the first of two axes and GiB on the second."""
+    for axis, (quantity, read) in zip(axes, QUANTITIES.items()):
+        for (name, size, case), points in in_series(lines).items():
+            shown = [(line["value"], read(line)) for line in points if read(line)]
+            if name == series and shown:
+                style = "-" if case == "train" else "--"
+                axis.plot(*zip(*shown), style, marker="o", markersize=3, label=f"{case}, {size}")
+        axis.set(xscale="log", yscale="log")
+        axis.set_xlabel(SERIES[series], fontsize=8)
+        axis.set_ylabel(quantity, fontsize=8)
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0].legend(fontsize=6)

@@ -30,7 +30,9 @@ def our_worker(device: str) -> Worker:
     return Worker(OURS, command + (["--gpu"] if device == "gpu" else []))
 
 
-def ask_machine(device: str, dtype: Optional[str] = None) -> Tuple[Dict[str, Any], Dict[str, float]]:
+def ask_machine(
+    device: str, dtype: Optional[str] = None
+) -> Tuple[Dict[str, Any], Dict[str, float]]:
     """Give the device report, and the rates that floors come from.
 
     Args:

@@ -3,8 +3,8 @@
     python benchmarks/plot.py                          # all of benchmarks/results
     python benchmarks/plot.py FILE.jsonl --output pictures
 
-Writes tables.md, and with matplotlib (in the extras plot and dev) times, memory and roofline as
-.png and .pdf. Of measurements of the same thing on the same machine the newest counts; beside the
+Writes tables.md, and with matplotlib (in the extras plot and dev) times, memory, roofline and growth
+as .png and .pdf. Of measurements of the same thing on the same machine the newest counts; beside the
 original, the newest run that measured both.
 """
 
@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
+from curves import SERIES, accuracy_table, draw_growth, growth_tables, in_series, markdown
 from results import FOLDER, OURS, THEIRS, read, remarks
 
 from mlx_trm.cli.arguments import Parser
@@ -24,6 +25,7 @@ from mlx_trm.system.files import write_text
 Line = Dict[str, Any]
 GIB = 1 << 30
 COLORS = {OURS: "#1b7f5c", THEIRS: "#9aa0a6"}
+KINDS = ("result", "accuracy", "growth")
 SAME = ("machine", "device", "implementation", "case", "size", "batch", "dtype", "compiled")
 
 
@@ -55,10 +57,10 @@ def tables(lines: Sequence[Line]) -> str:
     for machine in machines(lines):
         compared = beside(of_machine(lines, machine))
         mine = newest(of_machine(lines, machine))
-        parts.append(f"### {machine[0]}, {machine[1]}\n\n{about(mine)}\n")
-        if compared:
-            parts.append(compared)
-        parts += [table for table in (steps(mine), others(mine)) if table]
+        every = of_machine(lines, machine)
+        parts.append(f"### {machine[0]}, {machine[1]}\n\n{about(mine or every)}\n")
+        found = (compared, steps(mine), others(mine), accuracy_table(every), growth_tables(every))
+        parts += [table for table in found if table]
     return "\n".join(parts)
 
 
@@ -110,6 +112,7 @@ def gib(line: Optional[Line], key: str = "peak_memory") -> str:
 def pairs(lines: Sequence[Line]) -> List[Tuple[Line, Line]]:
     """Give ours and theirs of what was measured in turns, each from the newest run with both."""
     keys = ("run", "case", "size", "batch", "dtype")
+    lines = [line for line in lines if line["kind"] == "result"]
     theirs = {tuple(x[k] for k in keys): x for x in lines if x["implementation"] == THEIRS}
     found: Dict[Tuple, Tuple[Line, Line]] = {}
     for line in lines:
@@ -223,15 +226,42 @@ def draw(lines: Sequence[Line], folder: Path) -> List[Path]:
             bars(axis, groups)
             axis.set_title(f"{machine[0]}, {machine[1]}", fontsize=9)
             axis.set_xlabel(text, fontsize=8)
-        for suffix in (".png", ".pdf"):
-            written.append(folder / f"{title}{suffix}")
-            write_figure(figure, written[-1], "--output")
+        written += save(figure, folder / title)
+    return written + draw_curves(lines, folder)
+
+
+def draw_curves(lines: Sequence[Line], folder: Path) -> List[Path]:
+    """Draw how a step grows, a row for each machine and series; gives the files."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    rows = [
+        (machine, series)
+        for machine in machines(lines)
+        for series in SERIES
+        if any(key[0] == series for key in in_series(of_machine(lines, machine)))
+    ]
+    if not rows:
+        return []
+    figure = Figure(figsize=(8, 3 * len(rows)), layout="constrained")
+    FigureCanvasAgg(figure)
+    for axes, (machine, series) in zip(figure.subplots(len(rows), 2, squeeze=False), rows):
+        draw_growth(axes, of_machine(lines, machine), series)
+        axes[0].set_title(f"{machine[0]}, {machine[1]}", fontsize=9)
+    return save(figure, folder / "growth")
+
+
+def save(figure: Any, path: Path) -> List[Path]:
+    """Write a figure as .png and .pdf."""
+    written = [path.with_suffix(suffix) for suffix in (".png", ".pdf")]
+    for each in written:
+        write_figure(figure, each, "--output")
     return written
 
 
 def run(args: argparse.Namespace) -> int:
     """Read, tabulate, draw."""
-    lines = [line for line in read(args.results) if line["kind"] == "result"]
+    lines = [line for line in read(args.results) if line["kind"] in KINDS]
     if not lines:
         raise ConfigError(f"{args.results}: holds no results; python benchmarks/run.py makes some")
     if not args.no_pictures:
