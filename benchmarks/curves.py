@@ -162,6 +162,8 @@ def growth_tables(lines: Sequence[Line]) -> str:
 
 def draw_growth(axes: Any, lines: Sequence[Line], series: str) -> None:
     """Draw a series, milliseconds on the first of two axes and GiB on the second."""
+    from matplotlib.ticker import LogLocator, NullLocator
+
     for axis, (quantity, read) in zip(axes, QUANTITIES.items()):
         for (name, size, case), points in in_series(lines).items():
             shown = [(line["value"], read(line)) for line in points if read(line)]
@@ -169,6 +171,13 @@ def draw_growth(axes: Any, lines: Sequence[Line], series: str) -> None:
                 style = "-" if case == "train" else "--"
                 axis.plot(*zip(*shown), style, marker="o", markersize=3, label=f"{case}, {size}")
         axis.set(xscale="log", yscale="log")
+        places = {line["value"]: line["label"] for line in lines if line.get("series") == series}
+        axis.set_xticks(list(places), list(places.values()), fontsize=7)
+        axis.xaxis.set_minor_locator(NullLocator())
+        axis.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axis.yaxis.set_major_formatter("{x:g}")
+        axis.yaxis.set_minor_locator(NullLocator())
+        axis.tick_params(labelsize=7)
         axis.set_xlabel(SERIES[series], fontsize=8)
         axis.set_ylabel(quantity, fontsize=8)
         axis.spines[["top", "right"]].set_visible(False)

@@ -1,6 +1,6 @@
 """How a step grows: milliseconds and memory against batch, positions, cycles and GPUs.
 
-    python benchmarks/growth.py                           # the paper's models on a GPU, tiny on a CPU
+    python benchmarks/growth.py                          # the paper's models; tiny on a CPU
     python benchmarks/growth.py --series batch --sizes sudoku_mlp --batches 1 8 64
     python benchmarks/plot.py                             # tables with slopes, and a picture
 
@@ -126,7 +126,7 @@ def arguments() -> Parser:
     add("--tokens", type=count, metavar="N",
         help="positions of a batch in the series positions" + default("tokens"))  # fmt: skip
     add("--rows", type=count, metavar="B",
-        help="rows in the series cycles, and of each process in gpus" + default("rows"))  # fmt: skip
+        help="rows in cycles, and of each process in gpus" + default("rows"))  # fmt: skip
     add("--device", choices=("cpu", "gpu"), help="default: the GPU, where MLX finds one")
     add("--dtype", choices=("float32", "bfloat16", "float16"),
         help="default: bfloat16 on the GPU, float32 on the CPU")  # fmt: skip
