@@ -34,6 +34,7 @@ from sizes import SIZES, describe
 
 from mlx_trm.cli.arguments import Parser
 from mlx_trm.cli.running import console_messages, report_error
+from mlx_trm.config.loading import load_config
 from mlx_trm.errors import ConfigError, TRMError, did_you_mean
 
 SERIES = ("batch", "positions", "cycles", "gpus")
@@ -56,7 +57,7 @@ DEFAULTS: Dict[str, Dict[str, Any]] = {
     },
 }
 CYCLES = ["1x1", "1x2", "2x4", "3x6"]
-NO_VECTOR = ["model.puzzle_emb_ndim=0", "model.puzzle_emb_len=0"]
+NO_VECTOR = ("model.puzzle_emb_ndim=0", "model.puzzle_emb_len=0")
 STEPS = 40  # of a training with several processes
 
 
@@ -71,7 +72,7 @@ class Point(NamedTuple):
         label: the same as it is shown.
         batch: rows.
         overrides: settings.
-        seq_len: cells, where they are not the task's.
+        sized: whether ``value`` is T, and not what the task has.
     """
 
     series: str
@@ -81,7 +82,7 @@ class Point(NamedTuple):
     label: str
     batch: int
     overrides: Tuple[str, ...] = ()
-    seq_len: Optional[int] = None
+    sized: bool = False
 
     @property
     def name(self) -> str:
@@ -190,9 +191,10 @@ class Growth:
         if series == "batch":
             return [Point(series, size, case, b, str(b), b) for b in sorted(set(args.batches))]
         if series == "positions":
-            more = () if size == "maze_grid" else tuple(NO_VECTOR)
+            model = load_config(SIZES[size].config).model
+            more = NO_VECTOR if hasattr(model, "puzzle_emb_len") else ()
             return [
-                Point(series, size, case, t, str(t), max(1, round(args.tokens / t)), more, t)
+                Point(series, size, case, t, str(t), max(1, round(args.tokens / t)), more, True)
                 for t in sorted(set(args.positions))
             ]
         if series == "gpus":
@@ -212,8 +214,9 @@ class Growth:
         """
         compiled = self.device == "gpu" or point.size != "tiny"
         job = describe(point.size, point.batch, self.dtype, compiled, point.overrides)
-        if point.seq_len is not None:
-            job["seq_len"] = point.seq_len
+        if point.sized:
+            own = roofline.shape_of(job).positions - job["seq_len"]
+            job["seq_len"] = max(1, point.value - own)
         job.update(case=point.case, eval_steps=self.args.eval_steps, warm_up=2,
                    block_seconds=self.args.block_seconds)  # fmt: skip
         return job
