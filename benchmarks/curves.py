@@ -13,6 +13,11 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "".join("| " + " | ".join(row) + " |\n" for row in body)
 
 
+def digits(value: float) -> str:
+    """Write a number with three digits, or all of its whole ones."""
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+
+
 # Time to accuracy --------------------------------------------------------------------------------
 
 
@@ -45,8 +50,8 @@ def _accuracy_rows(line: Line) -> List[List[str]]:
     for found in line["reached"]:
         text = f"{found['accuracy']:g} %"
         if not found["reached"]:
-            why = {"limit": f"in {hms(line['limit'])}", "ended": "by its end"}
-            text += f": not {why.get(line['ended'], 'before it was stopped')}"
+            ends = {"limit": f"in {hms(line['limit'])}", "ended": "by its end"}
+            text += f": not {ends.get(line['ended'], 'before it was stopped')}"
             best = found["found"]
             text += "; no evaluation" if best is None else f"; best {best:.1f} %"
         joules, step = found["joules"], found["step"]
@@ -149,7 +154,7 @@ def growth_tables(lines: Sequence[Line]) -> str:
                     cells = [f"{case}, {size}", line["label"], str(line["batch"])]
                     for quantity, read in QUANTITIES.items():
                         value, rise = read(line), rises[quantity][number]
-                        cells.append("-" if not value else f"{value:.3g}")
+                        cells.append("-" if not value else digits(value))
                         cells.append("" if rise is None else f"{rise:.2f}")
                     note = line.get("roofline")
                     share = f"{100 * note['share']:.0f} % ({note['bound']})" if note else "-"

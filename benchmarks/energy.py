@@ -77,7 +77,7 @@ class Meter:
             )
         except OSError:
             return
-        if _read_sample(found.stdout.strip()) is not None:
+        if any(_read_sample(line) is not None for line in found.stdout.splitlines()):
             self.source = SAMPLES
 
     def _count(self) -> float:

@@ -115,7 +115,8 @@ def arguments() -> Parser:
 
     def default(name: str) -> str:
         shown = [d[name] if isinstance(d[name], list) else [d[name]] for d in (gpu, cpu)]
-        return " (default: {}; on a CPU {})".format(*(" ".join(map(str, s)) for s in shown))
+        large, small = (" ".join(map(str, values)) for values in shown)
+        return f" (default: {large}; on a CPU {small})"
 
     add("--sizes", nargs="+", metavar="SIZE", help="of run.py" + default("sizes"))
     add("--batches", nargs="+", type=count, metavar="B", help="rows" + default("batches"))
@@ -170,6 +171,7 @@ class Growth:
         self.about = {"run": results.now(), **results.commit(told=args.commit)}
         self.points = self.list_points()
         self.jobs = [self.describe(point) for point in self.points]
+        self.rates: Dict[str, float] = {}
         self.worker: Optional[Worker] = None
         self.full: Dict[Tuple[str, str, str], str] = {}
         self.missing: List[str] = []

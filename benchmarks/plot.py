@@ -3,9 +3,9 @@
     python benchmarks/plot.py                          # all of benchmarks/results
     python benchmarks/plot.py FILE.jsonl --output pictures
 
-Writes tables.md, and with matplotlib (in the extras plot and dev) times, memory, roofline and growth
-as .png and .pdf. Of measurements of the same thing on the same machine the newest counts; beside the
-original, the newest run that measured both.
+Writes tables.md, and with matplotlib (in the extras plot and dev) times, memory, roofline and
+growth as .png and .pdf. Of measurements of the same thing on the same machine the newest counts;
+beside the original, the newest run that measured both.
 """
 
 import argparse
@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
-from curves import SERIES, accuracy_table, draw_growth, growth_tables, in_series, markdown
+from curves import SERIES, accuracy_table, digits, draw_growth, growth_tables, in_series, markdown
 from results import FOLDER, OURS, THEIRS, read, remarks
 
 from mlx_trm.cli.arguments import Parser
@@ -94,13 +94,12 @@ def name(line: Line) -> str:
 def milliseconds(line: Line) -> str:
     """Write the median and quartiles."""
     times = line["seconds"]
-    return f"{digits(times['median'])} ({digits(times['q1'])} to {digits(times['q3'])})"
+    return f"{in_ms(times['median'])} ({in_ms(times['q1'])} to {in_ms(times['q3'])})"
 
 
-def digits(seconds: float) -> str:
+def in_ms(seconds: float) -> str:
     """Write seconds in milliseconds with three digits."""
-    value = 1e3 * seconds
-    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+    return digits(1e3 * seconds)
 
 
 def gib(line: Optional[Line], key: str = "peak_memory") -> str:
@@ -146,7 +145,7 @@ def steps(lines: Sequence[Line]) -> str:
             rows.append(
                 [name(line), line["implementation"], line["dtype"], milliseconds(line),
                  f"{note['flops'] / 1e12:.3g}", f"{note['bytes'] / 1e9:.3g}",
-                 digits(note["compute_floor"]), digits(note["memory_floor"]),
+                 in_ms(note["compute_floor"]), in_ms(note["memory_floor"]),
                  f"{100 * note['share']:.0f} % ({note['bound']})", gib(line)]
             )  # fmt: skip
     header = ["case", "of", "dtype", "ms", "TFLOP", "GB at least", "compute floor ms",

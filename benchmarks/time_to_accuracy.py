@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any, Callable, Dict, List, NamedTuple, NoReturn, Optional, Sequence
 
@@ -179,21 +180,20 @@ class Comparison:
 
     def runs(self, versions: Dict[str, str], folder: Path) -> List[Run]:
         """List what is to be measured."""
-        found = []
-        for number in self.args.gpus if not self.args.only_original else []:
-            found.append(Run(OURS, number, lambda f, n=number: self.start_ours(f, n),
-                             {"config": self.args.config, "settings": self.args.overrides,
-                              "batch": self.config.train.batch_size,
-                              "versions": versions}))  # fmt: skip
+        found, args = [], self.args
+        about: Dict[str, Any] = {"config": args.config, "settings": args.overrides,
+                                 "batch": self.config.train.batch_size,
+                                 "versions": versions}  # fmt: skip
+        for number in args.gpus if not args.only_original else []:
+            found.append(Run(OURS, number, partial(self.start_ours, number=number), about))
         if self.recipe is not None:
             job = self.describe_original(folder)
-            made = results.commit(self.args.compare, self.args.upstream_commit)
-            about = {"config": self.args.recipe, "settings": self.recipe_words,
-                     "batch": job["batch"], "original": made}  # fmt: skip
-            for number in self.args.gpus:
-                found.append(
-                    Run(THEIRS, number, lambda f, n=number: self.start_theirs(f, n, job), about)
-                )
+            made = results.commit(args.compare, args.upstream_commit)
+            about = {"config": args.recipe, "settings": self.recipe_words, "batch": job["batch"],
+                     "original": made}  # fmt: skip
+            for number in args.gpus:
+                start = partial(self.start_theirs, number=number, job=job)
+                found.append(Run(THEIRS, number, start, about))
         return found
 
     def start_ours(self, folder: Path, number: int) -> Started:
