@@ -26,7 +26,7 @@ from machine import ask_machine, find_device, our_worker
 from options import CASES, COMPARED, arguments, read_sizes
 from protocol import Job, Worker, WorkerError, import_seconds
 from results import OURS, THEIRS, commit, label, now, spread, summary
-from sizes import describe
+from sizes import check_original, describe, experiment
 
 from mlx_trm.cli.running import console_messages, report_error
 from mlx_trm.errors import ConfigError, did_you_mean
@@ -69,6 +69,9 @@ class Suite:
         ]
         if args.compare and not set(args.cases) & set(COMPARED):
             raise ConfigError(f"--compare: only {' and '.join(COMPARED)} can be compared; name one")
+        for size in sorted({c.size for c in self.combinations}) if args.compare else []:
+            job = {"size": size, "batch": 1, "dtype": self.dtype, "compiled": False}
+            check_original(experiment(job), f"--compare, --sizes {size}")
         if args.checkpoint:
             find_checkpoint(args.checkpoint)
         self.started = now()

@@ -5,6 +5,7 @@ from typing import Any, Dict, List, NamedTuple, Optional, Sequence
 
 from mlx_trm.config.loading import load_config
 from mlx_trm.config.sections import ExperimentConfig
+from mlx_trm.errors import ConfigError
 from mlx_trm.tasks import build_task
 
 
@@ -130,6 +131,44 @@ def describe_experiment(config: ExperimentConfig, job: Dict[str, Any]) -> Dict[s
         },
     )
     return job
+
+
+# What the original's model and training have, by its own names (which are ours).
+THEIRS = {
+    "model": "name L_layers H_cycles L_cycles hidden_size expansion num_heads pos_encodings "
+    "puzzle_emb_ndim puzzle_emb_len mlp_t halt_max_steps halt_exploration_prob rms_norm_eps "
+    "rope_theta no_ACT_continue forward_dtype",
+    "train": "batch_size epochs lr lr_min_ratio lr_warmup_steps weight_decay beta1 beta2 "
+    "puzzle_emb_lr puzzle_emb_weight_decay loss ema ema_rate log_interval compile "
+    "micro_batch_size",
+}
+
+
+def check_original(config: ExperimentConfig, where: str, parts: Sequence[str] = ("model",)) -> None:
+    """See that the original could be given this configuration.
+
+    Args:
+        config: of a size, or a recipe.
+        where: for the message.
+        parts: that matter: ``model``, ``train``.
+
+    Raises:
+        ConfigError: naming what it does not know.
+    """
+    if config.model.name != "trm":
+        raise ConfigError(f"{where}: the original has no model {config.model.name}; leave it out")
+    foreign = []
+    for part in parts:
+        values = asdict(getattr(config, part))
+        usual = asdict(type(getattr(config, part))())
+        known = THEIRS[part].split()
+        foreign += [
+            f"{part}.{name}={value}"
+            for name, value in values.items()
+            if name not in known and value != usual[name]
+        ]
+    if foreign:
+        raise ConfigError(f"{where}: the original knows no {', '.join(foreign)}")
 
 
 def default_batch(size: str, device: str) -> int:

@@ -31,7 +31,7 @@ from launching import Group, gpu_names, together, torch_together, train_command,
 from machine import ask_machine, find_device
 from options import checkout, count, positive
 from results import OURS, THEIRS
-from sizes import describe_experiment
+from sizes import check_original, describe_experiment
 from watched import Evaluation, Log, reached
 
 from mlx_trm.cli.arguments import Parser, parse_line
@@ -161,6 +161,7 @@ class Comparison:
             task = [word for word in args.overrides if word.startswith("task.")]
             self.recipe_words = [*task, *drawn, *args.recipe_set]
             self.recipe = load_config(args.recipe, self.recipe_words)
+            check_original(self.recipe, f"--recipe {args.recipe}", ("model", "train"))
         self.about = {"run": results.now(), **results.commit(told=args.commit)}
 
     def go(self, folder: Path) -> List[Dict[str, Any]]:

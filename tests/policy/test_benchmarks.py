@@ -14,6 +14,7 @@ import mlx_trm as trm
 
 FOLDER = ROOT / "benchmarks"
 NAMES = "run plot results protocol upstream_worker".split()
+CHECKOUT = "a checkout"
 FAST = ["--device", "cpu", "--repeats", "2", "--block-seconds", "0.01"]
 
 # Speaks the protocol as the original's worker does, without PyTorch. A unit of four steps takes
@@ -165,6 +166,15 @@ def test_a_comparison_is_of_the_newest_run_with_both_sides(measured, suite, tmp_
         assert bars(lines) == [("train, tiny, batch 8", {"mlx_trm": 0.02})]
 
 
+@pytest.fixture(name="checkout")
+def _checkout(tmp_path_factory):
+    """What looks like a checkout of the original."""
+    folder = tmp_path_factory.mktemp("checkout")
+    (folder / "models" / "recursive_reasoning").mkdir(parents=True)
+    (folder / "models" / "recursive_reasoning" / "trm.py").write_text("")
+    return str(folder)
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -172,14 +182,20 @@ def test_a_comparison_is_of_the_newest_run_with_both_sides(measured, suite, tmp_
         (["--sizes", "tiny:0"], "'0' is not a whole number from 1"),
         (["--sizes", "huge"], "no size 'huge'"),
         (["--compare", "."], "no checkout of TinyRecursiveModels"),
+        (
+            ["--sizes", "sudoku_gate", "--compare", CHECKOUT],
+            "the original knows no model.gate_norm",
+        ),
+        (["--sizes", "maze_grid", "--compare", CHECKOUT], "the original has no model trm_grid"),
         (["--checkpoint", "no_such_run"], "no_such_run"),
         (["--block-seconds", "nan"], "is not a number above 0"),
         (["--frobnicate"], "--frobnicate"),
     ],
 )
-def test_bad_arguments_are_one_line(words, said, suite, capsys, monkeypatch, tmp_path):
+def test_bad_arguments_are_one_line(words, said, suite, capsys, monkeypatch, tmp_path, checkout):
     """One line on standard error, exit code 2, nothing written."""
     monkeypatch.chdir(tmp_path)
+    words = [checkout if word == CHECKOUT else word for word in words]
     try:
         code = suite.run.main(["--output", str(tmp_path / "out"), *words])
     except SystemExit as stop:

@@ -72,6 +72,7 @@ def original(folder, fails=False):
     fake.write_text(FAKE.format(python=sys.executable, fails=fails))
     fake.chmod(0o755)
     recipe = ["--recipe", "sudoku_tiny.yaml", "--recipe-set", "task.num_aug=2"]
+    recipe += ["--recipe-set", "model.swiglu_multiple=256"]
     return ["--compare", str(folder / "checkout"), "--upstream-python", str(fake), *recipe,
             "--upstream-commit", "e7b6871"]  # fmt: skip
 
@@ -181,6 +182,18 @@ def test_bad_arguments_are_one_line(words, said, suite, capsys, tmp_path):
     message = capsys.readouterr().err
     assert code == 2 and said in message and message.count("\n") == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_a_recipe_that_the_original_does_not_know_is_one_line(suite, tmp_path, capsys):
+    """All of its settings are named, and nothing is begun."""
+    words = [*TINY, *original(tmp_path), "--recipe-set", "train.optimizer=muon", "--recipe-set"]
+    words += ["model.noise=0.1", "--output", str(tmp_path / "out")]
+    assert suite.time_to_accuracy.main(words) == 2
+    assert capsys.readouterr().err == (
+        "--recipe sudoku_tiny.yaml: the original knows no model.noise=0.1, "
+        "train.optimizer=muon\n"
+    )
+    assert not (tmp_path / "out").exists()
 
 
 # The log, and energy -----------------------------------------------------------------------------
