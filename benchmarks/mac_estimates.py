@@ -1,4 +1,4 @@
-"""Prints what a Mac is estimated to do, on any machine: rows that fit its memory, and times a step.
+"""Prints what a Mac is estimated to do, on any machine: rows that fit, times a step and of a recipe.
 
 Rows are those of ``models/memory.py``, taking the branches of Metal, in bfloat16. A step takes the
 operations of its matrix products (``roofline.py``) over a share of what the GPU is said to do at
@@ -21,7 +21,7 @@ from metal import emulated_metal
 from roofline import step_flops
 
 from mlx_trm.config.loading import load_config
-from mlx_trm.config.sections import TaskSpec
+from mlx_trm.config.sections import Stage, TaskSpec
 from mlx_trm.models import memory
 
 # By preset: words and cells of a puzzle, and puzzles that have a vector of their own.
@@ -48,6 +48,7 @@ CHIPS = {
 # What an H200 reaches of its own figure in training is 0.41 to 0.50.
 SHARE = 0.4
 BATCH = 768
+RECIPES = ("sudoku_symbols", "maze_grid")
 GIBIBYTES = (8, 16, 32, 64, 128)
 
 
@@ -75,6 +76,21 @@ def count_operations(preset: str, training: bool) -> int:
     return step_flops(job, training)
 
 
+def count_run(preset: str) -> int:
+    """Give the operations of a recipe's run: its steps in the stages of its curriculum."""
+    config, spec = load_config(f"{preset}.yaml"), CASES[preset]
+    model, train = asdict(config.model), config.train
+    stages = train.stages() or [Stage(0.0, model["H_cycles"], model["L_cycles"])]
+    ends = [stage.start for stage in stages[1:]] + [1.0]
+    total = 0.0
+    for stage, end in zip(stages, ends):
+        model.update(H_cycles=stage.H_cycles, L_cycles=stage.L_cycles)
+        job = {"model": model, "batch": train.batch_size, "seq_len": spec.seq_len,
+               "vocab_size": spec.vocab_size}  # fmt: skip
+        total += (end - stage.start) * (train.max_steps or 0) * step_flops(job, True)
+    return round(total)
+
+
 def print_table(header: List[str], rows: List[List[str]]) -> None:
     """Print a table of Markdown."""
     for line in (header, ["---"] * len(header), *rows):
@@ -83,7 +99,7 @@ def print_table(header: List[str], rows: List[List[str]]) -> None:
 
 
 def main() -> None:
-    """Print both tables, and the operations that the second is made of."""
+    """Print all tables, and the operations that the times are made of."""
     wanted = [(preset, True) for preset in CASES] + [("sudoku", False), ("maze", False)]
     titles = [f"`{p}`, {'training' if training else 'evaluation'}" for p, training in wanted]
     print_table(
@@ -96,6 +112,15 @@ def main() -> None:
         rate = SHARE * trillions * 1e12
         rows.append([f"{chip}, {trillions:g}", *(f"{BATCH * o / rate:.1f} s" for o in operations)])
     print_table([f"chip, TFLOPS; {BATCH} rows", *titles], rows)
+    header, *lines = ["recipe", "PFLOP", *CHIPS], *map(run_row, RECIPES)
+    print_table(header, lines)
+
+
+def run_row(preset: str) -> List[str]:
+    """Give a recipe's row: its operations, and hours on each chip."""
+    count = count_run(preset)
+    hours = [f"{count / (SHARE * trillions * 1e12) / 3600:.1f} h" for trillions in CHIPS.values()]
+    return [f"`{preset}.yaml`", f"{count / 1e15:.0f}", *hours]
 
 
 if __name__ == "__main__":

@@ -190,3 +190,18 @@ def test_what_a_mac_is_estimated_to_do_is_what_its_page_says(monkeypatch):
         rate = script.SHARE * trillions * 1e12
         seconds = " | ".join(f"{script.BATCH * count / rate:.1f} s" for count in counts)
         assert f"| {chip}, {trillions:g} | {seconds} |" in page
+    for preset in script.RECIPES:
+        assert f"| {' | '.join(script.run_row(preset))} |" in page
+
+
+def test_a_run_is_counted_stage_by_stage(monkeypatch):
+    """A curriculum's stages by their shares of the steps; without one all steps are alike."""
+    monkeypatch.syspath_prepend(str(FOLDER))
+    script = importlib.import_module("mac_estimates")
+    whole = script.count_run("sudoku_symbols")
+    step = 192 * script.count_operations("sudoku_symbols", True)
+    assert 0.65 * 8000 * step < whole < 8000 * step
+    monkeypatch.setattr(
+        script, "load_config", lambda name: trm.load_config(name, ["train.curriculum=[]"])
+    )
+    assert script.count_run("sudoku_symbols") == 8000 * step
