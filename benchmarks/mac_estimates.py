@@ -1,4 +1,4 @@
-"""Prints what a Mac is estimated to do, on any machine: rows that fit, times a step and of a recipe.
+"""Prints what a Mac is estimated to do, on any machine: rows that fit, times of a step and a run.
 
 Rows are those of ``models/memory.py``, taking the branches of Metal, in bfloat16. A step takes the
 operations of its matrix products (``roofline.py``) over a share of what the GPU is said to do at
