@@ -83,7 +83,7 @@ def arguments() -> Parser:
     parser = Parser(
         prog="python benchmarks/time_to_accuracy.py",
         description=__doc__,
-        epilog="Exit code: 0 done, reached or not; 1 a run failed; 2 something you can mend.",
+        epilog="Exit code: 0 done, reached or not; 2 a run failed, or something you can mend.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.set_defaults(takes_overrides=True)
@@ -141,6 +141,8 @@ class Comparison:
         self.config = load_config(args.config, args.overrides)
         if self.config.run_dir is not None:
             raise ConfigError("run_dir: is chosen here; --runs FOLDER keeps the runs")
+        if args.runs is not None and args.runs.exists() and list(args.runs.iterdir()):
+            raise ConfigError(f"--runs {args.runs}: is not empty; name a new folder")
         if args.only_original and not args.compare:
             raise ConfigError("--only-original: needs --compare UPSTREAM_DIR")
         known = visible_gpus()
