@@ -141,6 +141,10 @@ class Comparison:
         self.config = load_config(args.config, args.overrides)
         if self.config.run_dir is not None:
             raise ConfigError("run_dir: is chosen here; --runs FOLDER keeps the runs")
+        if self.config.eval.best_metric.endswith("loss"):
+            raise ConfigError(
+                "eval.best_metric: is a loss; set one that is a share, such as accuracy"
+            )
         if args.runs is not None and args.runs.exists() and list(args.runs.iterdir()):
             raise ConfigError(f"--runs {args.runs}: is not empty; name a new folder")
         if args.only_original and not args.compare:

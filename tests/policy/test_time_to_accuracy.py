@@ -167,6 +167,7 @@ def test_what_was_reached_is_kept(how, suite, tmp_path, capsys, monkeypatch):
         (["--gpus", "5"], "--gpus 5: does not divide train.batch_size 64"),
         (["run_dir=here"], "run_dir: is chosen here"),
         (["--only-original"], "needs --compare"),
+        (["eval.best_metric=lm_loss"], "eval.best_metric: is a loss"),
         (["--runs", str(FOLDER)], "is not empty; name a new folder"),
         (["--compare", "."], "no checkout of TinyRecursiveModels"),
         (["--configg", "x"], "--configg"),
