@@ -75,12 +75,14 @@ def launch(  # pylint: disable=too-many-arguments,too-many-positional-arguments
     defines: Optional[dict] = None,
     shared_memory: int = 0,
     dtypes: Sequence[mx.Dtype] = (),
+    target: Optional[str] = None,
 ) -> List[mx.array]:
     """Run a kernel of a file of this folder; its outputs are bfloat16 unless ``dtypes`` says so."""
+    built_for = target or architecture() or ""
     outputs: List[mx.array] = mx.fast.precompiled_cuda_kernel(
         name=name,
         # One kernel alone, because MLX hashes its code at every launch: 0.7 microseconds a KiB.
-        compiled_source=binary(file, architecture() or "", {name.upper(): 1, **(defines or {})}),
+        compiled_source=binary(file, built_for, {name.upper(): 1, **(defines or {})}),
         inputs=inputs,
         output_shapes=list(shapes),
         output_dtypes=list(dtypes) or [mx.bfloat16] * len(shapes),

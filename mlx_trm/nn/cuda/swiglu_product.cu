@@ -1,0 +1,242 @@
+// A feature SwiGLU's products with what stands around them: gate_up @ x with silu(gate) * up, and
+// d_h = d_y @ down with the gradient of silu(gate) * up. For Hopper's tensor cores (sm_90a).
+//
+// Compiled for WIDTH (numbers of a row of x), INNER (of h), KEEP (0 or 1). A block keeps SLICE rows
+// of the weight in shared memory for its whole life, so that they are read once, and goes over every
+// (2 * gridDim.y)-th tile of 64 rows of x with each of its two groups of four warps; while one
+// group finishes a tile the other keeps the tensor cores busy. x goes from global memory to
+// the registers that wgmma takes its left factor from; the next tile's is on its way early.
+//
+// Two orders are chosen freely. A sum over k may run in any order: lane q of four takes the 8 numbers
+// 8q to 8q + 7 of 32, one 16-byte load, where the tensor core expects the pairs 2q and 2q + 8 of
+// two times 16, so the weight's numbers are put down in that order. And its rows are put down so that
+// a lane's results of four 8-column results are 8 neighbouring columns: one 16-byte store.
+
+constexpr int SLICE = 192, RESULTS = SLICE / 2; // a lane has 2 rows of each 8 columns' pair
+constexpr int CHUNKS = WIDTH / 32, EARLY = CHUNKS / 2;
+constexpr int PANEL = SLICE * 64; // numbers of 64 k's: rows of 128 bytes, swizzled
+
+#define EIGHT(i)                                                                                   \
+  "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]),       \
+      "+f"(d[i + 6]), "+f"(d[i + 7])
+
+// d (64 x 192 of four warps) += a (64 x 16) * b (16 x 192 in shared memory), or = where `add` is 0.
+__device__ __forceinline__ void multiply192(float* d, unsigned int a0, unsigned int a1,
+                                            unsigned int a2, unsigned int a3,
+                                            unsigned long long b, int add) {
+  asm volatile(
+      "{\n.reg .pred p;\nsetp.ne.b32 p, %101, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n192k16.f32.bf16.bf16 "
+      "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
+      "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
+      "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
+      "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63, "
+      "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, "
+      "%80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95}, "
+      "{%96, %97, %98, %99}, %100, p, 1, 1, 0;\n}\n"
+      : EIGHT(0), EIGHT(8), EIGHT(16), EIGHT(24), EIGHT(32), EIGHT(40), EIGHT(48), EIGHT(56),
+        EIGHT(64), EIGHT(72), EIGHT(80), EIGHT(88)
+      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "l"(b), "r"(add)
+      : "memory");
+}
+
+// silu(gate) * up and its gradients are swiglu.cu's.
+__device__ __forceinline__ float silu_times(float gate, float up) {
+  return rounded(silu(gate)) * up;
+}
+__device__ __forceinline__ float3 gradients(float gate, float up, float dh) {
+  const float share = sigmoid(gate);
+  const float gated = rounded(gate * share);
+  const float d_gated = rounded(dh * up);
+  return make_float3(d_gated * (share * (1.f + gate * (1.f - share))), dh * gated, gated * up);
+}
+
+// What a lane has of a tile of x: of rows g and g + 8, numbers 8q to 8q + 7 of each 32 of a half.
+struct Half {
+  Vec8 part[EARLY][2];
+};
+
+__device__ __forceinline__ void load_half(Half& half, const bf16* x, int upper, int rows, int at) {
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    const int row = upper + 8 * r < rows ? upper + 8 * r : rows - 1;
+    const bf16* from = x + (long long)row * WIDTH + at * EARLY * 32 + threadIdx.x % 4 * 8;
+#pragma unroll
+    for (int c = 0; c < EARLY; ++c) {
+      unsigned int* to = half.part[c][r].pair;
+      asm volatile("ld.global.nc.L1::no_allocate.L2::128B.v4.u32 {%0, %1, %2, %3}, [%4];"
+                   : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
+                   : "l"(from + c * 32));
+    }
+  }
+}
+
+// Nothing that reads or writes these numbers may be moved over this line.
+__device__ __forceinline__ void pin(float* d) {
+#pragma unroll
+  for (int i = 0; i < RESULTS; ++i)
+    asm volatile("" : "+f"(d[i])::"memory");
+}
+
+__device__ __forceinline__ void multiply_half(float* d, const Half& half, unsigned long long b,
+                                              int at) {
+  asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+#pragma unroll
+  for (int c = 0; c < EARLY; ++c)
+#pragma unroll
+    for (int s = 0; s < 2; ++s) {
+      const int chunk = at * EARLY + c; // its 32 k's are 64 of a row's 128 bytes
+      const unsigned int *upper = half.part[c][0].pair, *lower = half.part[c][1].pair;
+      multiply192(d, upper[2 * s], lower[2 * s], upper[2 * s + 1], lower[2 * s + 1],
+                  b + chunk / 2 * (PANEL * 2 / 16) + chunk % 2 * 4 + s * 2, chunk || s);
+    }
+  asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+}
+
+template <int LEFT> __device__ __forceinline__ void wait_for_products() {
+  asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(LEFT) : "memory");
+}
+
+// The descriptor of a panel for wgmma: 8 rows are 1,024 bytes, swizzled over 128.
+__device__ __forceinline__ unsigned long long describe(const bf16* panel) {
+  const unsigned long long address = shared_address(panel) >> 4;
+  return address | 1ull << 16 | 64ull << 32 | 1ull << 62;
+}
+
+// Put 8 numbers of row n, from k = 8 * piece on, where wgmma will look for them.
+__device__ __forceinline__ void put_down(bf16* slice, int n, int piece, const Vec8& numbers) {
+  bf16* row = slice + piece / 8 * PANEL + n * 64 + piece % 4 * 2;
+#pragma unroll
+  for (int p = 0; p < 4; ++p)
+    *(unsigned int*)(row + ((piece / 4 % 2 * 4 + p) ^ (n % 8)) * 8) = numbers.pair[p];
+}
+
+// The column, of 32, whose results shall be the n-th: lane q gets 8q to 8q + 7 of four times 8.
+__device__ __forceinline__ int column_of(int n) {
+  return n / 32 * 32 + n % 8 / 2 * 8 + n % 32 / 8 * 2 + n % 2;
+}
+
+__device__ __forceinline__ void finish_slice() {
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); // wgmma reads by another path
+  __syncthreads();
+}
+
+#ifdef SWIGLU_PRODUCT
+// weight (2 * INNER, WIDTH), h (rows, INNER), gate_up (rows, 2 * INNER) written where KEEP.
+// Grid (INNER / 96, any): a block makes 96 columns of h.
+extern "C" __global__ void __launch_bounds__(256, 1)
+    swiglu_product(const bf16* x, const bf16* weight, bf16* h, bf16* gate_up, int rows) {
+  extern __shared__ __align__(1024) bf16 slice[];
+  const int first = blockIdx.x * (SLICE / 2);
+  for (int i = threadIdx.x; i < SLICE * WIDTH / 8; i += 256) {
+    const int n = i / (WIDTH / 8), piece = i % (WIDTH / 8);
+    const int row = n / (SLICE / 2) * INNER + first + column_of(n % (SLICE / 2));
+    put_down(slice, n, piece, *(const Vec8*)(weight + row * WIDTH + piece * 8));
+  }
+  finish_slice();
+  const unsigned long long b = describe(slice);
+  const int lane = threadIdx.x % 32, inside = threadIdx.x / 32 % 4 * 16 + lane / 4;
+  const int tiles = (rows + 63) / 64, step = 2 * gridDim.y;
+  int tile = 2 * blockIdx.y + threadIdx.x / 128;
+  Half early, late;
+  load_half(early, x, tile * 64 + inside, rows, 0);
+  load_half(late, x, tile * 64 + inside, rows, 1);
+  for (; tile < tiles; tile += step) {
+    float d[RESULTS];
+    multiply_half(d, early, b, 0);
+    multiply_half(d, late, b, 1);
+    const int upper = tile * 64 + inside, next = upper + step * 64;
+    wait_for_products<1>();
+    load_half(early, x, next, rows, 0);
+    wait_for_products<0>();
+    pin(d);
+    load_half(late, x, next, rows, 1);
+#pragma unroll
+    for (int r = 0; r < 2; ++r)
+#pragma unroll
+      for (int n = 0; n < SLICE / 64; ++n) {
+        Vec8 gate, up, product;
+#pragma unroll
+        for (int k = 0; k < 4; ++k) {
+          const float* g = d + (4 * n + k) * 4 + 2 * r;
+          const float* u = g + RESULTS / 2;
+          gate.pair[k] = pack(g[0], g[1]);
+          up.pair[k] = pack(u[0], u[1]);
+          product.pair[k] = pack(silu_times(low(gate.pair[k]), low(up.pair[k])),
+                                 silu_times(high(gate.pair[k]), high(up.pair[k])));
+        }
+        const long long row = upper + 8 * r, column = first + n * 32 + lane % 4 * 8;
+        if (row < rows) {
+          *(Vec8*)(h + row * INNER + column) = product;
+          if (KEEP) {
+            *(Vec8*)(gate_up + row * 2 * INNER + column) = gate;
+            *(Vec8*)(gate_up + row * 2 * INNER + INNER + column) = up;
+          }
+        }
+      }
+  }
+}
+#endif
+
+#ifdef SWIGLU_PRODUCT_GRADIENT
+// d_y (rows, WIDTH), down (INNER, WIDTH): down_proj's weight transposed; d_gate_up (rows, 2 * INNER)
+// and h (rows, INNER), computed again. Grid (INNER / 192, any): a block makes 192 columns of d_h.
+extern "C" __global__ void __launch_bounds__(256, 1)
+    swiglu_product_gradient(const bf16* d_y, const bf16* down, const bf16* gate_up,
+                            bf16* d_gate_up, bf16* h, int rows) {
+  extern __shared__ __align__(1024) bf16 slice[];
+  const int first = blockIdx.x * SLICE;
+  for (int i = threadIdx.x; i < SLICE * WIDTH / 8; i += 256) {
+    const int n = i / (WIDTH / 8), piece = i % (WIDTH / 8);
+    put_down(slice, n, piece, *(const Vec8*)(down + (first + column_of(n)) * WIDTH + piece * 8));
+  }
+  finish_slice();
+  const unsigned long long b = describe(slice);
+  const int lane = threadIdx.x % 32, inside = threadIdx.x / 32 % 4 * 16 + lane / 4;
+  const int tiles = (rows + 63) / 64, step = 2 * gridDim.y;
+  int tile = 2 * blockIdx.y + threadIdx.x / 128;
+  Half early, late;
+  load_half(early, d_y, tile * 64 + inside, rows, 0);
+  load_half(late, d_y, tile * 64 + inside, rows, 1);
+  for (; tile < tiles; tile += step) {
+    float d[RESULTS];
+    multiply_half(d, early, b, 0);
+    multiply_half(d, late, b, 1);
+    const int upper = tile * 64 + inside, next = upper + step * 64;
+    wait_for_products<1>();
+    load_half(early, d_y, next, rows, 0);
+    wait_for_products<0>();
+    pin(d);
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      const long long row = upper + 8 * r, known = row < rows ? row : rows - 1;
+      const long long at = known * 2 * INNER + first + lane % 4 * 8;
+      Vec8 gate[SLICE / 32], up[SLICE / 32]; // all loads of a row are started before one is used
+#pragma unroll
+      for (int n = 0; n < SLICE / 32; ++n) {
+        gate[n] = *(const Vec8*)(gate_up + at + n * 32);
+        up[n] = *(const Vec8*)(gate_up + at + INNER + n * 32);
+      }
+      if (row >= rows)
+        continue;
+#pragma unroll
+      for (int n = 0; n < SLICE / 32; ++n) {
+        Vec8 d_gate, d_up, product;
+#pragma unroll
+        for (int k = 0; k < 4; ++k) {
+          const float* d_h = d + (4 * n + k) * 4 + 2 * r;
+          const float3 one = gradients(low(gate[n].pair[k]), low(up[n].pair[k]), rounded(d_h[0]));
+          const float3 two = gradients(high(gate[n].pair[k]), high(up[n].pair[k]), rounded(d_h[1]));
+          d_gate.pair[k] = pack(one.x, two.x);
+          d_up.pair[k] = pack(one.y, two.y);
+          product.pair[k] = pack(one.z, two.z);
+        }
+        *(Vec8*)(d_gate_up + at + n * 32) = d_gate;
+        *(Vec8*)(d_gate_up + at + INNER + n * 32) = d_up;
+        *(Vec8*)(h + row * INNER + first + lane % 4 * 8 + n * 32) = product;
+      }
+    }
+    load_half(late, d_y, next, rows, 1);
+  }
+}
+#endif
