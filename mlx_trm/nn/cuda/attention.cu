@@ -4,7 +4,7 @@
 //
 // Compiled for T, HEADS, SIZE (of a head) and ROPE (0 or 1). Grid (HEADS, B), (T + 15) / 16 warps.
 // qkv is (B, T, 3, HEADS, SIZE), cos and sin (T, SIZE) floats, out (B, T, HEADS, SIZE), lse
-// (B, HEADS, T): the logarithm of each row's sum of exponentials.
+// (B, HEADS, T): the logarithm to base 2 of each row's sum of exponentials.
 
 constexpr int WARPS = (T + 15) / 16, ROWS = WARPS * 16, THREADS = WARPS * 32;
 constexpr int STRIDE = SIZE + 8;      // 16 bytes more than a multiple of 128: no bank is hit twice
@@ -15,7 +15,8 @@ constexpr int QUERY_STRIDE = ROWS + 8;
 // Blocks that a multiprocessor shall hold at once, to load for one while another multiplies.
 constexpr int FORWARD_BLOCKS = THREADS <= 224 ? 3 : 2, BACKWARD_BLOCKS = 2;
 
-__device__ __forceinline__ float exponential(float x) { return exp2f(x * 1.44269504f); }
+constexpr float LOG2_E = 1.44269504f; // exponentials are powers of 2
+constexpr int WHOLE = T / 8;          // groups of 8 keys of which none is padding
 
 // Queries, keys and values to shared memory, the first two turned by their positions. All loads of
 // a round are started before the first is used.
@@ -149,13 +150,15 @@ extern "C" __global__ void __launch_bounds__(THREADS, FORWARD_BLOCKS)
   for (int n = 0; n < 2 * WARPS; ++n)
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      s[n][i] = n * 8 + lane % 4 * 2 + i % 2 < T ? s[n][i] * scale : -INFINITY;
+      if (n >= WHOLE && n * 8 + lane % 4 * 2 + i % 2 >= T)
+        s[n][i] = -INFINITY;
       most[i / 2] = fmaxf(most[i / 2], s[n][i]);
     }
+  const float factor = scale * LOG2_E;
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
     most[r] = fmaxf(most[r], __shfl_xor_sync(0xffffffffu, most[r], 1));
-    most[r] = fmaxf(most[r], __shfl_xor_sync(0xffffffffu, most[r], 2));
+    most[r] = factor * fmaxf(most[r], __shfl_xor_sync(0xffffffffu, most[r], 2));
   }
   float o[VECTORS][4];
   clear<VECTORS>(o);
@@ -165,8 +168,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, FORWARD_BLOCKS)
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       float* pair = s[2 * n + i / 2] + i % 2 * 2;
-      pair[0] = exponential(pair[0] - most[i % 2]);
-      pair[1] = exponential(pair[1] - most[i % 2]);
+      pair[0] = power_of_2(fmaf(pair[0], factor, -most[i % 2]));
+      pair[1] = power_of_2(fmaf(pair[1], factor, -most[i % 2]));
       sum[i % 2] += pair[0] + pair[1];
       p[i] = pack(pair[0], pair[1]);
     }
@@ -178,7 +181,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, FORWARD_BLOCKS)
     sum[r] += __shfl_xor_sync(0xffffffffu, sum[r], 2);
     const int row = first + lane / 4 + r * 8;
     if (keep && lane % 4 == 0 && row < T)
-      lse[(sequence * HEADS + head) * T + row] = most[r] + logf(sum[r]);
+      lse[(sequence * HEADS + head) * T + row] = most[r] + log2f(sum[r]);
   }
   keep_rows(queries, o, first, 1.f / sum[0], 1.f / sum[1]);
   out += sequence * T * HEADS * SIZE + head * SIZE;
@@ -195,7 +198,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BACKWARD_BLOCKS)
   bf16 *d_outs = memory + 3 * TILE, *d_scores = memory + 4 * TILE; // (keys, queries)
   float* row_lse = (float*)(d_scores + ROWS * QUERY_STRIDE);
   float* row_dot = row_lse + ROWS; // of a row's result and its gradient
-  const float scale = __int_as_float(scale_bits);
+  const float scale = __int_as_float(scale_bits), factor = scale * LOG2_E;
   const int head = blockIdx.x, first = threadIdx.x / 32 * 16, lane = threadIdx.x % 32;
   const long long sequence = blockIdx.y;
   qkv += sequence * T * 3 * HEADS * SIZE + head * SIZE;
@@ -247,8 +250,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, BACKWARD_BLOCKS)
         for (int j = 0; j < 2; ++j) {
           const int query = n * 16 + i / 2 * 8 + lane % 4 * 2 + j;
           const int key = first + lane / 4 + i % 2 * 8;
-          const float score = s[i / 2][i % 2 * 2 + j] * scale;
-          shares[j] = key < T ? exponential(score - row_lse[query]) : 0.f;
+          const float score = fmaf(s[i / 2][i % 2 * 2 + j], factor, -row_lse[query]);
+          shares[j] = key < T ? power_of_2(score) : 0.f;
           changes[j] = shares[j] * (d[i / 2][i % 2 * 2 + j] - row_dot[query]);
         }
         p[i] = pack(shares[0], shares[1]);

@@ -93,6 +93,14 @@ __device__ __forceinline__ void multiply_half(float* d, const Half& half, unsign
   asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
 }
 
+// The groups multiply in turns: in step, both would finish their tiles with the tensor cores idle.
+__device__ __forceinline__ void await_turn(int group) {
+  asm volatile("bar.sync %0, 256;" ::"r"(1 + group) : "memory");
+}
+__device__ __forceinline__ void give_turn(int group) {
+  asm volatile("bar.arrive %0, 256;" ::"r"(1 + group) : "memory");
+}
+
 template <int LEFT> __device__ __forceinline__ void wait_for_products() {
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(LEFT) : "memory");
 }
@@ -137,22 +145,27 @@ extern "C" __global__ void __launch_bounds__(256, 1)
   const unsigned long long b = describe(slice);
   const int lane = threadIdx.x % 32, inside = threadIdx.x / 32 % 4 * 16 + lane / 4;
   const int tiles = (rows + 63) / 64, step = 2 * gridDim.y;
-  int tile = 2 * blockIdx.y + threadIdx.x / 128;
+  const int group = threadIdx.x / 128, rounds = (tiles + step - 1) / step;
+  int tile = 2 * blockIdx.y + group;
   Half early, late;
   load_half(early, x, tile * 64 + inside, rows, 0);
   load_half(late, x, tile * 64 + inside, rows, 1);
-  for (; tile < tiles; tile += step) {
+  if (group == 1)
+    give_turn(0);
+  for (int round = 0; round < rounds; ++round, tile += step) {
     float d[RESULTS];
+    await_turn(group);
     multiply_half(d, early, b, 0);
     multiply_half(d, late, b, 1);
+    if (group == 0 || round + 1 < rounds)
+      give_turn(1 - group);
     const int upper = tile * 64 + inside, next = upper + step * 64;
     wait_for_products<1>();
     load_half(early, x, next, rows, 0);
     wait_for_products<0>();
     pin(d);
-    load_half(late, x, next, rows, 1);
 #pragma unroll
-    for (int r = 0; r < 2; ++r)
+    for (int r = 0; r < 2; ++r) {
 #pragma unroll
       for (int n = 0; n < SLICE / 64; ++n) {
         Vec8 gate, up, product;
@@ -174,6 +187,9 @@ extern "C" __global__ void __launch_bounds__(256, 1)
           }
         }
       }
+      if (r == KEEP) // as soon as there are registers for it
+        load_half(late, x, next, rows, 1);
+    }
   }
 }
 #endif
@@ -194,14 +210,20 @@ extern "C" __global__ void __launch_bounds__(256, 1)
   const unsigned long long b = describe(slice);
   const int lane = threadIdx.x % 32, inside = threadIdx.x / 32 % 4 * 16 + lane / 4;
   const int tiles = (rows + 63) / 64, step = 2 * gridDim.y;
-  int tile = 2 * blockIdx.y + threadIdx.x / 128;
+  const int group = threadIdx.x / 128, rounds = (tiles + step - 1) / step;
+  int tile = 2 * blockIdx.y + group;
   Half early, late;
   load_half(early, d_y, tile * 64 + inside, rows, 0);
   load_half(late, d_y, tile * 64 + inside, rows, 1);
-  for (; tile < tiles; tile += step) {
+  if (group == 1)
+    give_turn(0);
+  for (int round = 0; round < rounds; ++round, tile += step) {
     float d[RESULTS];
+    await_turn(group);
     multiply_half(d, early, b, 0);
     multiply_half(d, late, b, 1);
+    if (group == 0 || round + 1 < rounds)
+      give_turn(1 - group);
     const int upper = tile * 64 + inside, next = upper + step * 64;
     wait_for_products<1>();
     load_half(early, d_y, next, rows, 0);
