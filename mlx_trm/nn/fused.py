@@ -153,35 +153,27 @@ def attention(
 def _long_attention(qkv: mx.array, cos_sin: Optional[CosSin], keep: bool) -> mx.array:
     """Mix the values of (B, T, 3, h, D / h); gives (B * T, D).
 
-    On CUDA, MLX differentiates attention in one kernel for lengths that are multiples of 128 only;
-    for others it makes the T x T scores, which takes longer than the rest of a train step. So
-    where a gradient is wanted, zeros are put behind the T positions, and masked.
+    On CUDA, MLX differentiates attention in one kernel where the number of queries is a multiple of
+    128 only; else it makes the T x T scores, which takes longer than the rest of a train step. So
+    where a gradient is wanted, zeros are put behind the queries, and what they find is left out.
     """
     length, size = qkv.shape[1], qkv.shape[-1]
     more = -length % _FUSED_LENGTH if keep and cuda.usable(qkv.dtype) else 0
     if cos_sin is not None:
         parts = _rotate(more)(qkv, *cos_sin, keep=keep)
     else:
-        parts = _split(qkv, more)
+        parts = _put_behind(qkv[:, :, 0], more), qkv[:, :, 1], qkv[:, :, 2]
     query, key, value = (part.swapaxes(1, 2) for part in parts)
-    scale = size**-0.5
-    if more:
-        mask = mx.where(mx.arange(length + more) < length, 0.0, -mx.inf).astype(qkv.dtype)
-        mask = mx.broadcast_to(mask, (1, 1, length + more, length + more))
-        mixed = mx.fast.scaled_dot_product_attention(query, key, value, scale=scale, mask=mask)
-    elif on_metal():
-        mixed = mix(query, key, value, scale, keep)
+    if on_metal():
+        mixed = mix(query, key, value, size**-0.5, keep)
     else:
-        mixed = attend(query, key, value, scale)
+        mixed = attend(query, key, value, size**-0.5)
     return mixed[:, :, :length].swapaxes(1, 2).reshape(-1, qkv.shape[-2] * size)
 
 
-def _split(qkv: mx.array, more: int) -> List[mx.array]:
-    """Give q, k and v, (B, T + more, h, D / h), with zeros from T on."""
-    if more:
-        zeros = mx.zeros((qkv.shape[0], more, *qkv.shape[2:]), dtype=qkv.dtype)
-        qkv = mx.concatenate([qkv, zeros], axis=1)
-    return [qkv[:, :, part] for part in range(3)]
+def _put_behind(x: mx.array, more: int) -> mx.array:
+    """Put so many zeros behind the positions of (B, T, h, D / h)."""
+    return mx.pad(x, [(0, 0), (0, more), (0, 0), (0, 0)]) if more else x
 
 
 # Parts, by kernel or by plain operations ----------------------------------------------------------
@@ -343,10 +335,7 @@ def _rotate(more: int) -> _Function:
         if by_kernel(qkv.shape[-1], qkv.dtype):
             return tuple(cuda.rope(qkv, cos, sin, more))
         query, key, value = (qkv[:, :, part] for part in range(3))
-        if on_metal():  # nothing is put behind, and so nothing copied
-            return turned(query, cos, sin), turned(key, cos, sin), value
-        both = mx.stack([turned(query, cos, sin), turned(key, cos, sin), value], axis=2)
-        return tuple(_split(both, more))
+        return _put_behind(turned(query, cos, sin), more), turned(key, cos, sin), value
 
     def backward(primals: Any, cotangents: Any, _: Any) -> Tuple[mx.array, ...]:
         qkv, cos, sin = primals
@@ -354,7 +343,8 @@ def _rotate(more: int) -> _Function:
             d_query, d_key, d_value = cotangents
             d_qkv = cuda.rope_gradient(d_query, d_key, d_value, cos, sin)
         else:  # the transpose of a rotation turns the other way
-            d_query, d_key, d_value = (part[:, : qkv.shape[1]] for part in cotangents)
+            d_query, d_key, d_value = cotangents
+            d_query = d_query[:, : qkv.shape[1]]
             parts = [turned(d_query, cos, -sin), turned(d_key, cos, -sin), d_value]
             d_qkv = mx.stack(parts, axis=2)
         return d_qkv, mx.zeros_like(cos), mx.zeros_like(sin)

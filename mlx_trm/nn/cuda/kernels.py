@@ -275,19 +275,18 @@ def rope(qkv: mx.array, cos: mx.array, sin: mx.array, more: int) -> List[mx.arra
     Args:
         qkv: bfloat16.
         cos: (T, D / h) float32; sin likewise.
-        more: zero positions put behind the T.
+        more: zero positions put behind the queries.
 
     Returns:
-        q, k and v, each (B, T + more, h, D / h).
+        q, (B, T + more, h, D / h), and k and v, each (B, T, h, D / h).
     """
     count, positions, _, heads, size = qkv.shape
-    shape = (count, positions + more, heads, size)
+    shapes = [(count, positions + more, heads, size), (count, positions, heads, size)]
     pairs = count * (positions + more) * heads * (size // 16)
-    scalars = [positions, positions + more, heads, size // 2, int(more > 0), pairs]
-    shapes = [shape, shape, shape if more else (1,)]
+    scalars = [positions, positions + more, heads, size // 2, pairs]
     blocks = (-(-pairs // _THREADS), 1)
-    query, key, value = launch("rope.cu", "rope_forward", [qkv, cos, sin], shapes, scalars, blocks)
-    return [query, key, value if more else qkv[:, :, 2]]
+    query, key = launch("rope.cu", "rope_forward", [qkv, cos, sin], shapes, scalars, blocks)
+    return [query, key, qkv[:, :, 2]]
 
 
 def rope_gradient(

@@ -1,6 +1,6 @@
 // Rotary positions of queries and keys, and the way back. A thread turns 8 pairs (i, i + half) of a
-// head, for q and for k. qkv is (B, T, 3, heads, 2 * half), cos and sin are (T, 2 * half) floats; q,
-// k and v are (B, padded, heads, 2 * half), with zeros from T on.
+// head, for q and for k. qkv is (B, T, 3, heads, 2 * half), cos and sin are (T, 2 * half) floats; q
+// is (B, padded, heads, 2 * half) with zeros from T on, k and v have T positions.
 
 // Where a thread's 8 numbers lie: their row (b, t), the vector in (heads, 2 * half), the angle's
 // place in a row of cos and sin.
@@ -17,36 +17,29 @@ __device__ __forceinline__ Place place(long long i, int rows, int heads, int hal
   return p;
 }
 
-// `values`: whether v is copied too, as it must be where it is padded.
 #ifdef ROPE_FORWARD
 extern "C" __global__ void rope_forward(const Vec8* qkv, const float* cos, const float* sin, Vec8* q,
-                                        Vec8* k, Vec8* v, int positions, int padded, int heads,
-                                        int half, int values, int count) {
+                                        Vec8* k, int positions, int padded, int heads, int half,
+                                        int count) {
   const long long i = (long long)blockIdx.x * blockDim.x + threadIdx.x;
   if (i >= count)
     return;
   const Place p = place(i, padded, heads, half);
   const int width = heads * half / 4, step = half / 8;
-  const bool real = p.position < positions;
-  const Vec8* from = qkv + (p.sequence * positions + p.position) * 3 * width + p.inside;
-  Vec8* to[3] = {q, k, v};
-  Angles angles = {};
-  if (real)
-    angles = angles_at(cos + p.angle, sin + p.angle);
+  Vec8* to = q + (p.sequence * padded + p.position) * width + p.inside;
+  if (p.position >= positions) {
+    to[0] = to[step] = Vec8{};
+    return;
+  }
+  const Angles angles = angles_at(cos + p.angle, sin + p.angle);
 #pragma unroll
-  for (int part = 0; part < 3; ++part) {
-    if (part == 2 && !values)
-      continue;
-    Vec8 first = {}, second = {};
-    if (real) {
-      first = from[part * width];
-      second = from[part * width + step];
-      if (part < 2)
-        turn(first, second, angles, 1.f);
-    }
-    Vec8* at = to[part] + (p.sequence * padded + p.position) * width + p.inside;
-    at[0] = first;
-    at[step] = second;
+  for (int part = 0; part < 2; ++part) {
+    const Vec8* from = qkv + ((p.sequence * positions + p.position) * 3 + part) * width + p.inside;
+    Vec8 first = from[0], second = from[step];
+    turn(first, second, angles, 1.f);
+    to[0] = first;
+    to[step] = second;
+    to = k + (p.sequence * positions + p.position) * width + p.inside;
   }
 }
 #endif
@@ -61,8 +54,9 @@ extern "C" __global__ void rope_backward(const Vec8* dq, const Vec8* dk, const V
     return;
   const Place p = place(i, positions, heads, half);
   const int width = heads * half / 4, step = half / 8;
-  const long long start = (p.sequence * padded + p.position) * width + p.inside;
-  const Vec8* from[3] = {dq + start, dk + start, dv + start};
+  const long long start = (p.sequence * positions + p.position) * width + p.inside;
+  const Vec8* from[3] = {dq + start + p.sequence * (padded - positions) * width, dk + start,
+                         dv + start};
   Vec8* to = d_qkv + (p.sequence * positions + p.position) * 3 * width + p.inside;
   const Angles angles = angles_at(cos + p.angle, sin + p.angle);
 #pragma unroll

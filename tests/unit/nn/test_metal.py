@@ -55,7 +55,7 @@ PIECES = {
         *(10, 20),
     ),
     "rope": (rope, [(ROWS, LENGTH, 8, 64)], 2, 12),
-    "rotated_heads": (rotate, [(ROWS, LENGTH, 3, 8, 64)], 4, 30),
+    "rotated_heads": (rotate, [(ROWS, LENGTH, 3, 8, 64)], 4, 24),
     "norm_t": (lambda x, y: residual.add_norm(x, y, EPS, True, -2), [FEATURES] * 2, 8, 12),
     "norm_t_gradient": (
         lambda x, d: residual.norm_gradient(x, d, EPS, -2),
