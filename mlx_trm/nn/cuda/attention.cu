@@ -13,38 +13,62 @@ constexpr int VECTORS = SIZE / 8, HALF = SIZE / 2;
 constexpr int STEPS = SIZE / 16;      // of a product over a head's numbers
 constexpr int QUERY_STRIDE = ROWS + 8;
 // Blocks that a multiprocessor shall hold at once, to load for one while another multiplies.
-constexpr int FORWARD_BLOCKS = THREADS <= 224 ? 3 : 2, BACKWARD_BLOCKS = 2;
+constexpr int FORWARD_BLOCKS = THREADS <= 224 ? 4 : 2, BACKWARD_BLOCKS = 2;
 
 constexpr float LOG2_E = 1.44269504f; // exponentials are powers of 2
 constexpr int WHOLE = T / 8;          // groups of 8 keys of which none is padding
 
-// Queries, keys and values to shared memory, the first two turned by their positions. All loads of
-// a round are started before the first is used.
-__device__ __forceinline__ void load_qkv(bf16* queries, bf16* keys, bf16* values, const bf16* qkv,
-                                         const float* cos, const float* sin) {
-  for (int i = threadIdx.x; i < ROWS * (VECTORS / 2); i += THREADS) {
+// Queries and keys to shared memory, turned by their positions. All of a thread's loads are started
+// before the first is used.
+__device__ __forceinline__ void load_qk(bf16* queries, bf16* keys, const bf16* qkv, const float* cos,
+                                        const float* sin) {
+  constexpr int PAIRS = ROWS * (VECTORS / 2), ROUNDS = (PAIRS + THREADS - 1) / THREADS;
+  Vec8 part[ROUNDS][2][2] = {};
+  Angles angles[ROUNDS] = {};
+#pragma unroll
+  for (int n = 0; n < ROUNDS; ++n) {
+    const int i = threadIdx.x + n * THREADS;
     const int row = i / (VECTORS / 2), at = i % (VECTORS / 2) * 8;
-    Vec8 part[3][2] = {};
-    Angles angles = {};
-    if (row < T) {
+    if (row >= T)
+      continue;
 #pragma unroll
-      for (int p = 0; p < 3; ++p) {
-        const bf16* from = qkv + ((long long)row * 3 + p) * HEADS * SIZE + at;
-        part[p][0] = *(const Vec8*)from;
-        part[p][1] = *(const Vec8*)(from + HALF);
-      }
-      if (ROPE)
-        angles = angles_at(cos + row * SIZE + at, sin + row * SIZE + at);
+    for (int p = 0; p < 2; ++p) {
+      const bf16* from = qkv + ((long long)row * 3 + p) * HEADS * SIZE + at;
+      part[n][p][0] = *(const Vec8*)from;
+      part[n][p][1] = *(const Vec8*)(from + HALF);
     }
-    bf16* to[3] = {queries, keys, values};
+    if (ROPE)
+      angles[n] = angles_at(cos + row * SIZE + at, sin + row * SIZE + at);
+  }
 #pragma unroll
-    for (int p = 0; p < 3; ++p) {
-      if (ROPE && p < 2)
-        turn(part[p][0], part[p][1], angles, 1.f);
-      *(Vec8*)(to[p] + row * STRIDE + at) = part[p][0];
-      *(Vec8*)(to[p] + row * STRIDE + HALF + at) = part[p][1];
+  for (int n = 0; n < ROUNDS; ++n) {
+    const int i = threadIdx.x + n * THREADS;
+    const int row = i / (VECTORS / 2), at = i % (VECTORS / 2) * 8;
+    if (PAIRS % THREADS && row >= ROWS)
+      continue;
+#pragma unroll
+    for (int p = 0; p < 2; ++p) {
+      bf16* to = (p ? keys : queries) + row * STRIDE + at;
+      if (ROPE)
+        turn(part[n][p][0], part[n][p][1], angles[n], 1.f);
+      *(Vec8*)to = part[n][p][0];
+      *(Vec8*)(to + HALF) = part[n][p][1];
     }
   }
+}
+
+// Values to shared memory, with zeros behind them, while other things are done: await_copies.
+__device__ __forceinline__ void copy_values(bf16* values, const bf16* qkv) {
+  for (int i = threadIdx.x; i < ROWS * VECTORS; i += THREADS) {
+    const int row = i / VECTORS, at = i % VECTORS * 8;
+    if (row < T)
+      copy16(values + row * STRIDE + at, qkv + ((long long)row * 3 + 2) * HEADS * SIZE + at);
+    else
+      *(Vec8*)(values + row * STRIDE + at) = Vec8{};
+  }
+}
+__device__ __forceinline__ void await_copies() {
+  asm volatile("cp.async.wait_all;" ::: "memory");
 }
 
 // The 16 rows of a warp as the left factor: 16 x SIZE.
@@ -134,7 +158,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, FORWARD_BLOCKS)
   const int head = blockIdx.x, first = threadIdx.x / 32 * 16, lane = threadIdx.x % 32;
   const long long sequence = blockIdx.y;
   qkv += sequence * T * 3 * HEADS * SIZE + head * SIZE;
-  load_qkv(queries, keys, values, qkv, cos, sin);
+  copy_values(values, qkv);
+  load_qk(queries, keys, qkv, cos, sin);
   __syncthreads();
 
   unsigned int a[STEPS][4];
@@ -160,6 +185,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, FORWARD_BLOCKS)
     most[r] = fmaxf(most[r], __shfl_xor_sync(0xffffffffu, most[r], 1));
     most[r] = factor * fmaxf(most[r], __shfl_xor_sync(0xffffffffu, most[r], 2));
   }
+  await_copies();
+  __syncthreads();
   float o[VECTORS][4];
   clear<VECTORS>(o);
 #pragma unroll
@@ -205,7 +232,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, BACKWARD_BLOCKS)
   d_qkv += sequence * T * 3 * HEADS * SIZE + head * SIZE;
   out += sequence * T * HEADS * SIZE + head * SIZE;
   d_out += sequence * T * HEADS * SIZE + head * SIZE;
-  load_qkv(queries, keys, values, qkv, cos, sin);
+  copy_values(values, qkv);
+  load_qk(queries, keys, qkv, cos, sin);
   for (int i = threadIdx.x; i < ROWS * VECTORS; i += THREADS) {
     const int row = i / VECTORS, chunk = i % VECTORS;
     Vec8 d = {}, o = {};
@@ -226,6 +254,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BACKWARD_BLOCKS)
       row_lse[row] = row < T ? lse[(sequence * HEADS + head) * T + row] : INFINITY;
     }
   }
+  await_copies();
   __syncthreads();
 
   float d_key[VECTORS][4], d_value[VECTORS][4];

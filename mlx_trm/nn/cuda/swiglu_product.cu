@@ -56,18 +56,22 @@ struct Half {
   Vec8 part[EARLY][2];
 };
 
+// The compiler may not move this load to where its numbers are used.
+__device__ __forceinline__ void load16(Vec8& numbers, const bf16* from) {
+  unsigned int* to = numbers.pair;
+  asm volatile("ld.global.nc.L1::no_allocate.L2::128B.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
+               : "l"(from));
+}
+
 __device__ __forceinline__ void load_half(Half& half, const bf16* x, int upper, int rows, int at) {
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
     const int row = upper + 8 * r < rows ? upper + 8 * r : rows - 1;
     const bf16* from = x + (long long)row * WIDTH + at * EARLY * 32 + threadIdx.x % 4 * 8;
 #pragma unroll
-    for (int c = 0; c < EARLY; ++c) {
-      unsigned int* to = half.part[c][r].pair;
-      asm volatile("ld.global.nc.L1::no_allocate.L2::128B.v4.u32 {%0, %1, %2, %3}, [%4];"
-                   : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
-                   : "l"(from + c * 32));
-    }
+    for (int c = 0; c < EARLY; ++c)
+      load16(half.part[c][r], from + c * 32);
   }
 }
 
@@ -195,6 +199,46 @@ extern "C" __global__ void __launch_bounds__(256, 1)
 #endif
 
 #ifdef SWIGLU_PRODUCT_GRADIENT
+// A lane's numbers of a row of gate_up.
+struct Row {
+  Vec8 gate[SLICE / 32], up[SLICE / 32];
+};
+
+__device__ __forceinline__ void load_row(Row& numbers, const bf16* gate_up, int row, int first,
+                                         int rows) {
+  const long long known = row < rows ? row : rows - 1;
+  const bf16* from = gate_up + known * 2 * INNER + first + threadIdx.x % 4 * 8;
+#pragma unroll
+  for (int n = 0; n < SLICE / 32; ++n) {
+    load16(numbers.gate[n], from + n * 32);
+    load16(numbers.up[n], from + INNER + n * 32);
+  }
+}
+
+__device__ __forceinline__ void finish_row(const float* d, const Row& numbers, bf16* d_gate_up,
+                                           bf16* h, long long row, int first, int rows, int r) {
+  if (row >= rows)
+    return;
+  const int column = first + threadIdx.x % 4 * 8;
+#pragma unroll
+  for (int n = 0; n < SLICE / 32; ++n) {
+    Vec8 d_gate, d_up, product;
+#pragma unroll
+    for (int k = 0; k < 4; ++k) {
+      const float* d_h = d + (4 * n + k) * 4 + 2 * r;
+      const unsigned int gate = numbers.gate[n].pair[k], up = numbers.up[n].pair[k];
+      const float3 one = gradients(low(gate), low(up), rounded(d_h[0]));
+      const float3 two = gradients(high(gate), high(up), rounded(d_h[1]));
+      d_gate.pair[k] = pack(one.x, two.x);
+      d_up.pair[k] = pack(one.y, two.y);
+      product.pair[k] = pack(one.z, two.z);
+    }
+    *(Vec8*)(d_gate_up + row * 2 * INNER + column + n * 32) = d_gate;
+    *(Vec8*)(d_gate_up + row * 2 * INNER + INNER + column + n * 32) = d_up;
+    *(Vec8*)(h + row * INNER + column + n * 32) = product;
+  }
+}
+
 // d_y (rows, WIDTH), down (INNER, WIDTH): down_proj's weight transposed; d_gate_up (rows, 2 * INNER)
 // and h (rows, INNER), computed again. Grid (INNER / 192, any): a block makes 192 columns of d_h.
 extern "C" __global__ void __launch_bounds__(256, 1)
@@ -225,39 +269,17 @@ extern "C" __global__ void __launch_bounds__(256, 1)
     if (group == 0 || round + 1 < rounds)
       give_turn(1 - group);
     const int upper = tile * 64 + inside, next = upper + step * 64;
+    // A row's gates and ups are on their way before the sums are there, the other's before these
+    // are used; then the next tile.
+    Row row[2];
     wait_for_products<1>();
-    load_half(early, d_y, next, rows, 0);
+    load_row(row[0], gate_up, upper, first, rows);
     wait_for_products<0>();
     pin(d);
-#pragma unroll
-    for (int r = 0; r < 2; ++r) {
-      const long long row = upper + 8 * r, known = row < rows ? row : rows - 1;
-      const long long at = known * 2 * INNER + first + lane % 4 * 8;
-      Vec8 gate[SLICE / 32], up[SLICE / 32]; // all loads of a row are started before one is used
-#pragma unroll
-      for (int n = 0; n < SLICE / 32; ++n) {
-        gate[n] = *(const Vec8*)(gate_up + at + n * 32);
-        up[n] = *(const Vec8*)(gate_up + at + INNER + n * 32);
-      }
-      if (row >= rows)
-        continue;
-#pragma unroll
-      for (int n = 0; n < SLICE / 32; ++n) {
-        Vec8 d_gate, d_up, product;
-#pragma unroll
-        for (int k = 0; k < 4; ++k) {
-          const float* d_h = d + (4 * n + k) * 4 + 2 * r;
-          const float3 one = gradients(low(gate[n].pair[k]), low(up[n].pair[k]), rounded(d_h[0]));
-          const float3 two = gradients(high(gate[n].pair[k]), high(up[n].pair[k]), rounded(d_h[1]));
-          d_gate.pair[k] = pack(one.x, two.x);
-          d_up.pair[k] = pack(one.y, two.y);
-          product.pair[k] = pack(one.z, two.z);
-        }
-        *(Vec8*)(d_gate_up + at + n * 32) = d_gate;
-        *(Vec8*)(d_gate_up + at + INNER + n * 32) = d_up;
-        *(Vec8*)(h + row * INNER + first + lane % 4 * 8 + n * 32) = product;
-      }
-    }
+    load_row(row[1], gate_up, upper + 8, first, rows);
+    finish_row(d, row[0], d_gate_up, h, upper, first, rows, 0);
+    load_half(early, d_y, next, rows, 0);
+    finish_row(d, row[1], d_gate_up, h, upper + 8, first, rows, 1);
     load_half(late, d_y, next, rows, 1);
   }
 }
