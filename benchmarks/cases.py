@@ -64,15 +64,18 @@ class RandomPuzzles(trm.Task):
 
 
 def train(job: Job) -> Work:
-    """Take supervision steps with everything that trains: gradients, AdamATan2, SignSGD, EMA."""
+    """Take supervision steps with everything that trains: gradients, AdamATan2, SignSGD, EMA.
+
+    As in the trainer the next batch's arrays go to the device while a step is computed.
+    """
     config = experiment(job)
     stepper = TrainStep(config, build(job), STEPS)
     batches = random_puzzles(job, 4)
 
     def run(count: int) -> None:
-        for number in range(count):
-            arrays = batches[number % len(batches)]
-            batch = Batch(*(mx.array(arrays[name]) for name in Batch._fields))
+        drawn = (batches[number % len(batches)] for number in range(count))
+        ready = (Batch(*(mx.array(arrays[name]) for name in Batch._fields)) for arrays in drawn)
+        for batch in make_one_ahead(ready):
             metrics = stepper(batch)
         mx.eval(metrics)
         mx.synchronize()

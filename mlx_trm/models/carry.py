@@ -231,11 +231,9 @@ def draw_exploration(
     if halt_max_steps < 2 or probability == 0:
         return mx.zeros((rows,), dtype=mx.int32)
     rng = np.random.Generator(np.random.Philox(key=[seed, step]))
-    return exploration_minimum(
-        mx.array(rng.random(rows, dtype=np.float32)),
-        mx.array(rng.integers(2, halt_max_steps + 1, rows).astype(np.int32)),
-        probability,
-    )
+    uniform, steps = rng.random(rows, dtype=np.float32), rng.integers(2, halt_max_steps + 1, rows)
+    # As exploration_minimum, but in one array: each takes a GPU's memory 0.2 ms to be written.
+    return mx.array(np.where(uniform < np.float32(probability), steps, 0).astype(np.int32))
 
 
 def late_minimum(rows: int, share: float, halt_max_steps: int, late_steps: int) -> mx.array:

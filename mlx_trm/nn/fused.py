@@ -21,11 +21,7 @@ from typing import Any, Callable, ContextManager, List, Optional, Tuple
 import mlx.core as mx
 
 from mlx_trm.nn.cuda import kernels as cuda
-from mlx_trm.nn.cuda.swiglu_product import (
-    swiglu_product,
-    swiglu_product_fits,
-    swiglu_product_gradient,
-)
+from mlx_trm.nn.cuda.swiglu_product import swiglu_product, swiglu_product_fits
 from mlx_trm.nn.functional import (
     CosSin,
     apply_rope,
@@ -229,23 +225,20 @@ def _feature_mlp(eps: float, norm_eps: Optional[float]) -> _Function:
     def forward(
         x: mx.array, gate_up: mx.array, down: mx.array, keep: bool = False
     ) -> Tuple[mx.array, ...]:
-        first = gate_up.astype(x.dtype)
-        if norm_eps is None and swiglu_product_fits(x, down.shape[1]):
-            h, inner = swiglu_product(x, first, keep)
-        else:
-            inner = x @ first.T
-            h = gate_halves(inner, -1, norm_eps)
-        return (*add_norm(x, h @ down.astype(x.dtype).T, eps, keep), inner)
+        first, second = gate_up.astype(x.dtype), down.astype(x.dtype)
+        fits = swiglu_product_fits(*x.shape, down.shape[1], x.dtype)
+        if fits and norm_eps is None and not keep:
+            return tuple(add_norm(x, swiglu_product(x, first) @ second.T, eps, keep))
+        inner = x @ first.T
+        y = gate_halves(inner, -1, norm_eps) @ second.T
+        return (*add_norm(x, y, eps, keep), inner)
 
     def backward(primals: Any, cotangents: Any, outputs: Any) -> Tuple[mx.array, ...]:
         x, gate_up, down = primals
         _, total, inner = outputs
         d_total = norm_gradient(total, cotangents[0], eps)
-        second = down.astype(x.dtype)
-        if norm_eps is None and swiglu_product_fits(x, down.shape[1]):
-            d_inner, h = swiglu_product_gradient(d_total, second, inner)
-        else:
-            d_inner, h = gate_halves_gradient(inner, d_total @ second, -1, norm_eps)
+        d_h = d_total @ down.astype(x.dtype)
+        d_inner, h = gate_halves_gradient(inner, d_h, -1, norm_eps)
         d_down, d_gate_up = _weight_gradient(d_total, h), _weight_gradient(d_inner, x)
         d_x = mx.addmm(d_total, d_inner, gate_up.astype(x.dtype))
         return _in_order([d_down, d_gate_up], d_x), _wide(d_gate_up), _wide(d_down)

@@ -122,10 +122,12 @@ class Run:
                 self.task.augment if online else None,
                 skipped,
             )
-            for arrays in make_one_ahead(batches):
+            # To a GPU's memory, too, they go while the step before is computed: 1.6 ms for 768.
+            ready = (Batch(*(mx.array(a[name][share]) for name in Batch._fields)) for a in batches)
+            for batch in make_one_ahead(ready):
                 if waiting is not None:
                     yield waiting, False
-                waiting = Batch(*(mx.array(arrays[name][share]) for name in Batch._fields))
+                waiting = batch
             if waiting is not None:
                 yield waiting, True
             skipped = 0

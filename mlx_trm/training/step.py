@@ -143,7 +143,8 @@ class TrainStep:
             identifiers = self.processes.gather(identifiers)
             rows = self.model.puzzle_emb(identifiers)
             mx.async_eval(rows)
-        self.model.train()
+        if not self.model.training:  # it takes 0.4 ms to say
+            self.model.train()
         alone = len(parts) == 1 and self.processes.size == 1
         take = self._take_whole if alone else self._take_parts
         try:

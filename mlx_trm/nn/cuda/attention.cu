@@ -13,7 +13,7 @@ constexpr int VECTORS = SIZE / 8, HALF = SIZE / 2;
 constexpr int STEPS = SIZE / 16;      // of a product over a head's numbers
 constexpr int QUERY_STRIDE = ROWS + 8;
 // Blocks that a multiprocessor shall hold at once, to load for one while another multiplies.
-constexpr int FORWARD_BLOCKS = THREADS <= 224 ? 4 : 2, BACKWARD_BLOCKS = 2;
+constexpr int FORWARD_BLOCKS = THREADS <= 224 ? 3 : 2, BACKWARD_BLOCKS = 2;
 
 constexpr float LOG2_E = 1.44269504f; // exponentials are powers of 2
 constexpr int WHOLE = T / 8;          // groups of 8 keys of which none is padding

@@ -1,7 +1,6 @@
-// A feature SwiGLU's products with what stands around them: gate_up @ x with silu(gate) * up, and
-// d_h = d_y @ down with the gradient of silu(gate) * up. For Hopper's tensor cores (sm_90a).
+// silu(gate) * up of gate_up @ x in one kernel, for Hopper's tensor cores (sm_90a).
 //
-// Compiled for WIDTH (numbers of a row of x), INNER (of h), KEEP (0 or 1). A block keeps SLICE rows
+// Compiled for WIDTH (numbers of a row of x) and INNER (of h). A block keeps SLICE rows
 // of the weight in shared memory for its whole life, so that they are read once, and goes over every
 // (2 * gridDim.y)-th tile of 64 rows of x with each of its two groups of four warps; while one
 // group finishes a tile the other keeps the tensor cores busy. x goes from global memory to
@@ -40,15 +39,9 @@ __device__ __forceinline__ void multiply192(float* d, unsigned int a0, unsigned 
       : "memory");
 }
 
-// silu(gate) * up and its gradients are swiglu.cu's.
+// As in swiglu.cu.
 __device__ __forceinline__ float silu_times(float gate, float up) {
   return rounded(silu(gate)) * up;
-}
-__device__ __forceinline__ float3 gradients(float gate, float up, float dh) {
-  const float share = sigmoid(gate);
-  const float gated = rounded(gate * share);
-  const float d_gated = rounded(dh * up);
-  return make_float3(d_gated * (share * (1.f + gate * (1.f - share))), dh * gated, gated * up);
 }
 
 // What a lane has of a tile of x: of rows g and g + 8, numbers 8q to 8q + 7 of each 32 of a half.
@@ -133,11 +126,9 @@ __device__ __forceinline__ void finish_slice() {
   __syncthreads();
 }
 
-#ifdef SWIGLU_PRODUCT
-// weight (2 * INNER, WIDTH), h (rows, INNER), gate_up (rows, 2 * INNER) written where KEEP.
-// Grid (INNER / 96, any): a block makes 96 columns of h.
+// weight (2 * INNER, WIDTH), h (rows, INNER). Grid (INNER / 96, any): a block makes 96 columns of h.
 extern "C" __global__ void __launch_bounds__(256, 1)
-    swiglu_product(const bf16* x, const bf16* weight, bf16* h, bf16* gate_up, int rows) {
+    swiglu_product(const bf16* x, const bf16* weight, bf16* h, int rows) {
   extern __shared__ __align__(1024) bf16 slice[];
   const int first = blockIdx.x * (SLICE / 2);
   for (int i = threadIdx.x; i < SLICE * WIDTH / 8; i += 256) {
@@ -172,115 +163,20 @@ extern "C" __global__ void __launch_bounds__(256, 1)
     for (int r = 0; r < 2; ++r) {
 #pragma unroll
       for (int n = 0; n < SLICE / 64; ++n) {
-        Vec8 gate, up, product;
+        Vec8 product;
 #pragma unroll
         for (int k = 0; k < 4; ++k) {
           const float* g = d + (4 * n + k) * 4 + 2 * r;
           const float* u = g + RESULTS / 2;
-          gate.pair[k] = pack(g[0], g[1]);
-          up.pair[k] = pack(u[0], u[1]);
-          product.pair[k] = pack(silu_times(low(gate.pair[k]), low(up.pair[k])),
-                                 silu_times(high(gate.pair[k]), high(up.pair[k])));
+          const unsigned int gate = pack(g[0], g[1]), up = pack(u[0], u[1]);
+          product.pair[k] = pack(silu_times(low(gate), low(up)), silu_times(high(gate), high(up)));
         }
         const long long row = upper + 8 * r, column = first + n * 32 + lane % 4 * 8;
-        if (row < rows) {
+        if (row < rows)
           *(Vec8*)(h + row * INNER + column) = product;
-          if (KEEP) {
-            *(Vec8*)(gate_up + row * 2 * INNER + column) = gate;
-            *(Vec8*)(gate_up + row * 2 * INNER + INNER + column) = up;
-          }
-        }
       }
-      if (r == KEEP) // as soon as there are registers for it
+      if (r == 0) // earlier there are no registers for it
         load_half(late, x, next, rows, 1);
     }
   }
 }
-#endif
-
-#ifdef SWIGLU_PRODUCT_GRADIENT
-// A lane's numbers of a row of gate_up.
-struct Row {
-  Vec8 gate[SLICE / 32], up[SLICE / 32];
-};
-
-__device__ __forceinline__ void load_row(Row& numbers, const bf16* gate_up, int row, int first,
-                                         int rows) {
-  const long long known = row < rows ? row : rows - 1;
-  const bf16* from = gate_up + known * 2 * INNER + first + threadIdx.x % 4 * 8;
-#pragma unroll
-  for (int n = 0; n < SLICE / 32; ++n) {
-    load16(numbers.gate[n], from + n * 32);
-    load16(numbers.up[n], from + INNER + n * 32);
-  }
-}
-
-__device__ __forceinline__ void finish_row(const float* d, const Row& numbers, bf16* d_gate_up,
-                                           bf16* h, long long row, int first, int rows, int r) {
-  if (row >= rows)
-    return;
-  const int column = first + threadIdx.x % 4 * 8;
-#pragma unroll
-  for (int n = 0; n < SLICE / 32; ++n) {
-    Vec8 d_gate, d_up, product;
-#pragma unroll
-    for (int k = 0; k < 4; ++k) {
-      const float* d_h = d + (4 * n + k) * 4 + 2 * r;
-      const unsigned int gate = numbers.gate[n].pair[k], up = numbers.up[n].pair[k];
-      const float3 one = gradients(low(gate), low(up), rounded(d_h[0]));
-      const float3 two = gradients(high(gate), high(up), rounded(d_h[1]));
-      d_gate.pair[k] = pack(one.x, two.x);
-      d_up.pair[k] = pack(one.y, two.y);
-      product.pair[k] = pack(one.z, two.z);
-    }
-    *(Vec8*)(d_gate_up + row * 2 * INNER + column + n * 32) = d_gate;
-    *(Vec8*)(d_gate_up + row * 2 * INNER + INNER + column + n * 32) = d_up;
-    *(Vec8*)(h + row * INNER + column + n * 32) = product;
-  }
-}
-
-// d_y (rows, WIDTH), down (INNER, WIDTH): down_proj's weight transposed; d_gate_up (rows, 2 * INNER)
-// and h (rows, INNER), computed again. Grid (INNER / 192, any): a block makes 192 columns of d_h.
-extern "C" __global__ void __launch_bounds__(256, 1)
-    swiglu_product_gradient(const bf16* d_y, const bf16* down, const bf16* gate_up,
-                            bf16* d_gate_up, bf16* h, int rows) {
-  extern __shared__ __align__(1024) bf16 slice[];
-  const int first = blockIdx.x * SLICE;
-  for (int i = threadIdx.x; i < SLICE * WIDTH / 8; i += 256) {
-    const int n = i / (WIDTH / 8), piece = i % (WIDTH / 8);
-    put_down(slice, n, piece, *(const Vec8*)(down + (first + column_of(n)) * WIDTH + piece * 8));
-  }
-  finish_slice();
-  const unsigned long long b = describe(slice);
-  const int lane = threadIdx.x % 32, inside = threadIdx.x / 32 % 4 * 16 + lane / 4;
-  const int tiles = (rows + 63) / 64, step = 2 * gridDim.y;
-  const int group = threadIdx.x / 128, rounds = (tiles + step - 1) / step;
-  int tile = 2 * blockIdx.y + group;
-  Half early, late;
-  load_half(early, d_y, tile * 64 + inside, rows, 0);
-  load_half(late, d_y, tile * 64 + inside, rows, 1);
-  if (group == 1)
-    give_turn(0);
-  for (int round = 0; round < rounds; ++round, tile += step) {
-    float d[RESULTS];
-    await_turn(group);
-    multiply_half(d, early, b, 0);
-    multiply_half(d, late, b, 1);
-    if (group == 0 || round + 1 < rounds)
-      give_turn(1 - group);
-    const int upper = tile * 64 + inside, next = upper + step * 64;
-    // A row's gates and ups are on their way before the sums are there, the other's before these
-    // are used; then the next tile.
-    Row row[2];
-    wait_for_products<1>();
-    load_row(row[0], gate_up, upper, first, rows);
-    wait_for_products<0>();
-    pin(d);
-    load_row(row[1], gate_up, upper + 8, first, rows);
-    finish_row(d, row[0], d_gate_up, h, upper, first, rows, 0);
-    load_half(early, d_y, next, rows, 0);
-    finish_row(d, row[1], d_gate_up, h, upper + 8, first, rows, 1);
-    load_half(late, d_y, next, rows, 1);
-  }
-}
-#endif
