@@ -15,6 +15,7 @@ from sizes import experiment
 import mlx_trm as trm
 from mlx_trm.datasets.reading import SetArrays
 from mlx_trm.models.carry import Batch
+from mlx_trm.training.prepare import make_one_ahead
 from mlx_trm.training.step import TrainStep
 
 STEPS = 1_000_000  # of the schedule; far from its end

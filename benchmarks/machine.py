@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 from typing import Any, Dict, Optional, Tuple
 
-from protocol import Worker, WorkerError
+from protocol import EVALUATES, Worker, WorkerError
 from results import OURS
 
 from mlx_trm.cli.running import default_device
@@ -24,9 +24,15 @@ def find_device(name: Optional[str]) -> str:
         return "gpu" if on_gpu() else "cpu"
 
 
-def our_worker(device: str) -> Worker:
-    """Start a worker of mlx_trm; see protocol.py."""
+def our_worker(device: str, evaluates: bool = False) -> Worker:
+    """Start a worker of mlx_trm; see protocol.py.
+
+    Args:
+        device: ``gpu`` or ``cpu``.
+        evaluates: whether its only case is ``eval``: then it is set up as the command of that name.
+    """
     command = [sys.executable, str(HERE / "worker.py")]
+    command += [EVALUATES] if evaluates else []
     return Worker(OURS, command + (["--gpu"] if device == "gpu" else []))
 
 

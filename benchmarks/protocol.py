@@ -20,6 +20,7 @@ from typing import Any, Callable, Dict, List, Optional
 import numpy as np
 
 MOST_UNITS = 64
+EVALUATES = "--evaluates"  # says that a worker's only case is eval
 IMPORT = "import time; t = time.perf_counter(); import mlx_trm; print(time.perf_counter() - t)"
 Job = Dict[str, Any]
 

@@ -84,7 +84,7 @@ class Suite:
 
     def ours(self) -> Worker:
         """Start a worker of mlx_trm."""
-        return our_worker(self.device)
+        return our_worker(self.device, set(self.args.cases) == {"eval"})
 
     def theirs(self) -> Worker:
         """Start a worker of the original.

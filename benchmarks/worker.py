@@ -8,15 +8,16 @@ from typing import Any, Callable, Dict
 # As the package's commands do, before MLX is imported; see mlx_trm/system/backend.py.
 if sys.platform.startswith("linux"):
     os.environ.setdefault("MLX_USE_CUDA_GRAPHS", "0")
-    os.environ.setdefault("MLX_MAX_OPS_PER_BUFFER", "4")
+    os.environ.setdefault("MLX_MAX_OPS_PER_BUFFER", "04")
 
 import mlx_trm as trm  # isort: skip  # before MLX, so that it can load a fast BLAS on Linux
 import cases
 import data_cases
 import mlx.core as mx
 import numpy as np
-from protocol import Job, Side, Work, serve
+from protocol import EVALUATES, Job, Side, Work, serve
 
+from mlx_trm.system.backend import free_memory_often
 from mlx_trm.system.device import on_gpu
 
 MATRIX = {"gpu": 8192, "cpu": 1024}
@@ -40,6 +41,8 @@ CASES: Dict[str, Callable[[Job], Work]] = {
 
 def prepare(job: Job) -> Work:
     """Make the work of a job."""
+    if EVALUATES in sys.argv:  # as the command that only evaluates
+        free_memory_often(job["batch"] * job["seq_len"])
     return CASES[job["case"]](job)
 
 

@@ -20,19 +20,22 @@ from mlx_trm.cli.arguments import (
     save_json,
     writable,
 )
-from mlx_trm.cli.checkpoints import add_model, add_run, load_run, tell_of_slow_blas
+from mlx_trm.cli.checkpoints import add_model, add_run, load_run, locate_run, tell_of_slow_blas
 from mlx_trm.cli.running import make_main
-from mlx_trm.config.loading import config_from_dict, config_to_dict
-from mlx_trm.config.sections import NEW_ROWS
+from mlx_trm.config.loading import config_from_dict, config_to_dict, load_config
+from mlx_trm.config.sections import NEW_ROWS, TaskSpec
 from mlx_trm.datasets.names import row_names
-from mlx_trm.errors import ConfigError
+from mlx_trm.errors import ConfigError, TRMError
 from mlx_trm.inference.evaluator import Evaluator, ablated_rows, check_dimensions
 from mlx_trm.inference.predictions import Comparison, McNemar, check_name, write_predictions
 from mlx_trm.inference.search import Problem, Result, SearchSettings
 from mlx_trm.inference.search.problems import dataset_problems, file_problems, sample_problems
 from mlx_trm.runs.checkpoint import Checkpoint
 from mlx_trm.runs.folder import save_evaluation_files
+from mlx_trm.runs.layout import CONFIG, find_checkpoint
 from mlx_trm.runs.puzzle_rows import follow_data, read_row_names
+from mlx_trm.runs.state import read_state
+from mlx_trm.system.backend import free_memory_often
 
 LOGGER = logging.getLogger(__name__)
 
@@ -96,6 +99,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, overrides: List[str]) -> int:
     """Evaluate and print a table; the overrides change the run's configuration."""
+    free_memory_often(count_positions(args.run, overrides))
     checkpoint, _ = load_run(args, settings=True)
     tell_of_slow_blas(checkpoint.model)
     config = checkpoint.config
@@ -131,6 +135,25 @@ def run(args: argparse.Namespace, overrides: List[str]) -> int:
     else:
         report_plain(evaluator, args, title)
     return 0
+
+
+def count_positions(name: str, overrides: List[str]) -> int:
+    """Count the positions of all rows of a batch before anything is loaded.
+
+    Args:
+        name: of a run, as it was given.
+        overrides: of the run's configuration.
+
+    Returns:
+        Their number; 0 where the run cannot be read, which loading it will say.
+    """
+    try:
+        folder = find_checkpoint(locate_run(name))
+        spec = TaskSpec.read(read_state(folder)["spec"])
+        config = load_config(folder / CONFIG, overrides, folder=folder)
+    except TRMError:
+        return 0
+    return (config.eval.batch_size or config.train.batch_size) * spec.seq_len
 
 
 def check_output(args: argparse.Namespace, searches: bool) -> None:

@@ -13,7 +13,9 @@ from mlx_trm.models import RecursiveModel, named_arrays
 from mlx_trm.models.network import NetworkConfig
 from mlx_trm.nn import fused
 from mlx_trm.nn.cuda import kernels as cuda
+from mlx_trm.nn.cuda.swiglu_product import swiglu_product_fits
 from mlx_trm.nn.layers import SwiGLU
+from mlx_trm.system.backend import LARGE_STEP, frees_memory_often
 from mlx_trm.system.device import on_cuda, on_gpu, on_metal
 from mlx_trm.system.memory import GIB, PROCESS_LIMIT, default_cache, device_memory
 
@@ -185,7 +187,8 @@ def limit_evaluation_memory(
     outside = mx.get_active_memory() + (default_cache() or 0)
     # As in training, it would allocate for operations long before they run. A step of 768 Sudoku
     # took 2.4 GiB with the limit and 15 without, and as long. With less the GPU waits for memory.
-    needed = max(3 * GIB // 2, outside + rows * row)
+    least = GIB // 4 if _writes_little(model) else 3 * GIB // 2
+    needed = max(least, outside + rows * row)
     if most is not None:
         needed = outside + min(rows * row, int(most * GIB))
     with PROCESS_LIMIT.lower_in_block(needed):
@@ -274,9 +277,22 @@ def _evaluation_row_bytes(model: RecursiveModel) -> int:
     # On Metal memory is given back when a number of operations is done: those of a block, about.
     inner = feature + position if on_metal() else max(feature, position)
     units = 10.0 + 4.0 * inner
+    if frees_memory_often() and _writes_little(model):
+        units = 5.0 + 2.0 * feature
     if config.attends and not (cuda.usable(model.dtype) or on_metal()):
         units += 3.0 * config.num_heads * length / width
     return int(units * length * width * model.dtype.size)
+
+
+def _writes_little(model: RecursiveModel) -> bool:
+    """Whether no operation of a large evaluation step writes gate and up, thanks to kernels."""
+    config = model.config
+    if not isinstance(config, NetworkConfig) or config.gate_norm:
+        return False
+    width, length = config.hidden_size, model.positions + model.spec.seq_len
+    inner = SwiGLU.inner_size(width, config.expansion, config.swiglu_multiple)
+    mixed = config.attends or _position_kernel(config, length, model.dtype)
+    return mixed and swiglu_product_fits(LARGE_STEP, width, inner, model.dtype)
 
 
 def _position_kernel(config: NetworkConfig, length: int, dtype: mx.Dtype) -> bool:

@@ -18,6 +18,11 @@ BACKEND_PACKAGES = ("mlx-metal", "mlx-cpu", "mlx-cuda", "mlx-cuda-12", "mlx-cuda
 
 
 SCHEDULE_WIDTH = "MLX_BFS_MAX_WIDTH"
+# After how many operations MLX's CUDA backend frees what they have used. What commands say where
+# nobody has said anything; MLX reads 4, and a user's own 4 is told apart.
+OPERATIONS, _OURS = "MLX_MAX_OPS_PER_BUFFER", "04"
+# Positions of all rows from which an operation takes a GPU longer than the processor to launch it.
+LARGE_STEP = 16_384
 
 
 def prefer_direct_launches() -> None:
@@ -31,7 +36,26 @@ def prefer_direct_launches() -> None:
     """
     if sys.platform.startswith("linux"):
         os.environ.setdefault("MLX_USE_CUDA_GRAPHS", "0")
-        os.environ.setdefault("MLX_MAX_OPS_PER_BUFFER", "4")
+        os.environ.setdefault(OPERATIONS, _OURS)
+
+
+def free_memory_often(positions: int) -> None:
+    """In a command that only evaluates, have MLX free what each single operation has used.
+
+    An evaluation of 768 Sudoku then takes 1.1 GiB instead of 1.8 and 1 % longer. Of small steps the
+    processor's work decides, and 64 Sudoku would take 15 % longer, so these are left alone, as is
+    what the environment says. It has to be said before MLX computes anything.
+
+    Args:
+        positions: of all rows of a batch.
+    """
+    if positions >= LARGE_STEP and os.environ.get(OPERATIONS) == _OURS:
+        os.environ[OPERATIONS] = "1"
+
+
+def frees_memory_often() -> bool:
+    """Whether MLX's CUDA backend frees what each single operation has used."""
+    return os.environ.get(OPERATIONS) == "1"
 
 
 def separate_kernel_caches() -> None:

@@ -11,7 +11,7 @@ import pytest
 from gambling import Gambler, GamblerConfig
 from scripted import experiment, tiny_config
 
-from mlx_trm.evaluate import main
+from mlx_trm.evaluate import count_positions, main
 from mlx_trm.inference.evaluator import Evaluator
 from mlx_trm.models import TRM
 from mlx_trm.runs.checkpoint import load_checkpoint, save_checkpoint
@@ -206,3 +206,15 @@ def test_json_files_have_null_for_what_is_no_number(
     assert evaluate(str(save), *names, "--json", str(tmp_path / "s.json")).code == 0
     for text in [(tmp_path / "s.json").read_text(), *(tmp_path / "p.jsonl").open()]:
         json.loads(text, parse_constant=pytest.fail)
+
+
+@pytest.mark.parametrize(
+    "overrides, positions",
+    [([], 16 * 16), (["eval.batch_size=2000"], 2000 * 16), (["eval.batch_size=nonsense"], 0)],
+)
+def test_large_batches_are_known_before_anything_is_loaded(
+    runs: Any, overrides: List[str], positions: int
+) -> None:
+    """Of a run that cannot be read nothing is known, and loading it says what is wrong."""
+    assert count_positions(runs[0], overrides) == positions
+    assert count_positions("no/such/run", overrides) == 0

@@ -19,7 +19,9 @@ from mlx_trm.models.memory import (
     rows_that_fit,
 )
 from mlx_trm.nn import fused, mixing
+from mlx_trm.nn.cuda import swiglu_product
 from mlx_trm.system import memory as limits_of_mlx
+from mlx_trm.system.backend import OPERATIONS
 from mlx_trm.system.memory import device_memory
 
 
@@ -317,3 +319,22 @@ def test_an_evaluation_by_the_position_kernel_needs_no_inner_array(settings, kep
         monkeypatch.setattr(memory.cuda, "usable", lambda dtype: False)
         assert name == "attention" or memory._evaluation_row_bytes(model) / one > 30
     assert (arrays["mlp"] < 23) == kept and (settings or arrays["mlp"] == arrays["attention"])
+
+
+@pytest.mark.parametrize("gate_norm", [False, True])
+def test_an_evaluation_that_frees_memory_often_needs_half(gate_norm, limits, monkeypatch):
+    """Where every operation's memory is given back at once, and no kernel writes gate and up."""
+    config = TRMConfig(forward_dtype="bfloat16", pos_encodings="none", gate_norm=gate_norm)
+    model = TRM(config, TaskSpec(vocab_size=11, seq_len=81), seed=0)
+    for module in (memory.cuda, swiglu_product):
+        monkeypatch.setattr(module, "usable", lambda dtype: dtype == mx.bfloat16)
+        monkeypatch.setattr(module, "architecture", lambda: "sm_90")
+        monkeypatch.setattr(module, "shared_limit", lambda: 227 * 1024)
+    found = {}
+    for operations in ("04", "1"):
+        monkeypatch.setenv(OPERATIONS, operations)
+        found[operations] = memory._evaluation_row_bytes(model)
+    one = (model.positions + 81) * config.hidden_size * 2
+    assert found["04"] == 22 * one and found["1"] == (22 if gate_norm else 11) * one
+    with memory.limit_evaluation_memory(model, 1):
+        assert limits[-1] == (3 << 29 if gate_norm else 1 << 28)

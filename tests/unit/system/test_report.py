@@ -20,7 +20,15 @@ from paths import ROOT
 import mlx_trm
 from mlx_trm.diagnose import main as diagnose
 from mlx_trm.system import blas, report
-from mlx_trm.system.backend import load_advice, separate_kernel_caches, starts_command
+from mlx_trm.system.backend import (
+    OPERATIONS,
+    free_memory_often,
+    frees_memory_often,
+    load_advice,
+    prefer_direct_launches,
+    separate_kernel_caches,
+    starts_command,
+)
 from mlx_trm.system.blas import blas_library, slow_blas_advice
 from mlx_trm.system.report import check_matmul, find_warnings, memory_report
 
@@ -358,6 +366,26 @@ def test_processes_of_an_nccl_group_share_no_kernel_cache(
         monkeypatch.delenv("MLX_PTX_CACHE_DIR")
     separate_kernel_caches()
     assert os.environ.get("MLX_PTX_CACHE_DIR") == expected
+
+
+@pytest.mark.parametrize(
+    "said, positions, expected",
+    [(None, 16_384, "1"), (None, 16_383, "04"), ("4", 1 << 20, "4"), ("100", 1 << 20, "100")],
+)
+def test_large_evaluations_free_memory_often(
+    monkeypatch: pytest.MonkeyPatch, said: Optional[str], positions: int, expected: str
+) -> None:
+    """Small ones would wait for the processor; what the user has set stays."""
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setenv("MLX_USE_CUDA_GRAPHS", "0")
+    monkeypatch.setenv(OPERATIONS, said or "")
+    if said is None:
+        monkeypatch.delenv(OPERATIONS)
+    prefer_direct_launches()
+    assert int(os.environ[OPERATIONS]) == int(said or "4")
+    free_memory_often(positions)
+    assert os.environ[OPERATIONS] == expected
+    assert frees_memory_often() == (expected == "1")
 
 
 def without_backend(tmp_path: Path, *arguments: str) -> "CompletedProcess[str]":
