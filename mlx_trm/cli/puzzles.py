@@ -8,11 +8,11 @@ from typing import Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 
+from mlx_trm.config.columns import check_names, own_names, split_fields
 from mlx_trm.errors import DataError, listed
 from mlx_trm.system.bounded import read_bytes
 from mlx_trm.tasks import Task
 from mlx_trm.tasks.pasted import PASTED
-from mlx_trm.tasks.puzzle_files import check_names, own_names, split_fields
 
 LISTED_PROBLEMS = 10
 # A text with a larger share of the task's symbols and spaces is a puzzle, not a file's name.

@@ -5,11 +5,12 @@ digits. Here sizes are known before anything is allocated, and whatever a parser
 ValueError of one line.
 """
 
+import io
 import json
 import os
 import zlib
 from pathlib import Path
-from typing import Any, Dict, Iterable, List, Tuple, Union
+from typing import Any, BinaryIO, Callable, Dict, Iterable, List, Tuple, Union
 
 # Bytes of a text of JSON: four times the names of ARC's 876,406 puzzles, the largest there is.
 MOST_TEXT = 1 << 27
@@ -17,6 +18,9 @@ MOST_TEXT = 1 << 27
 MOST_OBJECTS = 1 << 29
 # Lists in lists: nothing here has more than six.
 MOST_DEPTH = 32
+# Bytes that are unpacked at a time: zstd makes up to 30,000 of each, gzip 1,000.
+_PACKED = 512
+_GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 # Bytes of an object of Python beyond those of its text, by the character that begins one.
 _COSTS = {b"{": 240, b"[": 64, b",": 40, b":": 100, b'"': 26}
 
@@ -130,3 +134,79 @@ def unpack_gzip(packed: bytes, most: int) -> bytes:
     if unpacker.unused_data:
         raise ValueError("something follows it")
     return content
+
+
+def open_unpacked(path: Union[str, "os.PathLike[str]"]) -> BinaryIO:
+    """Open a file of any length to be read from its start; one of gzip or zstd is unpacked.
+
+    No more than a few megabytes of what comes out are held at a time.
+
+    Args:
+        path: of the file; its first bytes tell what has packed it.
+
+    Returns:
+        The open file. Reading raises OSError where what is packed is damaged or cut short.
+
+    Raises:
+        OSError: if it cannot be opened, or zstandard, which unpacks zstd, is not installed.
+    """
+    file = open(path, "rb")  # pylint: disable=consider-using-with
+    first = file.peek(len(_ZSTD))
+    if first.startswith(_GZIP):
+        return io.BufferedReader(_Unpacked(file, lambda: zlib.decompressobj(31), zlib.error))
+    if not first.startswith(_ZSTD):
+        return file
+    try:
+        import zstandard
+    except ImportError as error:
+        file.close()
+        raise OSError(
+            "it is packed by zstd; pip install zstandard, or unpack it with 'zstd -d'"
+        ) from error
+    maker = zstandard.ZstdDecompressor().decompressobj
+    return io.BufferedReader(_Unpacked(file, maker, zstandard.ZstdError))
+
+
+class _Unpacked(io.RawIOBase):
+    """What comes out of a packed file, one or more packed streams behind each other."""
+
+    def __init__(
+        self, file: BinaryIO, maker: Callable[[], Any], damaged: "type[Exception]"
+    ) -> None:
+        """Keep the file, what makes an unpacker of a stream, and what that raises."""
+        super().__init__()
+        self._file, self._maker, self._damaged = file, maker, damaged
+        self._unpacker = maker()
+        self._packed = self._ready = b""
+
+    def readable(self) -> bool:
+        """Say that it can be read."""
+        return True
+
+    def close(self) -> None:
+        """Close the file, too."""
+        self._file.close()
+        super().close()
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill a buffer, or a part of it.
+
+        Raises:
+            OSError: if what is packed is damaged or cut short.
+        """
+        while not self._ready:
+            packed = self._packed or self._file.read(_PACKED)
+            if not packed:
+                if not self._unpacker.eof:
+                    raise OSError("what is packed in it is cut short; download it again")
+                return 0
+            if self._unpacker.eof:
+                self._unpacker = self._maker()
+            try:
+                self._ready = self._unpacker.decompress(packed)
+            except self._damaged as error:
+                raise OSError("what is packed in it is damaged; download it again") from error
+            self._packed = self._unpacker.unused_data if self._unpacker.eof else b""
+        part, self._ready = self._ready[: len(buffer)], self._ready[len(buffer) :]
+        buffer[: len(part)] = part
+        return len(part)

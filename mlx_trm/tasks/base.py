@@ -45,9 +45,6 @@ from mlx_trm.tasks.text import TextForm
 
 LOG = logging.getLogger(__name__)
 
-# Of (n, S) inputs and (n, S) predictions: (n,) bool by the name of each metric.
-Judge = Callable[[np.ndarray, np.ndarray], Dict[str, np.ndarray]]
-
 C = TypeVar("C")
 T = TypeVar("T", bound="Type[Task]")
 
@@ -96,38 +93,40 @@ class Scorer:
         return {}
 
 
+# What is good of some examples, as bool of any shape, by the name of each measure.
+Judge = Callable[[ScoredRows], Dict[str, np.ndarray]]
+
+
 class ShareScorer(Scorer):
-    """The shares of predictions that the rules of a task call good, by one or more measures."""
+    """The shares that the rules of a task call good, by one or more measures."""
 
     def __init__(self, metrics: Sequence[str], judge: Judge) -> None:
         """Begin with counts of zero.
 
         Args:
             metrics: their names.
-            judge: says which predictions count for each of them.
+            judge: says what counts for each of them, and by its size among how many.
         """
         self.judge = judge
-        self.counts = dict.fromkeys(["count", *metrics], 0)
+        self.counts = {name: np.zeros(2, np.int64) for name in metrics}
 
     def update(self, rows: ScoredRows) -> None:
         """Count predictions."""
-        self.merge({"count": np.array(len(rows.inputs))})
-        good = self.judge(rows.inputs, rows.predictions)
-        self.merge({name: flags.sum() for name, flags in good.items()})
+        good = self.judge(rows)
+        self.merge({name: np.array([flags.sum(), flags.size]) for name, flags in good.items()})
 
     def state(self) -> Dict[str, np.ndarray]:
-        """Return the counts."""
-        return {name: np.array(number) for name, number in self.counts.items()}
+        """Return how many are good, and of how many, by measure."""
+        return dict(self.counts)
 
     def merge(self, state: Dict[str, np.ndarray]) -> None:
         """Add another scorer's counts."""
-        for name, number in state.items():
-            self.counts[name] += int(number)
+        for name, pair in state.items():
+            self.counts[name] = self.counts[name] + pair
 
     def result(self) -> Dict[str, float]:
-        """Return the shares, NaN where there were no puzzles: nothing was measured."""
-        count = self.counts["count"] or float("nan")
-        return {name: good / count for name, good in self.counts.items() if name != "count"}
+        """Return the shares, NaN where nothing was measured."""
+        return {name: int(n) / (int(of) or float("nan")) for name, (n, of) in self.counts.items()}
 
 
 class Task(TextForm):

@@ -5,13 +5,13 @@ and little memory. What the cells of a puzzle are, and what the lines of a text 
 says itself.
 """
 
-import csv
 from dataclasses import dataclass
 from itertools import chain
 from itertools import count as numbers_from
 from itertools import takewhile
 from pathlib import Path
 from typing import (
+    Any,
     BinaryIO,
     Callable,
     Dict,
@@ -29,17 +29,20 @@ from typing import (
 
 import numpy as np
 
+from mlx_trm.config.columns import (
+    SYNONYMS,
+    check_names,
+    has_columns,
+    own_names,
+    plain_name,
+    split_fields,
+)
 from mlx_trm.config.sections import TaskConfig
 from mlx_trm.errors import DataError, shown
+from mlx_trm.system.bounded import open_unpacked
 from mlx_trm.system.files import hash_file
 
 COLUMNS = ("source", "question", "answer", "rating")
-# What others call the two columns that are needed; capitals make no difference.
-SYNONYMS = {
-    "question": tuple("question questions puzzle puzzles quiz quizzes input inputs".split()),
-    "answer": tuple("answer answers solution solutions output outputs label labels".split()),
-}
-
 T = TypeVar("T")
 _BLOCK_BYTES = 1 << 23
 # Bytes of a line; a maze of 255 x 255 and its answer have 130,000.
@@ -60,7 +63,7 @@ class PuzzleFileConfig(TaskConfig):
         """Find settings that do not fit together."""
         found = super().problems()
         if self.columns is not None:
-            names = {_plain_name(name) for name in self.columns}
+            names = {plain_name(name) for name in self.columns}
             if len(self.columns) != 2 or len(names) != 2 or "" in names:
                 found.append(
                     "columns: name two, that of the puzzle and that of its answer, such as "
@@ -83,6 +86,11 @@ class FilePuzzles(NamedTuple):
     labels: np.ndarray
     ratings: Optional[np.ndarray] = None
     sources: Optional[List[str]] = None
+
+
+def count_first(part: Any) -> int:
+    """Give the length of the first array of a part of a file."""
+    return len(part[0])
 
 
 class CsvBlock:
@@ -203,6 +211,8 @@ def read_puzzle_file(
     from_text: Callable[[Path, Iterator[Tuple[int, str]]], Iterable[T]],
     comments: bool,
     columns: Optional[Sequence[str]] = None,
+    what: str = "puzzles",
+    count: Callable[[T], int] = count_first,
 ) -> Iterator[T]:
     """Read a file part by part; what it is, its first line tells.
 
@@ -212,22 +222,38 @@ def read_puzzle_file(
         from_text: makes parts of the path and of numbered lines of text.
         comments: a first line that begins with ``#`` is no header.
         columns: those of the puzzle and of its answer in a CSV; None: known by their usual names.
+        what: it should hold, for the message where it holds none.
+        count: gives how many of these a part has.
 
     Returns:
         An iterator over the parts, in the file's order.
 
     Raises:
-        DataError: at the first thing wrong, naming file and line.
+        DataError: at the first thing wrong, naming file and line, or where there is nothing.
     """
-    path = Path(path).expanduser()
+    path, found = Path(path).expanduser(), 0
+    for part in _read_parts(path, from_csv, from_text, comments, columns):
+        found += count(part)
+        yield part
+    if not found:
+        raise DataError(f"{path}: holds no {what}")
+
+
+def _read_parts(
+    path: Path,
+    from_csv: Callable[[CsvBlock], T],
+    from_text: Callable[[Path, Iterator[Tuple[int, str]]], Iterable[T]],
+    comments: bool,
+    columns: Optional[Sequence[str]],
+) -> Iterator[T]:
     check_no_folder(path)
     try:
-        with open(path, "rb") as file:
+        with open_unpacked(path) as file:
             first = _read_line(path, 1, file)
             header = _is_header(first, columns) and not (
                 comments and first.lstrip().startswith(b"#")
             )
-            if header or path.suffix.lower() == ".csv":
+            if header or ".csv" in path.name.lower():
                 yield from map(from_csv, _blocks(path, file, first, columns))
             else:
                 more = (_read_line(path, number, file) for number in numbers_from(2))
@@ -272,7 +298,7 @@ def _blocks(
     if b"\r" in header:
         raise DataError(f"{path}:1: lines end with carriage returns alone; end them with newlines")
     there = _split(path, 1, header)
-    if columns is not None and not _has(there, columns):
+    if columns is not None and not has_columns(there, columns):
         raise DataError(
             f"{path}:1: has not each of the columns {shown(', '.join(columns))} once that "
             f"task.columns names; it has {shown(','.join(there)) if any(there) else 'nothing'}"
@@ -304,53 +330,6 @@ def _blocks(
             return
 
 
-def check_names(where: str, header: Sequence[str], columns: Optional[Sequence[str]] = None) -> None:
-    """Refuse a header in which two columns may be the question, or the answer, naming both.
-
-    Args:
-        where: put before the problem.
-        header, columns: as of :func:`own_names`.
-
-    Raises:
-        DataError: where they may be, and ``columns`` does not say.
-    """
-    for own, others in () if columns and _has(header, columns) else SYNONYMS.items():
-        found = [shown(name.strip()) for name in header if _plain_name(name) in others]
-        if len(found) > 1:
-            raise DataError(
-                f"{where}: the columns {found[0]} and {found[1]} may both be the {own}; rename "
-                "one, or say which by task.columns=[PUZZLE,ANSWER]"
-            )
-
-
-def own_names(header: Sequence[str], columns: Optional[Sequence[str]] = None) -> List[str]:
-    """Give the names of a header's columns, small, those of question and answer as we call them.
-
-    Args:
-        header: the names as they stand there.
-        columns: which two they are, where the header has both; else they are known by name.
-    """
-    names = [_plain_name(name) for name in header]
-    if columns is not None and _has(header, columns):
-        known = dict(zip(map(_plain_name, columns), SYNONYMS))
-        # What others call so is nothing that is asked for.
-        return [known.get(name, f"other {name}" if name in SYNONYMS else name) for name in names]
-    for own, others in SYNONYMS.items():
-        if own not in names:
-            names = [own if name in others else name for name in names]
-    return names
-
-
-def _plain_name(name: str) -> str:
-    return name.strip().lower()
-
-
-def _has(header: Sequence[str], columns: Sequence[str]) -> bool:
-    """Whether a header has each of these columns once."""
-    names = [_plain_name(name) for name in header]
-    return all(names.count(_plain_name(column)) == 1 for column in columns)
-
-
 def _is_header(line: bytes, columns: Optional[Sequence[str]]) -> bool:
     """Whether a first line names columns: one of them is the question."""
     text = line.decode("utf-8-sig", "replace").replace('"', "")
@@ -372,24 +351,6 @@ def _split(path: Path, number: int, line: bytes) -> List[str]:
     """Split a line at its commas; those within quotes become others."""
     fields = split_fields(f"{path}:{number}", _decode(path, number, line))
     return [field.replace(",", _INNER_COMMA) for field in fields]
-
-
-def split_fields(where: str, line: str) -> List[str]:
-    """Split a line of a CSV at its commas.
-
-    Args:
-        where: put before the problem.
-        line: without quotes, as most are, a field may be of any length.
-
-    Raises:
-        DataError: if quotes are not closed, say.
-    """
-    if '"' not in line:
-        return line.split(",")
-    try:
-        return next(csv.reader([line], strict=True), [])
-    except csv.Error as error:
-        raise DataError(f"{where}: {error}") from error
 
 
 def _decode(path: Path, number: int, line: bytes) -> str:

@@ -27,7 +27,6 @@ COLUMNS = ("FEN", "Moves")
 # The theme that a row has to have, and the moves in it, the opponent's first one among them.
 _THEMES = {"mate1": "mateIn1", "mate2": "mateIn2"}
 _MOVES = {"mate1": 2, "mate2": 4}
-_ZSTD = b"\x28\xb5\x2f\xfd"
 _TEXT_CHUNK = 256
 
 
@@ -56,32 +55,15 @@ def read_chess_file(path: Union[str, Path], chosen: Chosen) -> Iterator[FilePuzz
     Raises:
         DataError: at the first row that is wrong, naming file and line, or if nothing is left.
     """
-    path = Path(path).expanduser()
-    _refuse_compressed(path)
-    found = False
     parts = read_puzzle_file(
         path,
         partial(_read_csv, chosen=chosen),
         partial(_read_text, chosen=chosen),
         True,
         chosen.columns or COLUMNS,
+        f"puzzle that is wanted: {_describe(chosen)}",
     )
-    for part in parts:
-        if len(part.inputs):
-            found = True
-            yield part
-    if not found:
-        raise DataError(f"{path}: holds no puzzle that is wanted: {_describe(chosen)}")
-
-
-def _refuse_compressed(path: Path) -> None:
-    try:
-        with open(path, "rb") as file:
-            compressed = file.read(len(_ZSTD)) == _ZSTD
-    except OSError:
-        return  # whoever reads it says what is wrong
-    if compressed:
-        raise DataError(f"{path}: is compressed; unpack it first, with 'zstd -d'")
+    return (part for part in parts if len(part.inputs))
 
 
 def _describe(chosen: Chosen) -> str:

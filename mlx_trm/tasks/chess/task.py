@@ -19,7 +19,7 @@ from mlx_trm.config.sections import TaskSpec
 from mlx_trm.datasets.dataset import SetSource
 from mlx_trm.datasets.writing import SPLITS, PuzzleBlock
 from mlx_trm.errors import ConfigError
-from mlx_trm.tasks.base import Scorer, ShareScorer, Task, register_task
+from mlx_trm.tasks.base import ScoredRows, Scorer, ShareScorer, Task, register_task
 from mlx_trm.tasks.board import Board, differing, is_unanswered, make_board
 from mlx_trm.tasks.chess.tokens import (
     CELLS,
@@ -271,9 +271,10 @@ class Chess(Task):
             return None
         return ShareScorer(("legal_move", "mate"), self._judge)
 
-    def _judge(self, inputs: np.ndarray, predictions: np.ndarray) -> Dict[str, np.ndarray]:
+    def _judge(self, rows: ScoredRows) -> Dict[str, np.ndarray]:
         from mlx_trm.tasks.chess.answers import read_move
 
+        inputs, predictions = rows.inputs, rows.predictions
         legal = is_clean(predictions)
         for row in np.flatnonzero(legal):
             legal[row] = read_move(inputs[row], predictions[row]) is not None

@@ -202,12 +202,7 @@ def read_boards(
     """
     from_csv = partial(_read_csv, kind=kind, size=size, quiet=quiet)
     from_text = partial(_read_text, kind=kind, size=size, quiet=quiet)
-    found = False
-    for part in read_puzzle_file(path, from_csv, from_text, True, columns):
-        found = found or len(part.inputs) > 0
-        yield part
-    if not found:
-        raise DataError(f"{Path(path).expanduser()}: holds no board")
+    return read_puzzle_file(path, from_csv, from_text, True, columns, "board")
 
 
 def _read_csv(block: CsvBlock, kind: str, size: int, quiet: int) -> FilePuzzles:

@@ -18,7 +18,7 @@ import numpy as np
 from mlx_trm.config.sections import TaskSpec
 from mlx_trm.datasets.dataset import SetSource
 from mlx_trm.datasets.writing import SPLITS, PuzzleBlock
-from mlx_trm.tasks.base import ScoredRows, Scorer, Task, register_task
+from mlx_trm.tasks.base import ScoredRows, Scorer, ShareScorer, Task, register_task
 from mlx_trm.tasks.board import Board, differing, is_unanswered, make_board
 from mlx_trm.tasks.go.answers import answer_puzzles, is_right
 from mlx_trm.tasks.go.files import format_board, parse_board, read_boards, split_boards
@@ -298,49 +298,21 @@ class Go(Task):
         others. Of territory ``points`` is the share of empty points that are told right.
         """
         del source
-        return GoScorer(self)
+        if self.config.kind == "territory":
+            return ShareScorer(("points",), _judge_points)
+        return ShareScorer(("right_moves", "captured", "safe"), self._judge_moves)
 
-
-class GoScorer(Scorer):
-    """Counts answers that are right by the rules, and in which puzzles."""
-
-    def __init__(self, task: Go) -> None:
-        """Begin with counts of zero."""
-        self._task = task
-        capture = task.config.kind == "capture"
-        names = ("right_moves", "captured", "safe") if capture else ("points",)
-        self._good = dict.fromkeys(names, 0)
-        self._all = dict.fromkeys(names, 0)
-
-    def update(self, rows: ScoredRows) -> None:
-        """Count predictions. A label's own moves need no search."""
+    def _judge_moves(self, rows: ScoredRows) -> Dict[str, np.ndarray]:
+        """Say which answers are right. A label's own moves need no search."""
         inputs, labels, predictions = (np.asarray(each) for each in rows[:3])
-        if "points" in self._good:
-            empty = inputs == EMPTY
-            self._add("points", predictions[empty] == labels[empty])
-            return
         right = (predictions == labels).all(axis=1)
         for row in np.flatnonzero(~right & (predictions == MOVE).any(axis=1)):
-            right[row] = self._task.check(inputs[row], predictions[row])
+            right[row] = self.check(inputs[row], predictions[row])
         caught = (labels == MOVE).any(axis=1)
-        self._add("right_moves", right)
-        self._add("captured", right[caught])
-        self._add("safe", right[~caught])
+        return {"right_moves": right, "captured": right[caught], "safe": right[~caught]}
 
-    def _add(self, name: str, good: np.ndarray) -> None:
-        self._good[name] += int(good.sum())
-        self._all[name] += good.size
 
-    def state(self) -> Dict[str, np.ndarray]:
-        """Return the counts."""
-        return {n: np.array([good, self._all[n]]) for n, good in self._good.items()}
-
-    def merge(self, state: Dict[str, np.ndarray]) -> None:
-        """Add another scorer's counts."""
-        for name, (good, count) in state.items():
-            self._good[name] += int(good)
-            self._all[name] += int(count)
-
-    def result(self) -> Dict[str, float]:
-        """Return the shares, NaN where nothing was measured."""
-        return {n: good / (self._all[n] or float("nan")) for n, good in self._good.items()}
+def _judge_points(rows: ScoredRows) -> Dict[str, np.ndarray]:
+    """Say which empty points are told right."""
+    empty = np.asarray(rows.inputs) == EMPTY
+    return {"points": np.asarray(rows.predictions)[empty] == np.asarray(rows.labels)[empty]}

@@ -44,9 +44,7 @@ def read_mazes(
         DataError: naming file and line of something wrong.
     """
     from_csv, from_text = partial(_read_csv, size=size), partial(_read_text, size=size)
-    parts = list(read_puzzle_file(path, from_csv, from_text, False, columns))
-    if not any(len(part.inputs) for part in parts):
-        raise DataError(f"{Path(path).expanduser()}: holds no mazes")
+    parts = list(read_puzzle_file(path, from_csv, from_text, False, columns, "mazes"))
     return MazeSet(*(np.concatenate(arrays) for arrays in zip(*parts)))
 
 
@@ -61,12 +59,7 @@ def read_with_sources(
     def from_text(file: Path, lines: Iterator[Tuple[int, str]]) -> Iterator[FilePuzzles]:
         return (FilePuzzles(*mazes) for mazes in _read_text(file, lines, size))
 
-    found = False
-    for part in read_puzzle_file(path, from_csv, from_text, False, columns):
-        found = found or len(part.inputs) > 0
-        yield part
-    if not found:
-        raise DataError(f"{Path(path).expanduser()}: holds no mazes")
+    return read_puzzle_file(path, from_csv, from_text, False, columns, "mazes")
 
 
 # CSV -------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ import numpy as np
 from mlx_trm.config.sections import TaskSpec
 from mlx_trm.datasets.dataset import SetSource
 from mlx_trm.datasets.writing import SPLITS, PuzzleBlock
-from mlx_trm.tasks.base import Scorer, ShareScorer, Task, register_task
+from mlx_trm.tasks.base import ScoredRows, Scorer, ShareScorer, Task, register_task
 from mlx_trm.tasks.board import Board, differing, is_unanswered, make_board
 from mlx_trm.tasks.maze.files import (
     SYMBOLS,
@@ -357,8 +357,8 @@ class Maze(Task):  # pylint: disable=too-many-public-methods
         """
         del source
 
-        def paths(inputs: np.ndarray, predictions: np.ndarray) -> Dict[str, np.ndarray]:
-            judged = self.judge(inputs, predictions)
+        def paths(rows: ScoredRows) -> Dict[str, np.ndarray]:
+            judged = self.judge(rows.inputs, rows.predictions)
             return {"valid_path": judged.valid, "optimal_path": judged.optimal}
 
         return ShareScorer(("valid_path", "optimal_path"), paths)

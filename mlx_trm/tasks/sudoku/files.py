@@ -66,19 +66,15 @@ def read_with_sources(
 def _read_parts(
     path: Union[str, Path], size: int, columns: Optional[Sequence[str]]
 ) -> Iterator[_Part]:
-    found = False
-
     def from_csv(block: CsvBlock) -> _Part:
         return _read_csv(block, size), partial(block.texts, "source")
 
     def from_text(file: Path, lines: Iterator[Tuple[int, str]]) -> Iterator[_Part]:
         return ((rows, lambda: None) for rows in _read_text(file, lines, size))
 
-    for part in read_puzzle_file(path, from_csv, from_text, True, columns):
-        found = found or len(part[0].puzzles) > 0
-        yield part
-    if not found:
-        raise DataError(f"{Path(path).expanduser()}: holds no puzzles")
+    return read_puzzle_file(
+        path, from_csv, from_text, True, columns, count=lambda part: len(part[0].puzzles)
+    )
 
 
 def csv_text(rows: PuzzleSet, source: str) -> str:

@@ -389,5 +389,5 @@ class Sudoku(Task):
         del source
         return ShareScorer(
             ("valid_grids",),
-            lambda inputs, tokens: {"valid_grids": self.check_many(inputs, tokens)},
+            lambda rows: {"valid_grids": self.check_many(rows.inputs, rows.predictions)},
         )

@@ -1,5 +1,7 @@
 """Chess files: Lichess' CSV, positions as text, ratings, rows that are wrong."""
 
+import gzip
+import sys
 from pathlib import Path
 from typing import Any, List, Optional
 
@@ -141,7 +143,8 @@ def test_bad_rows_are_one_line(tmp_path: Path, row: Any, said: str) -> None:
         ("p.csv", b"a,b\n1,2\n", "columns FEN, Moves"),
         ("p.csv", (HEADER + "\n").encode(), "no puzzle"),
         ("p.csv", (HEADER + "\n1,2\n").encode(), "2 columns"),
-        ("p.csv.zst", b"\x28\xb5\x2f\xfd and more", "zstd -d"),
+        ("p.csv.zst", b"\x28\xb5\x2f\xfd and more", "damaged"),
+        ("p.csv.gz", b"\x1f\x8b\x08\x00 and more", "damaged"),
         ("p.txt", b"\xff\xfe\n", "UTF-8"),
         ("p.txt", b"6k1/8/8/8/8/8/8/K7 w - - 0 1\n", "1: there is no mate in one"),
         ("p.txt", b"\n\nkk6/8/8/8/8/8/8/K7\n", "3: no legal position"),
@@ -158,6 +161,36 @@ def test_dead_files_are_one_line(
     with pytest.raises(DataError, match=said) as caught:
         read(str(path), "mate1")
     assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_packed_files_are_read_as_they_are(tmp_path: Path) -> None:
+    """As Lichess packs them, in one stream or in several; cut short they are refused."""
+    pytest.importorskip("zstandard", reason="zstandard is not installed (extra chess)")
+    import zstandard
+
+    plain = Path(write(tmp_path / "p.csv", *[ONE, BLACK, TWO] * 400)).read_bytes()
+    pack = zstandard.ZstdCompressor().compress
+    middle = plain.index(b"\n", 40_000)
+    for name, packed in (
+        ("a.csv.zst", pack(plain)),
+        ("b.zst", pack(plain[:middle]) + pack(plain[middle:])),
+        ("c.csv.gz", gzip.compress(plain)),
+    ):
+        path = tmp_path / name
+        path.write_bytes(packed)
+        assert len(read(str(path), "mate1")) == 800
+        path.write_bytes(packed[: len(packed) // 2])
+        with pytest.raises(DataError, match="cut short"):
+            read(str(path), "mate1")
+
+
+def test_without_its_library_zstd_is_a_line(tmp_path: Path, monkeypatch: Any) -> None:
+    """Which says what unpacks it."""
+    monkeypatch.setitem(sys.modules, "zstandard", None)
+    path = tmp_path / "p.csv.zst"
+    path.write_bytes(b"\x28\xb5\x2f\xfd and more")
+    with pytest.raises(DataError, match="pip install zstandard, or unpack it with 'zstd -d'"):
+        read(str(path), "mate1")
 
 
 def test_text_has_no_ratings(tmp_path: Path) -> None:

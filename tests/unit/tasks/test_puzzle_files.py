@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from mlx_trm.cli.puzzles import read_texts
+from mlx_trm.config.columns import SYNONYMS
 from mlx_trm.config.loading import load_config
 from mlx_trm.errors import ConfigError, DataError
 from mlx_trm.tasks import build_task, puzzle_files
 from mlx_trm.tasks.maze.files import read_mazes
 from mlx_trm.tasks.maze.task import MazeConfig
-from mlx_trm.tasks.puzzle_files import SYNONYMS
 from mlx_trm.tasks.sudoku.files import read_puzzles
 from mlx_trm.tasks.sudoku.task import SudokuConfig
 
