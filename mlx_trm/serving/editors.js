@@ -15,22 +15,22 @@ function moveBetween(cells, size) {
   };
 }
 
-function makeGrid(size, makeCell) {
-  const cells = [];
+function makeGrid(size, count, given, makeCell) {
+  const cells = [], names = [];
   const grid = element("div", { class: "grid-editor", role: "group" });
   grid.style.setProperty("--size", size);
-  for (let at = 0; at < size * size; at++) {
-    const place = `row ${Math.floor(at / size) + 1} column ${(at % size) + 1}`;
-    cells.push(makeCell(at, place));
+  for (let at = 0; at < count; at++) {
+    names.push(given.length ? given[at] : `row ${Math.floor(at / size) + 1} column ${(at % size) + 1}`);
+    cells.push(makeCell(at, names[at]));
     grid.append(cells[at]);
   }
   grid.addEventListener("keydown", moveBetween(cells, size));
-  return { grid, cells };
+  return { grid, cells, names };
 }
 
 function digitsEditor(about, changed, pasted) {
   const size = about.size, [high, wide] = about.boxes, symbols = about.symbols;
-  const { grid, cells } = makeGrid(size, function (at, place) {
+  const { grid, cells } = makeGrid(size, size * size, [], function (at, place) {
     const row = Math.floor(at / size), column = at % size;
     const lines = (column % wide === 0 && column ? " left" : "") + (row % high === 0 && row ? " top" : "");
     return element("input", {
@@ -38,7 +38,7 @@ function digitsEditor(about, changed, pasted) {
       "aria-label": place, autocomplete: "off", spellcheck: false,
     });
   });
-  grid.setAttribute("aria-label", "Sudoku, a digit a cell");
+  grid.setAttribute("aria-label", about.label);
   grid.classList.add("digits");
   const tell = () => changed(cells.map((cell) => cell.value || ".").join(""));
   grid.addEventListener("focusin", (event) => event.target.select && event.target.select());
@@ -69,73 +69,106 @@ function digitsEditor(about, changed, pasted) {
   return { node: grid, set, empty: ".".repeat(size * size) };
 }
 
-function mazeEditor(about, changed) {
-  const size = about.size, names = { "#": "wall", ".": "open", S: "start", G: "goal" };
-  let tool = "#", drags = false;
-  let symbols = Array(size * size).fill(".");
-  const { grid, cells } = makeGrid(size, (at) => element("button", {
-    type: "button", class: "maze-cell", tabindex: at ? "-1" : "0",
+// A grid whose cells hold symbols: clicks and keys are tools, which the server describes.
+function cellsEditor(about, changed, pasted) {
+  const { rows, columns, looks, tools, choices, papers } = about, blank = Object.keys(looks)[0];
+  let tool = tools[0], paint = null;
+  let symbols = Array(rows * columns).fill(blank);
+  const { grid, cells, names } = makeGrid(columns, rows * columns, about.names, (at) => element("button", {
+    type: "button", class: "cell", tabindex: at ? "-1" : "0",
   }));
-  grid.setAttribute("aria-label", "Maze; arrows move, W O S G draw");
-  grid.classList.add("maze");
+  grid.setAttribute("aria-label", `${about.label}; arrows move, keys draw`);
+  grid.classList.add("cells");
+  const selects = choices.map(function (choice) {
+    const select = element("select", {});
+    select.append(...choice.words.map(([word, told]) => element("option", { value: word }, told)));
+    select.addEventListener("change", () => { drawAll(); tell(); });
+    return select;
+  });
+  const pointed = choices.findIndex((choice) => tools.some((each) => each.points === choice.name));
   function draw(at) {
-    const place = `row ${Math.floor(at / size) + 1} column ${(at % size) + 1}`;
-    cells[at].className = `maze-cell ${names[symbols[at]]}`;
-    cells[at].textContent = "SG".includes(symbols[at]) ? symbols[at] : "";
-    cells[at].setAttribute("aria-label", `${place}: ${names[symbols[at]]}`);
+    const look = looks[symbols[at]], cell = cells[at], asked = pointed >= 0 && selects[pointed].value === names[at];
+    const paper = papers[(Math.floor(at / columns) + (at % columns)) % papers.length];
+    cell.classList.toggle("asked", asked);
+    cell.classList.toggle("disc", look.disc);
+    cell.style.setProperty("--paper-below", look.fill || paper);
+    cell.style.setProperty("--ink-here", look.ink);
+    cell.textContent = look.text;
+    cell.setAttribute("aria-label", `${names[at]}: ${look.name}${asked ? `, ${choices[pointed].name}` : ""}`);
   }
-  function put(at, symbol) {
+  const drawAll = () => symbols.forEach((_, at) => draw(at));
+  function put(at, symbol, clears) {
     if (symbols[at] === symbol) return;
-    if (symbol === "S" || symbol === "G") {
-      symbols.forEach((each, other) => { if (each === symbol) { symbols[other] = "."; draw(other); } });
-    }
     symbols[at] = symbol;
-    draw(at);
+    if (symbol in looks && Object.keys(clears).length) {
+      symbols = symbols.map((each, other) => (other !== at && each in clears ? clears[each] : each));
+      drawAll();
+    } else draw(at);
+  }
+  function use(at, used, turn) {
+    if (used.points) {
+      const select = selects[pointed], same = select.value === names[at];
+      select.value = same ? choices[pointed].words[0][0] : names[at];
+      drawAll();
+    } else {
+      const now = symbols[at];
+      paint = turn || !used.put ? used.turns[now] || used.put || now : used.put;
+      put(at, paint, used.clears);
+    }
+    tell();
   }
   function tell() {
-    const rows = [];
-    for (let at = 0; at < size * size; at += size) rows.push(symbols.slice(at, at + size).join(""));
-    changed(rows.join("/"));
+    const lines = [];
+    for (let at = 0; at < symbols.length; at += columns) lines.push(symbols.slice(at, at + columns).join(""));
+    changed([lines.join("/"), ...selects.map((select) => select.value)].join(" ").trimEnd());
   }
-  let paint = tool;
   grid.addEventListener("pointerdown", function (event) {
     const at = cells.indexOf(event.target);
-    if (at < 0) return;
-    paint = tool === "#" && symbols[at] === "#" ? "." : tool; // a click on a wall takes it away
-    drags = tool === "#" || tool === ".";
+    paint = null;
+    if (at < 0 || event.button) return;
     if (event.target.hasPointerCapture(event.pointerId)) event.target.releasePointerCapture(event.pointerId);
-    put(at, paint);
-    tell();
+    use(at, tool, true);
+    if (!tool.drags) paint = null;
   });
   grid.addEventListener("pointerover", function (event) {
     const at = cells.indexOf(event.target);
-    if (!drags || at < 0 || !event.buttons) return;
-    put(at, paint);
+    if (paint === null || at < 0 || !event.buttons) return;
+    put(at, paint, tool.clears);
     tell();
   });
-  window.addEventListener("pointerup", () => { drags = false; });
+  window.addEventListener("pointerup", () => { paint = null; });
   grid.addEventListener("keydown", function (event) {
     const at = cells.indexOf(event.target);
-    const keys = { w: "#", o: ".", s: "S", g: "G", " ": tool, Enter: tool };
-    if (at < 0 || !(event.key in keys) || event.ctrlKey || event.metaKey) return;
+    const plain = event.key === " " || event.key === "Enter";
+    const used = plain ? tool : tools.find((each) => each.keys.includes(event.key));
+    if (at < 0 || !used || event.ctrlKey || event.metaKey || event.altKey) return;
     event.preventDefault();
-    put(at, keys[event.key]);
-    tell();
+    use(at, used, plain);
+    paint = null;
   });
-  const tools = element("div", { class: "tools", role: "radiogroup", "aria-label": "What a click draws" });
-  for (const symbol in names) {
-    const radio = element("input", { type: "radio", name: "tool", value: symbol, checked: symbol === tool });
-    radio.addEventListener("change", () => { tool = symbol; });
-    tools.append(element("label", {}, radio, ` ${names[symbol]}`));
+  grid.addEventListener("paste", function (event) {
+    event.preventDefault();
+    pasted(event.clipboardData.getData("text"));
+  });
+  const palette = element("div", { class: "tools", role: "radiogroup", "aria-label": "What a click draws" });
+  for (const each of tools) {
+    const radio = element("input", { type: "radio", name: "tool", value: each.name, checked: each === tool });
+    radio.addEventListener("change", () => { tool = each; });
+    const sign = each.put && looks[each.put].text;
+    const shown = sign ? element("span", { class: "sign", title: each.name, "aria-label": each.name }, sign) : ` ${each.name}`;
+    palette.append(element("label", { class: sign ? "signed" : "" }, radio, shown));
   }
+  const more = element("div", { class: "tools" });
+  choices.forEach((choice, at) => more.append(element("label", {}, `${choice.name} `, selects[at])));
   function set(text) {
-    symbols = [...text.replaceAll("/", "")].map((symbol) => (symbol in names ? symbol : "."));
-    symbols.forEach((_, at) => draw(at));
+    const [board, ...words] = text.trim().split(/ +/), read = [...board.replaceAll("/", "")];
+    if (read.length !== symbols.length) return;
+    symbols = read.map((symbol) => (symbol in looks ? symbol : blank));
+    selects.forEach(function (select, at) { select.value = words[at] || choices[at].words[0][0]; });
+    drawAll();
   }
-  const blank = Array(size).fill(".".repeat(size));
-  blank[0] = "S" + blank[0].slice(1);
-  blank[size - 1] = blank[size - 1].slice(1) + "G";
-  return { node: element("div", {}, tools, grid), set, empty: blank.join("/") };
+  set(about.empty);
+  return { node: element("div", {}, palette, grid, more), set, empty: about.empty };
 }
 
 // A puzzle, and the pairs that show what it asks for.
@@ -176,7 +209,7 @@ function textEditor() {
 
 function makeEditor(model, changed, pasted) {
   if (model.editor.kind === "digits") return digitsEditor(model.editor, changed, pasted);
-  if (model.editor.kind === "maze") return mazeEditor(model.editor, changed);
+  if (model.editor.kind === "cells") return cellsEditor(model.editor, changed, pasted);
   if (model.editor.kind === "names" && model.names.length) return namesEditor(model.names, changed);
   return textEditor();
 }

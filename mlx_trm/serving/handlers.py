@@ -14,7 +14,6 @@ from starlette.responses import JSONResponse, Response
 from mlx_trm.drawing.page import board_data
 from mlx_trm.errors import DataError
 from mlx_trm.serving.description import describe
-from mlx_trm.serving.examples import draw_demonstrations, draw_example
 from mlx_trm.serving.following import Follower, Mark, Runs, compare
 from mlx_trm.serving.pages import Pages
 from mlx_trm.serving.schemas import SCHEMAS, check
@@ -110,7 +109,7 @@ async def give_example(request: Request) -> Response:
     """Draw a puzzle."""
     server = server_of(request)
     task = server.shelf.find(request.query_params.get("model", "")).solver.task
-    text = await server.doorman.read(draw_example, task, np.random.default_rng())
+    text = await server.doorman.read(task.draw_example, np.random.default_rng())
     return Answer({"puzzle": text})
 
 
@@ -128,9 +127,13 @@ def _read(served: Served, text: str) -> Dict[str, Any]:
     drawing = board_data(found.subject.puzzle())
     return {
         "puzzle": task.format(tokens),
+        "typed": task.write_for_editor(found.text),
         "problem": found.problem,
         "drawing": drawing,
-        "demonstrations": draw_demonstrations(task, found.text),
+        "demonstrations": [
+            {"puzzle": board_data(task.board(given)), "answer": board_data(task.board(answer))}
+            for given, answer in task.demonstrations(found.text)
+        ],
     }
 
 

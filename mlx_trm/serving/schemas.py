@@ -84,6 +84,7 @@ SCHEMAS: Dict[str, Schema] = {
     "Read": fields(
         {
             "puzzle": said(TEXT, "the puzzle on one line, as the task writes it"),
+            "typed": said(TEXT, "the puzzle as the page's editor shows it"),
             "problem": said(TEXT, "why it cannot be solved; empty: it can, or nobody knows"),
             "drawing": DRAWING,
             "demonstrations": said(

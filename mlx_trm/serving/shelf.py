@@ -10,9 +10,9 @@ from mlx_trm.inference.search.engine import Result, Search
 from mlx_trm.inference.search.rows import Watcher
 from mlx_trm.inference.search.settings import make_settings
 from mlx_trm.inference.solver import Solver
-from mlx_trm.serving.examples import describe_editor, list_names
 
 MOST_STEPS = 2048  # of all rollouts of a puzzle together, where a request asks for more
+MOST_NAMES = 2000  # of puzzles that are listed
 MOST_TEXT = 20_000  # characters of a puzzle: twenty times a 30x30 grid
 
 
@@ -128,8 +128,8 @@ class Served:
                 **{name: getattr(settings, name) for name in ("halt", "rollouts", "select")},
                 "symmetries": settings.symmetries,
             },
-            "editor": describe_editor(task),
-            "names": list_names(task),
+            "editor": task.describe_editor(),
+            "names": task.list_names()[:MOST_NAMES],
         }
 
 

@@ -4,15 +4,9 @@
   const player = makePlayer(byId("shown"));
   let models = [], model = null, editor = null, waiting = null, reading = 0, running = null;
 
-  const HINTS = {
-    digits: "One line or rows, . or 0 for a blank.",
-    maze: "# is a wall, . is open, S the start, G the goal; a row a line, or / between rows.",
-    names: "Pick a task, or write a grid as rows of digits: 012/345.",
-    text: "As the task reads it.",
-  };
-
   function setText(text) {
-    const rows = text.includes("/") ? text.replaceAll("/", "/\n") : text;
+    // One line of a board with / between its rows; words behind it stand in a line of their own.
+    const rows = text.replaceAll("/", "/\n").replace(/^([^ ]*\/[^ ]*) /, "$1\n");
     byId("text").value = model.editor.kind === "digits" ? inRows(text) : rows;
   }
 
@@ -32,7 +26,7 @@
     try {
       const found = await askJson("/api/read", { model: model.name, puzzle: puzzle() });
       if (number !== reading) return;
-      if (redraw) editor.set(model.names.includes(puzzle()) ? puzzle() : found.puzzle, found.drawing, found.demonstrations);
+      if (redraw) editor.set(model.names.includes(puzzle()) ? puzzle() : found.typed, found.drawing, found.demonstrations);
       showMessage(found.problem);
     } catch (error) {
       if (number === reading) showMessage(error.message);
@@ -53,7 +47,7 @@
   function choose(name) {
     model = models.find((each) => each.name === name);
     byId("about").textContent = `${model.summary}.`;
-    byId("hint").textContent = HINTS[model.editor.kind];
+    byId("hint").textContent = model.editor.hint;
     const own = model.settings;
     byId("own").textContent = `as suits the model: ${own.rollouts === 1 ? "one run" : `up to ${own.rollouts} runs`} ` +
       `of ${own.steps} steps` + (own.halt === "rules" ? ", until the rules accept the answer" : "");

@@ -1,9 +1,9 @@
-"""A puzzle or an answer as a grid of cells, from which every picture is drawn; and its SVG."""
+"""A puzzle or an answer as a grid of cells, from which pictures are drawn; how one is typed."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from html import escape
-from typing import List, Optional, Tuple
+from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 
@@ -97,6 +97,97 @@ def lay_out(values: np.ndarray, fill: object) -> np.ndarray:
     grid = np.full(height * width, fill, dtype=values.dtype if values.dtype != object else object)
     grid[: len(values)] = values
     return grid.reshape(height, width)
+
+
+# How a page lets a grid be typed ---------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Look:
+    """How a cell that holds a symbol looks.
+
+    Attributes:
+        name: what it is, for those who do not see it.
+        text: written in the cell.
+        ink: the colour of that.
+        fill: the colour of the cell; empty: that of its paper.
+        disc: whether it is a disc of ``ink`` rather than a text.
+    """
+
+    name: str
+    text: str = ""
+    ink: str = "#000000"
+    fill: str = ""
+    disc: bool = False
+
+
+@dataclass(frozen=True)
+class Tool:
+    """What a click, or a key, does to a cell.
+
+    Attributes:
+        name: of the tool, for a person.
+        put: the symbol that the cell gets; empty: it keeps its own.
+        turns: by the cell's symbol, what a click puts instead; a key always puts ``put``.
+        clears: by symbol, what other cells that hold it get, where there may be one such cell only.
+        keys: names of the keys that do it.
+        drags: whether it draws on while the pointer is held down.
+        points: the field whose value becomes the cell's name; empty: none.
+    """
+
+    name: str
+    put: str = ""
+    turns: Dict[str, str] = field(default_factory=dict)
+    clears: Dict[str, str] = field(default_factory=dict)
+    keys: Tuple[str, ...] = ()
+    drags: bool = False
+    points: str = ""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a puzzle says beside its cells, as one of several words.
+
+    Attributes:
+        name: what it is, for a person.
+        words: which there are, each with what a person is told; the first is where one begins.
+    """
+
+    name: str
+    words: Tuple[Tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
+class CellsEditor:
+    """A grid whose cells are clicked on. Its text is its rows, ``/`` between them, then choices.
+
+    Attributes:
+        label: what the grid is, for those who do not see it.
+        hint: how the puzzle is written as text.
+        rows: of the grid.
+        columns: of the grid.
+        looks: by symbol, a character each, the first one that of a cell without anything else.
+        tools: the first is the one that a person begins with.
+        choices: behind the rows, in their order, with spaces between them.
+        names: of the cells, row by row; none: rows and columns are numbered.
+        papers: colours below the cells, of which neighbours have different ones by turns.
+        empty: the text to begin with.
+    """
+
+    label: str
+    hint: str
+    rows: int
+    columns: int
+    looks: Dict[str, Look]
+    tools: Sequence[Tool]
+    choices: Sequence[Choice] = ()
+    names: Sequence[str] = ()
+    papers: Sequence[str] = ("#ffffff",)
+    empty: str = ""
+
+    def describe(self) -> Dict[str, Any]:
+        """Give it as JSON has it."""
+        return {"kind": "cells", **asdict(self)}
 
 
 # As SVG: no script, no style sheet, readable on light and dark ------------------------------------

@@ -94,6 +94,46 @@ class TextForm:  # pylint: disable=too-many-public-methods
         """
         return [text]
 
+    def describe_editor(self) -> Dict[str, Any]:
+        """Say how a page lets puzzles be typed, as JSON.
+
+        Returns:
+            ``hint``, a line about the text, and ``kind``: ``cells`` (:class:`CellsEditor`);
+            ``digits``, with ``size``, ``boxes`` and ``symbols``; ``names``, where puzzles are
+            picked; or ``text``.
+        """
+        return {"kind": "text", "hint": "As the task reads it."}
+
+    def write_for_editor(self, text: str) -> str:
+        """Give a puzzle that a person wrote as the text that the page's editor shows.
+
+        Raises:
+            DataError: if it is malformed.
+        """
+        return self.format(self.parse(text))
+
+    def draw_example(self, rng: np.random.Generator) -> str:
+        """Give a puzzle to begin with, as text; ``rng`` decides which.
+
+        Raises:
+            DataError: if the task has none, or its data cannot be read.
+        """
+        del rng
+        raise DataError(f"the task {self.config.name} has no examples here")
+
+    def list_names(self) -> List[str]:
+        """Give the names by which puzzles of the task's data can be asked for."""
+        return []
+
+    def demonstrations(self, text: str) -> List[Tuple[np.ndarray, np.ndarray]]:
+        """Return the pairs that show what a puzzle given as text asks for, where there are such.
+
+        Returns:
+            (S,) uint8 inputs and answers.
+        """
+        del text
+        return []
+
     def identifier(self, text: str) -> int:
         """Return the row of the puzzle table that belongs to a puzzle given as text; 0: none."""
         del text

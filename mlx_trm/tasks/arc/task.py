@@ -301,6 +301,11 @@ class ARC(GridView):  # pylint: disable=too-many-public-methods
         """
         return split_grids(list(lines), self.known_tasks())
 
+    def list_names(self) -> List[str]:
+        """Give the test inputs of the data's tasks as ``NAME:NUMBER``."""
+        known = self.known_tasks().by_name
+        return [f"{each.name}:{each.number}" for name in sorted(known) for each in known[name]]
+
     def expand_puzzle(self, text: str) -> List[str]:
         """Return the test inputs of a task given by its name as ``NAME:NUMBER``."""
         if looks_like_name(text):

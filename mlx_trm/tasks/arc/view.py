@@ -1,12 +1,24 @@
 """ARC's grids as a person sees them: on a line, in a terminal, as a board for pictures."""
 
-from typing import Any, List, Optional
+from functools import lru_cache
+from typing import Any, Dict, List, Optional
 
 import numpy as np
 
+from mlx_trm.datasets.sources import SAMPLES
 from mlx_trm.tasks.arc import grids as arc_grids
+from mlx_trm.tasks.arc.files import find_subset, read_subset
 from mlx_trm.tasks.base import Task
 from mlx_trm.tasks.board import Board, is_unanswered, make_board
+
+_SAMPLE = "arc_tiny"
+
+
+@lru_cache(maxsize=None)
+def read_sample() -> List[np.ndarray]:
+    """Read the test inputs of the package's tasks, (H, W) uint8 colours."""
+    tasks = read_subset(find_subset(SAMPLES / _SAMPLE, "evaluation"), arc_grids.CANVAS, False)
+    return [given for each in tasks for given, _ in each.pairs["test"]]
 
 
 # pylint: disable-next=abstract-method
@@ -21,6 +33,20 @@ class GridView(Task):
     def format(self, tokens: np.ndarray) -> str:
         """Write (S,) tokens on one line: the grid as rows of digits, ``012/345``."""
         return arc_grids.format_grid(arc_grids.cut_visible(tokens, self.config.max_grid_size))
+
+    def describe_editor(self) -> Dict[str, Any]:
+        """Let a task of the model's data be picked, or a grid be written."""
+        hint = "Pick a task, or write a grid as rows of digits: 012/345."
+        return {"kind": "names", "hint": hint}
+
+    def draw_example(self, rng: np.random.Generator) -> str:
+        """Give a task of the data, or where these are not here a grid of the package's tasks."""
+        names = self.list_names()
+        if names:
+            return names[rng.integers(len(names))]
+        most = self.config.max_grid_size
+        grids = [grid for grid in read_sample() if max(grid.shape) <= most]
+        return arc_grids.format_grid(grids[rng.integers(len(grids))])
 
     @property
     def token_names(self) -> List[str]:

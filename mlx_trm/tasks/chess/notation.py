@@ -7,6 +7,13 @@ import chess
 import numpy as np
 
 from mlx_trm.errors import DataError, shown
+from mlx_trm.tasks.chess.pasted import (
+    find_fen,
+    is_beside,
+    is_field,
+)
+from mlx_trm.tasks.chess.pasted import read_board as find_board
+from mlx_trm.tasks.chess.pasted import read_row, says_side, split_pasted
 from mlx_trm.tasks.chess.positions import (
     Position,
     decode_move,
@@ -16,12 +23,15 @@ from mlx_trm.tasks.chess.positions import (
     turn_to_white,
 )
 from mlx_trm.tasks.chess.tokens import CELLS, SYMBOLS, is_clean, read_marks
+from mlx_trm.tasks.pasted import strip_colors
 
 # What FENs, boards and squares are written with.
 WRITTEN = "pnbrqkPNBRQK12345678/.-wabcdefgh0"
 
 _SQUARE = re.compile(r"[a-h][1-8]")
-_ROW = re.compile(r"[pnbrqkPNBRQK.]{8}")
+_GAME = re.compile(r"\[\w+ \"|1\.\s*\S")
+# A mating move may end with the sign of a comment.
+_COMMENT = re.compile(r"(?:^|\s)#")
 _COUNTER = re.compile(r"\d{1,5}")
 _FORM = (
     "write a FEN, such as '6k1/5ppp/8/8/8/8/8/R3K3 w Q - 0 1', or eight rows of eight letters, "
@@ -48,6 +58,19 @@ def parse_position(text: str, wants_square: bool) -> np.ndarray:
     if position.marked is not None and position.board.color_at(position.marked) != chess.WHITE:
         raise DataError("the square that is named has no piece of the side to move")
     return encode_position(position)
+
+
+def write_rows(text: str, wants_square: bool) -> str:
+    """Give a position as rows of letters and points with ``/`` between them, and the other fields.
+
+    It stays as it is written, with Black's pieces Black's. Arguments and errors are those of
+    :func:`parse_position`.
+    """
+    board, square = _read(text, wants_square)
+    placement, *fields = board.fen(en_passant="fen").split()[:4]
+    rows = re.sub(r"\d", lambda run: "." * int(run[0]), placement)
+    asked = [] if square is None else [chess.square_name(square)]
+    return " ".join([rows, *fields, *asked])
 
 
 def _read(text: str, wants_square: bool) -> Position:
@@ -89,52 +112,70 @@ def read_board(placement: str, fields: List[str]) -> chess.Board:
 
 def _split(text: str) -> Tuple[str, List[str]]:
     """Split a text into the first field of a FEN and the others."""
+    text = re.sub(r"\s*/\s*", "/", strip_colors(text))
     words = text.split()
+    if not words or "/" not in words[0]:
+        named = next(filter(None, map(find_fen, text.splitlines())), None)
+        words = words if named is None else named.split()
     if words and "/" in words[0]:
         rows, fields = words[0].split("/"), words[1:]
+        if len(fields) > 3 and fields[-1].endswith(";") and not _COUNTER.fullmatch(fields[3]):
+            fields = fields[:3]  # what EPD has in place of the counters
     else:
-        letters = ""
-        while words and len(letters) < CELLS and re.fullmatch("[pnbrqkPNBRQK.]+", words[0]):
-            letters += words.pop(0)
-        if len(letters) != CELLS:
-            raise DataError(f"the board has {len(letters)} squares, not 64; {_FORM}")
-        rows, fields = [letters[at : at + 8] for at in range(0, CELLS, 8)], words
+        rows, fields = _split_rows(text, words)
     return "/".join(re.sub(r"\.+", lambda run: str(len(run[0])), row) for row in rows), fields
+
+
+def _split_rows(text: str, words: List[str]) -> Tuple[List[str], List[str]]:
+    """Find a board of letters: as programs print it, or without line ends."""
+    if _GAME.match(text.lstrip()):
+        raise DataError(f"is a game in PGN that does not begin with a position; {_FORM}")
+    board = find_board(text)
+    if board is not None:
+        return board.rows, board.fields
+    letters, words = "", list(words)
+    while words and len(letters) < CELLS and re.fullmatch("[pnbrqkPNBRQK.]+", words[0]):
+        letters += words.pop(0)
+    if len(letters) != CELLS:
+        what = f" and then {shown(repr(words[0]))}" if words else ""
+        raise DataError(f"the board has {len(letters)} squares{what}, not 64; {_FORM}")
+    return [letters[at : at + 8] for at in range(0, CELLS, 8)], words
 
 
 def split_positions(lines: Iterable[str]) -> Iterator[Tuple[int, str]]:
     """Find the positions in lines of text: one a line, or a row a line; ``#`` begins a comment.
 
-    Behind eight rows a line may hold the other fields of the FEN.
+    Behind eight rows a line may hold the other fields of the FEN. Of what a program has printed,
+    PGN among it, the FENs that it names are taken, or else the boards that it has drawn.
 
     Returns:
         Pairs of the number of a position's first line, from 1, and its text.
     """
+    lines = [strip_colors(line) for line in lines]
+    pasted = list(split_pasted(lines))
+    if pasted:
+        yield from pasted
+        return
     rows: List[str] = []
-    first = 0
-    for number, line in enumerate(lines, start=1):
-        text = line.split("#")[0].strip()
-        if len(rows) == 8:
-            behind = bool(text) and not _is_row(text) and "/" not in text
-            yield first, " ".join([*rows, text] if behind else rows)
-            rows = []
-            if behind:
-                continue
-        if _is_row(text):
+    first, before = 0, ""
+    for number, line in enumerate([*lines, ""], start=1):
+        text = _COMMENT.split(line)[0].strip()
+        row = read_row(text) is not None
+        if text and not row and is_beside(text):
+            continue
+        behind = len(rows) == 8 and not row and is_field(text)
+        if rows and (len(rows) == 8 or not row):
+            whole = [before, *rows, text if behind else ""]
+            yield first, "\n".join(filter(None, whole))
+            rows, before = [], ""
+        if row:
             first = first if rows else number
             rows.append(text)
-            continue
-        if rows:
-            yield first, " ".join(rows)
-            rows = []
-        if text:
-            yield number, text
-    if rows:
-        yield first, " ".join(rows)
-
-
-def _is_row(text: str) -> bool:
-    return bool(_ROW.fullmatch(text.replace(" ", "")))
+        elif text and not behind:
+            if says_side(text):
+                before = text
+            else:
+                yield number, text
 
 
 def format_tokens(tokens: np.ndarray) -> str:

@@ -33,7 +33,13 @@ from mlx_trm.tasks.chess.tokens import (
     mirrored_cells,
     position_key,
 )
-from mlx_trm.tasks.chess.view import draw_text, only_marks, paint_squares, show_letters
+from mlx_trm.tasks.chess.view import (
+    describe_cells,
+    draw_text,
+    only_marks,
+    paint_squares,
+    show_letters,
+)
 from mlx_trm.tasks.puzzle_files import FilePuzzles, PuzzleFileConfig, hash_puzzle_file
 from mlx_trm.tasks.symmetries import Symmetry
 
@@ -134,13 +140,6 @@ class Chess(Task):
         if rows:
             yield _block(rows)
 
-    def draw_position(self, rng: np.random.Generator) -> np.ndarray:
-        """Draw a puzzle to begin with, (64,) uint8 tokens; of a whole game or an ending."""
-        from mlx_trm.tasks.chess.generator import Wanted, generate_puzzles
-
-        wanted = Wanted(self.config.kind, self.config.style, self.config.unique)
-        return next(generate_puzzles(wanted, 1, rng))[0]
-
     def _generate(self, split: str) -> Iterator[Tuple[np.ndarray, np.ndarray]]:
         """Generate a split, without the positions of the other one."""
         from mlx_trm.tasks.chess.generator import Wanted, generate_puzzles
@@ -233,6 +232,27 @@ class Chess(Task):
         from mlx_trm.tasks.chess.notation import parse_position
 
         return parse_position(text, self.config.kind == "moves")
+
+    def describe_editor(self) -> Dict[str, Any]:
+        """Let pieces be put on a board."""
+        return describe_cells(self.config.kind == "moves")
+
+    def write_for_editor(self, text: str) -> str:
+        """Give a position as eight rows, the side to move, castling, en passant, and the piece.
+
+        Raises:
+            DataError: if it cannot be read, or is no legal position.
+        """
+        from mlx_trm.tasks.chess.notation import write_rows
+
+        return write_rows(text, self.config.kind == "moves")
+
+    def draw_example(self, rng: np.random.Generator) -> str:
+        """Make a puzzle to begin with, of a whole game or an ending."""
+        from mlx_trm.tasks.chess.generator import Wanted, generate_puzzles
+
+        wanted = Wanted(self.config.kind, self.config.style, self.config.unique)
+        return self.format(next(generate_puzzles(wanted, 1, rng))[0])
 
     def format(self, tokens: np.ndarray) -> str:
         """Write (64,) tokens: a FEN with White to move, a move such as ``e7e8q``, or squares."""

@@ -1,9 +1,10 @@
-"""A position with the marks of an answer: painted, and drawn for a terminal."""
+"""A position with the marks of an answer: painted, drawn for a terminal, and typed on a page."""
 
-from typing import Optional
+from typing import Any, Dict, Optional
 
 import numpy as np
 
+from mlx_trm.tasks.board import CellsEditor, Choice, Look, Tool, css_color
 from mlx_trm.tasks.chess.tokens import (
     EMPTY,
     FROM,
@@ -18,6 +19,10 @@ from mlx_trm.tasks.text import BOLD, GREEN, RED, UNDERLINE, mark_of, styled
 
 _LIGHT, _DARK = (240, 217, 181), (181, 136, 99)
 _LEFT, _REACHED, _ASKED, _NONE = (247, 211, 88), (140, 186, 81), (120, 170, 214), (128, 128, 128)
+_PIECES = ("king", "queen", "rook", "bishop", "knight", "pawn")
+_GLYPHS = dict(zip("KQRBNPkqrbnp", "♔♕♖♗♘♙♚♛♜♝♞♟"))
+_SQUARES = tuple(f"{file}{rank}" for rank in "87654321" for file in "abcdefgh")
+_EMPTY_TEXT = "/".join(["." * 8] * 8)
 _SIDES = {"from": "()", "to": "[]", "asked": "<>"}
 
 
@@ -101,3 +106,49 @@ def only_marks(tokens: np.ndarray) -> np.ndarray:
     """Give (64,) tokens with everything but an answer's marks and padding as empty cells."""
     tokens = np.asarray(tokens)
     return np.where((tokens >= FROM) | (tokens == PAD), tokens, EMPTY)
+
+
+def describe_cells(asks: bool) -> Dict[str, Any]:
+    """Say how a page lets a position be set up, as :meth:`TextForm.describe_editor` does.
+
+    Args:
+        asks: whether a piece is named that the puzzle asks about.
+    """
+    looks = {".": Look("empty")}
+    tools = []
+    for color, letters in (("white", "KQRBNP"), ("black", "kqrbnp")):
+        for letter, piece in zip(letters, _PIECES):
+            # A variation selector keeps a phone from drawing a pawn as an emoji.
+            glyph = _GLYPHS[letter] + "\ufe0e"
+            looks[letter] = Look(f"{color} {piece}", glyph)
+            tools.append(Tool(f"{color} {piece}", letter, turns={letter: "."}, keys=(letter,)))
+    tools.append(Tool("empty", ".", keys=(".", "Delete", "Backspace")))
+    rights = [
+        "".join(right for bit, right in enumerate("KQkq") if number >> bit & 1) or "-"
+        for number in range(16)
+    ]
+    passed = [square for square in _SQUARES if square[1] in "36"]
+    choices = [
+        Choice("to move", (("w", "White"), ("b", "Black"))),
+        Choice("castling", tuple((each, "nobody" if each == "-" else each) for each in rights)),
+        Choice("en passant", (("-", "nowhere"), *((each, each) for each in passed))),
+    ]
+    hint = "A FEN, or eight rows of letters and points with / between them"
+    if asks:
+        choices.append(
+            Choice("asked about", (("", "no piece yet"), *((each, each) for each in _SQUARES)))
+        )
+        tools.append(Tool("the piece that is asked about", points="asked about", keys=("?",)))
+        hint += ", and behind it the square of the piece that is asked about"
+    return CellsEditor(
+        label="Chess board",
+        hint=f"{hint}.",
+        rows=8,
+        columns=8,
+        looks=looks,
+        tools=tools,
+        choices=choices,
+        names=_SQUARES,
+        papers=(css_color(np.array(_LIGHT)), css_color(np.array(_DARK))),
+        empty=f"{_EMPTY_TEXT} w - -",
+    ).describe()

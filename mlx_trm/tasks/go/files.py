@@ -7,11 +7,12 @@ between its rows; ``#`` begins a comment. A CSV has a column for the board and o
 import re
 from functools import partial
 from pathlib import Path
-from typing import Iterable, Iterator, List, Optional, Sequence, Tuple, Union
+from typing import Any, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple, Union
 
 import numpy as np
 
 from mlx_trm.errors import DataError, shown
+from mlx_trm.tasks.board import CellsEditor, Look, Tool
 from mlx_trm.tasks.go.answers import answer_puzzles, is_right
 from mlx_trm.tasks.go.positions import (
     GIVEN,
@@ -19,6 +20,7 @@ from mlx_trm.tasks.go.positions import (
     Position,
     decode,
     encode,
+    point_name,
     position_problem,
 )
 from mlx_trm.tasks.go.rules import rules_of
@@ -240,3 +242,43 @@ def _read_text(
 
 def _stacked(rows: Sequence[np.ndarray], size: int) -> np.ndarray:
     return np.array(rows, dtype=np.uint8).reshape(-1, size * size)
+
+
+# Boards typed on a page --------------------------------------------------------------------------
+
+
+def describe_cells(kind: str, size: int) -> Dict[str, Any]:
+    """Say how a page lets a board be set up, as :meth:`TextForm.describe_editor` does."""
+    looks = {
+        ".": Look("empty"),
+        "X": Look("black stone", ink="#222222", disc=True),
+        "O": Look("white stone", ink="#fafafa", disc=True),
+    }
+    turns = {".": "X", "X": "O", "O": ".", "B": "O", "W": "."}
+    tools = [
+        Tool("stones, by turns", turns=turns, keys=("Enter", " ")),
+        Tool("black", "X", turns={"X": "."}, keys=("x", "X")),
+        Tool("white", "O", turns={"O": "."}, keys=("o", "O")),
+        Tool("empty", ".", keys=(".", "Delete", "Backspace")),
+    ]
+    hint = "X is black, O white, . empty; a row a line, or / between rows; or SGF."
+    if kind == "capture":
+        looks["B"] = Look("black stone of the group", ink="#222222", fill="#9bcdf0", disc=True)
+        looks["W"] = Look("white stone of the group", ink="#fafafa", fill="#00467d", disc=True)
+        marks = {"X": "B", "O": "W", "B": "X", "W": "O"}
+        clears = {"B": "X", "W": "O"}
+        tools.append(Tool("the group to capture", turns=marks, clears=clears, keys=("m",)))
+        hint = f"B or W is a stone of the group to capture; {hint}"
+    names = tuple(point_name(1 << cell, size) for cell in range(size * size))
+    empty = "/".join(["." * size] * size)
+    return CellsEditor(
+        label="Go board",
+        hint=hint,
+        rows=size,
+        columns=size,
+        looks=looks,
+        tools=tools,
+        names=names,
+        papers=("#dcb35c",),
+        empty=empty,
+    ).describe()

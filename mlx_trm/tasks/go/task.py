@@ -21,7 +21,13 @@ from mlx_trm.datasets.writing import SPLITS, PuzzleBlock
 from mlx_trm.tasks.base import ScoredRows, Scorer, ShareScorer, Task, register_task
 from mlx_trm.tasks.board import Board, differing, is_unanswered, make_board
 from mlx_trm.tasks.go.answers import answer_puzzles, is_right
-from mlx_trm.tasks.go.files import format_board, parse_board, read_boards, split_boards
+from mlx_trm.tasks.go.files import (
+    describe_cells,
+    format_board,
+    parse_board,
+    read_boards,
+    split_boards,
+)
 from mlx_trm.tasks.go.generator import GENERATOR_VERSION, generate_puzzles
 from mlx_trm.tasks.go.positions import (
     BLACK,
@@ -186,6 +192,16 @@ class Go(Task):
             DataError: if it is malformed, or no such position can come up.
         """
         return parse_board(text, self.config.kind, self.config.size)
+
+    def describe_editor(self) -> Dict[str, Any]:
+        """Let stones be put on a board."""
+        return describe_cells(self.config.kind, self.config.size)
+
+    def draw_example(self, rng: np.random.Generator) -> str:
+        """Make a puzzle to begin with."""
+        go = self.config
+        board, _ = next(generate_puzzles("test", 1, go.kind, go.size, go.quiet_moves, rng))
+        return self.format(board)
 
     def format(self, tokens: np.ndarray) -> str:
         """Write (S,) tokens on one line, ``/`` between rows; ``?`` is no point."""

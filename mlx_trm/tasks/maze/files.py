@@ -10,11 +10,12 @@ Reference: dataset/build_maze_dataset.py.
 from functools import partial
 from math import isqrt
 from pathlib import Path
-from typing import Iterable, Iterator, List, Optional, Sequence, Tuple, Union
+from typing import Any, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple, Union
 
 import numpy as np
 
 from mlx_trm.errors import DataError
+from mlx_trm.tasks.board import CellsEditor, Look, Tool
 from mlx_trm.tasks.maze.generator import MazeSet
 from mlx_trm.tasks.maze.paths import GOAL, PATH, START, UNREACHED, judge, solve_mazes
 from mlx_trm.tasks.pasted import plain_maze, split_drawings, strip_colors
@@ -231,3 +232,31 @@ def csv_text(mazes: MazeSet, source: str) -> str:
     """Write mazes as a CSV; ``source`` goes into the first column, the steps into the last."""
     texts = (["".join(SYMBOLS[token] for token in row) for row in cells] for cells in mazes[:2])
     return csv_of(zip(*texts, mazes.lengths), source)
+
+
+# Mazes typed on a page ---------------------------------------------------------------------------
+
+
+def describe_cells(size: int) -> Dict[str, Any]:
+    """Say how a page lets a maze be drawn, as :meth:`TextForm.describe_editor` does."""
+    rows = ["." * size for _ in range(size)]
+    rows[0], rows[-1] = "S" + rows[0][1:], rows[-1][1:] + "G"
+    return CellsEditor(
+        label="Maze",
+        hint="# is a wall, . is open, S the start, G the goal; a row a line, or / between rows.",
+        rows=size,
+        columns=size,
+        looks={
+            ".": Look("open"),
+            "#": Look("wall", ink="#ffffff", fill="#222222"),
+            "S": Look("start", "S", fill="#009e73"),
+            "G": Look("goal", "G", fill="#d55e00"),
+        },
+        tools=(
+            Tool("wall", "#", turns={"#": "."}, keys=("w",), drags=True),
+            Tool("open", ".", keys=("o",), drags=True),
+            Tool("start", "S", clears={"S": "."}, keys=("s",)),
+            Tool("goal", "G", clears={"G": "."}, keys=("g",)),
+        ),
+        empty="/".join(rows),
+    ).describe()

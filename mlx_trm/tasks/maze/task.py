@@ -20,6 +20,7 @@ from mlx_trm.tasks.base import ScoredRows, Scorer, ShareScorer, Task, register_t
 from mlx_trm.tasks.board import Board, differing, is_unanswered, make_board
 from mlx_trm.tasks.maze.files import (
     SYMBOLS,
+    describe_cells,
     parse_maze,
     read_mazes,
     read_with_sources,
@@ -236,6 +237,16 @@ class Maze(Task):  # pylint: disable=too-many-public-methods
             DataError: if it is malformed. That it can be solved is not checked.
         """
         return parse_maze(text, self.config.size)
+
+    def describe_editor(self) -> Dict[str, Any]:
+        """Let walls, S and G be drawn by clicks."""
+        return describe_cells(self.config.size)
+
+    def draw_example(self, rng: np.random.Generator) -> str:
+        """Make a maze to begin with."""
+        config = self.config
+        made = generate_sets([1], config.size, rng, config.style, config.min_path)[0]
+        return self.format(made.inputs[0])
 
     def answers(self, inputs: np.ndarray) -> Tuple[np.ndarray, Dict[int, str]]:
         """Mark a shortest path in each of (n, S) mazes, and say which have none."""

@@ -5,12 +5,13 @@ of a text file is solved, which proves that it has one solution, and rated; a CS
 answers and ratings, which are checked by the rules but not solved again.
 """
 
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Callable, Iterator, List, Optional, Sequence, Tuple, Union
 
 import numpy as np
 
+from mlx_trm.datasets.sources import SAMPLES
 from mlx_trm.errors import DataError
 from mlx_trm.tasks.pasted import clean_cells, fill_blanks, split_numbers
 from mlx_trm.tasks.puzzle_files import CsvBlock, FilePuzzles, csv_of, read_puzzle_file
@@ -24,6 +25,7 @@ from mlx_trm.tasks.sudoku.solver import (
 )
 from mlx_trm.tasks.text import place_name
 
+SAMPLE_FILES = {"train": "sudoku_hard_train.csv", "test": "sudoku_hard_test.csv"}
 _TEXT_ROWS = 4096
 _BAD = 255
 # What the digits are written as; a Sudoku of 16 rows has all of them.
@@ -81,6 +83,13 @@ def csv_text(rows: PuzzleSet, source: str) -> str:
     """Write puzzles as a CSV; ``source`` goes into the first column."""
     puzzles, solutions = (map(puzzle_text, cells) for cells in (rows.puzzles, rows.solutions))
     return csv_of(zip(puzzles, solutions, rows.ratings), source)
+
+
+@lru_cache(maxsize=None)
+def read_sample() -> np.ndarray:
+    """Read the hard 9x9 test puzzles of the package, (n, 81) digits."""
+    parts = read_puzzles(SAMPLES / SAMPLE_FILES["test"], 9)
+    return np.concatenate([part.puzzles for part in parts])
 
 
 def puzzle_text(cells: np.ndarray) -> str:

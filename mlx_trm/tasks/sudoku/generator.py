@@ -9,6 +9,7 @@ from typing import Collection, List, Optional, Sequence, Tuple
 import numpy as np
 
 from mlx_trm.errors import DataError
+from mlx_trm.tasks.sudoku.files import read_sample
 from mlx_trm.tasks.sudoku.keys import mix_bits, puzzle_keys
 from mlx_trm.tasks.sudoku.solver import (
     DIGIT,
@@ -193,3 +194,17 @@ def _not_seen(puzzles: np.ndarray, size: int, seen: np.ndarray) -> Tuple[np.ndar
     _, first = np.unique(keys, return_index=True)
     first = np.sort(first[~np.isin(keys[first], seen)])
     return puzzles[first], np.concatenate([seen, keys[first]])
+
+
+def draw_puzzle(size: int, givens: Tuple[int, int], rng: np.random.Generator) -> np.ndarray:
+    """Draw one puzzle, (S,) digits: at 9x9 a hard one of the package, else a new one.
+
+    Args:
+        size: rows and columns.
+        givens: of a new one, at least and at most.
+        rng: decides which.
+    """
+    if size == 9:
+        puzzles = read_sample()
+        return np.asarray(puzzles[rng.integers(len(puzzles))])
+    return np.asarray(generate_sets([1], size, rng, givens)[0].puzzles[0])

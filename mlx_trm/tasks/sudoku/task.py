@@ -23,13 +23,20 @@ from mlx_trm.tasks.pasted import gather_rows
 from mlx_trm.tasks.puzzle_files import FilePuzzles, PuzzleFileConfig, hash_puzzle_file
 from mlx_trm.tasks.sudoku.files import (
     DIGITS,
+    SAMPLE_FILES,
     draw_puzzles,
     parse_puzzle,
+    puzzle_text,
     read_puzzles,
     read_with_sources,
     solution_problem,
 )
-from mlx_trm.tasks.sudoku.generator import DEFAULT_GIVENS, GENERATOR_VERSION, generate_sets
+from mlx_trm.tasks.sudoku.generator import (
+    DEFAULT_GIVENS,
+    GENERATOR_VERSION,
+    draw_puzzle,
+    generate_sets,
+)
 from mlx_trm.tasks.sudoku.keys import puzzle_keys
 from mlx_trm.tasks.sudoku.solver import (
     FEWEST_GIVENS,
@@ -41,11 +48,10 @@ from mlx_trm.tasks.sudoku.solver import (
     valid_grids,
 )
 from mlx_trm.tasks.sudoku.transforms import SYMMETRIES, default_symmetries, random_transforms
-from mlx_trm.tasks.sudoku.view import frame_cells
+from mlx_trm.tasks.sudoku.view import describe_digits, frame_cells
 from mlx_trm.tasks.symmetries import Symmetry
 from mlx_trm.tasks.text import BOLD, RED, UNDERLINE, mark_of, styled
 
-SAMPLE_FILES = {"train": "sudoku_hard_train.csv", "test": "sudoku_hard_test.csv"}
 DEFAULT_COUNTS = {"train": 4000, "test": 1000}
 
 _CHUNK = 8192
@@ -135,13 +141,8 @@ class Sudoku(Task):
         config, named = self.config, self.raw_file(split)
         if named is not None:
             return named
-        generated = (
-            config.train_puzzles,
-            config.test_puzzles,
-            config.min_givens,
-            config.max_givens,
-        )
-        if config.size == 9 and generated == (None, None, None, None):
+        made = config.train_puzzles, config.test_puzzles, config.min_givens, config.max_givens
+        if config.size == 9 and made == (None, None, None, None):
             return SAMPLES / SAMPLE_FILES[split]
         return None
 
@@ -283,6 +284,14 @@ class Sudoku(Task):
         """
         return (parse_puzzle(text, self.config.size) + 1).astype(np.uint8)
 
+    def describe_editor(self) -> Dict[str, Any]:
+        """Let digits be typed into cells."""
+        return describe_digits(self.config.size, self.token_names[2:])
+
+    def draw_example(self, rng: np.random.Generator) -> str:
+        """Draw one of the package's hard puzzles; where there are none of the size, make one."""
+        return puzzle_text(draw_puzzle(self.config.size, self.config.givens, rng))
+
     def answers(self, inputs: np.ndarray) -> Tuple[np.ndarray, Dict[int, str]]:
         """Solve (n, S) puzzles; what has not exactly one solution has no answer."""
         size = self.config.size
@@ -364,10 +373,7 @@ class Sudoku(Task):
         return frame_cells(cells, self.config.size)
 
     def check(self, inputs: np.ndarray, tokens: np.ndarray) -> bool:
-        """Say whether (S,) ``tokens`` are a valid grid that keeps the givens of ``inputs``.
-
-        For a puzzle with one solution that grid is the answer; one with several has several.
-        """
+        """Say whether (S,) ``tokens`` are a valid grid, of perhaps several, with those givens."""
         return bool(self.check_many(np.asarray(inputs)[None], np.asarray(tokens)[None])[0])
 
     def check_many(self, inputs: np.ndarray, tokens: np.ndarray) -> np.ndarray:

@@ -1,6 +1,6 @@
-"""A Sudoku grid in a terminal: the lines around its boxes."""
+"""A Sudoku grid in a terminal, with the lines around its boxes, and typed on a page."""
 
-from typing import Sequence
+from typing import Any, Dict, Sequence
 
 from mlx_trm.tasks.sudoku.solver import box_shape
 
@@ -28,3 +28,20 @@ def frame_cells(cells: Sequence[str], size: int) -> str:
         ]
         lines.append("│" + " │".join(boxes) + " │")
     return "\n".join(lines + [rules[2]])
+
+
+def describe_digits(size: int, symbols: Sequence[str]) -> Dict[str, Any]:
+    """Say how a page lets a Sudoku be typed, as :meth:`TextForm.describe_editor` does.
+
+    Args:
+        size: rows of the grid.
+        symbols: its digits.
+    """
+    return {
+        "kind": "digits",
+        "hint": "One line or rows, . or 0 for a blank.",
+        "label": "Sudoku, a digit a cell",
+        "size": size,
+        "boxes": list(box_shape(size)),
+        "symbols": list(symbols),
+    }
