@@ -254,7 +254,9 @@ def describe_cells(kind: str, size: int) -> Dict[str, Any]:
         "X": Look("black stone", ink="#222222", disc=True),
         "O": Look("white stone", ink="#fafafa", disc=True),
     }
-    turns = {".": "X", "X": "O", "O": ".", "B": "O", "W": "."}
+    turns = {".": "X", "X": "O", "O": "."}
+    if kind == "capture":
+        turns.update(B="O", W=".")
     tools = [
         Tool("stones, by turns", turns=turns, keys=("Enter", " ")),
         Tool("black", "X", turns={"X": "."}, keys=("x", "X")),

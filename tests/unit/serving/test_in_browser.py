@@ -9,8 +9,9 @@ import json
 import os
 import shutil
 import sys
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Iterator, List
+from typing import Any, Dict, Iterator, List
 
 import pytest
 from child_processes import started
@@ -39,25 +40,42 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(bool(MISSING), reason=f"not here: {', '.join(MISSING)}"),
 ]
+UNTRAINED = {
+    "small-maze": ("maze_tiny.yaml", ["task.size=5"]),
+    "capture": ("go_tiny.yaml", ["task.kind=capture"]),
+    "territory": ("go_tiny.yaml", []),
+}
+if find_spec("chess") is not None:
+    UNTRAINED["moves"] = ("chess_moves_tiny.yaml", [])
+    UNTRAINED["mate"] = ("chess_moves_tiny.yaml", ["task.kind=mate1", "task.style=endings"])
 HARD = "8..........36......7..9.2...5...7.......457.....1...3...1....68..85...1..9....4.."
 
 
 @pytest.fixture(name="folder", scope="module")
 def fixture_folder(tmp_path_factory: Any) -> Path:
-    """Two runs to compare, and a maze model that knows nothing."""
+    """Two runs to compare, and models of mazes, Go and chess that know nothing."""
     top: Path = tmp_path_factory.mktemp("served")
     for name, rate in (("first", 1), ("second", 2)):
         write(top / "runs" / name, [train(n, lm_loss=rate / n) for n in range(10, 60, 10)])
         (top / "runs" / name / "config.yaml").write_text(f"train: {{lr: {rate}e-4}}\nseed: 0\n")
-    served = untrained("maze", "maze_tiny.yaml", ["task.size=5"])
-    save_checkpoint(top / "small-maze", served.solver.model, served.solver.config, 1)
+    for name, (preset, changes) in UNTRAINED.items():
+        served = untrained(name, preset, changes)
+        save_checkpoint(top / name, served.solver.model, served.solver.config, 1)
     return top
 
 
 @pytest.fixture(name="address", scope="module")
 def fixture_address(folder: Path) -> Iterator[str]:
     """A server in a process of its own."""
-    words = [folder / "small-maze", "--runs", folder / "runs", "--port", "0", "--queue", "8"]
+    words = [
+        *(folder / name for name in UNTRAINED),
+        "--runs",
+        folder / "runs",
+        "--port",
+        "0",
+        "--queue",
+        "8",
+    ]
     with started([sys.executable, "-m", "mlx_trm.serve", *words]) as process:
         yield process.stdout.readline().split()[0]  # type: ignore[union-attr]
 
@@ -175,9 +193,9 @@ def test_a_maze_is_drawn(page: Any, address: str) -> None:
     """Clicks make walls and take them away, keys draw too; the untrained model has no answer."""
     open_model(page, address, "small-maze")
     type_puzzle(page, MAZE)
-    cells = page.find_elements(By.CSS_SELECTOR, "#editor .maze-cell")
+    cells = page.find_elements(By.CSS_SELECTOR, "#editor .cell")
     assert len(cells) == 25
-    wait(page, lambda: "start" in cells[0].get_attribute("class"))
+    wait(page, lambda: cells[0].get_attribute("aria-label") == "row 1 column 1: start")
     cells[1].click()
     wait(page, lambda: by_id(page, "text").get_attribute("value").startswith("S#"))
     cells[1].click()
@@ -190,6 +208,108 @@ def test_a_maze_is_drawn(page: Any, address: str) -> None:
         "Not solved: not accepted by the rules, no clean path"
     )
     keep(page, "maze")
+    no_complaints(page)
+
+
+def choose_tool(page: Any, name: str) -> None:
+    """Choose what a click draws."""
+    page.find_element(By.CSS_SELECTOR, f'#editor input[value="{name}"]').click()
+
+
+def typed(page: Any) -> List[str]:
+    """The puzzle as text, by lines."""
+    return by_id(page, "text").get_attribute("value").split("\n")
+
+
+def cells_of(page: Any) -> Dict[str, Any]:
+    """The editor's cells by their names, such as e4."""
+    found = page.find_elements(By.CSS_SELECTOR, "#editor .cell")
+    return {cell.get_attribute("aria-label").split(":")[0]: cell for cell in found}
+
+
+@pytest.mark.skipif("mate" not in UNTRAINED, reason="python-chess is not installed (extra chess)")
+def test_a_chess_position_is_set_up(page: Any, address: str) -> None:
+    """Pieces are picked and put down, by clicks and keys; whose move, castling, en passant."""
+    open_model(page, address, "mate")
+    wait(page, lambda: "/" in typed(page)[0])
+    by_id(page, "clear").click()
+    cells = cells_of(page)
+    assert len(cells) == 64
+    for tool, places in (("black king", "g8"), ("black pawn", "f7 g7 h7"), ("white king", "e1")):
+        choose_tool(page, tool)
+        for place in places.split():
+            cells[place].click()
+    cells["a1"].send_keys("R")
+    cells["d5"].send_keys("q")
+    assert cells["d5"].get_attribute("aria-label") == "d5: black queen"
+    cells["d5"].send_keys(Keys.DELETE)
+    wait(page, lambda: typed(page)[0] == "......k./")
+    choices = page.find_elements(By.CSS_SELECTOR, "#editor select")
+    choices[1].send_keys("Q")
+    wait(page, lambda: typed(page)[7:] == ["R...K...", "w Q -"])
+    wait(page, lambda: not by_id(page, "message").is_displayed())
+    by_id(page, "solve").click()
+    wait(page, lambda: text_of(page, "result").startswith("Not solved"))
+    assert page.find_element(By.CSS_SELECTOR, "#board svg").get_attribute("aria-label")
+    keep(page, "chess")
+    choices[0].send_keys("Black")
+    wait(page, lambda: "no mate in one" in text_of(page, "message"))
+    type_puzzle(page, "3rk3/8/8/8/8/8/5PPP/6K1 b - - 0 1")
+    wait(page, lambda: cells["d8"].get_attribute("aria-label") == "d8: black rook")
+    assert choices[0].get_attribute("value") == "b"
+    type_puzzle(page, "kk6/8/8/8/8/8/8/K7")
+    wait(page, lambda: "more than one king" in text_of(page, "message"))
+    no_complaints(page)
+
+
+@pytest.mark.skipif("moves" not in UNTRAINED, reason="python-chess is not installed (extra chess)")
+def test_a_piece_is_asked_about(page: Any, address: str) -> None:
+    """It is clicked on; every example has one."""
+    open_model(page, address, "moves")
+    wait(page, lambda: page.find_elements(By.CSS_SELECTOR, "#editor .cell.asked"))
+    type_puzzle(page, "4k3/8/8/8/8/8/8/R3K3 e1")
+    cells = cells_of(page)
+    wait(page, lambda: cells["e1"].get_attribute("aria-label") == "e1: white king, asked about")
+    choose_tool(page, "the piece that is asked about")
+    cells["a1"].click()
+    wait(page, lambda: typed(page)[8:] == ["w - - a1"])
+    cells["a1"].click()
+    wait(page, lambda: "is missing" in text_of(page, "message"))
+    cells["a1"].send_keys("?")
+    by_id(page, "solve").click()
+    wait(page, lambda: text_of(page, "result"))
+    assert "square" in text_of(page, "result") or "no answer" in text_of(page, "result")
+    keep(page, "chess-moves")
+    no_complaints(page)
+
+
+def test_a_go_board_is_set_up(page: Any, address: str) -> None:
+    """Clicks go from empty to black, white and empty again; a group is marked; SGF is pasted."""
+    open_model(page, address, "capture")
+    wait(page, lambda: "/" in typed(page)[0])
+    by_id(page, "clear").click()
+    cells = cells_of(page)
+    assert len(cells) == 49 and "J7" not in cells
+    for place, clicks in (("C6", 1), ("D6", 1), ("B5", 1), ("C5", 2), ("G1", 3)):
+        for _ in range(clicks):
+            cells[place].click()
+    wait(page, lambda: typed(page)[1:3] == ["..XX.../", ".XO..../"])
+    wait(page, lambda: "no group is marked" in text_of(page, "message"))
+    choose_tool(page, "the group to capture")
+    cells["C6"].click()
+    cells["C5"].click()  # one group is in question, no longer the other
+    wait(page, lambda: typed(page)[1:3] == ["..XX.../", ".XW..../"])
+    wait(page, lambda: not by_id(page, "message").is_displayed())
+    by_id(page, "solve").click()
+    wait(page, lambda: text_of(page, "result").startswith("Not solved"))
+    keep(page, "go")
+    type_puzzle(page, "(;GM[1]SZ[7]AB[cb][db][bc]AW[cc]TR[cc])")
+    wait(page, lambda: "white stone of the group" in cells["C5"].get_attribute("aria-label"))
+    cells["A1"].send_keys("x")
+    wait(page, lambda: typed(page)[6] == "X......")
+    open_model(page, address, "territory")
+    wait(page, lambda: "/" in typed(page)[0])
+    assert not page.find_elements(By.CSS_SELECTOR, '#editor input[value="the group to capture"]')
     no_complaints(page)
 
 
