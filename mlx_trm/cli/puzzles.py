@@ -8,7 +8,7 @@ from typing import Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 
-from mlx_trm.config.columns import check_names, own_names, split_fields
+from mlx_trm.config.columns import check_names, own_names, plain_name, split_fields
 from mlx_trm.errors import DataError, listed
 from mlx_trm.system.bounded import read_bytes
 from mlx_trm.tasks import Task
@@ -128,7 +128,8 @@ def read_texts(
     path = os.path.expanduser(source)
     if source != "-" and not os.path.exists(path):
         # A typing error in a file's name should not be reported as a strange puzzle.
-        named = "/" in source or re.search(r"\.[A-Za-z]\w*$", source)
+        named = "/" in source or re.search(r"\.[A-Za-z]\w*$", source) is not None
+        named = named and "\n" not in source.strip()
         cells = sum(char in task.symbols or char in PASTED or char.isspace() for char in source)
         if named and cells <= MOSTLY * len(source):
             raise DataError(f"{source}: no such file, and not a puzzle either")
@@ -153,11 +154,12 @@ def read_texts(
     except ValueError as error:
         raise DataError(f"{name}: {error}; give fewer puzzles at a time") from error
     first = [word.strip(' "') for word in lines[0].split(",")] if lines else []
-    columns = getattr(task.config, "columns", None)
+    columns = task.csv_columns
     header = own_names(first, columns)
     if "question" in header:
         check_names(f"{name}:1", first, columns)
-        found = list(_questions(name, lines[1:], header.index("question")))
+        names = [plain_name(word) for word in first]
+        found = list(_questions(name, lines[1:], names, header.index("question"), task))
     else:
         try:
             found = list(task.split_puzzles(lines))
@@ -189,15 +191,22 @@ def read_standard_input() -> bytes:
     return content
 
 
-def _questions(name: str, lines: Sequence[str], column: int) -> Iterator[Tuple[int, str]]:
-    """Yield (line, puzzle) of the lines below a CSV's header."""
+def _questions(
+    name: str, lines: Sequence[str], names: Sequence[str], column: int, task: Task
+) -> Iterator[Tuple[int, str]]:
+    """Yield (line, puzzle) of the lines below a CSV's header, of which the columns' names are."""
     for number, line in enumerate(lines, start=2):
         if not line.strip():
             continue
         fields = split_fields(f"{name}:{number}", line)
         if len(fields) <= column:
             raise DataError(f"{name}:{number}: has no column {column + 1}, the question")
-        yield number, fields[column]
+        try:
+            question = task.csv_question(dict(zip(names, fields)), fields[column])
+        except DataError as error:
+            raise DataError(f"{name}:{number}: {error}") from error
+        if question is not None:
+            yield number, question
 
 
 def describe_problems(name: str, problems: Sequence[Tuple[int, str]]) -> str:

@@ -72,6 +72,25 @@ class TextForm:  # pylint: disable=too-many-public-methods
             if text:
                 yield number, text
 
+    @property
+    def csv_columns(self) -> Optional[Sequence[str]]:
+        """Names of a CSV's columns of puzzle and answer; None: known by their usual names."""
+        columns: Optional[Sequence[str]] = getattr(self.config, "columns", None)
+        return columns
+
+    def csv_question(self, row: Dict[str, str], question: str) -> Optional[str]:
+        """Give the puzzle that a row of a CSV stands for, as :meth:`parse` reads it.
+
+        Args:
+            row: its fields by their columns' names, in small letters.
+            question: the field of the puzzle's column; by default it is the puzzle.
+
+        Returns:
+            None: the row is left out.
+        """
+        del row
+        return question
+
     def parse(self, text: str) -> np.ndarray:
         """Read one puzzle as a person writes it.
 

@@ -17,7 +17,7 @@ from mlx_trm.inference.solver import Solver
 from mlx_trm.models import RecursiveModel, TRMConfig, register_model
 from mlx_trm.models.carry import Outputs
 from mlx_trm.runs.checkpoint import save_checkpoint
-from mlx_trm.tasks import ChessConfig, build_task
+from mlx_trm.tasks import Chess, ChessConfig, build_task
 from mlx_trm.tasks.chess.tokens import FROM, TO
 
 pytest.importorskip("chess", reason="python-chess is not installed (extra chess)")
@@ -164,3 +164,63 @@ def test_data_show(run: Any) -> None:
         *("task.train_puzzles=20", "task.test_puzzles=3"),
     )
     assert done.code == 0 and "chess test puzzle 0 of 3" in done.out and "<" in done.out
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["--kind", "moves"], ["--kind", "mate1", "--style", "endings"], ["--kind", "mate1"]],
+    ids=" ".join,
+)
+def test_generate(run: Any, words: Any) -> None:
+    """A CSV that is trained on and solved as it is; a seed decides it; --exclude keeps out."""
+    call = ("data", "generate", "--task", "chess", *words, "--count", "12")
+    done = run(*call, "--seed", "3")
+    assert done.code == 0 and "12 puzzles: chess_" in done.err
+    assert run(*call, "--seed", "3", "--output", "a.csv").out == ""
+    assert Path("a.csv").read_text(encoding="utf-8") == done.out
+    other = run(*call, "--seed", "3", "--exclude", "a.csv")
+    lines = [set(text.splitlines()[1:]) for text in (done.out, other.out)]
+    assert other.code == 0 and not lines[0] & lines[1]
+    task = build_task(ChessConfig("chess", kind=words[1], train_file="a.csv"))
+    rows = [row.split(",")[1:] for row in done.out.splitlines()[1:]]
+    parts = list(task.groups("train", np.random.default_rng(0)))
+    found = [pair for part in parts for pair in zip(part.inputs, part.labels)]  # type: ignore
+    assert [[task.format(each) for each in pair] for pair in found] == rows
+    if words[1] == "mate1":
+        done = run("solve", "../rook", "a.csv", "--show", "final")
+        assert done.code == 0 and "12 puzzles: 0 right" in done.out
+        Path("b.csv").write_text(f"question,answer\n{FEN},d1d7\n", encoding="utf-8")
+        done = run("evaluate", "../rook", "--data", "b.csv")
+        assert done.code == 2 and "b.csv:2: the answer 'd1d7' is wrong by the rules" in done.err
+
+
+def test_interrupted_generation_leaves_nothing(run: Any, monkeypatch: Any) -> None:
+    """What was there stays; a file is written when all are made."""
+    Path("a.csv").write_text("mine", encoding="utf-8")
+
+    def interrupt(*_: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Chess, "format", interrupt)
+    words = ("data", "generate", "--task", "chess", "--output")
+    assert run(*words, "a.csv", "--force").code == 130
+    assert run(*words, "b/c.csv").code == 130
+    assert [path.name for path in Path().iterdir()] == ["a.csv"]
+    assert Path("a.csv").read_text(encoding="utf-8") == "mine"
+
+
+def test_a_file_of_lichess_is_solved(run: Any) -> None:
+    """The opponent's move is played; rows of other themes, or without mate, are left out."""
+    rows = ["PuzzleId,FEN,Moves,Rating,Themes"]
+    rows += ["x,6k1/p4ppp/8/8/8/8/8/3RK3 b - - 0 1,a7a6 d1d8,600,mateIn1 short"]
+    rows += ["y,6k1/p4ppp/8/8/8/8/8/3RK3 b - - 0 1,a7a6 e1e2,600,endgame"]
+    rows += ["z,6k1/p4ppp/8/8/8/8/8/3RK3 b - - 0 1,a7a6 e1e2 a6a5 e2e3,600,endgame"]
+    Path("p.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    plain = "\n".join(",".join(row.split(",")[1:3]) for row in rows)
+    Path("q.csv").write_text(plain + "\n", encoding="utf-8")
+    for name in ("p.csv", "q.csv"):
+        done = run("solve", "../rook", name)
+        assert done.code == 0 and done.out.count("Rd8#, mate") == 1, done.err
+    Path("p.csv").write_text("\n".join(rows).replace("d1d8", "d1e8"), encoding="utf-8")
+    done = run("solve", "../rook", "p.csv")
+    assert done.code == 2 and "p.csv:2: the move d1e8 is not legal" in done.err

@@ -90,3 +90,36 @@ def test_data_show_and_evaluate(run: Any) -> None:
     done = run("evaluate", "../capture", "--json", "m.json")
     scores = json.loads(Path("m.json").read_text(encoding="utf-8"))["all"]
     assert done.code == 0 and {"right_moves", "captured", "safe"} <= set(scores), scores
+
+
+@pytest.mark.parametrize("kind, size", [("capture", "7"), ("territory", "9")])
+def test_generate(run: Any, kind: str, size: str) -> None:
+    """A CSV that is trained on as it is; a seed decides it; --exclude keeps puzzles out."""
+    call = ("data", "generate", "--task", "go", "--kind", kind, "--size", size, "--count", "8")
+    done = run(*call, "--seed", "3")
+    assert done.code == 0 and f"8 puzzles: go_{kind}_{size}x{size}" in done.err
+    assert run(*call, "--seed", "3", "--output", "a.csv").out == ""
+    assert Path("a.csv").read_text(encoding="utf-8") == done.out
+    other = run(*call, "--seed", "3", "--exclude", "a.csv")
+    lines = [set(text.splitlines()[1:]) for text in (done.out, other.out)]
+    assert other.code == 0 and not lines[0] & lines[1]
+    task = build_task(GoConfig("go", kind=kind, size=int(size)))
+    rows = [row.split(",")[1:] for row in done.out.splitlines()[1:]]
+    found = [pair for part in task.read_file("a.csv") for pair in zip(part.inputs, part.labels)]
+    assert [[task.format(each) for each in pair] for pair in found] == rows
+    if kind == "capture":
+        assert run("solve", "../capture", "a.csv").out.count(" of 8 (a.csv:") == 8
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        ("--size 19", "--size: invalid choice: 19 (choose from 7, 9)"),
+        ("--kind mate1", "--kind: invalid choice: 'mate1' (choose from capture, territory)"),
+        ("--style games", "--style: goes with --task maze or chess, not with go"),
+        ("--quiet-moves 3", "--quiet-moves"),
+    ],
+)
+def test_what_generate_refuses(run: Any, words: str, said: str) -> None:
+    done = run("data", "generate", "--task", "go", *words.split())
+    assert (done.code, done.out) == (2, "") and said in done.err and done.err.count("\n") == 1

@@ -264,9 +264,9 @@ GENERATE: List[Tuple[List[str], str]] = [
     (["--min-givens", "5"], "--min-givens: goes with --task sudoku, not with maze"),
     (["--output", "there.csv"], "there.csv: is there already; --force replaces it"),
     (["--exclude", "none.csv"], "none.csv: cannot be read"),
-    (["--task", "sudoku", "--unique"], "--unique: goes with --task maze, not with sudoku"),
+    (["--task", "sudoku", "--unique"], "--unique: goes with --task maze or chess, not with sudoku"),
     (["--task", "sudoku", "--min-path", "3"], "--min-path: goes with --task maze"),
-    (["--task", "chess"], "invalid choice: 'chess'"),
+    (["--task", "draughts"], "invalid choice: 'draughts'"),
 ]
 
 

@@ -1,7 +1,8 @@
-"""Files of chess: the puzzles of Lichess as a CSV, and plain text with a position a line.
+"""Files of chess: the puzzles of Lichess, CSVs of question and answer, and text of positions.
 
-A row of the CSV has the position before the opponent's move in FEN, and Moves: that move, then the
-solution. Text is answered by search.
+A row of Lichess' has the position before the opponent's move in FEN, and Moves: that move, then the
+solution. ``data generate`` writes a position and its answer as the task writes them. Text is
+answered by search.
 """
 
 from functools import partial
@@ -11,23 +12,26 @@ from typing import Iterator, List, NamedTuple, Optional, Sequence, Tuple, Union
 import chess
 import numpy as np
 
+from mlx_trm.config.columns import own_names
 from mlx_trm.errors import DataError, shown
-from mlx_trm.tasks.chess.answers import find_answer
+from mlx_trm.system.bounded import open_unpacked
+from mlx_trm.tasks.chess.answers import find_answer, is_right
 from mlx_trm.tasks.chess.mates import find_targets
-from mlx_trm.tasks.chess.notation import parse_position, read_board, split_positions
+from mlx_trm.tasks.chess.notation import parse_position, read_board, read_position, split_positions
 from mlx_trm.tasks.chess.positions import (
     encode_move,
     encode_position,
     encode_targets,
     turn_to_white,
 )
+from mlx_trm.tasks.chess.tokens import COLUMNS
 from mlx_trm.tasks.puzzle_files import CsvBlock, FilePuzzles, read_puzzle_file
 
-COLUMNS = ("FEN", "Moves")
 # The theme that a row has to have, and the moves in it, the opponent's first one among them.
 _THEMES = {"mate1": "mateIn1", "mate2": "mateIn2"}
 _MOVES = {"mate1": 2, "mate2": 4}
 _TEXT_CHUNK = 256
+_MOST_HEADER = 1 << 16
 
 
 class Chosen(NamedTuple):
@@ -50,20 +54,74 @@ def read_chess_file(path: Union[str, Path], chosen: Chosen) -> Iterator[FilePuzz
 
     Args:
         path: of the file, UTF-8.
-        chosen: which puzzles. Rows of other themes or ratings are left out unread.
+        chosen: which puzzles. Rows of other themes or ratings are left out unread; where there is
+            no column of themes, those that the rules call mates are taken.
 
     Raises:
         DataError: at the first row that is wrong, naming file and line, or if nothing is left.
     """
+    own = chosen.columns is None and _names_question(Path(path).expanduser())
     parts = read_puzzle_file(
         path,
-        partial(_read_csv, chosen=chosen),
+        partial(_read_csv, chosen=chosen, own=own),
         partial(_read_text, chosen=chosen),
         True,
-        chosen.columns or COLUMNS,
+        None if own else chosen.columns or COLUMNS,
         f"puzzle that is wanted: {_describe(chosen)}",
     )
     return (part for part in parts if len(part.inputs))
+
+
+def _names_question(path: Path) -> bool:
+    """Say whether a file begins with a header of question and answer, other than Lichess'."""
+    if not path.is_file():
+        return False
+    try:
+        with open_unpacked(path) as file:
+            first = file.readline(_MOST_HEADER).decode("utf-8-sig", "replace")
+    except OSError:
+        return False  # whoever reads it says what is wrong
+    names = own_names(first.strip().split(","))
+    return {"question", "answer"} <= set(names)
+
+
+# (64,) uint8 inputs and labels.
+Puzzle = Tuple[np.ndarray, np.ndarray]
+
+
+class NoMateError(DataError):
+    """A row's moves are legal and end without mate."""
+
+
+def has_theme(themes: Optional[str], kind: str) -> bool:
+    """Say whether a row's themes are those of a kind's puzzles, or may be: they are not known."""
+    return themes is None or kind not in _THEMES or _THEMES[kind] in themes.split()
+
+
+def read_wanted_row(fen: str, moves: str, themes: Optional[str], kind: str) -> Optional[Puzzle]:
+    """Make a puzzle of a row of Lichess', if it is one of the kind.
+
+    Args:
+        fen, moves, kind: as of :func:`read_row`.
+        themes: what the row is said to be; None: it is not said, and the rules tell.
+
+    Returns:
+        (64,) uint8 inputs and labels; None: it is another kind's.
+
+    Raises:
+        DataError: if a move is not legal, or a row is not what its themes say.
+    """
+    if not has_theme(themes, kind):
+        return None
+    if themes is not None or kind not in _MOVES:
+        return read_row(fen, moves, kind)
+    if len(moves.split()) != _MOVES[kind]:
+        return None
+    try:
+        puzzle = read_row(fen, moves, kind)
+    except NoMateError:
+        return None
+    return puzzle if is_right(*puzzle, kind) else None
 
 
 def _describe(chosen: Chosen) -> str:
@@ -75,7 +133,7 @@ def _describe(chosen: Chosen) -> str:
     return ", ".join(words)
 
 
-def _read_csv(block: CsvBlock, chosen: Chosen) -> FilePuzzles:
+def _read_csv(block: CsvBlock, chosen: Chosen, own: bool) -> FilePuzzles:
     """Turn the rows of a block that are wanted into puzzles."""
     themes = block.texts("themes")
     rated = "rating" in block.fields
@@ -88,8 +146,8 @@ def _read_csv(block: CsvBlock, chosen: Chosen) -> FilePuzzles:
     rows: List[int] = []
     puzzles: List[Tuple[np.ndarray, np.ndarray]] = []
     for row in range(count):
-        theme = _THEMES.get(chosen.kind)
-        if theme is not None and themes is not None and theme not in themes[row].split():
+        said = None if themes is None else themes[row]
+        if not own and not has_theme(said, chosen.kind):
             continue
         if rated and bad[row]:
             block.refuse(row, f"the rating {shown(repr(block.text('rating', row)))} is no number")
@@ -97,13 +155,17 @@ def _read_csv(block: CsvBlock, chosen: Chosen) -> FilePuzzles:
             continue
         if chosen.high is not None and ratings[row] > chosen.high:
             continue
+        question, answer = block.text("question", row), block.text("answer", row)
         try:
-            puzzles.append(
-                read_row(block.text("question", row), block.text("answer", row), chosen.kind)
-            )
+            if own:
+                puzzle: Optional[Puzzle] = read_own_row(question, answer, chosen.kind)
+            else:
+                puzzle = read_wanted_row(question, answer, said, chosen.kind)
         except DataError as error:
             block.refuse(row, str(error))
-        rows.append(row)
+        if puzzle is not None:
+            rows.append(row)
+            puzzles.append(puzzle)
     inputs, labels = (
         np.array([each[side] for each in puzzles], dtype=np.uint8).reshape(-1, 64)
         for side in (0, 1)
@@ -145,10 +207,50 @@ def read_row(fen: str, moves: str, kind: str) -> Tuple[np.ndarray, np.ndarray]:
             puzzle = _puzzle(board, move, kind)
         board.push(move)
     if wanted is not None and not board.is_checkmate():
-        raise DataError(f"the moves end without mate, which {kind} needs")
+        raise NoMateError(f"the moves end without mate, which {kind} needs")
     if puzzle is None:  # there are two words at least
         raise DataError("has no solution")
     return puzzle
+
+
+def read_own_row(question: str, answer: str, kind: str) -> Tuple[np.ndarray, np.ndarray]:
+    """Make a puzzle of a position and its answer, as the task writes them.
+
+    Args:
+        question: the position, for ``moves`` with the square that is asked about.
+        answer: a move such as ``e2e4`` as the position is written, or squares; ``-``: none.
+        kind: ``moves``, ``mate1`` or ``mate2``.
+
+    Returns:
+        (64,) uint8 inputs and labels.
+
+    Raises:
+        DataError: if it cannot be read, or the answer is wrong by the rules.
+    """
+    board, marked = read_position(question, kind == "moves")
+    inputs = encode_position(turn_to_white(board, marked))
+    try:
+        if kind == "moves":
+            words = [] if answer.strip() == "-" else answer.split()
+            labels = encode_targets([chess.parse_square(word) for word in words])
+            if board.turn == chess.BLACK:
+                labels = np.reshape(labels.reshape(8, 8)[::-1], -1)
+        else:
+            labels = encode_move(_as_white(board, chess.Move.from_uci(answer.strip())))
+    except ValueError as error:
+        what = "squares, such as 'e3 e4'" if kind == "moves" else "move, such as e2e4 or e7e8q"
+        raise DataError(f"{shown(repr(answer))} is no {what}") from error
+    if not is_right(inputs, labels, kind):
+        raise DataError(f"the answer {shown(repr(answer))} is wrong by the rules")
+    return inputs, labels
+
+
+def _as_white(board: chess.Board, move: chess.Move) -> chess.Move:
+    """Give a move as the side to move sees it."""
+    if board.turn == chess.WHITE:
+        return move
+    left, reached = map(chess.square_mirror, (move.from_square, move.to_square))
+    return chess.Move(left, reached, move.promotion)
 
 
 def _puzzle(board: chess.Board, move: chess.Move, kind: str) -> Tuple[np.ndarray, np.ndarray]:
@@ -156,13 +258,7 @@ def _puzzle(board: chess.Board, move: chess.Move, kind: str) -> Tuple[np.ndarray
     inputs = encode_position(position)
     if position.marked is not None:
         return inputs, encode_targets(find_targets(position.board, position.marked))
-    if board.turn == chess.BLACK:
-        move = chess.Move(
-            chess.square_mirror(move.from_square),
-            chess.square_mirror(move.to_square),
-            move.promotion,
-        )
-    return inputs, encode_move(move)
+    return inputs, encode_move(_as_white(board, move))
 
 
 def _read_text(

@@ -54,7 +54,7 @@ def parse_position(text: str, wants_square: bool) -> np.ndarray:
     Raises:
         DataError: if it cannot be read, or is no legal position.
     """
-    position = turn_to_white(*_read(text, wants_square))
+    position = turn_to_white(*read_position(text, wants_square))
     if position.marked is not None and position.board.color_at(position.marked) != chess.WHITE:
         raise DataError("the square that is named has no piece of the side to move")
     return encode_position(position)
@@ -66,14 +66,15 @@ def write_rows(text: str, wants_square: bool) -> str:
     It stays as it is written, with Black's pieces Black's. Arguments and errors are those of
     :func:`parse_position`.
     """
-    board, square = _read(text, wants_square)
+    board, square = read_position(text, wants_square)
     placement, *fields = board.fen(en_passant="fen").split()[:4]
     rows = re.sub(r"\d", lambda run: "." * int(run[0]), placement)
     asked = [] if square is None else [chess.square_name(square)]
     return " ".join([rows, *fields, *asked])
 
 
-def _read(text: str, wants_square: bool) -> Position:
+def read_position(text: str, wants_square: bool) -> Position:
+    """Read a position as it is written; arguments and errors are those of parse_position."""
     placement, fields = _split(text)
     square: Optional[int] = None
     if wants_square:

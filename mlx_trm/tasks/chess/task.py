@@ -11,7 +11,7 @@ made.
 from dataclasses import asdict, dataclass, field
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Dict, Iterable, Iterator, List, Optional, Set, Tuple, Union
+from typing import Any, Dict, Iterable, Iterator, List, Optional, Sequence, Set, Tuple, Union
 
 import numpy as np
 
@@ -23,6 +23,7 @@ from mlx_trm.tasks.base import ScoredRows, Scorer, ShareScorer, Task, register_t
 from mlx_trm.tasks.board import Board, differing, is_unanswered, make_board
 from mlx_trm.tasks.chess.tokens import (
     CELLS,
+    COLUMNS,
     KINDS,
     STYLES,
     TOKEN_NAMES,
@@ -140,24 +141,51 @@ class Chess(Task):  # pylint: disable=too-many-public-methods
         if rows:
             yield _block(rows)
 
-    def _generate(self, split: str) -> Iterator[Tuple[np.ndarray, np.ndarray]]:
-        """Generate a split, without the positions of the other one."""
+    def generate(
+        self, count: int, rng: np.random.Generator, exclude: Sequence[Union[str, Path]] = ()
+    ) -> Iterator[Tuple[np.ndarray, np.ndarray]]:
+        """Make different puzzles of the settings' kind and style.
+
+        Args:
+            count: how many.
+            rng: decides everything.
+            exclude: files whose positions, or their mirror images, are left out.
+
+        Returns:
+            (64,) uint8 inputs and labels of each.
+
+        Raises:
+            DataError: if so many are not found, or a file cannot be read.
+        """
+        return self._generate_without(count, rng, self._keys(exclude))
+
+    def _generate_without(
+        self, count: int, rng: np.random.Generator, exclude: Set[bytes]
+    ) -> Iterator[Tuple[np.ndarray, np.ndarray]]:
         from mlx_trm.tasks.chess.generator import Wanted, generate_puzzles
 
         config = self.config
         wanted = Wanted(config.kind, config.style, config.unique)
-        count = config.train_puzzles if split == "train" else config.test_puzzles
+        return generate_puzzles(wanted, count, rng, exclude)
+
+    def _generate(self, split: str) -> Iterator[Tuple[np.ndarray, np.ndarray]]:
+        """Generate a split, without the positions of the other one."""
+        count = self.config.train_puzzles if split == "train" else self.config.test_puzzles
         rng = np.random.default_rng([self.seed, SPLITS.index(split)])
-        return generate_puzzles(wanted, count, rng, self._excluded(split))
+        return self._generate_without(count, rng, self._excluded(split))
 
     def _excluded(self, split: str) -> Set[bytes]:
         """Give the keys of the other split's positions, where that one is not made after this."""
         path = self.raw_file("test" if split == "train" else "train")
         if path is not None:
-            return {position_key(inputs) for part in self._read(path) for inputs in part.inputs}
+            return self._keys([path])
         if split == "test":
             return set()
         return {position_key(inputs) for inputs, _ in self._generate("test")}
+
+    def _keys(self, paths: Sequence[Union[str, Path]]) -> Set[bytes]:
+        parts = (part for path in paths for part in self._read(Path(path)))
+        return {position_key(inputs) for part in parts for inputs in part.inputs}
 
     def _read(self, path: Path) -> Iterator[FilePuzzles]:
         from mlx_trm.tasks.chess.files import Chosen, read_chess_file
@@ -217,6 +245,25 @@ class Chess(Task):  # pylint: disable=too-many-public-methods
             labels = part.labels if self.config.kind == "moves" else np.zeros_like(part.labels)
             yield part._replace(labels=labels)
 
+    @property
+    def csv_columns(self) -> Sequence[str]:
+        """Lichess' names, or those that the settings give."""
+        return self.config.columns or COLUMNS
+
+    def csv_question(self, row: Dict[str, str], question: str) -> Optional[str]:
+        """Play the opponent's move of a row of Lichess'; None where its themes are others.
+
+        Raises:
+            DataError: if the row is wrong.
+        """
+        from mlx_trm.tasks.chess.files import read_wanted_row
+
+        fen, moves = (row.get(name.strip().lower()) for name in self.csv_columns)
+        if fen is None or moves is None:
+            return question
+        found = read_wanted_row(fen, moves, row.get("themes"), self.config.kind)
+        return None if found is None else self.format(found[0])
+
     def split_puzzles(self, lines: Iterable[str]) -> Iterator[Tuple[int, str]]:
         """Find the positions in lines of text: one a line, or eight rows."""
         from mlx_trm.tasks.chess.notation import split_positions
@@ -249,10 +296,7 @@ class Chess(Task):  # pylint: disable=too-many-public-methods
 
     def draw_example(self, rng: np.random.Generator) -> str:
         """Make a puzzle to begin with, of a whole game or an ending."""
-        from mlx_trm.tasks.chess.generator import Wanted, generate_puzzles
-
-        wanted = Wanted(self.config.kind, self.config.style, self.config.unique)
-        return self.format(next(generate_puzzles(wanted, 1, rng))[0])
+        return self.format(next(self.generate(1, rng))[0])
 
     def format(self, tokens: np.ndarray) -> str:
         """Write (64,) tokens: a FEN with White to move, a move such as ``e7e8q``, or squares."""

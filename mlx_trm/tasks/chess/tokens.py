@@ -16,6 +16,9 @@ import numpy as np
 KINDS = ("moves", "mate1", "mate2")
 STYLES = ("games", "endings")
 
+# Columns of Lichess' puzzles.
+COLUMNS = ("FEN", "Moves")
+
 CELLS = 64
 PAD, EMPTY = 0, 1
 # A piece is one of these plus its type: 1 pawn, 2 knight, 3 bishop, 4 rook, 5 queen, 6 king.

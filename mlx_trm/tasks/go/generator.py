@@ -162,7 +162,7 @@ def _is_settled(rules: Rules, game: Game, area: int, neutral: int) -> bool:
 
 
 def generate_puzzles(
-    split: str,
+    split: Optional[str],
     count: int,
     kind: str,
     size: int,
@@ -177,7 +177,8 @@ def generate_puzzles(
     those that the solver does not settle.
 
     Args:
-        split: ``train`` or ``test``; no puzzle of one can be turned into one of the other.
+        split: ``train`` or ``test``; no puzzle of one can be turned into one of the other. None:
+            any puzzle.
         count: how many.
         kind: ``capture`` or ``territory``.
         size: rows of the board.
@@ -200,14 +201,14 @@ def generate_puzzles(
         in_vain += 1
         if in_vain > _PATIENCE:
             raise DataError(
-                f"only {have} different {size}x{size} {kind} puzzles found, {count} wanted for "
-                f"{split}; ask for fewer"
+                f"only {have} different {size}x{size} {kind} puzzles found, {count} wanted"
+                f"{f' for {split}' if split else ''}; ask for fewer"
             )
         for position in draw(rules, games):
             inputs = encode(position, rules)
             key = board_keys(inputs[None], kind, size)[0]
             is_test = key[0] % _TEST_SHARE == 0
-            if have == count or key in seen or is_test != (split == SPLITS[1]):
+            if have == count or key in seen or split and is_test != (split == SPLITS[1]):
                 continue
             label = maker.label(position, inputs)
             if label is not None:

@@ -11,7 +11,7 @@ has a name, so all share row 0 of the puzzle table.
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any, Dict, Iterable, Iterator, List, Optional, Tuple, Union
+from typing import Any, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple, Union
 
 import numpy as np
 
@@ -120,14 +120,34 @@ class Go(Task):
             inputs, labels = (np.stack(side) for side in zip(*chunk))
             yield PuzzleBlock(inputs, labels, 1)
 
+    def generate(
+        self, count: int, rng: np.random.Generator, exclude: Sequence[Union[str, Path]] = ()
+    ) -> Iterator[Tuple[np.ndarray, np.ndarray]]:
+        """Make different puzzles of the settings' kind and size, of either split.
+
+        Args:
+            count: how many.
+            rng: decides everything.
+            exclude: files whose puzzles, in any of their sixteen forms, are left out.
+
+        Returns:
+            (S,) uint8 inputs and labels of each.
+
+        Raises:
+            DataError: if so many are not found, or a file cannot be read.
+        """
+        go, keys = self.config, self._keys(exclude)
+        return generate_puzzles(None, count, go.kind, go.size, go.quiet_moves, rng, keys)
+
     def _excluded(self, split: str) -> List[bytes]:
         """Give the keys of the other split's file, whose puzzles are not generated for this one."""
         other = self.raw_file(SPLITS[1 - SPLITS.index(split)])
-        if other is None:
-            return []
-        config = self.config
-        parts = self.read_file(other)
-        return [key for part in parts for key in board_keys(part.inputs, config.kind, config.size)]
+        return [] if other is None else self._keys([other])
+
+    def _keys(self, paths: Sequence[Union[str, Path]]) -> List[bytes]:
+        parts = (part.inputs for path in paths for part in self.read_file(path))
+        go = self.config
+        return [key for inputs in parts for key in board_keys(inputs, go.kind, go.size)]
 
     def content(self, split: str) -> Dict[str, Any]:
         """Return what decides the built files of a split."""
@@ -199,9 +219,7 @@ class Go(Task):
 
     def draw_example(self, rng: np.random.Generator) -> str:
         """Make a puzzle to begin with."""
-        go = self.config
-        board, _ = next(generate_puzzles("test", 1, go.kind, go.size, go.quiet_moves, rng))
-        return self.format(board)
+        return self.format(next(self.generate(1, rng))[0])
 
     def format(self, tokens: np.ndarray) -> str:
         """Write (S,) tokens on one line, ``/`` between rows; ``?`` is no point."""

@@ -193,6 +193,19 @@ def test_without_its_library_zstd_is_a_line(tmp_path: Path, monkeypatch: Any) ->
         read(str(path), "mate1")
 
 
+def test_without_themes_the_rules_tell(tmp_path: Path) -> None:
+    """Which rows mate in one, and in two whatever is replied."""
+    start = "rnbqkbnr/pppppppp/8/8/8/8/PPPPPPPP/RNBQKBNR w KQkq - 0 1"
+    avoided = (start, "f2f3 e7e5 g2g4 d8h4", 900, "opening")
+    path = write(tmp_path / "p.csv", ONE, BLACK, TWO, OTHER, avoided)
+    short = tmp_path / "q.csv"
+    lines = Path(path).read_text(encoding="utf-8").splitlines()
+    short.write_text("\n".join(",".join(line.split(",")[1:3]) for line in lines) + "\n")
+    assert read(str(short), "mate1") == read(path, "mate1")
+    assert read(str(short), "mate2") == read(path, "mate2")
+    assert len(read(str(short), "moves")) == 5
+
+
 def test_text_has_no_ratings(tmp_path: Path) -> None:
     """So none can be asked for; nor of a CSV without the column."""
     path = tmp_path / "p.txt"
