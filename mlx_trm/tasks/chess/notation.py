@@ -113,7 +113,9 @@ def read_board(placement: str, fields: List[str]) -> chess.Board:
 
 def _split(text: str) -> Tuple[str, List[str]]:
     """Split a text into the first field of a FEN and the others."""
-    text = re.sub(r"\s*/\s*", "/", strip_colors(text))
+    first, *others = strip_colors(text).split("/")
+    if others:  # a page writes a row a line, with the slash behind it
+        text = "/".join([first.rstrip(), *map(str.strip, others)])
     words = text.split()
     if not words or "/" not in words[0]:
         named = next(filter(None, map(find_fen, text.splitlines())), None)

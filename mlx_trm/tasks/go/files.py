@@ -14,6 +14,7 @@ import numpy as np
 from mlx_trm.errors import DataError, shown
 from mlx_trm.tasks.board import CellsEditor, Look, Tool
 from mlx_trm.tasks.go.answers import answer_puzzles, is_right
+from mlx_trm.tasks.go.pasted import find_rows, plain_points, split_printed
 from mlx_trm.tasks.go.positions import (
     GIVEN,
     SYMBOLS,
@@ -33,8 +34,6 @@ _AROUND = re.compile(r"[\s,;|│]")
 _RULE = re.compile(r"[\s|+]*-[-+|\s]*")
 _COLUMNS = ("ABCDEFGHJ", "ABCDEFGHI")
 _NUMBERS = re.compile(r"^\s*\d{1,2}(?!\d)|(?<!\d)\d{1,2}\s*$")
-# Points that others write: a star point, a blank, pictures of stones.
-_OTHERS = str.maketrans("+_●○", "..XO")
 
 
 def parse_board(text: str, kind: str, size: int) -> np.ndarray:
@@ -61,7 +60,7 @@ def parse_board(text: str, kind: str, size: int) -> np.ndarray:
             position = Position(*read_board(text, rules, play=True)[:2])
     else:
         text = strip_colors(text)
-        tokens = read_cells(text.upper() if kind == "capture" else text, kind, size)
+        tokens = read_cells(_name_stones(text, kind), kind, size)
         for cell in np.flatnonzero(tokens >= GIVEN[kind])[:1]:
             raise DataError(
                 f"the board has {SYMBOLS[kind][tokens[cell]]!r} in row {cell // size + 1} column "
@@ -76,6 +75,16 @@ def parse_board(text: str, kind: str, size: int) -> np.ndarray:
     if problem:
         raise DataError(problem)
     return encode(position, rules)
+
+
+def _name_stones(text: str, kind: str) -> str:
+    """Give a puzzle's text with stones in capitals; those of territory may be B and W, too."""
+    if kind == "capture":
+        return text.upper()
+    # Small letters are answers beside stones; a board without stones has no answers.
+    if not set(text) & set("XO●○⚫⚪⬤◯"):
+        return text.translate(str.maketrans("xobwBW", "XOXOXO"))
+    return text
 
 
 def read_cells(text: str, kind: str, size: int) -> np.ndarray:
@@ -113,10 +122,13 @@ def read_cells(text: str, kind: str, size: int) -> np.ndarray:
 def _rows(text: str, size: int) -> List[str]:
     """Give the rows of a board, nothing between its points."""
     lines = strip_colors(text).splitlines()
+    printed = find_rows(lines, size)
+    if printed is not None:
+        return printed
     drawn = cut_drawing(lines)
     if drawn is not None:  # this program writes a point and its mark
         rows = (row[::2] if len(row) == 2 * size else "".join(row.split()) for row in drawn)
-        return [row.translate(_OTHERS) for row in rows]
+        return list(map(plain_points, rows))
     parts = [part for line in lines for part in line.split("#")[0].split("/")]
     found = (_row(part, size) for part in parts)
     return [row for row in found if row]
@@ -129,7 +141,7 @@ def _row(line: str, size: int) -> str:
         return ""
     if len(cells) not in (size, size * size):  # the row's number stands on one side or on both
         cells = _AROUND.sub("", _NUMBERS.sub("", line))
-    return cells.translate(_OTHERS)
+    return plain_points(cells)
 
 
 def split_boards(lines: Iterable[str], size: int) -> Iterator[Tuple[int, str]]:
@@ -142,6 +154,10 @@ def split_boards(lines: Iterable[str], size: int) -> Iterator[Tuple[int, str]]:
     text = "\n".join(lines)
     if is_sgf(text):
         yield from split_trees(text)
+        return
+    printed = list(split_printed(lines, size))
+    if printed:
+        yield from printed
         return
     parts = list(split_drawings(lines))
     spoken = any(drawn for _, _, drawn in parts)

@@ -22,6 +22,7 @@ _MARKS = ("TR", "SQ", "CR", "MA", "SL")
 _VALUE = re.compile(r"\s*\[((?:[^\]\\]|\\.)*)\]", re.DOTALL)
 # Parentheses and whole values; one without an end takes all that is left, and is read only once.
 _BRACKETS = re.compile(r"[()]|\[(?:[^\]\\]|\\.)*(?:\]|\Z)", re.DOTALL)
+_TREE = re.compile(r"\(\s*;")
 _PROPERTY = re.compile(r"\s*([A-Za-z]+)\s*")
 
 Node = Dict[str, List[str]]
@@ -44,8 +45,8 @@ class Board(NamedTuple):
 
 
 def is_sgf(text: str) -> bool:
-    """Say whether a text is SGF rather than a board."""
-    return re.match(r"\s*\(\s*;", text) is not None
+    """Say whether a text is SGF rather than a board; other text may stand before it."""
+    return _TREE.search(text) is not None
 
 
 def split_trees(text: str) -> Iterator[Tuple[int, str]]:
@@ -59,9 +60,10 @@ def split_trees(text: str) -> Iterator[Tuple[int, str]]:
     """
     at, line = 0, 1
     while True:
-        start = text.find("(", at)
-        if start < 0:
+        begin = _TREE.search(text, at)
+        if begin is None:
             return
+        start = begin.start()
         line += text.count("\n", at, start)
         depth, place = 0, start
         for match in _BRACKETS.finditer(text, start):
@@ -104,7 +106,9 @@ def read_nodes(text: str) -> List[Node]:
             if match is None or value is None or not nodes:
                 there = shown(tree[place : place + 20])
                 _refuse(f"has {there} where a property such as AB[cc] should be")
-            values = nodes[-1].setdefault("".join(filter(str.isupper, match.group(1))), [])
+            # FF[3] may write a name in full, AddBlack; some write small letters only.
+            name = "".join(filter(str.isupper, match.group(1))) or match.group(1).upper()
+            values = nodes[-1].setdefault(name, [])
             while value is not None:
                 values.append(value.group(1))
                 place = value.end()

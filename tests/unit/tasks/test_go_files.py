@@ -51,6 +51,11 @@ def capture(text: str) -> str:
         SGF + ")",
         SGF + "\n;B[cd];W[dc](;B[ec])(;B[dd]))",
         SGF.replace("PL[B]", "") + "C[a \\] in a comment ) (]MA[cc])",
+        "(;gm[1]sz[7]ab[cb][db][bc]aw[cc]pl[b])",
+        "(;GaMe[1]SiZe[7]AddBlack[cb][db][bc]AddWhite[cc]PLayer[B])",
+        SGF.replace("AB", "\nAB").replace("SZ", "\n\nSZ") + ")\n\n",
+        "From: me (a friend)\nHere it is:\n" + SGF + ")\nRegards",
+        "(" + SGF + "))",
         "( ;SZ[7:7]\n AB [cb:db] [bc]\n AW[cc:cc] ;B[cd])",
     ],
 )
@@ -58,6 +63,60 @@ def test_the_same_board_in_many_forms(text: str) -> None:
     """With coordinates, frames, spaces, as SGF."""
     assert capture(text) == LADDER
     assert [capture(each) for _, each in split_boards(text.splitlines(), 7)] == [LADDER]
+
+
+SETTLED = "......./..XX.../.XO..../......./....X../..O..../......."
+COLUMNS = "   A B C D E F G"
+
+
+def printed(row: str = " {number} {points} {number}", ends: str = COLUMNS) -> str:
+    """The board as a program prints it."""
+    rows = (
+        row.format(number=7 - at, points=" ".join(points))
+        for at, points in enumerate(SETTLED.split("/"))
+    )
+    return "\n".join([ends, *rows, ends])
+
+
+PRINTED = {
+    "showboard": printed(),
+    "its answer": "= " + printed().lstrip() + "\n\n",
+    "words beside": printed().replace(" 5\n", " 5     WHITE (O) has captured 0 stones\n"),
+    "words above": "White (O) has captured 0 pieces\n" + printed() + "\nBlack(1): ",
+    "last move": printed().replace(" X X ", " X(X)"),
+    "square brackets": printed().replace(" O .", "[O].", 1),
+    "moves numbered": "MoveNum: 3 HASH: CDC\n"
+    + printed(" {number} {points}").replace("X X", "X X2"),
+    "framed": "Move: 2\n" + printed("  {number} | {points} |", "    +---------------+"),
+    "framed, last": "Move: 2\n"
+    + printed("  {number} | {points} |", "    +--+").replace("X X ", "X X)"),
+    "bulletin": "$$B To play\n" + printed("$$ | {points} |", "$$  ---------------"),
+    "points": printed("{points}", "").replace(".", "·").replace("X", "●").replace("O", "○"),
+    "crossings": printed("{points}", "").replace(" ", "").replace(".", "┼"),
+    "small letters": printed("{points}", "").lower(),
+    "other letters": printed("{points}", "").replace("X", "B").replace("O", "W"),
+}
+
+
+@pytest.mark.parametrize("name", PRINTED)
+def test_what_programs_print(name: str) -> None:
+    """As an argument, in a file, and two in a file."""
+
+    def read(text: str) -> str:
+        return format_board(parse_board(text, "territory", 7), "territory", 7)
+
+    text = PRINTED[name]
+    assert read(text) == SETTLED
+    assert [read(each) for _, each in split_boards(text.splitlines(), 7)] == [SETTLED]
+    twice = f"{text}\n\n{text}".splitlines()
+    assert [read(each) for _, each in split_boards(twice, 7)] == [SETTLED] * 2
+
+
+def test_long_lines_take_no_time() -> None:
+    """Blanks and brackets without end are no row."""
+    for text in (" " * 300_000 + "X", "(" * 300_000, ". " * 300_000):
+        with pytest.raises(DataError):
+            parse_board(text, "territory", 7)
 
 
 def test_marking_one_stone_marks_its_group() -> None:
