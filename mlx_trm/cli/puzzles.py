@@ -8,8 +8,8 @@ from typing import Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 
-from mlx_trm.config.columns import check_names, own_names, plain_name, split_fields
-from mlx_trm.errors import DataError, listed
+from mlx_trm.config.columns import SYNONYMS, check_names, own_names, plain_name, split_fields
+from mlx_trm.errors import DataError, listed, shown
 from mlx_trm.system.bounded import read_bytes
 from mlx_trm.tasks import Task
 from mlx_trm.tasks.pasted import PASTED
@@ -67,10 +67,10 @@ def reading_problem(source: str, task: Task, content: Optional[bytes] = None) ->
         for puzzle in task.expand_puzzle(text):
             task.parse(puzzle)
     except DataError as error:
-        shown = "".join(char for char in text if char not in PASTED and not char.isspace())
-        known = sum(char in task.symbols for char in shown)
-        near = abs(len(shown) / task.spec.seq_len - 1) <= NEARLY
-        return Unread(str(error), known / max(len(shown), 1), near)
+        cells = "".join(char for char in text if char not in PASTED and not char.isspace())
+        known = sum(char in task.symbols for char in cells)
+        near = abs(len(cells) / task.spec.seq_len - 1) <= NEARLY
+        return Unread(str(error), known / max(len(cells), 1), near)
     return None
 
 
@@ -160,6 +160,12 @@ def read_texts(
         check_names(f"{name}:1", first, columns)
         names = [plain_name(word) for word in first]
         found = list(_questions(name, lines[1:], names, header.index("question"), task))
+    elif set(map(plain_name, [*(columns or ()), *SYNONYMS])) & set(header):
+        wanted = " and ".join(columns) if columns else "one question (puzzle, quizzes)"
+        raise DataError(
+            f"{name}:1: the columns must be {wanted}, with others or without, not "
+            f"{shown(','.join(first))}"
+        )
     else:
         try:
             found = list(task.split_puzzles(lines))
@@ -199,8 +205,8 @@ def _questions(
         if not line.strip():
             continue
         fields = split_fields(f"{name}:{number}", line)
-        if len(fields) <= column:
-            raise DataError(f"{name}:{number}: has no column {column + 1}, the question")
+        if len(fields) <= column or len(fields) < len(names):
+            raise DataError(f"{name}:{number}: {len(fields)} columns, the header has {len(names)}")
         try:
             question = task.csv_question(dict(zip(names, fields)), fields[column])
         except DataError as error:

@@ -300,8 +300,8 @@ def _blocks(
     there = _split(path, 1, header)
     if columns is not None and not has_columns(there, columns):
         raise DataError(
-            f"{path}:1: has not each of the columns {shown(', '.join(columns))} once that "
-            f"task.columns names; it has {shown(','.join(there)) if any(there) else 'nothing'}"
+            f"{path}:1: has not each of the columns {shown(', '.join(columns))} once, but "
+            f"{shown(','.join(there)) if any(there) else 'nothing'}; task.columns names others"
         )
     check_names(f"{path}:1", there, columns)
     names = own_names(there, columns)

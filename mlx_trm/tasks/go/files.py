@@ -242,8 +242,9 @@ def _read_text(
     path: Path, lines: Iterator[Tuple[int, str]], kind: str, size: int, quiet: int
 ) -> Iterator[FilePuzzles]:
     numbers, rows = [], []
+    content = [line.rstrip("\r\n") for _, line in lines]
     try:
-        for number, text in split_boards((line.rstrip("\r\n") for _, line in lines), size):
+        for number, text in split_boards(content, size):
             numbers.append(number)
             rows.append(parse_board(text, kind, size))
     except DataError as error:

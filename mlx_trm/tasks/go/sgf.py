@@ -74,9 +74,9 @@ def split_trees(text: str) -> Iterator[Tuple[int, str]]:
             if depth == 0 or place - start > _MOST_CHARS:
                 break
         if place - start > _MOST_CHARS:
-            _refuse(f"a game tree has more than {_MOST_CHARS:,} characters")
+            _refuse(f"has a game tree of more than {_MOST_CHARS:,} characters")
         if depth:
-            _refuse(f"the game tree that begins in line {line} has no end, a ) is missing")
+            _refuse(f"has a game tree, from line {line} on, that has no end: a ) is missing")
         yield line, text[start:place]
         line += text.count("\n", start, place)
         at = place
