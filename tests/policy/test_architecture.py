@@ -13,6 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Set, Tuple
 
+import pytest
 from child_processes import run_python
 from paths import ROOT
 
@@ -265,6 +266,44 @@ def test_tasks_are_numpy_only() -> None:
     for folder in ("tasks", "datasets"):
         for path in (PACKAGE / folder).rglob("*.py"):
             assert outside_imports(path) <= allowed, ident(path)
+
+
+GAMES = {"chess", "go", "baduk", "fen", "sgf", "pgn", "sudoku", "maze"}
+
+
+def spoken(path: Path) -> Iterator[str]:
+    """Words of a module's names and texts in small letters; docstrings and comments are left out.
+
+    Of sentences "go" is left out, too.
+    """
+    prose = {id(node.value) for node in ast.walk(tree(path)) if isinstance(node, ast.Expr)}
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in prose:
+            words = set(re.findall(r"[a-z]+", node.value.lower()))
+            yield from words - {"go"} if " " in node.value else words
+        for field in ("id", "attr", "name", "arg", "module"):
+            text = getattr(node, field, None)
+            if isinstance(text, str):
+                yield from re.sub(r"([a-z])([A-Z])", r"\1_\2", text).lower().split("_")
+
+
+@pytest.mark.parametrize("folder", ["nn", "models", "runs", "drawing", "inference", "training"])
+def test_no_game_is_known_by_name(folder: str) -> None:
+    """What a puzzle is, its task alone says: nothing here imports one, or asks for its name."""
+    for path in (PACKAGE / folder).rglob("*.py"):
+        assert not [each for each in own_imports(path) if each[0] == "tasks" and len(each) > 2]
+        assert not GAMES & set(spoken(path)), (ident(path), GAMES & set(spoken(path)))
+
+
+def test_the_pages_know_no_game() -> None:
+    """Boards are clicked on and drawn as their task describes them."""
+    for path in (PACKAGE / "serving").rglob("*.py"):
+        assert not [each for each in own_imports(path) if each[0] == "tasks" and len(each) > 2]
+    for path in [*(PACKAGE / "serving").glob("*.*"), *(PACKAGE / "drawing").glob("*.*")]:
+        if path.suffix in (".js", ".css", ".html"):
+            code = re.sub(r"/\*.*?\*/|//.*", "", path.read_text(encoding="utf-8"), flags=re.S)
+            found = set(re.findall(r"[a-z]+", code.lower())) & (GAMES - {"go"})
+            assert not found, (ident(path), found)
 
 
 def test_config_needs_no_arrays() -> None:
