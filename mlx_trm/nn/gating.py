@@ -9,6 +9,7 @@ arrays of their size, some in float32. Functions of *halves* take gate and up as
 one array's last or second-last axis.
 """
 
+from contextlib import nullcontext
 from functools import lru_cache
 from typing import Any, List, Optional, Tuple
 
@@ -22,11 +23,45 @@ from mlx_trm.nn.functional import (
     rms_norm,
     sigmoid,
     silu,
-    silu_and_divisor,
+    silu_and_share,
     silu_slope,
+    without_custom_functions,
     without_kept_results,
 )
 from mlx_trm.system.device import on_gpu, on_metal
+
+
+def swiglu(gate: mx.array, up: mx.array, keep: bool) -> mx.array:
+    """silu(gate) * up, of arrays of one shape and float dtype.
+
+    Args:
+        gate: any shape and float dtype.
+        up: likewise.
+        keep: whether a gradient may be asked for.
+
+    Returns:
+        Same shape and dtype.
+    """
+    if on_gpu():
+        with nullcontext() if keep else without_kept_results():
+            return silu(gate) * up
+    result: mx.array = (_swiglu if keep and not computes_plainly() else _plain_swiglu)(gate, up)
+    return result
+
+
+def _plain_swiglu(gate: mx.array, up: mx.array) -> mx.array:
+    """Compute silu(gate) * up without a border inside, which mx.compile would not fuse over."""
+    with without_custom_functions():
+        return silu(gate) * up
+
+
+_swiglu: Any = mx.custom_function(_plain_swiglu)
+
+
+@_swiglu.vjp
+def _swiglu_gradient(primals: Any, d_out: mx.array, _: mx.array) -> Tuple[mx.array, mx.array]:
+    d_gate, gated = _silu_gradient(primals[0], d_out * primals[1])
+    return d_gate, d_out * gated
 
 
 def gated_norm(gate: mx.array, up: mx.array, eps: float, axis: int = -1) -> mx.array:
@@ -93,12 +128,16 @@ def gate_halves_gradient(
         parts = _norm_gradient(gate, up, share, d_out, norm_eps, axis)
         again = share * rms_norm(gate * up, norm_eps, axis)
         return [mx.concatenate(list(parts), axis=axis), again]
-    wide = gate.astype(mx.float32)
-    gated, divisor = silu_and_divisor(wide)
-    gated = gated.astype(gate.dtype)
-    d_gated = (d_out * up).astype(mx.float32)
-    d_gate = (d_gated * silu_slope(wide, divisor)).astype(gate.dtype)
+    d_gate, gated = _silu_gradient(gate, d_out * up)
     return [mx.concatenate([d_gate, d_out * gated], axis=axis), gated * up]
+
+
+def _silu_gradient(gate: mx.array, d_gated: mx.array) -> Tuple[mx.array, mx.array]:
+    """Give the gradient of gate from that of silu(gate), and silu(gate), computed again."""
+    wide = gate.astype(mx.float32)
+    gated, share = silu_and_share(wide)
+    d_gate = (d_gated.astype(mx.float32) * silu_slope(wide, share)).astype(gate.dtype)
+    return d_gate, gated.astype(gate.dtype)
 
 
 def _gradient_in_parts(
@@ -117,8 +156,8 @@ def _gradient_in_parts(
             again = sigmoid(gate) * rms_norm(gate * up, norm_eps, axis)
         return [mx.concatenate([d_gate, d_up], axis=axis), again]
     wide = gate.astype(mx.float32)
-    divisor = silu_and_divisor(wide)[1]
-    d_gate = ((d_out * up).astype(mx.float32) * silu_slope(wide, divisor)).astype(gate.dtype)
+    share = silu_and_share(wide)[1]
+    d_gate = ((d_out * up).astype(mx.float32) * silu_slope(wide, share)).astype(gate.dtype)
     first, second = mx.depends([gate], [d_gate])[0], mx.depends([up], [d_gate])[0]
     with without_kept_results():
         d_up = d_out * silu(first)

@@ -15,8 +15,8 @@ from typing import List, Optional
 import mlx.core as mx
 from mlx import nn
 
-from mlx_trm.nn.functional import CosSin, apply_rope, attend, silu, without_kept_results
-from mlx_trm.nn.gating import gated_norm
+from mlx_trm.nn.functional import CosSin, apply_rope, attend
+from mlx_trm.nn.gating import gated_norm, swiglu
 from mlx_trm.nn.init import KeySequence, trunc_normal
 from mlx_trm.nn.quantized import QuantizedCastedLinear
 from mlx_trm.system.device import on_gpu
@@ -141,11 +141,8 @@ class SwiGLU(nn.Module):
         return self.down_proj.left(self._gated(gate, up, -2))
 
     def _gated(self, gate: mx.array, up: mx.array, axis: int) -> mx.array:
-        if self.gate_norm_eps is None and not self.training:
-            with without_kept_results():
-                return silu(gate) * up
         if self.gate_norm_eps is None:
-            return silu(gate) * up
+            return swiglu(gate, up, self.training)
         return gated_norm(gate, up, self.gate_norm_eps, axis)
 
     def _gate_and_up(self, x: mx.array, axis: int) -> List[mx.array]:

@@ -118,7 +118,7 @@ def test_memory_is_a_fraction_of_automatic_differentiation_s():
         with fused.use(by_hand):
             mx.eval(mx.grad(loss)(model.trained_weights()))
         peaks.append(mx.get_peak_memory() - start)
-    assert peaks[1] < 0.6 * peaks[0]
+    assert peaks[1] < 0.7 * peaks[0]
 
 
 class Adapted(CastedLinear):
@@ -240,7 +240,7 @@ def test_a_thread_without_custom_functions_leaves_them_to_others(monkeypatch):
 
     def recorded(x):
         seen.append(threading.get_ident())
-        return functional.silu_and_divisor(x)
+        return functional.silu_and_share(x)
 
     monkeypatch.setattr(functional, "_differentiable_silu", recorded)
 
