@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Dict, Iterable, Iterator, List, Optional, Tuple
 
+import yaml
 from tqdm import tqdm
 
 from mlx_trm.cli import tables as display
@@ -22,8 +23,9 @@ from mlx_trm.cli.arguments import (
 )
 from mlx_trm.cli.checkpoints import add_model, add_run, load_run, locate_run, tell_of_slow_blas
 from mlx_trm.cli.running import make_main
-from mlx_trm.config.loading import config_from_dict, config_to_dict, load_config
+from mlx_trm.config.loading import config_from_dict, config_to_dict
 from mlx_trm.config.sections import NEW_ROWS, TaskSpec
+from mlx_trm.config.strict_yaml import parse_yaml
 from mlx_trm.datasets.names import row_names
 from mlx_trm.errors import ConfigError, TRMError
 from mlx_trm.inference.evaluator import Evaluator, ablated_rows, check_dimensions
@@ -138,7 +140,7 @@ def run(args: argparse.Namespace, overrides: List[str]) -> int:
 
 
 def count_positions(name: str, overrides: List[str]) -> int:
-    """Count the positions of all rows of a batch before anything is loaded.
+    """Count the positions of all rows of a batch before anything is loaded, or code of it runs.
 
     Args:
         name: of a run, as it was given.
@@ -147,13 +149,21 @@ def count_positions(name: str, overrides: List[str]) -> int:
     Returns:
         Their number; 0 where the run cannot be read, which loading it will say.
     """
+    sizes: Dict[str, Any] = {}
     try:
         folder = find_checkpoint(locate_run(name))
-        spec = TaskSpec.read(read_state(folder)["spec"])
-        config = load_config(folder / CONFIG, overrides, folder=folder)
-    except TRMError:
+        length = TaskSpec.read(read_state(folder)["spec"]).seq_len
+        values = parse_yaml((folder / CONFIG).read_text(encoding="utf-8"))[0]
+        for key in ("train.batch_size", "eval.batch_size", "eval.max_examples"):
+            section, _, field = key.partition(".")
+            sizes[key] = (values.get(section) or {}).get(field)
+        for word in overrides:
+            key, _, value = word.partition("=")
+            sizes[key.strip()] = parse_yaml(value)[0]
+    except (TRMError, yaml.YAMLError, OSError, ValueError, AttributeError):
         return 0
-    return (config.eval.batch_size or config.train.batch_size) * spec.seq_len
+    given = [sizes["eval.batch_size"] or sizes["train.batch_size"], sizes["eval.max_examples"]]
+    return length * min((size for size in given if isinstance(size, int)), default=0)
 
 
 def check_output(args: argparse.Namespace, searches: bool) -> None:

@@ -10,12 +10,12 @@ import mlx.core as mx
 from mlx_trm.config.sections import TrainConfig
 from mlx_trm.errors import ConfigError
 from mlx_trm.models import RecursiveModel, named_arrays
-from mlx_trm.models.network import NetworkConfig
+from mlx_trm.models.network import Block, NetworkConfig
 from mlx_trm.nn import fused
 from mlx_trm.nn.cuda import kernels as cuda
 from mlx_trm.nn.cuda.swiglu_product import swiglu_product_fits
 from mlx_trm.nn.layers import SwiGLU
-from mlx_trm.system.backend import LARGE_STEP, frees_memory_often
+from mlx_trm.system.backend import LARGE_STEP, frees_memory_often, operations_before_freeing
 from mlx_trm.system.device import on_cuda, on_gpu, on_metal
 from mlx_trm.system.memory import GIB, PROCESS_LIMIT, default_cache, device_memory
 
@@ -185,10 +185,14 @@ def limit_evaluation_memory(
         return
     # On Metal the limit is that of the cache, too: beyond it MLX gives freed memory back.
     outside = mx.get_active_memory() + (default_cache() or 0)
-    # As in training, it would allocate for operations long before they run. A step of 768 Sudoku
-    # took 2.4 GiB with the limit and 15 without, and as long. With less the GPU waits for memory.
-    least = GIB // 4 if _writes_little(model) else 3 * GIB // 2
-    needed = max(least, outside + rows * row)
+    # As in training, it would allocate for operations long before they run: 15 GiB for a step of
+    # 768 Sudoku, and no faster for it. With less the GPU waits for memory, the later the more often
+    # it is freed: docs/benchmarks has what each limit costs.
+    least, share = 3 * GIB // 2, rows * row
+    if operations_before_freeing() <= 4 and _writes_little(model):
+        least = GIB // 4
+        share = share // 2 if frees_memory_often() else share
+    needed = max(least, outside + share)
     if most is not None:
         needed = outside + min(rows * row, int(most * GIB))
     with PROCESS_LIMIT.lower_in_block(needed):
@@ -277,8 +281,6 @@ def _evaluation_row_bytes(model: RecursiveModel) -> int:
     # On Metal memory is given back when a number of operations is done: those of a block, about.
     inner = feature + position if on_metal() else max(feature, position)
     units = 10.0 + 4.0 * inner
-    if frees_memory_often() and _writes_little(model):
-        units = 5.0 + 2.0 * feature
     if config.attends and not (cuda.usable(model.dtype) or on_metal()):
         units += 3.0 * config.num_heads * length / width
     return int(units * length * width * model.dtype.size)
@@ -287,12 +289,14 @@ def _evaluation_row_bytes(model: RecursiveModel) -> int:
 def _writes_little(model: RecursiveModel) -> bool:
     """Whether no operation of a large evaluation step writes gate and up, thanks to kernels."""
     config = model.config
-    if not isinstance(config, NetworkConfig) or config.gate_norm:
+    if not isinstance(config, NetworkConfig) or config.gate_norm or not fused.in_use():
         return False
+    blocks = [module for module in model.modules() if isinstance(module, Block)]
     width, length = config.hidden_size, model.positions + model.spec.seq_len
     inner = SwiGLU.inner_size(width, config.expansion, config.swiglu_multiple)
     mixed = config.attends or _position_kernel(config, length, model.dtype)
-    return mixed and swiglu_product_fits(LARGE_STEP, width, inner, model.dtype)
+    fits = mixed and swiglu_product_fits(LARGE_STEP, width, inner, model.dtype)
+    return fits and all(block.is_plain() for block in blocks)
 
 
 def _position_kernel(config: NetworkConfig, length: int, dtype: mx.Dtype) -> bool:

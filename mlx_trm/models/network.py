@@ -136,7 +136,7 @@ class Block(nn.Module):
 
     def __call__(self, x: mx.array, cos_sin: Optional[CosSin]) -> mx.array:
         """Map (B, T, D) to (B, T, D)."""
-        if fused.in_use() and self._plain():
+        if fused.in_use() and self.is_plain():
             return self._fused(x, cos_sin)
         if "mlp_t" in self:
             x = rms_norm(x + self.mlp_t.left(x), self.eps, axis=-2)
@@ -144,7 +144,7 @@ class Block(nn.Module):
             x = rms_norm(x + self.self_attn(x, cos_sin), self.eps)
         return rms_norm(x + self.mlp(x), self.eps)
 
-    def _plain(self) -> bool:
+    def is_plain(self) -> bool:
         """Whether all layers are as they were made: not quantised, with no adapter or bias."""
         mixer = self.mlp_t if "mlp_t" in self else self.self_attn
         layers = [layer for part in (mixer, self.mlp) for layer in part.children().values()]

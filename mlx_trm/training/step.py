@@ -82,6 +82,7 @@ class TrainStep:
             limit_run_ahead(model, self.micro_batch_size, train)
         self.config = config
         self.model = model
+        model.train()
         self.schedule = Schedule(train, total_steps)
         self.optimizer = make_optimizer(train, model)
         self.average = EMA(model.trained_weights(), train.ema_rate) if train.ema else None
@@ -143,7 +144,7 @@ class TrainStep:
             identifiers = self.processes.gather(identifiers)
             rows = self.model.puzzle_emb(identifiers)
             mx.async_eval(rows)
-        if not self.model.training:  # it takes 0.4 ms to say
+        if not self.model.training:  # as after an evaluation; to say so takes 0.4 ms
             self.model.train()
         alone = len(parts) == 1 and self.processes.size == 1
         take = self._take_whole if alone else self._take_parts

@@ -210,7 +210,13 @@ def test_json_files_have_null_for_what_is_no_number(
 
 @pytest.mark.parametrize(
     "overrides, positions",
-    [([], 16 * 16), (["eval.batch_size=2000"], 2000 * 16), (["eval.batch_size=nonsense"], 0)],
+    [
+        ([], 16 * 16),
+        (["eval.batch_size=2000"], 2000 * 16),
+        (["eval.batch_size=2000", "eval.max_examples=100", "plugins=nowhere.py"], 100 * 16),
+        (["eval.batch_size=nonsense"], 0),
+        (["eval.batch_size=[1,"], 0),
+    ],
 )
 def test_large_batches_are_known_before_anything_is_loaded(
     runs: Any, overrides: List[str], positions: int

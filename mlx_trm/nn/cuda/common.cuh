@@ -23,7 +23,7 @@ __device__ __forceinline__ bf16 narrowed(float x) { return (bf16)pack(x, 0.f); }
 
 // The fast exponential and reciprocal: one result in some thousand rounds the other way. Exact ones made
 // an evaluation step of 768 Sudoku 16 % slower and changed no figure of parity. Numbers below 1e-38
-// count as 0 (ftz): else each of these instructions comes with three that look for such numbers.
+// count as 0 (ftz), which changed none either: else three instructions look for such numbers.
 __device__ __forceinline__ float power_of_2(float x) {
   float power;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(x));

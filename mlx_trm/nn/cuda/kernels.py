@@ -335,7 +335,7 @@ def attention(
         keep_sums: whether the second result is written.
 
     Returns:
-        (B, T, h, D / h) bfloat16, and (B, h, T) float32, the rows' log-sum-exps.
+        (B, T, h, D / h) bfloat16, and (B, h, T) float32, the rows' log-sum-exps to base 2.
     """
     count, positions, _, heads, size = qkv.shape
     sums = (count, heads, positions) if keep_sums else (1,)

@@ -9,6 +9,7 @@ from metal import emulated_metal
 
 from mlx_trm.config.sections import TaskSpec
 from mlx_trm.errors import ConfigError
+from mlx_trm.inference.quantization import quantize_model
 from mlx_trm.models import TRM, TRMConfig, memory
 from mlx_trm.models.carry import random_batch
 from mlx_trm.models.losses import act_loss
@@ -321,20 +322,32 @@ def test_an_evaluation_by_the_position_kernel_needs_no_inner_array(settings, kep
     assert (arrays["mlp"] < 23) == kept and (settings or arrays["mlp"] == arrays["attention"])
 
 
-@pytest.mark.parametrize("gate_norm", [False, True])
-def test_an_evaluation_that_frees_memory_often_needs_half(gate_norm, limits, monkeypatch):
-    """Where every operation's memory is given back at once, and no kernel writes gate and up."""
-    config = TRMConfig(forward_dtype="bfloat16", pos_encodings="none", gate_norm=gate_norm)
+@pytest.mark.parametrize("settings", [{}, {"gate_norm": True}, {"quantized": True}])
+@pytest.mark.parametrize(
+    "operations, units, least", [("1", 11, 1 << 28), ("04", 22, 1 << 28), ("", 22, 3 << 29)]
+)
+def test_what_an_evaluation_takes_where_kernels_write_little(
+    settings, operations, units, least, limits, monkeypatch
+):
+    """Half as much if memory is freed at once; as before where blocks are not made of kernels."""
+    config = TRMConfig(
+        forward_dtype="bfloat16", pos_encodings="none", gate_norm=settings.get("gate_norm", False)
+    )
     model = TRM(config, TaskSpec(vocab_size=11, seq_len=81), seed=0)
+    if "quantized" in settings:
+        quantize_model(model, 8)
     for module in (memory.cuda, swiglu_product):
         monkeypatch.setattr(module, "usable", lambda dtype: dtype == mx.bfloat16)
         monkeypatch.setattr(module, "architecture", lambda: "sm_90")
         monkeypatch.setattr(module, "shared_limit", lambda: 227 * 1024)
-    found = {}
-    for operations in ("04", "1"):
-        monkeypatch.setenv(OPERATIONS, operations)
-        found[operations] = memory._evaluation_row_bytes(model)
+    monkeypatch.setattr(swiglu_product, "_compiles", lambda size, inner: True)
+    monkeypatch.setenv(OPERATIONS, operations)
     one = (model.positions + 81) * config.hidden_size * 2
-    assert found["04"] == 22 * one and found["1"] == (22 if gate_norm else 11) * one
-    with memory.limit_evaluation_memory(model, 1):
-        assert limits[-1] == (3 << 29 if gate_norm else 1 << 28)
+    if settings:
+        units, least = 22, 3 << 29
+    with fused.use(True):
+        outside = mx.get_active_memory()
+        with memory.limit_evaluation_memory(model, 1):
+            assert limits[-1] == least
+        with memory.limit_evaluation_memory(model, 4096):
+            assert limits[-1] == pytest.approx(outside + 4096 * units * one, rel=1e-3)

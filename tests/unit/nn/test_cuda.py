@@ -14,6 +14,7 @@ from mlx_trm.nn import fused
 from mlx_trm.nn.cuda import gate_norm
 from mlx_trm.nn.cuda import kernels as cuda
 from mlx_trm.nn.cuda import nvrtc
+from mlx_trm.nn.cuda import swiglu_product as products
 from mlx_trm.nn.cuda.swiglu_product import swiglu_product, swiglu_product_fits
 from mlx_trm.nn.functional import rms_norm, rope_tables, silu
 from mlx_trm.nn.gating import gate_halves
@@ -222,8 +223,67 @@ def test_swiglu_product(rows, size, inner):
     check(swiglu_product(x, gate_up), gate_halves(x @ gate_up.T, -1, None))
 
 
-def test_few_rows_go_through_plain_products():
-    assert not swiglu_product_fits(64, 512, 1536, mx.bfloat16)
+@pytest.mark.parametrize(
+    "rows, size, inner, architecture, fits",
+    [
+        (4096, 512, 1536, "sm_90", True),
+        (4095, 512, 1536, "sm_90", False),
+        (1 << 31, 512, 1536, "sm_90", False),
+        (4096, 64, 96, "sm_90", True),
+        (4096, 96, 96, "sm_90", False),
+        (4096, 576, 1536, "sm_90", False),
+        (4096, 512, 100, "sm_90", False),
+        (4096, 512, 1536, "sm_80", False),
+        (4096, 512, 1536, "sm_100", False),
+    ],
+)
+def test_which_products_have_a_kernel(rows, size, inner, architecture, fits, monkeypatch):
+    monkeypatch.setattr(products, "usable", lambda dtype: dtype == mx.bfloat16)
+    monkeypatch.setattr(products, "architecture", lambda: architecture)
+    monkeypatch.setattr(products, "shared_limit", lambda: 227 * 1024)
+    monkeypatch.setattr(products, "_compiles", lambda size, inner: True)
+    assert swiglu_product_fits(rows, size, inner, mx.bfloat16) == fits
+    assert not swiglu_product_fits(rows, size, inner, mx.float32)
+    monkeypatch.setattr(products, "_compiles", lambda size, inner: False)
+    assert not swiglu_product_fits(rows, size, inner, mx.bfloat16)
+
+
+@pytest.mark.parametrize("keep, norm_eps", [(False, None), (True, None), (False, 1e-5)])
+def test_only_what_has_no_gradient_goes_through_the_product(keep, norm_eps, monkeypatch):
+    called = []
+
+    def product(x, gate_up):
+        called.append(x.shape)
+        return gate_halves(x @ gate_up.T, -1, None)
+
+    x, gate_up, down = (mx.random.normal(shape) for shape in ((2, 3, 8), (32, 8), (8, 16)))
+    want = fused.feature_mlp(x, gate_up, down, 1e-5, keep, norm_eps)
+    monkeypatch.setattr(fused, "swiglu_product_fits", lambda *sizes: True)
+    monkeypatch.setattr(fused, "swiglu_product", product)
+    have = fused.feature_mlp(x, gate_up, down, 1e-5, keep, norm_eps)
+    assert mx.array_equal(have, want)
+    assert called == ([] if keep or norm_eps else [(6, 8)])
+
+
+@pytest.mark.parametrize("rotated", [False, True])
+def test_zeros_behind_the_queries_change_nothing(rotated, monkeypatch):
+    """By plain operations, which heads of other sizes than the kernels' go through."""
+    qkv = mx.random.normal((2, 100, 3, 2, 24))
+    d_out = mx.random.normal((200, 48))
+    angles = rope_tables(24, 100, 10000.0) if rotated else None
+
+    def gradient():
+        return mx.vjp(lambda x: fused._long_attention(x, angles, True), [qkv], [d_out])
+
+    (want,), (want_gradient,) = gradient()
+    padded = []
+    real = fused._put_behind
+    monkeypatch.setattr(
+        fused, "_put_behind", lambda x, more: padded.append(more) or real(x, more or 28)
+    )
+    (have,), (have_gradient,) = gradient()
+    assert padded and mx.array_equal(have, want)
+    assert mx.allclose(have_gradient, want_gradient, atol=1e-6).item()
 
 
 # How machine code is kept -------------------------------------------------------------------------

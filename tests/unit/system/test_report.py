@@ -25,6 +25,7 @@ from mlx_trm.system.backend import (
     free_memory_often,
     frees_memory_often,
     load_advice,
+    operations_before_freeing,
     prefer_direct_launches,
     separate_kernel_caches,
     starts_command,
@@ -385,6 +386,7 @@ def test_large_evaluations_free_memory_often(
     assert int(os.environ[OPERATIONS]) == int(said or "4")
     free_memory_often(positions)
     assert os.environ[OPERATIONS] == expected
+    assert operations_before_freeing() == int(expected)
     assert frees_memory_often() == (expected == "1")
 
 
