@@ -15,6 +15,7 @@ reached.
 
 import argparse
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -188,7 +189,8 @@ class Comparison:
     def runs(self, versions: Dict[str, str], folder: Path) -> List[Run]:
         """List what is to be measured."""
         found, args = [], self.args
-        about: Dict[str, Any] = {"config": args.config, "settings": args.overrides,
+        settings = without_folders(args.overrides)
+        about: Dict[str, Any] = {"config": args.config, "settings": settings,
                                  "batch": self.config.train.batch_size,
                                  "versions": versions}  # fmt: skip
         for number in args.gpus if not args.only_original else []:
@@ -196,7 +198,7 @@ class Comparison:
         if self.recipe is not None:
             job = self.describe_original(folder)
             made = results.commit(args.compare, args.upstream_commit)
-            about = {"config": args.recipe, "settings": self.recipe_words, "batch": job["batch"],
+            about = {"config": args.recipe, "settings": without_folders(self.recipe_words), "batch": job["batch"],
                      "original": made}  # fmt: skip
             for number in args.gpus:
                 start = partial(self.start_theirs, number=number, job=job)
@@ -309,6 +311,15 @@ class Comparison:
             "reached": [reached(log.evaluations, each) for each in self.to],
             "evaluations": [evaluation._asdict() for evaluation in log.evaluations],
         }  # fmt: skip
+
+
+def without_folders(words: Sequence[str]) -> List[str]:
+    """Give settings as results have them: of files the names, and not where they are here."""
+    found = []
+    for word in words:
+        key, _, value = word.partition("=")
+        found.append(f"{key}={Path(value).name}" if os.sep in value else word)
+    return found
 
 
 def interrupt(number: int, frame: object) -> NoReturn:

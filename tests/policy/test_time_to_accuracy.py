@@ -198,6 +198,15 @@ def test_a_recipe_that_the_original_does_not_know_is_one_line(suite, tmp_path, c
     assert not (tmp_path / "out").exists()
 
 
+def test_results_do_not_say_where_files_are(suite):
+    """Of files their names."""
+    words = ["task.train_file=/home/me/train.csv", "train.lr=1e-3", "task.size=9"]
+    assert suite.time_to_accuracy.without_folders(words) == [
+        "task.train_file=train.csv",
+        *words[1:],
+    ]
+
+
 # The log, and energy -----------------------------------------------------------------------------
 
 
