@@ -226,7 +226,7 @@ def _feature_mlp(eps: float, norm_eps: Optional[float]) -> _Function:
         x: mx.array, gate_up: mx.array, down: mx.array, keep: bool = False
     ) -> Tuple[mx.array, ...]:
         first, second = gate_up.astype(x.dtype), down.astype(x.dtype)
-        fits = swiglu_product_fits(*x.shape, down.shape[1], x.dtype)
+        fits = swiglu_product_fits(x.shape[0], x.shape[1], down.shape[1], x.dtype)
         if fits and norm_eps is None and not keep:
             return tuple(add_norm(x, swiglu_product(x, first) @ second.T, eps, keep))
         inner = x @ first.T
