@@ -198,7 +198,8 @@ class Comparison:
         if self.recipe is not None:
             job = self.describe_original(folder)
             made = results.commit(args.compare, args.upstream_commit)
-            about = {"config": args.recipe, "settings": without_folders(self.recipe_words), "batch": job["batch"],
+            settings = without_folders(self.recipe_words)
+            about = {"config": args.recipe, "settings": settings, "batch": job["batch"],
                      "original": made}  # fmt: skip
             for number in args.gpus:
                 start = partial(self.start_theirs, number=number, job=job)
