@@ -139,17 +139,18 @@ def test_the_original_trains_beside_it(suite, tmp_path):
 @pytest.mark.parametrize("how", ["limit", "interrupted", "failed"])
 def test_what_was_reached_is_kept(how, suite, tmp_path, capsys, monkeypatch):
     """After the limit, after SIGTERM, and where a process fails: exit codes 0, 130 and 2."""
-    words = [*TINY, *original(tmp_path, how == "failed"), "--only-original", "--to", "50", "90",
-             "--output", str(tmp_path), "--seconds", "2" if how == "limit" else "60"]  # fmt: skip
-    if how == "interrupted":
-        tell = suite.time_to_accuracy.Comparison.tell
+    words = [*TINY, *original(tmp_path, how == "failed"), "--only-original", "--to", "50", "90"]
+    tell = suite.time_to_accuracy.Comparison.tell
 
-        def interrupt(self, found):
-            tell(self, found)
-            if found.step == 30:
-                os.kill(os.getpid(), signal.SIGTERM)
+    def end(self, found):
+        tell(self, found)
+        if found.step == 30 and how == "interrupted":
+            os.kill(os.getpid(), signal.SIGTERM)
+        if found.step == 30 and how == "limit":
+            self.args.seconds = 0.0
 
-        monkeypatch.setattr(suite.time_to_accuracy.Comparison, "tell", interrupt)
+    monkeypatch.setattr(suite.time_to_accuracy.Comparison, "tell", end)
+    words += ["--output", str(tmp_path)]
     assert suite.time_to_accuracy.main(words) == {"limit": 0, "interrupted": 130, "failed": 2}[how]
     line = only_line(tmp_path)
     assert line["ended"] == how and [each["step"] for each in line["evaluations"]] == [10, 20, 30]
