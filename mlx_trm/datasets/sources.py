@@ -183,10 +183,11 @@ _BY_HAND = (
         page="https://database.lichess.org/#puzzles",
         url="https://database.lichess.org/lichess_db_puzzle.csv.zst",
         steps=(
-            "zstd -d lichess_db_puzzle.csv.zst",
-            "python -m mlx_trm.evaluate RUN --data lichess_db_puzzle.csv --max-examples 1000",
+            "python -m mlx_trm.evaluate RUN --data lichess_db_puzzle.csv.zst --max-examples 1000  "
+            '(packed as it is; pip install "mlx_trm[chess]")',
             "python -m mlx_trm.train --config chess_mate1.yaml task.train_file=TRAIN.csv "
-            "task.test_file=TEST.csv  (cut it in two, the first line in both)",
+            "task.test_file=TEST.csv  (unpack it by 'zstd -d' and cut it in two, the first line "
+            "in both)",
         ),
     ),
 )
