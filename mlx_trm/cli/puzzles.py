@@ -10,7 +10,7 @@ import numpy as np
 
 from mlx_trm.config.columns import SYNONYMS, check_names, own_names, plain_name, split_fields
 from mlx_trm.errors import DataError, listed, shown
-from mlx_trm.system.bounded import read_bytes
+from mlx_trm.system.bounded import open_unpacked
 from mlx_trm.tasks import Task
 from mlx_trm.tasks.pasted import PASTED
 
@@ -140,7 +140,7 @@ def read_texts(
     name = "standard input" if source == "-" else source
     try:
         if content is None:
-            content = read_standard_input() if source == "-" else read_bytes(path, _MOST_BYTES)
+            content = read_standard_input() if source == "-" else _read_file(path)
         if len(content) + _LINE_BYTES * content.count(b"\n") > _MOST_BYTES:
             raise ValueError("it has too many lines")
         if len(content) > _MOST_BYTES // 4 and not content.isascii():
@@ -148,7 +148,9 @@ def read_texts(
             raise ValueError(f"it has more than {_MOST_BYTES // 4:,} bytes, and not ASCII alone")
         lines = content.decode("utf-8-sig").splitlines()
     except OSError as error:
-        raise DataError(f"{name}: cannot be read ({error.strerror}); name a text file") from error
+        raise DataError(
+            f"{name}: cannot be read ({error.strerror or error}); name a text file"
+        ) from error
     except UnicodeDecodeError as error:
         raise DataError(f"{name}: is not UTF-8 text; name a file of puzzles") from error
     except ValueError as error:
@@ -174,6 +176,20 @@ def read_texts(
     if not found:
         raise DataError(f"{name}: holds no puzzle")
     yield from found
+
+
+def _read_file(path: str) -> bytes:
+    """Read a file, unpacked where it is packed.
+
+    Raises:
+        OSError: if it cannot be read, or is damaged.
+        ValueError: if it is too large.
+    """
+    with open_unpacked(path) as file:
+        content = file.read(_MOST_BYTES + 1)
+    if len(content) > _MOST_BYTES:
+        raise ValueError(f"it has more than {_MOST_BYTES:,} bytes")
+    return content
 
 
 def read_standard_input() -> bytes:

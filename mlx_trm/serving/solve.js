@@ -21,11 +21,11 @@
 
   // Let the server read what was typed; a grid is only drawn anew where it was not what was typed.
   async function read(redraw) {
-    const number = ++reading;
-    if (!puzzle().trim()) { showMessage(""); return; }
+    const number = ++reading, asked = puzzle();
+    if (!asked.trim()) { showMessage(""); return; }
     try {
-      const found = await askJson("/api/read", { model: model.name, puzzle: puzzle() });
-      if (number !== reading) return;
+      const found = await askJson("/api/read", { model: model.name, puzzle: asked });
+      if (number !== reading || puzzle() !== asked) return; // what was typed since is read soon
       if (redraw) editor.set(model.names.includes(puzzle()) ? puzzle() : found.typed, found.drawing, found.demonstrations);
       showMessage(found.problem);
     } catch (error) {

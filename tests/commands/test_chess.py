@@ -1,5 +1,6 @@
 """Chess at the command line: solve by FEN and boards, pictures, files with ratings, data show."""
 
+import gzip
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -221,6 +222,8 @@ def test_a_file_of_lichess_is_solved(run: Any) -> None:
     for name in ("p.csv", "q.csv"):
         done = run("solve", "../rook", name)
         assert done.code == 0 and done.out.count("Rd8#, mate") == 1, done.err
+    Path("p.csv.gz").write_bytes(gzip.compress(Path("p.csv").read_bytes()))
+    assert run("solve", "../rook", "p.csv.gz").out.count("Rd8#, mate") == 1
     Path("p.csv").write_text("\n".join(rows).replace("d1d8", "d1e8"), encoding="utf-8")
     done = run("solve", "../rook", "p.csv")
     assert done.code == 2 and "p.csv:2: the move d1e8 is not legal" in done.err
