@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,13 @@ import pytest
 
 from mlx_trm.errors import DamagedError, DataError
 from mlx_trm.system import bounded
-from mlx_trm.system.bounded import parse_json, read_bytes, read_object, unpack_gzip
+from mlx_trm.system.bounded import (
+    open_unpacked,
+    parse_json,
+    read_bytes,
+    read_object,
+    unpack_gzip,
+)
 from mlx_trm.system.files import read_json
 
 
@@ -100,3 +107,26 @@ def test_damaged_is_not_unreadable(tmp_path: Path, monkeypatch: Any) -> None:
     with pytest.raises(DataError, match="Too many open files") as caught:
         read_json(path)
     assert not isinstance(caught.value, DamagedError)
+
+
+def test_packed_files_are_unpacked_a_little_at_a_time(tmp_path: Path) -> None:
+    """One stream of gzip or several; a plain file is what it is; damage is an OSError."""
+    path, text = tmp_path / "x", b"0123456789" * 20_000
+    for content in (text, gzip.compress(text), gzip.compress(text[:7]) + gzip.compress(text[7:])):
+        path.write_bytes(content)
+        with open_unpacked(path) as file:
+            assert file.readline(5) == text[:5] and file.read() == text[5:]
+    path.write_bytes(gzip.compress(text)[:-4])
+    with pytest.raises(OSError, match="cut short"), open_unpacked(path) as file:
+        file.read()
+    path.write_bytes(gzip.compress(text)[:-8] + bytes(8))  # what it says of its content
+    with pytest.raises(OSError, match="damaged"), open_unpacked(path) as file:
+        file.read()
+    path.write_bytes(gzip.compress(bytes(1 << 26)))  # 64 MB of zeros
+    tracemalloc.start()
+    try:
+        with open_unpacked(path) as file:
+            assert file.read(10) == bytes(10)
+        assert tracemalloc.get_traced_memory()[1] < 8 << 20
+    finally:
+        tracemalloc.stop()
