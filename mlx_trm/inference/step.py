@@ -111,8 +111,14 @@ class EvaluationStep:
         """
         note_computing()
         # Parts that follow one another are computed in one stream, by all cores.
-        share_cores(*(carry.extent if self._parts(carry.extent[0]) == 1 else (1, 0)))
-        latents, outputs = self._step(weights, carry.pack(), rows)
+        extent = carry.extent if self._parts(carry.extent[0]) == 1 else (1, 0)
+        share_cores(*extent)
+
+        def share(packed: Tuple, rows: Optional[mx.array]) -> Tuple:
+            found: Tuple = self._step(weights, packed, rows)
+            return found
+
+        latents, outputs = joined(over_rows(share, extent, carry.pack(), rows))
         return carry._replace(latents=tuple(latents)), Outputs(*outputs)
 
     def limit_memory(self, rows: int) -> ContextManager[None]:
@@ -123,13 +129,9 @@ class EvaluationStep:
         return count_evaluation_parts(self._model, rows, self.memory_limit)
 
     def _traced(self, weights: Tree, packed: Tuple, rows: Optional[mx.array]) -> Tuple:
-        extent = Carry.unpack(packed).extent
-        parts = self._parts(extent[0])
+        count = Carry.unpack(packed).extent[0]
         with self._model.using(weights):
-            if parts > 1:
-                found: Tuple = joined(one_by_one(self._share, extent[0], parts, packed, rows))
-            else:
-                found = joined(over_rows(self._share, extent, packed, rows))
+            found: Tuple = joined(one_by_one(self._share, count, self._parts(count), packed, rows))
         return found
 
     def _share(self, packed: Tuple, rows: Optional[mx.array]) -> Tuple:

@@ -8,6 +8,7 @@ Reference: ``train_batch`` in pretrain.py.
 """
 
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any, Callable, Dict, Iterator, NamedTuple, Optional, Tuple
 
 import mlx.core as mx
@@ -20,6 +21,7 @@ from mlx_trm.models import RecursiveModel, named_arrays
 from mlx_trm.models.base import Tree
 from mlx_trm.models.carry import Batch, Carry, with_noise
 from mlx_trm.models.losses import Metrics, act_loss, loss_scale
+from mlx_trm.system.device import on_gpu
 from mlx_trm.system.environment import prepare_temporary_folder
 from mlx_trm.system.streams import added, joined, over_rows
 from mlx_trm.training.chains import Chains
@@ -60,7 +62,11 @@ def make_step_functions(
         optimizer: its rule is used, its state is an argument.
         cycles: H_cycles and L_cycles of a curriculum's stage; None: the model's own.
     """
-    differentiate = make_differentiate(train, model, cycles)
+    compiled = should_compile(train.compile, model)
+    if compiled:
+        prepare_temporary_folder()
+    on_cpu = compiled and not on_gpu()
+    differentiate = make_differentiate(train, model, cycles, on_cpu)
     update = make_update(train, optimizer, rate_factors(train, model))
 
     def whole(
@@ -77,17 +83,28 @@ def make_step_functions(
         )
         return new, packed, rows, {**metrics, **more}, finite
 
+    if on_cpu:
+        update = mx.compile(update)
     functions = (whole, differentiate, update)
-    if should_compile(train.compile, model):
-        prepare_temporary_folder()
+    if compiled and not on_cpu:
         functions = tuple(mx.compile(function) for function in functions)  # type: ignore
     return StepFunctions(*functions)
 
 
 def make_differentiate(
-    train: TrainConfig, model: RecursiveModel, cycles: Optional[Tuple[int, int]]
+    train: TrainConfig,
+    model: RecursiveModel,
+    cycles: Optional[Tuple[int, int]],
+    compiled: bool,
 ) -> Callable[..., Tuple]:
-    """Make what gives the gradients of some rows; see :class:`StepFunctions`."""
+    """Make what gives the gradients of some rows; see :class:`StepFunctions`.
+
+    Args:
+        train: the recipe.
+        model: its structure is used.
+        cycles: see :func:`make_step_functions`.
+        compiled: compile what is done with a stream's share of the rows.
+    """
     scale = loss_scale(model.dtype, train.batch_size)
     chains = Chains(train, model)
 
@@ -115,26 +132,30 @@ def make_differentiate(
         )
         return loss * (scale / train.batch_size), carry.pack(), metrics
 
+    def share(weights: Tree, rows: Rows, packed: Tuple, min_steps: mx.array, keys: Rows) -> Tuple:
+        """Give what is summed over shares of the rows, and what is put behind each other."""
+        if chains.count > 1:
+            of_all = None if keys is None else chains.repeat(keys)
+            winner, others = chains.race(Carry.unpack(packed), rows, setting(weights, of_all))
+            packed = winner.pack()
+        function: Any = mx.value_and_grad(loss_fn, 0 if rows is None else (0, 1))
+        (_, packed, metrics), found = function(weights, rows, packed, min_steps, keys)
+        if chains.count > 1:
+            packed = chains.join(Carry.unpack(packed), others).pack()
+        gradients, of_rows = (found, None) if rows is None else found
+        return (gradients, metrics), (of_rows, packed)
+
+    if compiled:
+        share = mx.compile(share)
+
     def differentiate(
         weights: Tree, initial: Tree, packed: Tuple, batch: Tuple, rows: Rows,
         min_steps: mx.array, keys: Rows,
     ) -> Tuple:  # fmt: skip
         with model.using(initial):
             carry = chains.begin(Carry.unpack(packed), Batch(*batch), keys)
-        function: Any = mx.value_and_grad(loss_fn, 0 if rows is None else (0, 1))
-
-        def share(rows: Rows, packed: Tuple, min_steps: mx.array, keys: Rows) -> Tuple:
-            if chains.count > 1:
-                of_all = None if keys is None else chains.repeat(keys)
-                winner, others = chains.race(Carry.unpack(packed), rows, setting(weights, of_all))
-                packed = winner.pack()
-            (_, packed, metrics), found = function(weights, rows, packed, min_steps, keys)
-            if chains.count > 1:
-                packed = chains.join(Carry.unpack(packed), others).pack()
-            gradients, of_rows = (found, None) if rows is None else found
-            return (gradients, metrics), (of_rows, packed)
-
-        found = over_rows(share, carry.extent, rows, carry.pack(), min_steps, keys)
+        function = partial(share, weights)
+        found = over_rows(function, carry.extent, rows, carry.pack(), min_steps, keys)
         gradients, metrics = added([sums for sums, _ in found])
         row_gradients, packed = joined([by_row for _, by_row in found])
         if scale != 1.0:
