@@ -21,7 +21,7 @@ from mlx_trm.cli.arguments import (
     save_json,
     writable,
 )
-from mlx_trm.cli.checkpoints import add_model, add_run, load_run, locate_run, tell_of_slow_blas
+from mlx_trm.cli.checkpoints import add_model, add_run, load_run, locate_run
 from mlx_trm.cli.running import make_main
 from mlx_trm.config.loading import config_from_dict, config_to_dict
 from mlx_trm.config.sections import NEW_ROWS, TaskSpec
@@ -103,7 +103,6 @@ def run(args: argparse.Namespace, overrides: List[str]) -> int:
     """Evaluate and print a table; the overrides change the run's configuration."""
     free_memory_often(count_positions(args.run, overrides))
     checkpoint, _ = load_run(args, settings=True)
-    tell_of_slow_blas(checkpoint.model)
     config = checkpoint.config
     if overrides:
         values, folder = config_to_dict(config), checkpoint.path

@@ -22,7 +22,6 @@ from mlx_trm.cli.checkpoints import (
     find_weights,
     load_run,
     locate_run,
-    tell_of_slow_blas,
 )
 from mlx_trm.cli.puzzles import Given, read_given, read_standard_input
 from mlx_trm.cli.running import make_main
@@ -142,7 +141,6 @@ class Shown(NamedTuple):
 def open_solver(args: argparse.Namespace) -> Solver:
     """Give a solver with the model that the command line names."""
     checkpoint, _ = load_run(args)
-    tell_of_slow_blas(checkpoint.model)
     names = read_row_names(checkpoint.path)
     return Solver(checkpoint.model, checkpoint.config, row_names=names)
 

@@ -11,7 +11,6 @@ from typing import Any, Iterator, List, Optional, Tuple
 import numpy as np
 
 from mlx_trm.cli import tables as display
-from mlx_trm.cli.checkpoints import tell_of_slow_blas
 from mlx_trm.cli.progress import Estimate, Progress
 from mlx_trm.cli.running import make_main
 from mlx_trm.config.loading import dump_config, load_config
@@ -88,8 +87,6 @@ def run(args: argparse.Namespace, config: Optional[ExperimentConfig]) -> int:
             return 0
         print(f"{args.resume}: has reached its end at step {trainer.step}; nothing is left to do")
         return 0
-    if trainer.run.processes.leads:
-        tell_of_slow_blas(trainer.model)
     plan, settings = trainer.run.plan, trainer.config.train
     estimate = Estimate(
         plan.planned_steps - trainer.step,

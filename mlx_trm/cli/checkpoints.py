@@ -12,10 +12,7 @@ from mlx_trm.config.plugins import import_named
 from mlx_trm.errors import ConfigError
 from mlx_trm.inference.packaged import Pretrained, find_pretrained, pretrained
 from mlx_trm.inference.quantization import BITS, Quantized, quantize_model
-from mlx_trm.models import RecursiveModel, named_arrays
 from mlx_trm.runs.checkpoint import Checkpoint, load_checkpoint
-from mlx_trm.system.blas import slow_blas_advice
-from mlx_trm.system.device import on_gpu
 from mlx_trm.tasks import build_task
 
 LOGGER = logging.getLogger(__name__)
@@ -38,14 +35,6 @@ def add_run(parser: argparse.ArgumentParser, optional: bool = False) -> None:
     # RUN may be left out and options may stand between it and what follows, so words without a
     # dash are counted when all options have been taken.
     parser.set_defaults(intermixed=optional)
-
-
-def tell_of_slow_blas(model: RecursiveModel) -> None:
-    """Say once, before a model computes, where the CPU's BLAS makes it many times slower."""
-    weights = sum(array.size for _, array in named_arrays(model.weights()))
-    advice = None if on_gpu() else slow_blas_advice(weights)
-    if advice is not None:
-        LOGGER.info("%s", advice)
 
 
 def add_model(parser: argparse.ArgumentParser, settings: bool = False) -> None:

@@ -1,5 +1,8 @@
 """One supervision step of a trained model, compiled where that pays."""
 
+import logging
+import os
+from functools import lru_cache
 from typing import Callable, ContextManager, Optional, Tuple
 
 import mlx.core as mx
@@ -10,12 +13,14 @@ from mlx_trm.models import RecursiveModel, named_arrays
 from mlx_trm.models.base import Tree
 from mlx_trm.models.carry import Carry, Outputs
 from mlx_trm.models.memory import count_evaluation_parts, limit_evaluation_memory
+from mlx_trm.system.blas import slow_blas_advice
 from mlx_trm.system.device import on_gpu
 from mlx_trm.system.environment import note_computing, prepare_temporary_folder
 from mlx_trm.system.streams import joined, one_by_one, over_rows, share_cores
 
 # On the CPU a model of fewer weights is not compiled unless that is asked for.
 LARGE = 1_000_000
+LOG = logging.getLogger(__name__)
 
 
 def should_compile(setting: str, model: Optional[RecursiveModel] = None) -> bool:
@@ -32,6 +37,25 @@ def should_compile(setting: str, model: Optional[RecursiveModel] = None) -> bool
         )
         return on_gpu() or weights >= LARGE
     return setting == "always"
+
+
+def tell_of_slow_blas(model: RecursiveModel) -> None:
+    """Say, once a process, where the CPU's BLAS makes this model's steps many times slower.
+
+    Whoever computes steps says so when they are prepared, from Python as in the commands.
+    """
+    advice = (
+        None
+        if on_gpu()
+        else slow_blas_advice(sum(a.size for _, a in named_arrays(model.weights())))
+    )
+    if advice is not None and os.environ.get("MLX_RANK", "0") == "0":
+        _warn_once(advice)
+
+
+@lru_cache(maxsize=None)
+def _warn_once(advice: str) -> None:
+    LOG.warning("%s", advice)
 
 
 def cell_confidence(logits: mx.array) -> mx.array:
@@ -90,6 +114,7 @@ class EvaluationStep:
             config: ``train.compile`` and ``eval.memory_limit_gb`` are read.
             short: whether few steps are to be expected; see :func:`should_compile`.
         """
+        tell_of_slow_blas(model)
         compiled = should_compile(config.train.compile, None if short else model)
         return cls(model, compiled, config.eval.memory_limit_gb)
 

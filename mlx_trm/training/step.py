@@ -13,6 +13,7 @@ from mlx.utils import tree_unflatten
 
 from mlx_trm.config.sections import ExperimentConfig
 from mlx_trm.errors import CheckpointError, NonFiniteError
+from mlx_trm.inference.step import tell_of_slow_blas
 from mlx_trm.models import RecursiveModel, named_arrays
 from mlx_trm.models.base import Tree
 from mlx_trm.models.carry import Batch, Carry, draw_exploration, late_minimum, row_keys
@@ -92,6 +93,7 @@ class TrainStep:
         self._chains = Chains(train, model)
         self._stage = self.schedule.cycles(1)
         self._functions = self._make_functions()
+        tell_of_slow_blas(model)
 
     def _make_functions(self) -> StepFunctions:
         return make_step_functions(self.config.train, self.model, self.optimizer, self._stage)

@@ -1,5 +1,6 @@
 """Shares of a batch on streams of the CPU: the same numbers, and as many streams as pay."""
 
+import dataclasses
 import os
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -10,13 +11,16 @@ import pytest
 from child_processes import run_python
 from marks import batches, experiment
 
+from mlx_trm.config.loading import load_config
 from mlx_trm.config.sections import TaskSpec
 from mlx_trm.errors import ConfigError
+from mlx_trm.inference import step as slow_blas
 from mlx_trm.inference.step import EvaluationStep
 from mlx_trm.models import TRM, TRMConfig, named_arrays
 from mlx_trm.models.carry import Batch, Carry, random_batch
 from mlx_trm.models.memory import _evaluation_row_bytes
-from mlx_trm.system import backend, streams
+from mlx_trm.system import backend, blas, streams
+from mlx_trm.training.step import TrainStep
 from mlx_trm.training.trainer import Trainer
 
 on_cpu = pytest.mark.skipif(
@@ -253,3 +257,36 @@ def test_mlx_is_told_before_it_computes(before):
     assert done.returncode == 0, done.stderr
     cuda = hasattr(mx, "cuda") and mx.cuda.is_available()
     assert done.stdout.strip() == ("None" if before or cuda else "200")
+
+
+@on_cpu
+@pytest.mark.skipif(sys.platform != "linux", reason="the C library is asked on Linux")
+@pytest.mark.parametrize("said", [None, "131072"])
+def test_freed_memory_is_kept_for_the_next_arrays(said):
+    """The system clears no pages again; what the environment says of malloc holds."""
+    code = (
+        "import resource, mlx_trm, mlx.core as mx; mx.set_default_device(mx.cpu)\n"
+        "for number in range(3):\n"
+        "    if number == 1: start = resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+        "    mx.eval(mx.zeros((10 << 20,)) + 1.0)\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - start)"
+    )
+    variables = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES")
+    environment = {name: None for name in variables}
+    done = run_python("-c", code, env={**environment, "MALLOC_MMAP_THRESHOLD_": said})
+    assert done.returncode == 0, done.stderr
+    assert (int(done.stdout) < 10_000) == (said is None)
+
+
+@on_cpu
+def test_a_slow_blas_is_told_of_once(monkeypatch, caplog):
+    """By whatever computes steps first, from Python as in a command, for large models only."""
+    slow_blas._warn_once.cache_clear()
+    monkeypatch.setattr(blas.sys, "platform", "linux")
+    monkeypatch.setattr(blas, "blas_library", lambda: "/mlx_cpu.libs/libblas-bd8a282c.so.3")
+    config, spec = load_config("sudoku_tiny.yaml"), TaskSpec(vocab_size=7, seq_len=9)
+    large = dataclasses.replace(config.model, hidden_size=128)
+    for model, told in ((config.model, 0), (large, 1), (large, 1)):
+        EvaluationStep.configured(TRM(model, spec), config, short=True)
+        TrainStep(config, TRM(model, spec), 2)
+        assert len(caplog.records) == told
