@@ -13,10 +13,10 @@ from mlx_trm.errors import ConfigError, did_you_mean
 from mlx_trm.inference.scoring import SearchScores, judge_exactly, wilson_interval
 from mlx_trm.inference.search import Problem, Result, Search, SearchSettings
 from mlx_trm.inference.search.draws import plain_starts
-from mlx_trm.inference.step import EvaluationStep, merge_weights
+from mlx_trm.inference.step import EvaluationStep, merge_weights, read_answers
 from mlx_trm.models import RecursiveModel
 from mlx_trm.models.base import Tree
-from mlx_trm.models.carry import Batch
+from mlx_trm.models.carry import IGNORE_LABEL_ID, Batch
 from mlx_trm.models.losses import act_loss, metric_values
 from mlx_trm.models.memory import cap_evaluation_rows
 from mlx_trm.system.processes import Processes
@@ -249,8 +249,11 @@ class Evaluator:
             skip_unlabelled=True,
         )
         mx.eval(metrics)
-        predictions = np.array(mx.argmax(outputs.logits, axis=-1)).astype(np.uint8)
-        return predictions, np.array(outputs.q_halt), metric_values(metrics)
+        predictions = np.array(read_answers(self.task, outputs.logits)).astype(np.uint8)
+        values, q_halt = metric_values(metrics), np.array(outputs.q_halt)
+        if self.task.decodes:  # the loss counts each cell's most probable token
+            values.update(_count_right(predictions, arrays["labels"], q_halt))
+        return predictions, q_halt, values
 
 
 def ablated_rows(model: RecursiveModel, kind: str, seed: int = 0) -> Optional[np.ndarray]:
@@ -304,6 +307,19 @@ def check_dimensions(model: RecursiveModel, dataset: Union[PuzzleDataset, Task])
         )
     if problems:
         raise ConfigError(f"the data do not fit the model: {'; '.join(problems)}; name other data")
+
+
+def _count_right(predictions: np.ndarray, labels: np.ndarray, q_halt: np.ndarray) -> Metrics:
+    """Sum what :func:`act_loss` does of right cells and answers, for answers read otherwise."""
+    valid = labels != IGNORE_LABEL_ID
+    counts = valid.sum(axis=1)
+    right = (valid & (predictions == labels)).sum(axis=1)
+    exact, counted = right == counts, counts > 0
+    return {
+        "accuracy": float((right / np.maximum(counts, 1))[counted].sum()),
+        "exact_accuracy": float(exact[counted].sum()),
+        "q_halt_accuracy": float(((q_halt >= 0) == exact)[counted].sum()),
+    }
 
 
 def _means(sums: Metrics, scorer: Any) -> Metrics:

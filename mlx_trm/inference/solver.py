@@ -20,7 +20,7 @@ from mlx_trm.inference.search.engine import Result, Search, sigmoid
 from mlx_trm.inference.search.problems import Problems, Puzzle, PuzzleReader
 from mlx_trm.inference.search.rows import Watcher
 from mlx_trm.inference.search.settings import SearchSettings, make_settings
-from mlx_trm.inference.step import EvaluationStep, cell_confidence, merge_weights
+from mlx_trm.inference.step import EvaluationStep, cell_confidence, merge_weights, read_answers
 from mlx_trm.models import RecursiveModel
 from mlx_trm.models.base import Tree
 from mlx_trm.models.carry import IGNORE_LABEL_ID, Batch
@@ -347,7 +347,7 @@ class Solver:
             try:
                 with self._reason.limit_memory(tokens.shape[0]):
                     carry, outputs = self._reason(weights, carry, rows)
-                    answers = mx.argmax(outputs.logits, axis=-1)
+                    answers = read_answers(self.task, outputs.logits)
                     mx.eval(carry.pack(), answers, outputs.q_halt)
             finally:
                 model.train(was_training)

@@ -6,6 +6,7 @@ from functools import lru_cache
 from typing import Callable, ContextManager, Optional, Tuple
 
 import mlx.core as mx
+import numpy as np
 from mlx.utils import tree_unflatten
 
 from mlx_trm.config.sections import ExperimentConfig
@@ -17,6 +18,7 @@ from mlx_trm.system.blas import slow_blas_advice
 from mlx_trm.system.device import on_gpu
 from mlx_trm.system.environment import note_computing, prepare_temporary_folder
 from mlx_trm.system.streams import joined, one_by_one, over_rows, share_cores
+from mlx_trm.tasks import Task
 
 # On the CPU a model of fewer weights is not compiled unless that is asked for.
 LARGE = 1_000_000
@@ -68,6 +70,21 @@ def cell_confidence(logits: mx.array) -> mx.array:
         (B, S) float32.
     """
     return mx.max(mx.softmax(logits.astype(mx.float32), axis=-1), axis=-1)
+
+
+def read_answers(task: Task, logits: mx.array) -> mx.array:
+    """Read answers: each cell's token of the highest logit, or as the task decodes them.
+
+    Args:
+        task: whose :meth:`~mlx_trm.tasks.Task.decode` is used where it says that it has one.
+        logits: (B, S, V), any float dtype.
+
+    Returns:
+        (B, S) unsigned integers, not computed yet unless the task decodes.
+    """
+    if task.decodes:
+        return mx.array(task.decode(np.array(logits.astype(mx.float32))))
+    return mx.argmax(logits, axis=-1)
 
 
 def merge_weights(tree: Tree, other: Tree) -> Tree:

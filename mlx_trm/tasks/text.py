@@ -284,6 +284,22 @@ class TextForm:  # pylint: disable=too-many-public-methods
         placed = lay_out(np.asarray(values), 1)
         return placed if placed.shape == shape else None
 
+    @property
+    def decodes(self) -> bool:
+        """Whether :meth:`decode` reads answers; else each cell has its most probable token."""
+        return False
+
+    def decode(self, logits: np.ndarray) -> np.ndarray:
+        """Read the answers as wholes, where cells depend on each other: a move leaves one square.
+
+        Args:
+            logits: (n, S, V) float32, whose softmax over V is each cell's probabilities.
+
+        Returns:
+            (n, S) uint8 tokens.
+        """
+        return np.asarray(logits).argmax(axis=-1).astype(np.uint8)
+
     def check(self, inputs: np.ndarray, tokens: np.ndarray) -> bool:
         """Say by the rules alone whether (S,) ``tokens`` answer the puzzle ``inputs``.
 

@@ -12,7 +12,7 @@ from mlx_trm.inference.search.problems import Problem
 from mlx_trm.inference.search.scheduling import Schedule, Work
 from mlx_trm.inference.search.selection import Candidate
 from mlx_trm.inference.search.settings import STABLE_STEPS, SearchSettings, draws_starts
-from mlx_trm.inference.step import EvaluationStep, cell_confidence
+from mlx_trm.inference.step import EvaluationStep, cell_confidence, read_answers
 from mlx_trm.models import RecursiveModel
 from mlx_trm.models.base import Tree
 from mlx_trm.models.carry import IGNORE_LABEL_ID, Batch, Carry, Outputs
@@ -234,7 +234,7 @@ class Rows:
 
     def _look(self, outputs: Outputs, residual: Optional[mx.array]) -> Seen:
         """Bring what a step says to NumPy."""
-        answers = mx.argmax(outputs.logits, axis=-1).astype(mx.uint8)
+        answers = read_answers(self._parts.task, outputs.logits).astype(mx.uint8)
         threshold = outputs.q_continue if self._model.compares_continue else mx.zeros(())
         believes = outputs.q_halt > threshold
         sure = cell_confidence(outputs.logits)

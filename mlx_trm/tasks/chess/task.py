@@ -32,6 +32,7 @@ from mlx_trm.tasks.chess.tokens import (
     is_clean,
     mirror,
     mirrored_cells,
+    most_probable_move,
     position_key,
 )
 from mlx_trm.tasks.chess.view import (
@@ -45,6 +46,8 @@ from mlx_trm.tasks.puzzle_files import FilePuzzles, PuzzleFileConfig, hash_puzzl
 from mlx_trm.tasks.symmetries import Symmetry
 
 _CHUNK = 64
+# What tells the draws of variants from those of the positions that they are made of.
+_VARIANTS = 1
 
 
 def check_library() -> None:
@@ -78,6 +81,8 @@ class ChessConfig(PuzzleFileConfig):
     """Generated positions: of whole random games, or of endings with few pieces."""
     unique: bool = True
     """Generate mates with one right move only; otherwise the label is one of several."""
+    variants: int = field(default=0, metadata={"min": 0})
+    """Of each training position with a mate so many more, which differ by a few pieces, at most."""
     min_rating: Optional[int] = field(default=None, metadata={"min": 0})
     """Take puzzles of a file with at least this rating only."""
     max_rating: Optional[int] = field(default=None, metadata={"min": 0})
@@ -89,6 +94,8 @@ class ChessConfig(PuzzleFileConfig):
         low, high = self.min_rating, self.max_rating
         if low is not None and high is not None and low > high:
             found.append(f"min_rating: {low} is more than max_rating {high}")
+        if self.variants and self.kind == "moves":
+            found.append("variants: are made of mates; set kind to mate1 or mate2, or variants to 0")
         return found
 
 
@@ -125,15 +132,16 @@ class Chess(Task):  # pylint: disable=too-many-public-methods
         return list(TOKEN_NAMES)
 
     def groups(self, split: str, rng: np.random.Generator) -> Iterator[PuzzleBlock]:
-        """Yield the positions of a split, of its file or generated."""
-        path = self.raw_file(split)
-        if path is not None:
+        """Yield the positions of a split, of its file or generated, and in training variants."""
+        path, varied = self.raw_file(split), split == "train" and self.config.variants > 0
+        if path is not None and not varied:
             for part in self._read(path):
                 yield PuzzleBlock(part.inputs, part.labels)
             return
         del rng  # each split has one of its own, since training leaves out what the test set has
         rows: List[Tuple[np.ndarray, np.ndarray]] = []
-        for pair in self._generate(split):
+        pairs = self._generate(split) if path is None else self._read_pairs(path)
+        for pair in self._vary(pairs) if varied else pairs:
             rows.append(pair)
             if len(rows) == _CHUNK:
                 yield _block(rows)
@@ -174,6 +182,21 @@ class Chess(Task):  # pylint: disable=too-many-public-methods
         rng = np.random.default_rng([self.seed, SPLITS.index(split)])
         return self._generate_without(count, rng, self._excluded(split))
 
+    def _read_pairs(self, path: Path) -> Iterator[Tuple[np.ndarray, np.ndarray]]:
+        for part in self._read(path):
+            yield from zip(part.inputs, part.labels)
+
+    def _vary(
+        self, pairs: Iterable[Tuple[np.ndarray, np.ndarray]]
+    ) -> Iterator[Tuple[np.ndarray, np.ndarray]]:
+        """Follow each training position by its variants."""
+        from mlx_trm.tasks.chess.generator import Wanted, vary_puzzles
+
+        config = self.config
+        wanted = Wanted(config.kind, config.style, config.unique)
+        rng = np.random.default_rng([self.seed, SPLITS.index("train"), _VARIANTS])
+        return vary_puzzles(pairs, wanted, config.variants, rng, self._excluded("train"))
+
     def _excluded(self, split: str) -> Set[bytes]:
         """Give the keys of the other split's positions, where that one is not made after this."""
         path = self.raw_file("test" if split == "train" else "train")
@@ -201,17 +224,18 @@ class Chess(Task):  # pylint: disable=too-many-public-methods
         kept = asdict(config)
         names = ["kind"]
         hashes: List[Optional[str]] = []
+        varied = split == "train" and config.variants > 0
         if any(files):
             names += ["min_rating", "max_rating", "columns"]
         if own is not None:
             hashes = [hash_puzzle_file(own)]
-        else:
+        if own is None or varied:
             from mlx_trm.tasks.chess.generator import GENERATOR_VERSION
 
             names += ["style", "unique", "train_puzzles", "test_puzzles"]
             hashes = [None if path is None else hash_puzzle_file(path) for path in files]
             kept.update(generator=GENERATOR_VERSION, seed=self.seed)
-            names += ["generator", "seed"]
+            names += ["generator", "seed"] + ["variants"] * varied
         about: Dict[str, Any] = {"task": config.name, "split": split, "files": hashes}
         return {**about, **{name: kept[name] for name in names}}
 
@@ -303,6 +327,15 @@ class Chess(Task):  # pylint: disable=too-many-public-methods
         from mlx_trm.tasks.chess.notation import format_tokens
 
         return format_tokens(tokens)
+
+    @property
+    def decodes(self) -> bool:
+        """Mates are answered by one move."""
+        return self.config.kind != "moves"
+
+    def decode(self, logits: np.ndarray) -> np.ndarray:
+        """Give the most probable answers that mark one move, which need not be legal."""
+        return most_probable_move(logits)
 
     def answers(self, inputs: np.ndarray) -> Tuple[np.ndarray, Dict[int, str]]:
         """Answer (n, 64) positions by search, and say which have no mate."""

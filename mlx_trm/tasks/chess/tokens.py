@@ -88,6 +88,27 @@ def read_marks(tokens: np.ndarray) -> Tuple[np.ndarray, np.ndarray]:
     return tokens == FROM, (tokens >= TO) & (tokens < VOCABULARY)
 
 
+def most_probable_move(logits: np.ndarray) -> np.ndarray:
+    """Read (n, 64, V) float logits as moves, legal or not.
+
+    Returns:
+        (n, 64) uint8: of all answers that mark one square left and another one reached, whatever
+        it promotes to, the most probable, cells taken as independent.
+    """
+    logits = np.asarray(logits, dtype=np.float32)
+    # How much likelier an answer gets by a mark in place of an empty cell.
+    gain = logits - logits[..., EMPTY : EMPTY + 1]
+    left, reached = gain[..., FROM], gain[..., TO:].max(axis=-1)
+    both = left[:, :, None] + reached[:, None, :]
+    both[:, np.arange(CELLS), np.arange(CELLS)] = -np.inf
+    start, end = np.divmod(both.reshape(len(both), -1).argmax(axis=1), CELLS)
+    rows = np.arange(len(logits))
+    answers = np.full((len(logits), CELLS), EMPTY, dtype=np.uint8)
+    answers[rows, start] = FROM
+    answers[rows, end] = TO + gain[rows, end, TO:].argmax(axis=-1)
+    return answers
+
+
 def is_clean(tokens: np.ndarray) -> np.ndarray:
     """Say which of (..., 64) answers hold marks and empty cells only, (...,) bool."""
     left, reached = read_marks(tokens)
