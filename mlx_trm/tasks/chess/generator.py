@@ -138,9 +138,7 @@ def _ask_for_two(wanted: Wanted, draws: random.Random) -> Found:
         earlier = [*earlier[-1:], (board.copy(stack=False), mates)]
 
 
-def _puzzle(
-    board: chess.Board, right: List[chess.Move], unique: bool
-) -> Optional[Puzzle]:
+def _puzzle(board: chess.Board, right: List[chess.Move], unique: bool) -> Optional[Puzzle]:
     """Make a puzzle of a position whose right moves are known; None: there is none or too many."""
     if not right or unique and len(right) > 1:
         return None

@@ -95,7 +95,9 @@ class ChessConfig(PuzzleFileConfig):
         if low is not None and high is not None and low > high:
             found.append(f"min_rating: {low} is more than max_rating {high}")
         if self.variants and self.kind == "moves":
-            found.append("variants: are made of mates; set kind to mate1 or mate2, or variants to 0")
+            found.append(
+                "variants: are made of mates; set kind to mate1 or mate2, or variants to 0"
+            )
         return found
 
 

@@ -1,7 +1,7 @@
 """Chess: tokens, moves and mates against python-chess, on random positions."""
 
 import random
-from typing import List
+from typing import List, Set, Tuple
 
 import numpy as np
 import pytest
@@ -15,7 +15,12 @@ chess = pytest.importorskip("chess", reason="python-chess is not installed (extr
 
 # pylint: disable=wrong-import-position
 from mlx_trm.tasks.chess.answers import find_answer, is_right, read_move  # noqa: E402
-from mlx_trm.tasks.chess.generator import Wanted, generate_puzzles, play_game  # noqa: E402
+from mlx_trm.tasks.chess.generator import (  # noqa: E402
+    Wanted,
+    generate_puzzles,
+    play_game,
+    vary_puzzles,
+)
 from mlx_trm.tasks.chess.mates import find_checks, find_mates, forces_mate  # noqa: E402
 from mlx_trm.tasks.chess.positions import (  # noqa: E402
     Position,
@@ -27,14 +32,18 @@ from mlx_trm.tasks.chess.positions import (  # noqa: E402
     turn_to_white,
 )
 from mlx_trm.tasks.chess.tokens import (  # noqa: E402
+    EMPTY,
     EN_PASSANT,
+    FROM,
     OTHER_CASTLING,
     OWN_CASTLING,
     TO,
+    VOCABULARY,
     has_castling,
     mirror,
-    position_key,
+    most_probable_move,
 )
+from mlx_trm.tasks.chess.tokens import position_key as key  # noqa: E402
 
 SEEDS = st.integers(0, 2**32 - 1)
 STYLE = st.sampled_from(("games", "endings"))
@@ -150,6 +159,46 @@ def test_what_is_called_mate_is_mate(kind: str, style: str) -> None:
         assert (find_answer(inputs, kind)[0] == labels).all()
 
 
+@pytest.mark.parametrize("kind", ["mate1", "mate2"])
+def test_variants_are_mates_of_their_own(kind: str) -> None:
+    """Legal, different, none that is kept out, and what their labels say mates, alone."""
+    base = list(generate_puzzles(Wanted(kind, "endings"), 2, np.random.default_rng(3)))
+    wanted = Wanted(kind)
+
+    def vary(exclude: Set[bytes]) -> List[Tuple[np.ndarray, np.ndarray]]:
+        return list(vary_puzzles(base, wanted, 4, np.random.default_rng(0), exclude))
+
+    found = vary(set())
+    assert [key(inputs) for inputs, _ in found] == [key(inputs) for inputs, _ in vary(set())]
+    assert {key(inputs) for inputs, _ in base} < {key(inputs) for inputs, _ in found}
+    assert 2 < len(found) == len({key(inputs) for inputs, _ in found}) <= 10
+    for inputs, labels in found:
+        board, move = decode_position(inputs).board, decode_move(labels)
+        assert move is not None and board.is_valid() and is_right(inputs, labels, kind)
+        assert slow_mate(board, 1) == (kind == "mate1")
+        others = [each for each in board.legal_moves if each != move]
+        assert not any(is_right(inputs, encode_move(each), kind) for each in others)
+    first = next(
+        key(inputs) for inputs, _ in found if key(inputs) not in map(key, next(zip(*base)))
+    )
+    assert first not in {key(inputs) for inputs, _ in vary({first})}
+
+
+def test_the_most_probable_move() -> None:
+    """Of all pairs of squares and every promotion, by the product of the cells' probabilities."""
+    logits = np.random.default_rng(0).normal(size=(5, 64, VOCABULARY)).astype(np.float32)
+    logits[0, :, FROM] = 9.0  # every square is left, says the model; one answer leaves one
+    logits[1, :, EMPTY] = 50.0  # it marks nothing
+    shares = logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
+    for row, tokens in zip(shares, most_probable_move(logits)):
+        best, places = -np.inf, [(a, b) for a in range(64) for b in range(64) if a != b]
+        for left, reached in places:
+            rest = row[:, EMPTY].sum() - row[left, EMPTY] - row[reached, EMPTY]
+            best = max(best, rest + row[left, FROM] + row[reached, TO:].max())
+        assert row[np.arange(64), tokens].sum() == pytest.approx(best, abs=1e-3)
+        assert decode_move(tokens) is not None
+
+
 def test_stalemate_is_no_mate() -> None:
     """A move without a reply has to give check."""
     board = chess.Board("k7/8/8/1Q6/8/8/8/K7 w - - 0 1")
@@ -186,7 +235,7 @@ def test_mirrored_positions_keep_their_labels(seed: int, style: str) -> None:
         assert (turned == inputs).all() and (other == inputs).all()
     else:
         assert (turned == mirror(inputs)).all(axis=1).any()
-        assert position_key(mirror(inputs)) == position_key(inputs)
+        assert key(mirror(inputs)) == key(inputs)
     for row, answer in zip(turned, answered):
         assert (find_answer(row, "moves")[0] == answer).all()
 

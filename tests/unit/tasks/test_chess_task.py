@@ -12,13 +12,17 @@ from hypothesis import strategies as st
 from mlx_trm.config.loading import load_config
 from mlx_trm.config.sections import TaskSpec
 from mlx_trm.errors import ConfigError, DataError
+from mlx_trm.inference.evaluator import Evaluator
+from mlx_trm.inference.solver import Solver
+from mlx_trm.models.base import build_model
 from mlx_trm.tasks import Chess, ChessConfig, ScoredRows, build_task
 from mlx_trm.tasks.chess.tokens import EMPTY, FROM, TO, VOCABULARY, position_key
 
 chess = pytest.importorskip("chess", reason="python-chess is not installed (extra chess)")
 
-# pylint: disable-next=wrong-import-position
+# pylint: disable=wrong-import-position
 from mlx_trm.tasks.chess.generator import Wanted, generate_puzzles  # noqa: E402
+from mlx_trm.tasks.chess.positions import decode_move  # noqa: E402
 
 BACK_RANK = "6k1/5ppp/8/8/8/8/8/R3K3 w - - 0 1"
 # Two moves mate: Ra8 and Rb8.
@@ -101,6 +105,57 @@ def test_training_leaves_out_what_the_test_set_has() -> None:
     plain = np.random.default_rng([0, 0])
     found = generate_puzzles(Wanted("moves", "games"), 300, plain)
     assert {position_key(inputs) for inputs, _ in found} & set(keys["test"])
+
+
+def test_variants_are_of_training_alone(tmp_path: Path) -> None:
+    """They follow what is generated or read, keep the test set out, and are part of the key."""
+    plain = task(style="endings", train_puzzles=3, test_puzzles=3)
+    made = task(style="endings", train_puzzles=3, test_puzzles=3, variants=5)
+    keys = {}
+    for name, each, split in (
+        ("plain", plain, "train"),
+        ("varied", made, "train"),
+        ("test", made, "test"),
+    ):
+        inputs = np.concatenate([part.inputs for part in each.groups(split, _rng(split))])
+        keys[name] = [position_key(row) for row in inputs]
+    assert len(keys["test"]) == 3 < len(keys["varied"]) <= 18
+    assert set(keys["plain"]) < set(keys["varied"]) and not set(keys["varied"]) & set(keys["test"])
+    assert made.cache_key(("train",)) != plain.cache_key(("train",))
+    assert made.cache_key(("test",)) == plain.cache_key(("test",))
+    file = tmp_path / "mates.txt"
+    file.write_text(BACK_RANK + "\n")
+    read = task(train_file=str(file), variants=4, test_puzzles=1)
+    found = [row for part in read.groups("train", _rng("train")) for row in part.inputs]
+    assert len(found) > 1 and read.format(found[0]) == read.format(read.parse(BACK_RANK))
+    assert read.content("train") != task(train_file=str(file), test_puzzles=1).content("train")
+    problems = ChessConfig("chess", kind="moves", variants=1).problems()
+    assert problems == ["variants: are made of mates; set kind to mate1 or mate2, or variants to 0"]
+
+
+def test_mates_are_answered_by_one_move() -> None:
+    """By whatever reads a model's answer: evaluation, a solver's steps, a search."""
+    config = load_config(
+        "chess_moves_tiny.yaml",
+        ["task.kind=mate1", "task.style=endings", "task.train_puzzles=1", "task.test_puzzles=5"],
+    )
+    made = build_task(config.task)
+    model = build_model(config.model, made.spec)
+    assert made.decodes and not task("moves").decodes
+    metrics = Evaluator(model, config, made).run()["all"]
+    inputs = np.array(made.dataset("test").arrays["all"].inputs)
+    labels = np.array(made.dataset("test").arrays["all"].labels)
+    solver = Solver(model, config, task=made)
+    tokens = np.array([list(solver.steps(row))[-1].tokens for row in inputs])
+    assert all(decode_move(row) is not None for row in tokens)
+    found = [result.tokens for result in solver.search(list(inputs))]
+    assert (np.array(found) == tokens).all()
+    assert metrics["accuracy"] == pytest.approx((tokens == labels).mean())
+    assert metrics["exact_accuracy"] == (tokens == labels).all(axis=1).mean()
+    legal = np.mean(
+        [made.describe_answer(*pair) != "no legal move" for pair in zip(inputs, tokens)]
+    )
+    assert metrics["legal_move"] == pytest.approx(legal)
 
 
 @settings(deadline=None, max_examples=30)
