@@ -251,7 +251,7 @@ class Evaluator:
         mx.eval(metrics)
         predictions = np.array(read_answers(self.task, outputs.logits)).astype(np.uint8)
         values, q_halt = metric_values(metrics), np.array(outputs.q_halt)
-        if self.task.decodes:  # the loss counts each cell's most probable token
+        if self.task.decoder is not None:  # the loss counts each cell's most probable token
             values.update(_count_right(predictions, arrays["labels"], q_halt))
         return predictions, q_halt, values
 

@@ -76,15 +76,16 @@ def read_answers(task: Task, logits: mx.array) -> mx.array:
     """Read answers: each cell's token of the highest logit, or as the task decodes them.
 
     Args:
-        task: whose :meth:`~mlx_trm.tasks.Task.decode` is used where it says that it has one.
+        task: whose :attr:`~mlx_trm.tasks.Task.decoder` is used where it has one.
         logits: (B, S, V), any float dtype.
 
     Returns:
         (B, S) unsigned integers, not computed yet unless the task decodes.
     """
-    if task.decodes:
-        return mx.array(task.decode(np.array(logits.astype(mx.float32))))
-    return mx.argmax(logits, axis=-1)
+    decoder = task.decoder
+    if decoder is None:
+        return mx.argmax(logits, axis=-1)
+    return mx.array(decoder(np.array(logits.astype(mx.float32))))
 
 
 def merge_weights(tree: Tree, other: Tree) -> Tree:

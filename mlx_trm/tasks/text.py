@@ -1,13 +1,16 @@
 """Puzzles as people write and see them: parsing, formatting, drawing, and judging an answer."""
 
 import re
-from typing import Any, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple
 
 import numpy as np
 
 from mlx_trm.errors import DataError
 from mlx_trm.tasks.board import Board, differing, is_unanswered, lay_out, make_board
 from mlx_trm.tasks.symmetries import Symmetry
+
+# Reads (n, S, V) float32 logits, whose softmax over V is each cell's probabilities: (n, S) uint8.
+Decoder = Callable[[np.ndarray], np.ndarray]
 
 # How a terminal is told to write, and to stop it.
 BOLD, RED, GREEN, PLAIN = "\033[1m", "\033[31m", "\033[32m", "\033[0m"
@@ -285,20 +288,13 @@ class TextForm:  # pylint: disable=too-many-public-methods
         return placed if placed.shape == shape else None
 
     @property
-    def decodes(self) -> bool:
-        """Whether :meth:`decode` reads answers; else each cell has its most probable token."""
-        return False
+    def decoder(self) -> Optional[Decoder]:
+        """What reads answers as wholes, where cells depend on each other.
 
-    def decode(self, logits: np.ndarray) -> np.ndarray:
-        """Read the answers as wholes, where cells depend on each other: a move leaves one square.
-
-        Args:
-            logits: (n, S, V) float32, whose softmax over V is each cell's probabilities.
-
-        Returns:
-            (n, S) uint8 tokens.
+        Of a move, say, one square alone is left. By default None: each cell has its most probable
+        token.
         """
-        return np.asarray(logits).argmax(axis=-1).astype(np.uint8)
+        return None
 
     def check(self, inputs: np.ndarray, tokens: np.ndarray) -> bool:
         """Say by the rules alone whether (S,) ``tokens`` answer the puzzle ``inputs``.

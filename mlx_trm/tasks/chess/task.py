@@ -44,6 +44,7 @@ from mlx_trm.tasks.chess.view import (
 )
 from mlx_trm.tasks.puzzle_files import FilePuzzles, PuzzleFileConfig, hash_puzzle_file
 from mlx_trm.tasks.symmetries import Symmetry
+from mlx_trm.tasks.text import Decoder
 
 _CHUNK = 64
 # What tells the draws of variants from those of the positions that they are made of.
@@ -331,13 +332,9 @@ class Chess(Task):  # pylint: disable=too-many-public-methods
         return format_tokens(tokens)
 
     @property
-    def decodes(self) -> bool:
-        """Mates are answered by one move."""
-        return self.config.kind != "moves"
-
-    def decode(self, logits: np.ndarray) -> np.ndarray:
-        """Give the most probable answers that mark one move, which need not be legal."""
-        return most_probable_move(logits)
+    def decoder(self) -> Optional[Decoder]:
+        """Mates are answered by the most probable of all moves, which need not be legal."""
+        return None if self.config.kind == "moves" else most_probable_move
 
     def answers(self, inputs: np.ndarray) -> Tuple[np.ndarray, Dict[int, str]]:
         """Answer (n, 64) positions by search, and say which have no mate."""

@@ -141,7 +141,7 @@ def test_mates_are_answered_by_one_move() -> None:
     )
     made = build_task(config.task)
     model = build_model(config.model, made.spec)
-    assert made.decodes and not task("moves").decodes
+    assert made.decoder is not None and task("moves").decoder is None
     metrics = Evaluator(model, config, made).run()["all"]
     inputs = np.array(made.dataset("test").arrays["all"].inputs)
     labels = np.array(made.dataset("test").arrays["all"].labels)
