@@ -186,8 +186,8 @@ _BY_HAND = (
             "python -m mlx_trm.evaluate RUN --data lichess_db_puzzle.csv.zst --max-examples 1000  "
             '(packed as it is; pip install "mlx_trm[chess]")',
             "python -m mlx_trm.train --config chess_mate1.yaml task.train_file=TRAIN.csv "
-            "task.test_file=TEST.csv  (unpack it by 'zstd -d' and cut it in two, the first line "
-            "in both)",
+            "task.test_file=TEST.csv task.variants=0  (unpack it by 'zstd -d' and cut it in two, "
+            "the first line in both)",
         ),
     ),
 )
