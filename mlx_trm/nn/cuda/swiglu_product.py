@@ -52,7 +52,7 @@ def swiglu_product_fits(rows: int, size: int, inner: int, dtype: mx.Dtype) -> bo
 
 @lru_cache(maxsize=None)
 def _compiles(size: int, inner: int) -> bool:
-    """Whether NVRTC knows this architecture; if not, it is said once and plain products are used."""
+    """Whether it does; if not, that is said once, and plain products are used."""
     try:
         binary("swiglu_product.cu", _TARGET, {_NAME.upper(): 1, "WIDTH": size, "INNER": inner})
     except NvrtcError as error:
