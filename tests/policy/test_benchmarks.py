@@ -13,7 +13,7 @@ from paths import ROOT
 import mlx_trm as trm
 
 FOLDER = ROOT / "benchmarks"
-NAMES = "run plot results protocol upstream_worker".split()
+NAMES = "run plot results simple_rules protocol upstream_worker".split()
 CHECKOUT = "a checkout"
 FAST = ["--device", "cpu", "--repeats", "2", "--block-seconds", "0.01"]
 
@@ -261,3 +261,29 @@ def test_the_trainer_s_batches_are_taken_again_and_again(monkeypatch, tmp_path):
     job = {"case": "pipeline", "size": "tiny", "batch": 8, "dtype": "float32", "compiled": False}
     work = cases.pipeline(job)
     work.run(3)
+
+
+def test_what_simple_rules_reach(suite, monkeypatch, tmp_path, capsys):
+    """The last liberty of a group in atari; a ladder's first move, but not where the group gets out."""
+    rules = suite.simple_rules.rules_of(7)
+
+    def begun(*rows):
+        cells = np.array([list(row) for row in rows]).ravel()
+        white, black = rules.to_bits(cells == "O"), rules.to_bits(cells == "X")
+        moves = sum(suite.simple_rules.ladders_begun(rules, white, black, black))
+        return np.flatnonzero(rules.to_flags(moves)).tolist()
+
+    edge = (".......",) * 4
+    assert begun("XO.....", ".......", ".......", *edge) == [7]
+    assert begun("X......", "O......", ".......", *edge) == [1]
+    assert begun(".OX....", "..O....", ".......", *edge) == [3]
+    assert not begun("..O....", ".OX....", ".......", *edge)
+    file = tmp_path / "mates.txt"
+    file.write_text("6k1/5ppp/8/8/8/8/8/R3K3 w - - 0 1\n")
+    monkeypatch.setenv("MLX_TRM_CACHE", str(tmp_path))
+    settings = ["--config", "chess_mate1.yaml", f"task.test_file={file}"]
+    monkeypatch.setattr(sys, "argv", ["simple_rules.py", *settings])
+    pytest.importorskip("chess", reason="python-chess is not installed (extra chess)")
+    suite.simple_rules.main()
+    said = capsys.readouterr().out
+    assert said == "1 puzzles: a random legal move 0.067, a random check 1.000\n"
