@@ -4,7 +4,8 @@ from mlx_trm.datasets.dataset import PuzzleDataset, SetSource
 from mlx_trm.datasets.writing import Puzzle, PuzzleBlock
 from mlx_trm.tasks.arc.task import ARC, ARCConfig
 from mlx_trm.tasks.base import ScoredRows, Scorer, Task, build_task, register_task
-from mlx_trm.tasks.chess.task import Chess, ChessConfig
+from mlx_trm.tasks.chess.data import ChessConfig
+from mlx_trm.tasks.chess.task import Chess
 from mlx_trm.tasks.folder import Folder, FolderConfig
 from mlx_trm.tasks.go.task import Go, GoConfig
 from mlx_trm.tasks.maze.task import Maze, MazeConfig

@@ -11,7 +11,6 @@ from mlx_trm.tasks.symmetries import Symmetry
 
 # Reads (n, S, V) float32 logits, whose softmax over V is each cell's probabilities: (n, S) uint8.
 Decoder = Callable[[np.ndarray], np.ndarray]
-
 # How a terminal is told to write, and to stop it.
 BOLD, RED, GREEN, PLAIN = "\033[1m", "\033[31m", "\033[32m", "\033[0m"
 UNDERLINE, NO_UNDERLINE = "\033[4m", "\033[24m"
