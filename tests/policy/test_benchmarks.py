@@ -13,8 +13,12 @@ from paths import ROOT
 import mlx_trm as trm
 
 FOLDER = ROOT / "benchmarks"
+<<<<<<< HEAD
 NAMES = "run plot results simple_rules protocol upstream_worker".split()
 CHECKOUT = "a checkout"
+=======
+NAMES = "run plot roofline results simple_rules sizes protocol upstream_worker".split()
+>>>>>>> c517257 (tests: what simple rules reach)
 FAST = ["--device", "cpu", "--repeats", "2", "--block-seconds", "0.01"]
 
 # Speaks the protocol as the original's worker does, without PyTorch. A unit of four steps takes
@@ -264,7 +268,7 @@ def test_the_trainer_s_batches_are_taken_again_and_again(monkeypatch, tmp_path):
 
 
 def test_what_simple_rules_reach(suite, monkeypatch, tmp_path, capsys):
-    """The last liberty of a group in atari; a ladder's first move, but not where the group gets out."""
+    """A group in atari is taken, a ladder is begun, and not where the group gets out of it."""
     rules = suite.simple_rules.rules_of(7)
 
     def begun(*rows):
