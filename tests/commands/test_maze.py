@@ -193,7 +193,7 @@ BAD_FILES = {
     "second": (BLOCK + "\n" + BLOCK.replace("G", "."), "bad:7: the maze has no goal G"),
     "long": (BLOCK + BLOCK, "bad:1: the maze has 10 rows, 5x5 needs 5"),
     "csv": ("question\nS.G\n", "bad:2: the maze has 3 cells"),
-    "csv row": ("source,question\nx\n", "bad:2: has no column 2, the question"),
+    "csv row": ("source,question\nx\n", "bad:2: 1 columns, the header has 2"),
     "csv quote": ('source,question\nx,"S\n', "bad:2: unexpected end of data"),
 }
 

@@ -13,12 +13,8 @@ from paths import ROOT
 import mlx_trm as trm
 
 FOLDER = ROOT / "benchmarks"
-<<<<<<< HEAD
 NAMES = "run plot results simple_rules protocol upstream_worker".split()
 CHECKOUT = "a checkout"
-=======
-NAMES = "run plot roofline results simple_rules sizes protocol upstream_worker".split()
->>>>>>> c517257 (tests: what simple rules reach)
 FAST = ["--device", "cpu", "--repeats", "2", "--block-seconds", "0.01"]
 
 # Speaks the protocol as the original's worker does, without PyTorch. A unit of four steps takes
