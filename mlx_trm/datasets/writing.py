@@ -13,6 +13,7 @@ import shutil
 import tempfile
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
+from itertools import islice
 from pathlib import Path
 from typing import (
     Any,
@@ -81,6 +82,20 @@ class PuzzleBlock(NamedTuple):
 
 
 Group = Union[List[Puzzle], PuzzleBlock]
+
+# Puzzles of a block where they are made one by one.
+_TOGETHER = 64
+
+
+def in_blocks(pairs: Iterable[Tuple[np.ndarray, np.ndarray]]) -> Iterator[PuzzleBlock]:
+    """Put pairs of (S,) uint8 inputs and labels together, as they come, each a group of its own."""
+    pairs = iter(pairs)
+    while True:
+        together = list(islice(pairs, _TOGETHER))
+        if not together:
+            return
+        inputs, labels = (np.stack(side) for side in zip(*together))
+        yield PuzzleBlock(inputs, labels)
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from typing import Any, Dict, Iterable, Iterator, List, Optional, Sequence, Set,
 import numpy as np
 
 from mlx_trm.config.sections import TaskSpec
-from mlx_trm.datasets.writing import SPLITS, PuzzleBlock
+from mlx_trm.datasets.writing import SPLITS, PuzzleBlock, in_blocks
 from mlx_trm.errors import ConfigError
 from mlx_trm.tasks.base import Task
 from mlx_trm.tasks.chess.tokens import (
@@ -21,7 +21,6 @@ from mlx_trm.tasks.chess.tokens import (
 )
 from mlx_trm.tasks.puzzle_files import FilePuzzles, PuzzleFileConfig, hash_puzzle_file
 
-_CHUNK = 64
 # What tells the draws of variants from those of the positions that they are made of.
 _VARIANTS = 1
 
@@ -77,12 +76,6 @@ class ChessConfig(PuzzleFileConfig):
         return found
 
 
-def _block(rows: List[Tuple[np.ndarray, np.ndarray]]) -> PuzzleBlock:
-    """Put pairs of (64,) inputs and labels together."""
-    inputs, labels = (np.stack(side) for side in zip(*rows))
-    return PuzzleBlock(inputs, labels)
-
-
 class ChessData(Task):  # pylint: disable=abstract-method
     """The positions of a chess task, and what is known of them before anybody reads one."""
 
@@ -115,15 +108,8 @@ class ChessData(Task):  # pylint: disable=abstract-method
                 yield PuzzleBlock(part.inputs, part.labels)
             return
         del rng  # each split has one of its own, since training leaves out what the test set has
-        rows: List[Tuple[np.ndarray, np.ndarray]] = []
         pairs = self._generate(split) if path is None else self._read_pairs(path)
-        for pair in self._vary(pairs) if varied else pairs:
-            rows.append(pair)
-            if len(rows) == _CHUNK:
-                yield _block(rows)
-                rows = []
-        if rows:
-            yield _block(rows)
+        yield from in_blocks(self._vary(pairs) if varied else pairs)
 
     def generate(
         self, count: int, rng: np.random.Generator, exclude: Sequence[Union[str, Path]] = ()

@@ -9,7 +9,6 @@ has a name, so all share row 0 of the puzzle table.
 """
 
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 from typing import Any, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple, Union
 
@@ -17,7 +16,7 @@ import numpy as np
 
 from mlx_trm.config.sections import TaskSpec
 from mlx_trm.datasets.dataset import SetSource
-from mlx_trm.datasets.writing import SPLITS, PuzzleBlock
+from mlx_trm.datasets.writing import SPLITS, PuzzleBlock, in_blocks
 from mlx_trm.tasks.base import ScoredRows, Scorer, ShareScorer, Task, register_task
 from mlx_trm.tasks.board import Board, differing, is_unanswered, make_board
 from mlx_trm.tasks.go.answers import answer_puzzles, is_right
@@ -50,7 +49,6 @@ from mlx_trm.tasks.puzzle_files import FilePuzzles, PuzzleFileConfig, hash_puzzl
 from mlx_trm.tasks.symmetries import Symmetry, dihedral_transform
 from mlx_trm.tasks.text import BOLD, GREEN, RED, UNDERLINE, frame_square, mark_of, styled
 
-_CHUNK = 64
 _WOOD, _DARK, _LIGHT = [220, 179, 92], [34, 34, 34], [250, 250, 250]
 # What a picture paints points with: wood, stones, the group in question, and answers.
 _COLORS = {
@@ -113,12 +111,7 @@ class Go(Task):
         puzzles = generate_puzzles(
             split, count, config.kind, config.size, config.quiet_moves, rng, self._excluded(split)
         )
-        while True:
-            chunk = list(islice(puzzles, _CHUNK))
-            if not chunk:
-                return
-            inputs, labels = (np.stack(side) for side in zip(*chunk))
-            yield PuzzleBlock(inputs, labels, 1)
+        yield from in_blocks(puzzles)
 
     def generate(
         self, count: int, rng: np.random.Generator, exclude: Sequence[Union[str, Path]] = ()
