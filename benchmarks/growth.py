@@ -15,7 +15,6 @@ was measured.
 """
 
 import argparse
-import json
 import sys
 import tempfile
 import time
@@ -27,10 +26,11 @@ import roofline
 from curves import bends, growth_tables, in_series
 from launching import Group, together, train_command, visible_gpus
 from machine import ask_machine, find_device, our_worker
-from options import count, positive
+from options import add_results, count, positive
 from protocol import Job, Worker, WorkerError
 from results import OURS, spread
 from sizes import SIZES, describe
+from watched import later_half
 
 from mlx_trm.cli.arguments import Parser
 from mlx_trm.cli.running import console_messages, report_error
@@ -129,7 +129,6 @@ def arguments() -> Parser:
         help="positions of a batch in the series positions" + default("tokens"))  # fmt: skip
     add("--rows", type=count, metavar="B",
         help="rows in cycles, and of each process in gpus" + default("rows"))  # fmt: skip
-    add("--device", choices=("cpu", "gpu"), help="default: the GPU, where MLX finds one")
     add("--dtype", choices=("float32", "bfloat16", "float16"),
         help="default: bfloat16 on the GPU, float32 on the CPU")  # fmt: skip
     add("--repeats", type=count, default=3, metavar="N", help="timed blocks (default: 3)")
@@ -139,9 +138,7 @@ def arguments() -> Parser:
         help="supervision steps of an evaluated batch (default: 4)")  # fmt: skip
     add("--seconds", type=positive, default=1e5, metavar="LIMIT",
         help="begin no point after so long")  # fmt: skip
-    add("--output", type=Path, default=results.FOLDER, metavar="FOLDER",
-        help="where the machine's file of results is (default: benchmarks/results)")  # fmt: skip
-    add("--commit", metavar="ID", help="ours, for the results where this folder is no git checkout")
+    add_results(parser)
     return parser
 
 
@@ -307,18 +304,10 @@ class Growth:
             folder = Path(name)
             command = train_command([*words, f"run_dir={folder / 'run'}"])
             environments = together(point.value, self.device == "gpu", folder)
-            group = Group(command, environments, folder / "messages.txt")
-            try:
-                while group.running():
-                    time.sleep(0.05)
-                group.check()
-            finally:
-                group.stop()
-            text = (folder / "run" / "metrics.jsonl").read_text(encoding="utf-8")
-        lines = [line for line in map(json.loads, text.splitlines()) if line["kind"] == "train"]
-        later = lines[len(lines) // 2 :]
+            Group(command, environments, folder / "messages.txt").finish()
+            later = later_half(folder / "run")
         seconds = [1 / line["steps_per_second"] for line in later]
-        return {"seconds": spread(seconds), "peak_memory": lines[-1]["peak_memory"]}
+        return {"seconds": spread(seconds), "peak_memory": later[-1]["peak_memory"]}
 
     def end_worker(self) -> None:
         """End the worker; the next point starts another."""

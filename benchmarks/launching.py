@@ -135,6 +135,19 @@ class Group:
         lines = [line.strip() for line in text.replace("\r", "\n").splitlines() if line.strip()]
         return lines[-1] if lines else "no word"
 
+    def finish(self) -> None:
+        """Wait until all have ended; none is left where that is cut short.
+
+        Raises:
+            TRMError: if one has failed, with what it said last.
+        """
+        try:
+            while self.running():
+                time.sleep(0.05)
+            self.check()
+        finally:
+            self.stop()
+
     def stop(self, patience: float = 60.0) -> None:
         """Ask them to end (SIGTERM), and end them where they do not."""
         self._signal(signal.SIGTERM)

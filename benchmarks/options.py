@@ -27,6 +27,15 @@ CASES: Dict[str, Tuple[Tuple[str, ...], str, str]] = {
 COMPARED = ("train", "eval")
 
 
+def add_results(parser: argparse.ArgumentParser) -> None:
+    """Declare where a program of this folder measures, and where it writes what it found."""
+    add = parser.add_argument
+    add("--device", choices=("cpu", "gpu"), help="default: the GPU, where MLX finds one")
+    add("--output", type=Path, default=FOLDER, metavar="FOLDER",
+        help="where the machine's file of results is (default: benchmarks/results)")  # fmt: skip
+    add("--commit", metavar="ID", help="ours, for the results where this folder is no git checkout")
+
+
 def arguments(description: Optional[str]) -> Parser:
     """Declare the command's arguments."""
     parser = Parser(
@@ -42,7 +51,7 @@ def arguments(description: Optional[str]) -> Parser:
         help="; ".join(f"{name}: {size.about}" for name, size in SIZES.items()))  # fmt: skip
     add("--batch", nargs="+", type=count, metavar="B",
         help="batch sizes of the sizes that name none (default: by size and device)")  # fmt: skip
-    add("--device", choices=("cpu", "gpu"), help="default: the GPU, where MLX finds one")
+    add_results(parser)
     add("--dtype", choices=("float32", "bfloat16", "float16"),
         help="default: bfloat16 on the GPU, float32 on the CPU")  # fmt: skip
     add("--compile", action=argparse.BooleanOptionalAction, default=None,
@@ -53,15 +62,12 @@ def arguments(description: Optional[str]) -> Parser:
     add("--eval-steps", type=count, metavar="N",
         help="supervision steps of an evaluated batch (default: halt_max_steps, 16)")  # fmt: skip
     add("--checkpoint", metavar="RUN", help="a trained run for `adaptive`, of the size named")
-    add("--output", type=Path, default=FOLDER, metavar="FOLDER",
-        help="where the machine's file of results is (default: benchmarks/results)")  # fmt: skip
     add("--compare", type=checkout, metavar="UPSTREAM_DIR",
         help="time train and eval of this checkout of the original too, in turns")  # fmt: skip
     add("--upstream-python", default=sys.executable, metavar="PYTHON",
         help="an interpreter that has PyTorch (default: this one)")  # fmt: skip
     add("--upstream-compile", action=argparse.BooleanOptionalAction,
         help="use torch.compile there (default: on the GPU)")  # fmt: skip
-    add("--commit", metavar="ID", help="ours, for the results where this folder is no git checkout")
     add("--upstream-commit", metavar="ID", help="the same of UPSTREAM_DIR")
     add("--together", action="store_true",
         help="warm up all sizes before any is timed, the original's side by side: torch.compile "

@@ -7,13 +7,12 @@ that grows with their number. Each size is measured twice, in turns; the better 
 """
 
 import argparse
-import json
 import tempfile
-import time
 from pathlib import Path
 from typing import Dict
 
 from launching import Group, together, train_command
+from watched import later_half
 
 CONFIG = """
 task: {name: sudoku, size: 9, train_puzzles: 512, test_puzzles: 16, seed: 1}
@@ -30,16 +29,8 @@ def steps_per_second(folder: Path, size: int, name: str) -> float:
     one_thread = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
     environments = [{**each, **one_thread} for each in together(size, False, folder)]
     command = train_command([*words, f"run_dir={folder / name}"])
-    group = Group(command, environments, folder / f"{name}.txt")
-    try:
-        while group.running():
-            time.sleep(0.05)
-        group.check()
-    finally:
-        group.stop()
-    lines = [json.loads(line) for line in (folder / name / "metrics.jsonl").open()]
-    speeds = [line["steps_per_second"] for line in lines if line["kind"] == "train"]
-    later = sorted(speeds[len(speeds) // 2 :])
+    Group(command, environments, folder / f"{name}.txt").finish()
+    later = sorted(line["steps_per_second"] for line in later_half(folder / name))
     return float(later[len(later) // 2])
 
 

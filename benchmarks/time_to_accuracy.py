@@ -30,7 +30,7 @@ from curves import accuracy_table, hms
 from energy import Meter
 from launching import Group, gpu_names, together, torch_together, train_command, visible_gpus
 from machine import ask_machine, find_device
-from options import checkout, count, positive
+from options import add_results, checkout, count, positive
 from results import OURS, THEIRS
 from sizes import check_original, describe_experiment
 from watched import Evaluation, Log, reached
@@ -99,12 +99,9 @@ def arguments() -> Parser:
         "the CPU processes over MLX's ring")  # fmt: skip
     add("--seconds", type=positive, default=3600.0, metavar="LIMIT",
         help="of each run, at most (default: 3600)")  # fmt: skip
-    add("--device", choices=("cpu", "gpu"), help="default: the GPU, where MLX finds one")
-    add("--output", type=Path, default=results.FOLDER, metavar="FOLDER",
-        help="where the machine's file of results is (default: benchmarks/results)")  # fmt: skip
+    add_results(parser)
     add("--runs", type=Path, metavar="FOLDER",
         help="keep the runs' folders and messages here (default: they are removed)")  # fmt: skip
-    add("--commit", metavar="ID", help="ours, for the results where this folder is no git checkout")
     group = parser.add_argument_group("the original")
     add = group.add_argument
     add("--compare", type=checkout, metavar="UPSTREAM_DIR", help="train this checkout's code too")

@@ -10,6 +10,13 @@ AROUND = 2
 SLOW = 1.5
 
 
+def later_half(run: Path) -> List[Dict[str, Any]]:
+    """Give the lines of training in the later half of a run's log: what was compiled has been."""
+    texts = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    lines = [line for line in map(json.loads, texts) if line["kind"] == "train"]
+    return lines[len(lines) // 2 :]
+
+
 class Evaluation(NamedTuple):
     """An evaluation of a run.
 
