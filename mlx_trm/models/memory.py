@@ -259,8 +259,10 @@ def cap_evaluation_rows(model: RecursiveModel, rows: int, most: Optional[float] 
 
 def _cap_states(model: RecursiveModel, rows: int, most: Optional[float]) -> int:
     """Give as many rows as count_evaluation_parts takes, 1 at least and ``rows`` at most."""
-    row = 0 if most is None else _evaluation_row_bytes(model)
-    if most is None or not row:
+    if most is None:
+        return rows
+    row = _evaluation_row_bytes(model)
+    if not row:
         return rows
     fitting = max(1, 4 * (int(most * GIB) - row) // row)
     if fitting < rows:

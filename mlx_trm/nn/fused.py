@@ -226,8 +226,9 @@ def _feature_mlp(eps: float, norm_eps: Optional[float]) -> _Function:
         x: mx.array, gate_up: mx.array, down: mx.array, keep: bool = False
     ) -> Tuple[mx.array, ...]:
         first, second = gate_up.astype(x.dtype), down.astype(x.dtype)
-        fits = swiglu_product_fits(x.shape[0], x.shape[1], down.shape[1], x.dtype)
-        if fits and norm_eps is None and not keep:
+        rows, size = x.shape
+        plain = norm_eps is None and not keep
+        if plain and swiglu_product_fits(rows, size, down.shape[1], x.dtype):
             return tuple(add_norm(x, swiglu_product(x, first) @ second.T, eps, keep))
         inner = x @ first.T
         y = gate_halves(inner, -1, norm_eps) @ second.T
