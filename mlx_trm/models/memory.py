@@ -19,8 +19,9 @@ from mlx_trm.system.backend import LARGE_STEP, frees_memory_often, operations_be
 from mlx_trm.system.device import on_cuda, on_gpu, on_metal
 from mlx_trm.system.memory import GIB, PROCESS_LIMIT, default_cache, device_memory
 
-# How many times more rows fit where activations are computed again for the gradient.
-RECOMPUTED = 3
+# How many times more rows fit where activations are computed again for the gradient: two layers
+# and six cycles take 0.61 of the memory with an MLP over positions and 0.27 with attention.
+RECOMPUTED = 1.5
 # Positions of all rows that keep a Mac's GPU busy; more at once take memory and no less time.
 METAL_POSITIONS = 12_000
 # What a chain's row takes in a race, in rows of an evaluation step: 2.3 to 2.5 measured on the CPU.
@@ -120,7 +121,7 @@ def choose_micro_batch(
         rows: this process's share of a batch.
         setting: ``train.micro_batch_size``; ``auto`` takes what the estimate says will fit, on
             Metal 12,000 positions at most, in parts of about equal size.
-        recompute: whether activations are computed again; then about a third is kept.
+        recompute: whether activations are computed again; then two thirds are kept at most.
         train: the recipe; see :func:`estimate_row_bytes`.
 
     Raises:
@@ -128,7 +129,7 @@ def choose_micro_batch(
     """
     fitting = rows_that_fit(model, train)
     if fitting is not None and recompute:
-        fitting *= RECOMPUTED
+        fitting = int(fitting * RECOMPUTED)
     if setting == "auto" and on_metal():
         busy = max(1, METAL_POSITIONS // (model.positions + model.spec.seq_len))
         fitting = busy if fitting is None else min(fitting, busy)

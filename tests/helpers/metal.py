@@ -29,7 +29,7 @@ def emulated_metal(lean: bool = True) -> Iterator[None]:
         yield
 
 
-def peak_bytes(function: Callable[..., Any], *arguments: mx.array) -> int:
+def allocated_bytes(function: Callable[..., Any], *arguments: mx.array) -> int:
     """Give the bytes that a call allocates at most at a time, beside its arguments.
 
     MLX's CPU frees what an operation has read when it has been computed, and allocates ahead of

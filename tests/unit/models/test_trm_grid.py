@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from marks import flat
 from mlx.utils import tree_flatten
+from peaks import peak_bytes
 
 import mlx_trm as trm
 from mlx_trm.config.loading import config_from_dict
@@ -210,10 +211,7 @@ def test_the_memory_estimate_is_within_a_factor_of_two() -> None:
     model = TRMGrid(config, spec)
     batch = random_batch(spec, 16)
     mx.eval(begun(model, batch).pack(), model.parameters())
-    start = mx.get_active_memory()
-    mx.reset_peak_memory()
-    mx.eval(gradients(model, batch))
-    peak = mx.get_peak_memory() - start
+    peak = peak_bytes(lambda: gradients(model, batch))
     assert 0.5 < 16 * estimate_row_bytes(model) / peak < 2.0
 
 

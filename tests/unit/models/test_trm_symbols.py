@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from marks import flat
 from mlx.utils import tree_flatten
+from peaks import peak_bytes
 
 import mlx_trm as trm
 from mlx_trm.config.loading import config_from_dict
@@ -230,10 +231,7 @@ def test_the_memory_estimate_is_within_a_factor_of_two():
             left, outputs = model.step(carry, None)
         return act_loss(outputs, carry.current.labels, left.halted, left.steps)[0]
 
-    start = mx.get_active_memory()
-    mx.reset_peak_memory()
-    mx.eval(mx.grad(loss)(model.trained_weights()))
-    peak = mx.get_peak_memory() - start
+    peak = peak_bytes(lambda: mx.grad(loss)(model.trained_weights()))
     assert 0.5 < 16 * estimate_row_bytes(model) / peak < 2.0
 
 
@@ -253,10 +251,7 @@ def test_the_memory_estimate_knows_the_curriculum_and_the_chains(changes):
         step.schedule.time_share = 0.6
     batch = random_batch(spec, 4)
     mx.eval(batch, model.parameters())
-    start = mx.get_active_memory()
-    mx.reset_peak_memory()
-    step(batch)
-    peak = mx.get_peak_memory() - start
+    peak = peak_bytes(lambda: step(batch))
     assert 0.6 < 4 * estimate_row_bytes(model, train) / peak < 1.6
     plain = estimate_row_bytes(model)
     assert not 0.8 < estimate_row_bytes(model, train) / plain < 1.25, "it would show nothing"

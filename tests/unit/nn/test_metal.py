@@ -9,9 +9,10 @@ import re
 import mlx.core as mx
 import numpy as np
 import pytest
-from metal import emulated_metal, peak_bytes
+from metal import allocated_bytes, emulated_metal
 from mlx.utils import tree_flatten
 from paths import ROOT
+from peaks import peak_bytes
 
 from mlx_trm.models import TRMConfig
 from mlx_trm.models.network import Block
@@ -96,9 +97,9 @@ def test_a_piece_writes_what_it_gives_and_little_more(name):
     # Another thread computes and frees; when it comes to that decides a peak, so of several. Each
     # is compiled anew: MLX gives one function compiled twice the same graph.
     with emulated_metal():
-        lean = [peak_bytes(mx.compile(piece), *arrays) for _ in range(5)]
+        lean = [allocated_bytes(mx.compile(piece), *arrays) for _ in range(5)]
     with emulated_metal(lean=False):
-        plain = [peak_bytes(mx.compile(piece), *arrays) for _ in range(9)]
+        plain = [allocated_bytes(mx.compile(piece), *arrays) for _ in range(9)]
     assert min(lean) / ELEMENTS < bytes_now + 0.2
     assert max(plain) / ELEMENTS > bytes_before - 0.2
 
@@ -189,18 +190,8 @@ def test_attention_s_scores_are_those_of_a_part(monkeypatch):
     peaks = {}
     for rows in (2, 16):
         monkeypatch.setattr(mixing, "PART_BYTES", 3 * scores * rows)
-        function = mx.vjp
-        before = mx.set_memory_limit(1)  # MLX waits for what it has queued
-        try:
-            peaks[rows] = peak_bytes(
-                lambda *arrays: function(
-                    lambda *a: mixing.mix(*a, 0.25, True), list(arrays[:3]), [arrays[3]]
-                )[1],
-                *inputs,
-                d_out,
-            )
-        finally:
-            mx.set_memory_limit(before)
+        mixed = lambda *arrays: mixing.mix(*arrays, 0.25, True)  # noqa: E731
+        peaks[rows] = peak_bytes(lambda: mx.vjp(mixed, inputs, [d_out])[1])
     assert peaks[16] > 2 * 16 * scores and peaks[2] < 0.5 * peaks[16], peaks
 
 
@@ -258,7 +249,9 @@ def test_a_quantised_layer_s_evaluation_is_fused_too():
     layer.eval()
     shape = (ROWS, LENGTH, SIZE)
     with emulated_metal():
-        peak = peak_bytes(mx.compile(lambda g, u: layer._gated(g, u, -1)), *random([shape] * 2))
+        peak = allocated_bytes(
+            mx.compile(lambda g, u: layer._gated(g, u, -1)), *random([shape] * 2)
+        )
     assert peak / ELEMENTS < 2.2
 
 

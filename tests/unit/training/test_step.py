@@ -135,8 +135,8 @@ def test_a_puzzle_row_s_gradient_that_is_not_finite_changes_nothing(changes, val
 
 @pytest.mark.parametrize("mixer", [True, False])
 @pytest.mark.parametrize("compiled", ["never", "always"])
-def test_computing_activations_again_changes_nothing_but_memory(mixer, compiled):
-    """The same numbers; what is kept for the gradient is less."""
+def test_computing_activations_again_changes_no_number(mixer, compiled):
+    """That it takes less memory is shown in models/test_memory.py, at a size where it counts."""
 
     def made(recompute: bool) -> Trainer:
         config = experiment(
@@ -147,14 +147,8 @@ def test_computing_activations_again_changes_nothing_but_memory(mixer, compiled)
         return Trainer(config)
 
     kept, again = made(False), made(True)
-    peaks = []
     for trainer in (kept, again):
-        trainer.train_step(batches(trainer, 1)[0])
-        mx.reset_peak_memory()
-        before = mx.get_active_memory()
-        trainer.train_step(batches(trainer, 2)[1])
-        peaks.append(mx.get_peak_memory() - before)
+        for batch in batches(trainer, 2):
+            trainer.train_step(batch)
     for name, value in flat(kept).items():
         np.testing.assert_allclose(flat(again)[name], value, atol=1e-6, err_msg=name)
-    if compiled == "never" and mixer:  # on so small a puzzle attention keeps hardly anything
-        assert peaks[1] < peaks[0]
