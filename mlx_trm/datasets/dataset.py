@@ -12,6 +12,7 @@ import numpy as np
 from mlx_trm.config.sections import MOST_SIZE, TaskSpec
 from mlx_trm.datasets.arrays import ADVICE
 from mlx_trm.datasets.manifest import MappedFiles, check_manifest
+from mlx_trm.datasets.order import Pool
 from mlx_trm.datasets.reading import (
     SetArrays,
     check_format,
@@ -26,6 +27,10 @@ from mlx_trm.system.files import distinct_names
 
 # The label of cells that no loss counts; mlx_trm.models.carry has the same number on the MLX side.
 IGNORE_LABEL_ID = -100
+# Larger splits are not searched for examples of another one: it would take seconds. 1,000 Sudoku
+# with 1,000 augmentations each have 81 MB.
+_MOST_SEARCHED = 1 << 28
+_BLOCK_ROWS = 1 << 14
 
 Augment = Callable[[np.ndarray, np.ndarray, np.random.Generator], Tuple[np.ndarray, np.ndarray]]
 Arrays = Dict[str, np.ndarray]
@@ -184,14 +189,36 @@ class PuzzleDataset:
 
     def example_identifier(self, index: int) -> int:
         """Return the row of the puzzle table of an example, counted over all sets."""
-        pool = _Pool(list(self.arrays.values()))
+        pool = Pool(list(self.arrays.values()))
         return int(pool.identifiers[np.searchsorted(pool.puzzles, index, side="right") - 1])
 
     def examples_of(self, number: int) -> List[int]:
         """List the examples, counted over all sets, that have a row of the puzzle table."""
-        pool = _Pool(list(self.arrays.values()))
+        pool = Pool(list(self.arrays.values()))
         puzzles = np.flatnonzero(pool.identifiers == number)
         return [at for p in puzzles for at in range(int(pool.puzzles[p]), int(pool.puzzles[p + 1]))]
+
+    def count_shared(self, test: "PuzzleDataset") -> Optional[int]:
+        """Count the examples of another split whose inputs are those of an example of this one.
+
+        Returns:
+            How many; None where a split is too large to be searched, or puzzles differ in length.
+        """
+        sizes = [data.inputs.nbytes for part in (self, test) for data in part.arrays.values()]
+        if sum(sizes) > _MOST_SEARCHED or self.spec.seq_len != test.spec.seq_len:
+            return None
+        # Numbers without a sign overflow without harm; two rows that differ are alike once in 2^64.
+        factors = np.random.Generator(np.random.Philox(0)).integers(
+            0, 2**64, self.spec.seq_len, np.uint64, endpoint=False
+        )
+        mine, others = (np.concatenate(list(part._hashes(factors))) for part in (self, test))
+        return int(np.isin(others, mine).sum())
+
+    def _hashes(self, factors: np.ndarray) -> Iterator[np.ndarray]:
+        """Yield a number for each example, (n,) uint64, in blocks."""
+        for data in self.arrays.values():
+            for at in range(0, len(data.inputs), _BLOCK_ROWS):
+                yield data.inputs[at : at + _BLOCK_ROWS].astype(np.uint64) @ factors
 
     def train_batches(
         self,
@@ -227,7 +254,7 @@ class PuzzleDataset:
         """
         if min(batch_size, epochs_per_iter, iteration) < 1 or first < 0:
             raise ValueError("batch_size, epochs_per_iter and iteration must be at least 1")
-        pool = _Pool(list(self.arrays.values()))
+        pool = Pool(list(self.arrays.values()))
         for number, (rows, puzzles) in enumerate(
             pool.order(batch_size, np.random.Philox(seed + iteration), epochs_per_iter)
         ):
@@ -314,66 +341,6 @@ class PuzzleDataset:
         }
 
 
-class _Pool:
-    """The sets of a split as one."""
-
-    # Differs from reference: it trains the sets of a dataset one after the other; here they mix.
-
-    def __init__(self, sets: List[SetArrays]) -> None:
-        self.sets = sets
-        self.starts = np.cumsum([0] + [len(s.inputs) for s in sets])
-        self.identifiers = np.concatenate([s.puzzle_identifiers for s in sets])
-        self.puzzles = _joined([s.puzzle_indices for s in sets])
-        self.groups = _joined([s.group_indices for s in sets])
-
-    def order(
-        self, batch_size: int, bits: np.random.Philox, epochs: int
-    ) -> Iterator[Tuple[np.ndarray, np.ndarray]]:
-        """Yield (B,) examples and (B,) puzzles of each batch."""
-        rng = np.random.Generator(bits)
-        groups = np.concatenate([rng.permutation(len(self.groups) - 1) for _ in range(epochs)])
-        sizes = np.diff(self.puzzles)
-        if (sizes == 1).all():
-            for at in range(0, len(groups) - batch_size + 1, batch_size):
-                group = groups[at : at + batch_size]
-                # One call draws what the reference draws one by one.
-                puzzle = rng.integers(self.groups[group], self.groups[group + 1])
-                yield self.puzzles[puzzle], puzzle
-            return
-        at = 0
-        while at < len(groups):
-            rows: List[np.ndarray] = []
-            chosen: List[np.ndarray] = []
-            room = batch_size
-            while at < len(groups) and room:
-                puzzle = int(rng.integers(self.groups[groups[at]], self.groups[groups[at] + 1]))
-                at += 1
-                take = min(int(sizes[puzzle]), room)
-                # Differs from reference: it draws these from NumPy's global generator; here one
-                # seed decides everything. A puzzle with one example draws nothing.
-                picked = np.zeros(take, dtype=np.int64)
-                if sizes[puzzle] > 1:
-                    picked = rng.choice(int(sizes[puzzle]), take, replace=False)
-                rows.append(self.puzzles[puzzle] + picked)
-                chosen.append(np.full(take, puzzle))
-                room -= take
-            if not room:
-                yield np.concatenate(rows), np.concatenate(chosen)
-
-    def examples(self, rows: np.ndarray) -> Tuple[np.ndarray, np.ndarray]:
-        """Return the inputs and labels of examples, (B, S) each."""
-        if len(self.sets) == 1:
-            return self.sets[0].inputs[rows], self.sets[0].labels[rows]
-        which = np.searchsorted(self.starts, rows, side="right") - 1
-        inputs = np.empty((len(rows), self.sets[0].inputs.shape[1]), self.sets[0].inputs.dtype)
-        labels = inputs.copy()
-        for number, data in enumerate(self.sets):
-            mine = which == number
-            inputs[mine] = data.inputs[rows[mine] - self.starts[number]]
-            labels[mine] = data.labels[rows[mine] - self.starts[number]]
-        return inputs, labels
-
-
 def _check_alike(first: PuzzleDataset, other: PuzzleDataset) -> None:
     """Refuse a dataset that cannot be mixed with the first one."""
     for field in ("vocab_size", "seq_len", "pad_id", "ignore_label_id", "blank_identifier_id"):
@@ -388,11 +355,3 @@ def _check_alike(first: PuzzleDataset, other: PuzzleDataset) -> None:
             f"{other.path}: blank_identifier_id is {other.spec.blank_identifier_id}; "
             "only datasets where it is 0 can be mixed"
         )
-
-
-def _joined(boundaries: List[np.ndarray]) -> np.ndarray:
-    """Put the boundaries of several sets one after the other."""
-    joined = [np.zeros(1, dtype=np.int64)]
-    for part in boundaries:
-        joined.append(joined[-1][-1] + part[1:].astype(np.int64))
-    return np.concatenate(joined)

@@ -18,7 +18,6 @@ from mlx_trm.config.loading import config_to_dict, validate_config
 from mlx_trm.config.plugins import locate_in_plugin
 from mlx_trm.config.sections import ExperimentConfig, InitConfig, TrainConfig
 from mlx_trm.datasets.names import pack_names, row_names
-from mlx_trm.datasets.overlap import count_shared
 from mlx_trm.errors import ConfigError, describe_error
 from mlx_trm.inference.evaluator import Evaluator, check_dimensions
 from mlx_trm.models import RecursiveModel, build_model
@@ -151,7 +150,7 @@ class Run:
 
 def warn_of_shared(train_set: PuzzleDataset, test_set: PuzzleDataset) -> None:
     """Say how many test puzzles a model is trained on, where any are."""
-    shared = count_shared(train_set, test_set)
+    shared = train_set.count_shared(test_set)
     if shared:
         LOG.warning(
             "%d of %d test puzzles are training examples too (%s); their accuracy says nothing "
