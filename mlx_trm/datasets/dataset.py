@@ -211,14 +211,8 @@ class PuzzleDataset:
         factors = np.random.Generator(np.random.Philox(0)).integers(
             0, 2**64, self.spec.seq_len, np.uint64, endpoint=False
         )
-        mine, others = (np.concatenate(list(part._hashes(factors))) for part in (self, test))
+        mine, others = (np.concatenate(list(_hashes(part, factors))) for part in (self, test))
         return int(np.isin(others, mine).sum())
-
-    def _hashes(self, factors: np.ndarray) -> Iterator[np.ndarray]:
-        """Yield a number for each example, (n,) uint64, in blocks."""
-        for data in self.arrays.values():
-            for at in range(0, len(data.inputs), _BLOCK_ROWS):
-                yield data.inputs[at : at + _BLOCK_ROWS].astype(np.uint64) @ factors
 
     def train_batches(
         self,
@@ -339,6 +333,13 @@ class PuzzleDataset:
             )
             for name, array in batch.items()
         }
+
+
+def _hashes(dataset: PuzzleDataset, factors: np.ndarray) -> Iterator[np.ndarray]:
+    """Yield a number for each example, (n,) uint64, in blocks."""
+    for data in dataset.arrays.values():
+        for at in range(0, len(data.inputs), _BLOCK_ROWS):
+            yield data.inputs[at : at + _BLOCK_ROWS].astype(np.uint64) @ factors
 
 
 def _check_alike(first: PuzzleDataset, other: PuzzleDataset) -> None:

@@ -3,7 +3,9 @@
 Reference: puzzle_dataset.py ``_iter_train``, ``_sample_batch``.
 """
 
-from typing import Iterator, List, Tuple
+from copy import deepcopy
+from itertools import chain
+from typing import Iterable, Iterator, List, Tuple
 
 import numpy as np
 
@@ -32,35 +34,48 @@ class Pool:
         self, batch_size: int, bits: np.random.Philox, epochs: int
     ) -> Iterator[Tuple[np.ndarray, np.ndarray]]:
         """Yield (B,) examples and (B,) puzzles of each batch."""
-        rng = np.random.Generator(bits)
-        groups = np.concatenate([rng.permutation(len(self.groups) - 1) for _ in range(epochs)])
+        passes, rng = self._passes(bits, epochs)
         sizes = np.diff(self.puzzles)
         if (sizes == 1).all():
-            for at in range(0, len(groups) - batch_size + 1, batch_size):
-                group = groups[at : at + batch_size]
+            for group in _cut(passes, batch_size):
                 # One call draws what the reference draws one by one.
                 puzzle = rng.integers(self.groups[group], self.groups[group + 1])
                 yield self.puzzles[puzzle], puzzle
             return
-        at = 0
-        while at < len(groups):
-            rows: List[np.ndarray] = []
-            chosen: List[np.ndarray] = []
-            room = batch_size
-            while at < len(groups) and room:
-                puzzle = int(rng.integers(self.groups[groups[at]], self.groups[groups[at] + 1]))
-                at += 1
-                take = min(int(sizes[puzzle]), room)
-                # Differs from reference: it draws these from NumPy's global generator; here one
-                # seed decides everything. A puzzle with one example draws nothing.
-                picked = np.zeros(take, dtype=np.int64)
-                if sizes[puzzle] > 1:
-                    picked = rng.choice(int(sizes[puzzle]), take, replace=False)
-                rows.append(self.puzzles[puzzle] + picked)
-                chosen.append(np.full(take, puzzle))
-                room -= take
+        rows: List[np.ndarray] = []
+        chosen: List[np.ndarray] = []
+        room = batch_size
+        for group in chain.from_iterable(passes):
+            puzzle = int(rng.integers(self.groups[group], self.groups[group + 1]))
+            take = min(int(sizes[puzzle]), room)
+            # Differs from reference: it draws these from NumPy's global generator; here one
+            # seed decides everything. A puzzle with one example draws nothing.
+            picked = np.zeros(take, dtype=np.int64)
+            if sizes[puzzle] > 1:
+                picked = rng.choice(int(sizes[puzzle]), take, replace=False)
+            rows.append(self.puzzles[puzzle] + picked)
+            chosen.append(np.full(take, puzzle))
+            room -= take
             if not room:
                 yield np.concatenate(rows), np.concatenate(chosen)
+                rows, chosen, room = [], [], batch_size
+
+    def _passes(
+        self, bits: np.random.Philox, epochs: int
+    ) -> Tuple[Iterator[np.ndarray], np.random.Generator]:
+        """Give the groups in the order of each pass, and the generator for what is drawn later.
+
+        The reference draws the orders of all passes before anything else. Many passes would not
+        fit into memory, so they are drawn one at a time, and twice: at once, to know where the
+        generator is after them, and when they are used. Where each group is one example, nothing
+        is drawn later.
+        """
+        count = len(self.groups) - 1
+        first, later = np.random.Generator(bits), np.random.Generator(deepcopy(bits))
+        if self.puzzles[-1] > count:
+            for _ in range(epochs):
+                later.permutation(count)
+        return (first.permutation(count) for _ in range(epochs)), later
 
     def examples(self, rows: np.ndarray) -> Tuple[np.ndarray, np.ndarray]:
         """Return the inputs and labels of examples, (B, S) each."""
@@ -74,6 +89,16 @@ class Pool:
             inputs[mine] = data.inputs[rows[mine] - self.starts[number]]
             labels[mine] = data.labels[rows[mine] - self.starts[number]]
         return inputs, labels
+
+
+def _cut(arrays: Iterable[np.ndarray], size: int) -> Iterator[np.ndarray]:
+    """Cut arrays that follow one another into pieces of one size; a rest is dropped."""
+    held = np.zeros(0, dtype=np.int64)
+    for array in arrays:
+        held = np.concatenate([held, array])
+        whole = len(held) - len(held) % size
+        yield from held[:whole].reshape(-1, size)
+        held = held[whole:]
 
 
 def _joined(boundaries: List[np.ndarray]) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import tracemalloc
 from collections import Counter
 from pathlib import Path
 from typing import Any, Dict, Iterator, List
@@ -175,6 +176,42 @@ def test_a_large_puzzle_gives_different_examples() -> None:
         assert batch["inputs"][:, 0].tolist() == rows
         owner = np.searchsorted(edges, rows, side="right") - 1
         assert batch["puzzle_identifiers"].tolist() == owner.tolist()
+
+
+def in_groups(count: int, puzzles: int) -> PuzzleDataset:
+    """Groups of so many puzzles of one example each."""
+    total = count * puzzles
+    inputs = np.zeros((total, 1), np.uint8)
+    edges = np.arange(total + 1)
+    arrays = SetArrays(inputs, inputs, edges[:-1], edges, edges[::puzzles])
+    spec = TaskSpec(2, 1, num_puzzle_identifiers=total, ignore_label_id=None)
+    return PuzzleDataset(Path("memory"), spec, {"all": arrays})
+
+
+@pytest.mark.parametrize("puzzles", [1, 3])
+@pytest.mark.parametrize("size", [1, 5, 7, 50, 217])
+def test_batches_go_on_from_pass_to_pass(size: int, puzzles: int) -> None:
+    """All passes are one order, whatever it is cut into: the reference's, drawn all at once."""
+    rng = np.random.Generator(np.random.Philox(4 + 1))
+    groups = np.concatenate([rng.permutation(31) for _ in range(7)])
+    wanted = [int(rng.integers(group * puzzles, (group + 1) * puzzles)) for group in groups]
+    batches = in_groups(31, puzzles).train_batches(size, 4, 7)
+    found = [int(number) for batch in batches for number in batch["puzzle_identifiers"]]
+    assert found == wanted[: len(wanted) // size * size]
+
+
+@pytest.mark.parametrize("puzzles", [1, 2])
+def test_the_orders_of_all_passes_are_never_in_memory(puzzles: int) -> None:
+    """Passes between two evaluations may be ten thousands, over 200,000 puzzles."""
+    dataset = in_groups(1000, puzzles)
+    tracemalloc.start()
+    try:
+        batch = next(dataset.train_batches(8, 0, 1000))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert batch["inputs"].shape == (8, 1)
+    assert peak < 1000 * 1000 * 8 / 10
 
 
 def test_skipping_batches_changes_nothing_else() -> None:
