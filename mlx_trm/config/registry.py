@@ -1,8 +1,21 @@
 """What a configuration calls by a name: tasks, models, losses, optimisers."""
 
 import dataclasses
+import importlib
 import inspect
-from typing import Any, Callable, Dict, Generic, Iterator, List, NamedTuple, Tuple, Type, TypeVar
+from typing import (
+    Any,
+    Callable,
+    Dict,
+    Generic,
+    Iterator,
+    List,
+    NamedTuple,
+    Optional,
+    Tuple,
+    Type,
+    TypeVar,
+)
 
 from mlx_trm.errors import ConfigError, did_you_mean
 
@@ -25,10 +38,23 @@ class Names(Generic[E]):
         kind: what is registered, in the words of messages: ``task``, ``loss``.
     """
 
-    def __init__(self, kind: str) -> None:
-        """Begin without any name."""
+    def __init__(self, kind: str, home: Optional[str] = None) -> None:
+        """Begin without any name.
+
+        Args:
+            kind: what is registered.
+            home: the module whose import registers the package's own. It is imported when a name
+                is first looked up or added: what reads a configuration imports no task or model.
+        """
         self.kind = kind
-        self._entries: Dict[str, Tuple[E, List[str]]] = {}  # with the place of the owner
+        self._home = home
+        self._registered: Dict[str, Tuple[E, List[str]]] = {}  # with the place of the owner
+
+    @property
+    def _entries(self) -> Dict[str, Tuple[E, List[str]]]:
+        if self._home is not None:
+            importlib.import_module(self._home)
+        return self._registered
 
     def add(self, name: str, entry: E, owner: Any) -> None:
         """Give a name.
@@ -50,7 +76,7 @@ class Names(Generic[E]):
                 f"{self.kind} {name!r} is {'.'.join(known)} already; "
                 f"register {'.'.join(place)} under another name"
             )
-        self._entries[name] = (entry, place)
+        self._registered[name] = (entry, place)
 
     def get(self, name: str) -> E:
         """Look up a name.
@@ -134,9 +160,9 @@ class FunctionRegistry(Names[Callable[..., Any]]):
         return argument in inspect.signature(self.get(name)).parameters
 
 
-TASKS = Registry("task")
-MODELS = Registry("model")
+TASKS = Registry("task", "mlx_trm.tasks")
+MODELS = Registry("model", "mlx_trm.models")
 # A loss takes logits and labels, an optimiser is made from the train section and the model; see
 # register_loss in models/losses.py and register_optimizer in training/optim.py.
-LOSSES = FunctionRegistry("loss")
-OPTIMIZERS = FunctionRegistry("optimizer")
+LOSSES = FunctionRegistry("loss", "mlx_trm.models.losses")
+OPTIMIZERS = FunctionRegistry("optimizer", "mlx_trm.training.optim")

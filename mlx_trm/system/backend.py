@@ -29,10 +29,6 @@ LARGE_STEP = 16_384
 M_MMAP_THRESHOLD, M_TRIM_THRESHOLD = -3, -1
 KEPT = 1 << 30
 
-# Of malloc.h: a block of so many bytes is the system's, and so many free at the end go back to it.
-M_MMAP_THRESHOLD, M_TRIM_THRESHOLD = -3, -1
-KEPT = 1 << 30
-
 
 def prefer_direct_launches() -> None:
     """On Linux, have MLX's CUDA backend launch kernels one by one, and free memory often.

@@ -35,6 +35,7 @@ LAYERS: List[Tuple[str, ...]] = [
     ("inference",),
     ("training",),
     ("upstream",),
+    ("public",),
     ("serving",),
     ("cli",),
     tuple(COMMANDS),
@@ -44,7 +45,7 @@ RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 # Rows 3 and 4 are two towers: layers and models in MLX, puzzles and tasks in NumPy.
 TOWERS = ({"nn", "models"}, {"datasets", "tasks"})
 NUMPY_ONLY = {"numpy", "tqdm", "yaml"}
-MOST_NAMES, MOST_LINES = 31, 400
+MOST_NAMES, MOST_LINES = 32, 400
 FEWEST_MODULES, MOST_MODULES = 5, 12
 # The three sorts of a maze's task are fewer, and kernels count as modules of nn/cuda.
 SMALL = {"tasks/maze": 4}
@@ -408,12 +409,9 @@ def in_fresh_python(code: str) -> str:
 
 
 def test_import_brings_nothing_heavy() -> None:
-    """It loads no torch, plotting or network library, bar, writer of ONNX, or command module."""
-    loaded = set(
-        json.loads(
-            in_fresh_python("import json, sys, mlx_trm; print(json.dumps(sorted(sys.modules)))")
-        )
-    )
+    """All public names together: no torch, plotting, network, bar, writer of ONNX, or command."""
+    code = "import json, sys, mlx_trm; mlx_trm.TRM; print(json.dumps(sorted(sys.modules)))"
+    loaded = set(json.loads(in_fresh_python(code)))
     heavy = "torch matplotlib requests urllib3 httpx aiohttp huggingface_hub wandb tensorboard "
     heavy += "tensorboardX pooch filelock starlette uvicorn chess"
     heavy += " tqdm mlx_trm.datasets.fetch mlx_trm.inference.exporting.onnx_models"
@@ -442,6 +440,36 @@ print(before == state(), len(logging.getLogger("mlx_trm").handlers))
     same, handlers = in_fresh_python(code).split()
     assert same == "True"
     assert handlers in ("0", "1")  # one NullHandler at most
+
+
+def test_an_import_alone_loads_mlx_and_hardly_anything_else() -> None:
+    """What no script has asked for is not waited for; MLX is there with the BLAS of its choice."""
+    code = "import json, sys, mlx_trm; print(json.dumps(sorted(sys.modules)))"
+    loaded = set(json.loads(in_fresh_python(code)))
+    assert "mlx.core" in loaded and not loaded & {"numpy", "yaml", "mlx.nn", "mlx_trm.public"}
+    ours = {name.split(".")[1] for name in loaded if name.startswith("mlx_trm.")}
+    assert ours == {"version", "errors", "system"}
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import mlx_trm; mlx_trm.TRM",
+        "from mlx_trm import TRM",
+        "from mlx_trm import *; TRM, load_config, __version__",
+        "import mlx_trm; mlx_trm.runs.checkpoint.Checkpoint",
+        "import mlx_trm; assert {'TRM', 'runs', '__version__'} <= set(dir(mlx_trm))",
+        "import mlx_trm, inspect; inspect.unwrap(mlx_trm); assert not hasattr(mlx_trm, 'TRN')",
+        "from mlx_trm.config.loading import load_config; load_config('sudoku_tiny.yaml')",
+        "from mlx_trm.config.registry import TASKS; assert 'go' in TASKS and TASKS.get('go').cls",
+        "from mlx_trm.config.registry import LOSSES; assert LOSSES.names()[0]",
+        "from mlx_trm.config.registry import MODELS; assert [*MODELS]",
+        "from mlx_trm.config.registry import OPTIMIZERS; assert 'muon' in OPTIMIZERS",
+    ],
+)
+def test_public_names_come_when_they_are_asked_for(code: str) -> None:
+    """However that is done, and whichever module a script imports first."""
+    in_fresh_python(code)
 
 
 def test_exports_exist_and_hide_no_module() -> None:

@@ -95,7 +95,8 @@ def test_a_run_appends_whole_lines(measured):
         times = line["seconds"]
         assert 0 < times["min"] <= times["q1"] <= times["median"] <= times["q3"]
         assert {"run", "date", "commit", "dirty", "machine", "device", "versions"} <= set(line)
-    train, original, evaluation, overhead, _ = results
+    train, original, evaluation, overhead, imported = results
+    assert imported["facts"]["first_name_seconds"] > imported["seconds"]["median"]
     assert train["peak_memory"] > 0 and train["dtype"] == "float32" and not train["compiled"]
     assert evaluation["facts"]["steps_in_unit"] == 3
     assert 0 < overhead["facts"]["python_share"] < 1
