@@ -48,13 +48,7 @@ class Names(Generic[E]):
         """
         self.kind = kind
         self._home = home
-        self._registered: Dict[str, Tuple[E, List[str]]] = {}  # with the place of the owner
-
-    @property
-    def _entries(self) -> Dict[str, Tuple[E, List[str]]]:
-        if self._home is not None:
-            importlib.import_module(self._home)
-        return self._registered
+        self._entries: Dict[str, Tuple[E, List[str]]] = {}  # with the place of the owner
 
     def add(self, name: str, entry: E, owner: Any) -> None:
         """Give a name.
@@ -70,13 +64,14 @@ class Names(Generic[E]):
         """
         # Where it was defined; the same for one that was defined again.
         place = [owner.__module__, owner.__qualname__]
-        known = self._entries[name][1] if name in self._entries else place
+        entries = self._all()
+        known = entries[name][1] if name in entries else place
         if known != place:
             raise ValueError(
                 f"{self.kind} {name!r} is {'.'.join(known)} already; "
                 f"register {'.'.join(place)} under another name"
             )
-        self._registered[name] = (entry, place)
+        entries[name] = (entry, place)
 
     def get(self, name: str) -> E:
         """Look up a name.
@@ -84,23 +79,29 @@ class Names(Generic[E]):
         Raises:
             ConfigError: if nothing has that name; it suggests the closest and lists all.
         """
-        if isinstance(name, str) and name in self._entries:
-            return self._entries[name][0]
-        suggestion = did_you_mean(str(name), self._entries)
+        entries = self._all()
+        if isinstance(name, str) and name in entries:
+            return entries[name][0]
+        suggestion = did_you_mean(str(name), entries)
         known = ", ".join(self.names()) or "none"
         raise ConfigError(f"unknown {self.kind} {name!r}{suggestion} (known: {known})")
 
     def names(self) -> List[str]:
         """List the names in alphabetical order."""
-        return sorted(self._entries)
+        return sorted(self._all())
 
     def __iter__(self) -> Iterator[str]:
         """Give the names in the order in which they were registered."""
-        return iter(self._entries)
+        return iter(self._all())
 
     def __contains__(self, name: object) -> bool:
         """Whether something has that name."""
-        return name in self._entries
+        return name in self._all()
+
+    def _all(self) -> Dict[str, Tuple[E, List[str]]]:
+        if self._home is not None:
+            importlib.import_module(self._home)
+        return self._entries
 
 
 class Registry(Names[Entry]):

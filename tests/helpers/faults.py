@@ -124,7 +124,7 @@ FAULTS = [
         "tests/unit/datasets/test_dataset.py",
     ),
     Fault(
-        "sampler", "of a group always the first puzzle is taken", "datasets/dataset.py",
+        "sampler", "of a group always the first puzzle is taken", "datasets/order.py",
         "puzzle = rng.integers(self.groups[group], self.groups[group + 1])",
         "puzzle = self.groups[group]",
         "tests/unit/datasets/test_dataset.py",
