@@ -15,7 +15,6 @@ from typing import Any, Callable, List, Optional, Sequence, Set, Tuple, TypeVar
 
 import mlx.core as mx
 from mlx import nn
-from mlx.nn.utils import checkpoint
 
 from mlx_trm.config.sections import ModelConfig, TaskSpec
 from mlx_trm.errors import ConfigError
@@ -24,7 +23,7 @@ from mlx_trm.models.carry import Outputs
 from mlx_trm.nn import fused
 from mlx_trm.nn.functional import CosSin, rms_norm, rope_tables
 from mlx_trm.nn.init import KeySequence, trunc_normal
-from mlx_trm.nn.layers import Attention, CastedEmbedding, CastedLinear, SwiGLU
+from mlx_trm.nn.layers import Attention, CastedEmbedding, CastedLinear, SwiGLU, compute_again
 
 C = TypeVar("C", bound="NetworkConfig")
 
@@ -189,7 +188,7 @@ class ReasoningModule(nn.Module):
                 def run(x: mx.array, layer: nn.Module = layer) -> mx.array:
                     return layer(x, cos_sin)
 
-                state = checkpoint(layer, run)(state)
+                state = compute_again(layer, run, state)
             else:
                 state = layer(state, cos_sin)
         return state

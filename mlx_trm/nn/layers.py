@@ -10,10 +10,11 @@ Reference: models/layers.py, models/common.py, models/sparse_embedding.py.
 """
 
 import math
-from typing import List, Optional
+from typing import Any, Callable, List, Optional, Tuple
 
 import mlx.core as mx
 from mlx import nn
+from mlx.utils import tree_flatten, tree_unflatten
 
 from mlx_trm.nn.functional import CosSin, apply_rope, attend
 from mlx_trm.nn.gating import gated_norm, swiglu
@@ -174,3 +175,38 @@ class Attention(nn.Module):
             query, key = apply_rope(query, cos_sin), apply_rope(key, cos_sin)
         mixed = attend(query, key, value, 1.0 / math.sqrt(head_dim))
         return self.o_proj(mixed.transpose(0, 2, 1, 3).reshape(rows, positions, size))
+
+
+def compute_again(layer: nn.Module, run: Callable[[mx.array], mx.array], x: mx.array) -> mx.array:
+    """Apply a layer, keeping only what enters it; for the gradient the rest is computed again.
+
+    MLX's own ``checkpoint`` leaves it open when that is done. Gradients of weights are what a step
+    needs last, so MLX computes them last, and all that they are computed from waits in memory: of
+    12 blocks with an MLP over positions it saves nothing. Here a block is computed again when its
+    gradient is there, and its weights' gradients before the block below is.
+
+    Args:
+        layer: whose weights ``run`` uses.
+        run: maps x to an array of its shape and dtype.
+        x: (B, T, D).
+    """
+    names, weights = zip(*tree_flatten(layer.trainable_parameters()))
+
+    def forward(x: mx.array, *weights: mx.array) -> mx.array:
+        own = layer.parameters()
+        try:
+            layer.update(tree_unflatten(list(zip(names, weights))))
+            return run(x)
+        finally:
+            layer.update(own)  # so that no traced array is left behind
+
+    function = mx.custom_function(forward)
+
+    @function.vjp
+    def gradient(inputs: Any, d_out: mx.array, _: mx.array) -> Tuple[mx.array, ...]:
+        late = mx.depends(list(inputs), [d_out])
+        d_x, *d_weights = mx.vjp(forward, late, [d_out])[1]
+        return (mx.depends([d_x], d_weights)[0], *d_weights)
+
+    result: mx.array = function(x, *weights)
+    return result
