@@ -9,21 +9,25 @@ from typing import Dict, Iterator, List, NamedTuple, NoReturn, Sequence, Tuple
 
 from mlx_trm.errors import DataError, shown
 from mlx_trm.tasks.go.positions import Position, point_name
-from mlx_trm.tasks.go.rules import Rules, count_points
+from mlx_trm.tasks.go.rules import SIZES, Rules, count_points
 
 # Characters of a game tree, and variations within variations. The longest game of a 19x19 board
 # with all that a commentator says of it has less.
 _MOST_CHARS = 1 << 20
 _MOST_DEPTH = 1000
-_LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
-# Properties by which people mark stones: triangle, square, circle, cross, selected.
-_MARKS = ("TR", "SQ", "CR", "MA", "SL")
+_LETTERS = "abcdefghijklmnopqrstuvwxyz"
+# Properties by which people mark stones: triangle, square, circle, cross, selected; FF[1] marks.
+_MARKS = ("TR", "SQ", "CR", "MA", "SL", "M")
+_PASSES = ("", "tt", "pass")
 # A value ends at the first bracket without a backslash before it.
 _VALUE = re.compile(r"\s*\[((?:[^\]\\]|\\.)*)\]", re.DOTALL)
 # Parentheses and whole values; one without an end takes all that is left, and is read only once.
 _BRACKETS = re.compile(r"[()]|\[(?:[^\]\\]|\\.)*(?:\]|\Z)", re.DOTALL)
 _TREE = re.compile(r"\(\s*;")
-_PROPERTY = re.compile(r"\s*([A-Za-z]+)\s*")
+_PROPERTY = re.compile(r"\s*([A-Za-z_][A-Za-z0-9_]*)\s*")
+# What a tree without its beginning begins with.
+_HEADLESS = re.compile(r"[(;]?(?:GM|FF|SZ|CA|AP|GN|AB|AW|PL|C)\s*\[")
+_SIZE = re.compile(r"0*(\d{1,3})(?:\s*[:x]\s*0*(\d{1,3}))?")
 
 Node = Dict[str, List[str]]
 
@@ -46,7 +50,7 @@ class Board(NamedTuple):
 
 def is_sgf(text: str) -> bool:
     """Say whether a text is SGF rather than a board; other text may stand before it."""
-    return _TREE.search(text) is not None
+    return _TREE.search(text) is not None or _HEADLESS.match(text.lstrip()) is not None
 
 
 def split_trees(text: str) -> Iterator[Tuple[int, str]]:
@@ -62,6 +66,8 @@ def split_trees(text: str) -> Iterator[Tuple[int, str]]:
     while True:
         begin = _TREE.search(text, at)
         if begin is None:
+            if at == 0:
+                _refuse(f"begins with {shown(text.strip()[:12])}, not with (; as a game tree does")
             return
         start = begin.start()
         line += text.count("\n", at, start)
@@ -137,11 +143,7 @@ def read_board(text: str, rules: Rules, play: bool) -> Board:
     black = white = marks = 0
     to_move, moves = "", 0
     for node in nodes:
-        for name in ("AB", "AW", "AE"):
-            points = _points(node.get(name, ()), name, rules.size)
-            black, white = black & ~points, white & ~points
-            black |= points if name == "AB" else 0
-            white |= points if name == "AW" else 0
+        black, white = _set_up(node, black, white, rules.size)
         if "PL" in node:
             to_move = _color(node["PL"][-1])
         for name in _MARKS:
@@ -152,9 +154,11 @@ def read_board(text: str, rules: Rules, play: bool) -> Board:
                     return Board(black, white, marks, to_move or name)
                 moves += 1
                 to_move = "W" if name == "B" else "B"
-                if value in ("", "tt"):
+                if value.strip().lower() in _PASSES:
                     continue
                 point = _points([value], name, rules.size)
+                if count_points(point) > 1:
+                    _refuse(f"move {moves}, {name}[{shown(value)}], is more than one point")
                 own, other = (black, white) if name == "B" else (white, black)
                 played = rules.play(own, other, point)
                 if played is None:
@@ -201,16 +205,34 @@ def _check_root(root: Node, size: int) -> None:
     if root.get("GM", ["1"])[-1].strip() not in ("", "1"):
         _refuse(f"GM[{shown(root['GM'][-1])}] is another game; Go is GM[1]")
     given = root.get("SZ", ["19"])[-1].strip()
-    if given not in (str(size), f"{size}:{size}"):
+    found = _SIZE.fullmatch(given)
+    sides = set() if found is None else {int(side) for side in found.groups() if side}
+    if sides != {size}:
         said = f"SZ[{shown(given)}]" if "SZ" in root else "no SZ, which means 19"
-        _refuse(f"has {said}; this task plays on {size}x{size}")
+        mend = f"; write SZ[{size}] if that is meant" if "SZ" not in root else ""
+        if sides <= set(SIZES) and len(sides) == 1:
+            mend = f"; take a run with task.size={sides.pop()}"
+        _refuse(f"has {said}; this task plays on {size}x{size}{mend}")
+
+
+def _set_up(node: Node, black: int, white: int, size: int) -> Tuple[int, int]:
+    """Add and take off the stones that a node names, in its order; give black's and white's."""
+    added = {name: _points(node[name], name, size) for name in node if name in ("AB", "AW", "AE")}
+    both = added.get("AB", 0) & added.get("AW", 0)
+    if both:
+        _refuse(f"puts a black and a white stone on {point_name(both, size)}; take one out")
+    for name, points in added.items():
+        black = black | points if name == "AB" else black & ~points
+        white = white | points if name == "AW" else white & ~points
+    return black, white
 
 
 def _points(values: Sequence[str], name: str, size: int) -> int:
     """Read points, and rectangles of points with a colon between two corners."""
     found = 0
     for value in values:
-        corners = [part.strip() for part in value.split(":")]
+        # Capitals are points beyond the 26th, of which no board here has any.
+        corners = [part.strip().lower() for part in value.split(":")]
         known = _LETTERS[:size]
         if len(corners) > 2 or not all(
             len(part) == 2 and part[0] in known and part[1] in known for part in corners
@@ -228,6 +250,7 @@ def _points(values: Sequence[str], name: str, size: int) -> int:
 
 def _color(value: str) -> str:
     color = value.strip().upper()[:1]
+    color = {"1": "B", "2": "W"}.get(color, color)  # as some programs write it
     if color not in ("B", "W"):
         _refuse(f"PL[{shown(value)}] is no colour; write PL[B] or PL[W]")
     return color

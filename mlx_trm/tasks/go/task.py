@@ -45,6 +45,7 @@ from mlx_trm.tasks.go.positions import (
     token_swap,
 )
 from mlx_trm.tasks.go.rules import SIZES, rules_of
+from mlx_trm.tasks.go.sgf import is_sgf, split_trees
 from mlx_trm.tasks.puzzle_files import FilePuzzles, PuzzleFileConfig, hash_puzzle_file
 from mlx_trm.tasks.symmetries import Symmetry, dihedral_transform
 from mlx_trm.tasks.text import BOLD, GREEN, RED, UNDERLINE, frame_square, mark_of, styled
@@ -205,6 +206,10 @@ class Go(Task):
             DataError: if it is malformed, or no such position can come up.
         """
         return parse_board(text, self.config.kind, self.config.size)
+
+    def expand_puzzle(self, text: str) -> List[str]:
+        """Give the game trees of a text of SGF; a board stands for itself."""
+        return [tree for _, tree in split_trees(text)] if is_sgf(text) else [text]
 
     def describe_editor(self) -> Dict[str, Any]:
         """Let stones be put on a board."""

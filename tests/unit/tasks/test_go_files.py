@@ -57,6 +57,10 @@ def capture(text: str) -> str:
         "From: me (a friend)\nHere it is:\n" + SGF + ")\nRegards",
         "(" + SGF + "))",
         "( ;SZ[7:7]\n AB [cb:db] [bc]\n AW[cc:cc] ;B[cd])",
+        "(;SZ[ 07 : 7 ]AB[CB:DB][BC]AW[ cc ]PL[1]_K1[x]B2[y])",
+        SGF.replace("PL[B]", "M[cc])"),
+        SGF.replace("AB", "AE[cb]AB") + "AE[ga];AB[gg];AE[gg])",
+        SGF.replace("[cc]", "[cc][gg]") + "AE[gg])",
     ],
 )
 def test_the_same_board_in_many_forms(text: str) -> None:
@@ -126,7 +130,7 @@ def test_marking_one_stone_marks_its_group() -> None:
 
 def test_territory_follows_the_moves() -> None:
     """To the end of the main line, captures and passes included."""
-    moves = "(;SZ[7];B[ba];W[aa];B[ab];W[];B[tt](;W[gg])(;W[ff]))"
+    moves = "(;SZ[7];B[ba];W[aa];B[ab];W[];B[tt];W[ ];B[Pass](;W[gg])(;W[ff]))"
     read = format_board(parse_board(moves, "territory", 7), "territory", 7)
     assert read == ".X...../X....../......./......./......./......./......O"
 
@@ -145,6 +149,12 @@ def test_territory_follows_the_moves() -> None:
         ("hello", ["1 row"]),
         (SGF.replace("[7]", "[19]") + ")", ["SZ[19]", "7x7"]),
         ("(;AB[aa])", ["no SZ", "7x7"]),
+        ("(;SZ[9])", ["SZ[9]", "task.size=9"]),
+        ("(;SZ[7:9])", ["SZ[7:9]", "7x7"]),
+        ("(;SZ[])", ["SZ[]", "7x7"]),
+        (";SZ[7]AB[aa]", ["begins with ;SZ[7]AB", "not with (;"]),
+        ("(SZ[7]AB[aa])", ["not with (;"]),
+        (SGF + "AW[cb])", ["a black and a white stone on C6"]),
         ("(;SZ[7]GM[3])", ["GM[3]"]),
         (SGF + "TR[cb])", ["black is to move", "other side"]),
         (SGF + "AB[zz])", ["AB[zz]", "7x7"]),
@@ -173,6 +183,8 @@ def test_an_illegal_move_is_named() -> None:
     """A taken point, or suicide."""
     with pytest.raises(DataError, match=r"move 2, W\[aa\] at A7, is illegal"):
         parse_board("(;SZ[7];B[aa];W[aa])", "territory", 7)
+    with pytest.raises(DataError, match=r"move 1, B\[aa:bb\], is more than one point"):
+        parse_board("(;SZ[7];B[aa:bb])", "territory", 7)
 
 
 def test_brackets_without_an_end_take_no_time() -> None:

@@ -209,3 +209,10 @@ def test_too_many_puzzles_are_refused(monkeypatch: Any) -> None:
     monkeypatch.setattr("mlx_trm.tasks.go.generator.play_game", lambda *_: iter(()))
     with pytest.raises(DataError, match="only 0 different 7x7 capture puzzles"):
         go().dataset("test")
+
+
+def test_several_game_trees_are_several_puzzles() -> None:
+    """On a command line as in a file; a board of text is one."""
+    tree = "(;SZ[7]AB[cb][db][bc]AW[cc]TR[cc])"
+    assert go().expand_puzzle(f"Two: {tree}\nand {tree}") == [tree, tree]
+    assert go().expand_puzzle(LADDER) == [LADDER]
