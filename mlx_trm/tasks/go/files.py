@@ -14,7 +14,7 @@ import numpy as np
 from mlx_trm.errors import DataError, shown
 from mlx_trm.tasks.board import CellsEditor, Look, Tool
 from mlx_trm.tasks.go.answers import answer_puzzles, is_right
-from mlx_trm.tasks.go.pasted import find_rows, plain_points, split_printed
+from mlx_trm.tasks.go.pasted import find_rows, plain_points, split_printed, split_titled
 from mlx_trm.tasks.go.positions import (
     GIVEN,
     SYMBOLS,
@@ -26,6 +26,7 @@ from mlx_trm.tasks.go.positions import (
 )
 from mlx_trm.tasks.go.rules import rules_of
 from mlx_trm.tasks.go.sgf import is_sgf, read_board, read_problem, split_trees
+from mlx_trm.tasks.go.signs import name_signs
 from mlx_trm.tasks.pasted import cut_drawing, split_drawings, strip_colors
 from mlx_trm.tasks.puzzle_files import CsvBlock, FilePuzzles, read_puzzle_file
 
@@ -59,7 +60,8 @@ def parse_board(text: str, kind: str, size: int) -> np.ndarray:
         else:
             position = Position(*read_board(text, rules, play=True)[:2])
     else:
-        text = strip_colors(text)
+        lines = strip_colors(text).lstrip("\ufeff").splitlines()
+        text = "\n".join(name_signs(lines, size))
         tokens = read_cells(_name_stones(text, kind), kind, size)
         for cell in np.flatnonzero(tokens >= GIVEN[kind])[:1]:
             raise DataError(
@@ -155,7 +157,8 @@ def split_boards(lines: Iterable[str], size: int) -> Iterator[Tuple[int, str]]:
     if is_sgf(text):
         yield from split_trees(text)
         return
-    printed = list(split_printed(lines, size))
+    lines = name_signs(lines, size)
+    printed = list(split_printed(lines, size)) or list(split_titled(lines, size))
     if printed:
         yield from printed
         return

@@ -99,6 +99,29 @@ PRINTED = {
     "crossings": printed("{points}", "").replace(" ", "").replace(".", "┼"),
     "small letters": printed("{points}", "").lower(),
     "other letters": printed("{points}", "").replace("X", "B").replace("O", "W"),
+    "# for black": printed().replace("X", "#"),
+    "# and +": printed("{points}", "").replace("X", "#").replace(".", "+"),
+    "# on one line": SETTLED.replace("X", "#"),
+    "# in a frame": printed("| {points} |", "+---------------+").replace("X", "#"),
+    "# and comments": "# to play\n" + printed("{points}  # so", "").replace("X", "#").strip(),
+    "@ and 0": printed("{points}", "").replace("X", "@").replace("O", "0"),
+    "0 and numbers": "  0 1 2 3 4 5 6\n"
+    + "\n".join(f"{at} {' '.join(row)}" for at, row in enumerate(SETTLED.split("/"))),
+    "* for black": SETTLED.replace("X", "*"),
+    "* for empty": SETTLED.replace(".", "*"),
+    "* at star points": printed().replace("4 . . . .", "4 . . . *"),
+    "- for empty": printed("{points}", "").replace(".", "-"),
+    "lines between": printed("{points}", "").strip().replace(" ", "─").replace(".", "┼"),
+    "dashes between": printed("{points}", "").strip().replace(" ", "-").replace(".", "+"),
+    "numbered crossings": "\n".join(
+        f"{7 - at} {row.replace('.', '┼')}" for at, row in enumerate(SETTLED.split("/"))
+    ),
+    "a list": str([list(row) for row in SETTLED.split("/")]).replace("], ", "],\n"),
+    "a list of rows": str(SETTLED.split("/")),
+    "a quotation": "> Settled?\n" + printed("> {points}", ""),
+    "fenced": "```\n" + printed("{points}", "").strip() + "\n```",
+    "titled": "Black to move\n" + printed("{points}", "").strip(),
+    "blank lines between": printed("{points}", "").strip().replace("\n", "\n\n"),
 }
 
 
@@ -114,11 +137,54 @@ def test_what_programs_print(name: str) -> None:
     assert [read(each) for _, each in split_boards(text.splitlines(), 7)] == [SETTLED]
     twice = f"{text}\n\n{text}".splitlines()
     assert [read(each) for _, each in split_boards(twice, 7)] == [SETTLED] * 2
+    assert read("\ufeff" + text) == SETTLED
+
+
+def test_a_group_is_marked_among_other_signs() -> None:
+    """``B`` and ``W`` are stones of the group, whatever the others are."""
+    assert capture(LADDER.replace("X", "#")) == LADDER
+    black = LADDER.replace("X", "O").replace("W", "B")
+    assert capture(black.replace("./.......", "./#......", 1)) == black.replace(
+        "./.......", "./X......", 1
+    )
+
+
+def test_a_sign_that_may_be_either_is_not_guessed() -> None:
+    """A star beside black stones and empty points, far from any star point."""
+    with pytest.raises(DataError, match=r"'\*' at A1, .*write X or \."):
+        parse_board(SETTLED[:-7] + "*......", "territory", 7)
+    with pytest.raises(DataError, match="'@' in row 7"):
+        parse_board(SETTLED[:-7] + "@......", "territory", 7)
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(0, 2**32), st.sampled_from("#@*"), st.sampled_from("O0"), st.sampled_from(".+-"))
+def test_any_board_in_other_signs_is_the_same(seed: int, black: str, white: str, free: str) -> None:
+    """Or it is refused, where a sign may be either; it is never another board."""
+    cells = np.random.default_rng(seed).choice(list("..XO"), size=(7, 7))
+    text = "\n".join("".join(row) for row in cells)
+    other = text.translate(str.maketrans({"X": black, "O": white, ".": free}))
+    try:
+        wanted = parse_board(text, "territory", 7)
+    except DataError:
+        return
+    try:
+        found = parse_board(other, "territory", 7)
+    except DataError:
+        assert black == "*" or free == "-"
+    else:
+        assert (found == wanted).all()
 
 
 def test_long_lines_take_no_time() -> None:
     """Blanks and brackets without end are no row."""
-    for text in (" " * 300_000 + "X", "(" * 300_000, ". " * 300_000):
+    for text in (
+        " " * 300_000 + "X",
+        "(" * 300_000,
+        ". " * 300_000,
+        "#" * 300_000,
+        "#*0-\n" * 2_000,
+    ):
         with pytest.raises(DataError):
             parse_board(text, "territory", 7)
 
