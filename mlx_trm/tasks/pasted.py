@@ -20,6 +20,10 @@ _TOP = re.compile(
 )
 # What stands to the left of a frame's rows; a line between rows has another one there.
 _SIDES = "|│┃║┆┇┊┋╎╏╽╿"
+# What `solve` writes above an answer that it draws.
+_ANSWERED = re.compile(r"\s*(?:step \d+: |not the model's, but what the rules give: )")
+# What it writes before a puzzle or an answer on one line.
+_TITLE = re.compile(r"\s*(?:puzzle(?: \d+ of \d+)?(?: \(.*\))?|not the model's[^:\n]*): ")
 # A line above or below a grid.
 _RULE = re.compile(r" *[+-]*-[+-]* *")
 _NOTHING = str.maketrans("", "", LINES + MARKS + "-=,;[](){}'\"")
@@ -28,6 +32,12 @@ _NOTHING = str.maketrans("", "", LINES + MARKS + "-=,;[](){}'\"")
 def strip_colors(text: str) -> str:
     """Take a terminal's colour codes out of a text."""
     return _ANSI.sub("", text)
+
+
+def strip_title(text: str) -> str:
+    """Take what ``solve`` writes before a puzzle off a line of it; other text stays."""
+    title = None if "\n" in text.strip() else _TITLE.match(text)
+    return text if title is None else text[title.end() :]
 
 
 class _Frame(NamedTuple):
@@ -88,22 +98,28 @@ def cut_drawing(lines: Sequence[str]) -> Optional[List[str]]:
 def split_drawings(lines: Sequence[str]) -> Iterator[Tuple[int, List[str], bool]]:
     """Cut lines into drawings and what stands between them.
 
+    Of all that ``solve`` showed the puzzles are drawings; the answers are left out.
+
     Args:
         lines: of a text file.
 
     Returns:
         The number of a part's first line, from 1, its lines, and whether it is a drawing.
     """
-    start = number = 0
+    frames, number = [], 0
     while number < len(lines):
         frame = _find_frame(lines, number)
-        if frame is None:
-            number += 1
-            continue
+        if frame is not None:
+            frames.append((number, frame.last + 1))
+        number = number + 1 if frame is None else frame.last + 1
+    puzzles = {at for at, _ in frames if not (at and _ANSWERED.match(lines[at - 1]))}
+    start = 0
+    for number, end in frames:
         if number > start:
             yield start + 1, list(lines[start:number]), False
-        yield number + 1, list(lines[number : frame.last + 1]), True
-        start = number = frame.last + 1
+        if number in puzzles or not puzzles:
+            yield number + 1, list(lines[number:end]), True
+        start = end
     if start < len(lines):
         yield start + 1, list(lines[start:]), False
 
@@ -225,10 +241,11 @@ def plain_maze(text: str, size: int) -> str:
             between cells, or ``_`` for open ones.
         size: rows and columns.
     """
-    text = strip_colors(text)
+    text = strip_title(strip_colors(text))
     drawn = cut_drawing(text.splitlines())
     if drawn is not None:
-        return "\n".join(_cells_of(row, size) for row in drawn).translate(_TO_TEXT)
+        rows = "\n".join(_cells_of(row, size) for row in drawn).translate(_TO_TEXT)
+        return rows.replace("o", ".")  # a path that this program drew, in this maze
     lines = [line for line in text.splitlines() if not _RULE.fullmatch(line)]
     text = "\n".join(line.strip("|│") if line[:1] in ("|", "│") else line for line in lines)
     text = re.sub(r"[,;]", "", text).translate(_TO_TEXT)

@@ -16,6 +16,7 @@ from mlx_trm.tasks.board import CellsEditor, Look, Tool
 from mlx_trm.tasks.go.answers import answer_puzzles, is_right
 from mlx_trm.tasks.go.pasted import find_rows, plain_points, split_printed, split_titled
 from mlx_trm.tasks.go.positions import (
+    EMPTY,
     GIVEN,
     SYMBOLS,
     Position,
@@ -27,7 +28,7 @@ from mlx_trm.tasks.go.positions import (
 from mlx_trm.tasks.go.rules import rules_of
 from mlx_trm.tasks.go.sgf import is_sgf, read_board, read_problem, split_trees
 from mlx_trm.tasks.go.signs import name_signs
-from mlx_trm.tasks.pasted import cut_drawing, split_drawings, strip_colors
+from mlx_trm.tasks.pasted import cut_drawing, split_drawings, strip_colors, strip_title
 from mlx_trm.tasks.puzzle_files import CsvBlock, FilePuzzles, read_puzzle_file
 
 # What stands around boards and between their points.
@@ -60,9 +61,11 @@ def parse_board(text: str, kind: str, size: int) -> np.ndarray:
         else:
             position = Position(*read_board(text, rules, play=True)[:2])
     else:
-        lines = strip_colors(text).lstrip("\ufeff").splitlines()
+        lines = strip_title(strip_colors(text)).lstrip("\ufeff").splitlines()
         text = "\n".join(name_signs(lines, size))
         tokens = read_cells(_name_stones(text, kind), kind, size)
+        if cut_drawing(lines) is not None:  # an answer that this program drew, of this puzzle
+            tokens[tokens >= GIVEN[kind]] = EMPTY
         for cell in np.flatnonzero(tokens >= GIVEN[kind])[:1]:
             raise DataError(
                 f"the board has {SYMBOLS[kind][tokens[cell]]!r} in row {cell // size + 1} column "

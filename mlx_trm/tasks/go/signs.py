@@ -17,7 +17,7 @@ _EMPTY, _WHITE, _BLACK = "-", "0", "#@*•"
 # Of the signs for black those that are empty points, unless the board says otherwise.
 _STARS = "*•"
 _SAME = {"X": "Xx", "O": "Oo", ".": "."}
-_QUOTES = str.maketrans("", "", "[](){}'\"")
+_QUOTES = str.maketrans("", "", "[](){},'\"")
 
 
 def name_signs(lines: Sequence[str], size: int) -> List[str]:
@@ -56,7 +56,8 @@ def _name_block(block: List[str], size: int) -> List[str]:
     """Write the signs of one board, or of several alike."""
     there = set("".join(block))
     if there & set("'\""):  # a list of Python's
-        block = [line.translate(_QUOTES) for line in block]
+        plain = [line.translate(_QUOTES) for line in block]
+        block = [new if _rows_in(new, size) else old for new, old in zip(plain, block)]
     if not there & set(_EMPTY + _WHITE + _BLACK):
         return block
     choices = (["", *(sign for sign in each if sign in there)] for each in (_EMPTY, _WHITE, _BLACK))
@@ -81,7 +82,7 @@ def _name_block(block: List[str], size: int) -> List[str]:
 
 def _name_line(line: str, size: int, signs: Dict[str, str]) -> str:
     """Write the signs of a row or a board, without the comment behind it; other lines stay."""
-    named = line.translate(str.maketrans(signs))
+    named = "".join(signs.get(char, char) for char in line)
     ends = [at for at, char in enumerate(line[:200]) if char == "#" and line[:at].strip()]
     for text in (named, *(named[:at] for at in ends)):
         if _rows_in(text, size):

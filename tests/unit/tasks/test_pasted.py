@@ -5,9 +5,12 @@ from typing import List
 import numpy as np
 import pytest
 
+from mlx_trm.cli.puzzles import Given
+from mlx_trm.cli.solve_display import Display
 from mlx_trm.drawing.terminal import side_by_side, with_beliefs
 from mlx_trm.errors import DataError
-from mlx_trm.tasks import ARCConfig, MazeConfig, SudokuConfig, Task, build_task
+from mlx_trm.inference.solver import SolverStep
+from mlx_trm.tasks import ARCConfig, GoConfig, MazeConfig, SudokuConfig, Task, build_task
 from mlx_trm.tasks.arc.grids import draw_answer, parse_grid
 from mlx_trm.tasks.pasted import cut_drawing
 
@@ -183,7 +186,7 @@ def test_mazes_as_the_program_draws_them(color: bool) -> None:
     found = list(task.split_puzzles(printed.splitlines()))
     assert [np.array_equal(task.parse(text), tokens) for _, text in found] == [True]
     step = task.render_step(answer, tokens, tokens, answer, color)
-    assert np.array_equal(task.parse(step), answer)
+    assert np.array_equal(task.parse(step), tokens)  # the maze that it answers
     found = list(task.split_puzzles([MAZE, "", "S.#", "..#", "..G"]))
     assert [number for number, _ in found] == [1, 3]
 
@@ -199,6 +202,43 @@ def test_arc_as_the_program_draws_it(color: bool) -> None:
     assert parse_grid("│0 1│\n│2 3│").tolist() == [[0, 1], [2, 3]]
     assert parse_grid("    0 1\n    2 3\n").tolist() == [[0, 1], [2, 3]]
     assert build_task(ARCConfig("arc", max_grid_size=5)).parse("0,1/2,3")[0] == 2
+
+
+@pytest.mark.parametrize("kind", ["maze", "sudoku", "capture", "territory"])
+@pytest.mark.parametrize("color", [False, True])
+@pytest.mark.parametrize("every_step", [False, True])
+def test_all_that_solve_showed_is_its_puzzles(
+    kind: str, color: bool, every_step: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its steps and the rules' answers are left out; an answer's marks are taken off."""
+    config = {
+        "maze": MazeConfig("maze", size=3),
+        "sudoku": SudokuConfig("sudoku", size=4),
+        "capture": GoConfig("go", kind="capture"),
+        "territory": GoConfig("go", kind="territory"),
+    }[kind]
+    ladder = "......./..XX.../.XW..../......./......./......./......."
+    written = {"maze": MAZE, "sudoku": SMALL, "capture": ladder}.get(kind, ladder.replace("W", "O"))
+    task = build_task(config)
+    puzzle = task.parse(written)
+    labels = task.answers(puzzle[None])[0]
+    assert labels is not None
+    given = Given("", written, puzzle, labels[0], True)
+    display = Display(task, 2, every_step, quiet=False)
+    display.color = color
+    wrong = np.where(puzzle == 1, task.spec.vocab_size - 1, puzzle).astype(np.uint8)
+    for number in range(2):
+        display.start(number, given)
+        step = SolverStep(1, task.format(wrong), 0.25, False, 3, wrong)
+        display.step(given, step, puzzle)
+        display.result(number, given, step)
+    shown = capsys.readouterr().out
+    found = [task.parse(text) for _, text in task.split_puzzles(shown.splitlines())]
+    assert [task.format(each) for each in found] == [task.format(puzzle)] * 2
+    assert np.array_equal(task.parse(shown), puzzle)
+    if kind != "sudoku":
+        assert np.array_equal(task.parse(task.render(labels[0], puzzle, color=color)), puzzle)
+        assert np.array_equal(task.parse(shown.splitlines()[0]), puzzle)
 
 
 def test_a_frame_that_does_not_end_is_none() -> None:
