@@ -22,6 +22,8 @@ NEARLY = 0.25
 # What the text of a file, and a line of it besides, may take: 900,000 Sudokus. What is made of it
 # takes up to six times as much.
 _MOST_BYTES, _LINE_BYTES = 1 << 27, 60
+# What stands for a byte that is not UTF-8.
+_NO_UTF8 = re.compile("[\udc80-\udcff]")
 
 
 class Given(NamedTuple):
@@ -146,36 +148,45 @@ def read_texts(
         if len(content) > _MOST_BYTES // 4 and not content.isascii():
             # One wide character makes all that stand with it four times as large.
             raise ValueError(f"it has more than {_MOST_BYTES // 4:,} bytes, and not ASCII alone")
-        lines = content.decode("utf-8-sig").splitlines()
+        text = content.decode("utf-8-sig", "surrogateescape")
     except OSError as error:
         raise DataError(
             f"{name}: cannot be read ({error.strerror or error}); name a text file"
         ) from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"{name}: is not UTF-8 text; name a file of puzzles") from error
     except ValueError as error:
         raise DataError(f"{name}: {error}; give fewer puzzles at a time") from error
+    found = _find_puzzles(name, text.splitlines(), task)
+    # Of text that is not UTF-8 puzzles may still be: in SGF only comments are in other letters.
+    if _NO_UTF8.search(text) and any(_NO_UTF8.search(puzzle) for _, puzzle in found or [(0, text)]):
+        raise DataError(f"{name}: is not UTF-8 text; name a file of puzzles")
+    if not found:
+        raise DataError(f"{name}: holds no puzzle")
+    yield from found
+
+
+def _find_puzzles(name: str, lines: Sequence[str], task: Task) -> List[Tuple[int, str]]:
+    """Find (line, puzzle) in the lines of a CSV or of text.
+
+    Raises:
+        DataError: naming the file, if it has other columns, or the task cannot tell its puzzles.
+    """
     first = [word.strip(' "') for word in lines[0].split(",")] if lines else []
     columns = task.csv_columns
     header = own_names(first, columns)
     if "question" in header:
         check_names(f"{name}:1", first, columns)
         names = [plain_name(word) for word in first]
-        found = list(_questions(name, lines[1:], names, header.index("question"), task))
-    elif set(map(plain_name, [*(columns or ()), *SYNONYMS])) & set(header):
+        return list(_questions(name, lines[1:], names, header.index("question"), task))
+    if set(map(plain_name, [*(columns or ()), *SYNONYMS])) & set(header):
         wanted = " and ".join(columns) if columns else "one question (puzzle, quizzes)"
         raise DataError(
             f"{name}:1: the columns must be {wanted}, with others or without, not "
             f"{shown(','.join(first))}"
         )
-    else:
-        try:
-            found = list(task.split_puzzles(lines))
-        except DataError as error:
-            raise DataError(f"{name}: {error}") from error
-    if not found:
-        raise DataError(f"{name}: holds no puzzle")
-    yield from found
+    try:
+        return list(task.split_puzzles(lines))
+    except DataError as error:
+        raise DataError(f"{name}: {error}") from error
 
 
 def _read_file(path: str) -> bytes:

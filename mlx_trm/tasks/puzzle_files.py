@@ -213,6 +213,7 @@ def read_puzzle_file(
     columns: Optional[Sequence[str]] = None,
     what: str = "puzzles",
     count: Callable[[T], int] = count_first,
+    errors: str = "strict",
 ) -> Iterator[T]:
     """Read a file part by part; what it is, its first line tells.
 
@@ -224,6 +225,7 @@ def read_puzzle_file(
         columns: those of the puzzle and of its answer in a CSV; None: known by their usual names.
         what: it should hold, for the message where it holds none.
         count: gives how many of these a part has.
+        errors: how text is decoded that is not UTF-8, as Python's ``bytes.decode`` has it.
 
     Returns:
         An iterator over the parts, in the file's order.
@@ -232,7 +234,7 @@ def read_puzzle_file(
         DataError: at the first thing wrong, naming file and line, or where there is nothing.
     """
     path, found = Path(path).expanduser(), 0
-    for part in _read_parts(path, from_csv, from_text, comments, columns):
+    for part in _read_parts(path, from_csv, from_text, comments, columns, errors):
         found += count(part)
         yield part
     if not found:
@@ -245,6 +247,7 @@ def _read_parts(
     from_text: Callable[[Path, Iterator[Tuple[int, str]]], Iterable[T]],
     comments: bool,
     columns: Optional[Sequence[str]],
+    errors: str,
 ) -> Iterator[T]:
     check_no_folder(path)
     try:
@@ -258,7 +261,9 @@ def _read_parts(
             else:
                 more = (_read_line(path, number, file) for number in numbers_from(2))
                 lines = enumerate(chain([first], takewhile(bool, more)), 1)
-                yield from from_text(path, ((n, _decode(path, n, line)) for n, line in lines))
+                yield from from_text(
+                    path, ((n, _decode(path, n, line, errors)) for n, line in lines)
+                )
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
 
@@ -353,9 +358,9 @@ def _split(path: Path, number: int, line: bytes) -> List[str]:
     return [field.replace(",", _INNER_COMMA) for field in fields]
 
 
-def _decode(path: Path, number: int, line: bytes) -> str:
+def _decode(path: Path, number: int, line: bytes, errors: str = "strict") -> str:
     """Turn a line into text."""
     try:
-        return line.decode("utf-8-sig" if number == 1 else "utf-8")
+        return line.decode("utf-8-sig" if number == 1 else "utf-8", errors)
     except UnicodeDecodeError as error:
         raise DataError(f"{path}:{number}: is not UTF-8 text") from error

@@ -26,7 +26,7 @@ from mlx_trm.tasks.go.positions import (
     position_problem,
 )
 from mlx_trm.tasks.go.rules import rules_of
-from mlx_trm.tasks.go.sgf import is_sgf, read_board, read_problem, split_trees
+from mlx_trm.tasks.go.sgf import decode_sgf, is_sgf, read_board, read_problem, split_trees
 from mlx_trm.tasks.go.signs import name_signs
 from mlx_trm.tasks.pasted import cut_drawing, split_drawings, strip_colors, strip_title
 from mlx_trm.tasks.puzzle_files import CsvBlock, FilePuzzles, read_puzzle_file
@@ -156,7 +156,7 @@ def split_boards(lines: Iterable[str], size: int) -> Iterator[Tuple[int, str]]:
         Pairs of the number of a puzzle's first line, from 1, and its text.
     """
     lines = [strip_colors(line) for line in lines]
-    text = "\n".join(lines)
+    text = decode_sgf("\n".join(lines))
     if is_sgf(text):
         yield from split_trees(text)
         return
@@ -215,7 +215,7 @@ def read_boards(
     """Read a file of puzzles with their answers: text, SGF, or a CSV.
 
     Args:
-        path: of the file, UTF-8.
+        path: of the file, UTF-8; SGF may have its comments in other encodings.
         kind: ``capture`` or ``territory``.
         size: rows of the board.
         quiet: moves of the attacker that are no atari, at most.
@@ -226,7 +226,9 @@ def read_boards(
     """
     from_csv = partial(_read_csv, kind=kind, size=size, quiet=quiet)
     from_text = partial(_read_text, kind=kind, size=size, quiet=quiet)
-    return read_puzzle_file(path, from_csv, from_text, True, columns, "board")
+    return read_puzzle_file(
+        path, from_csv, from_text, True, columns, "board", errors="surrogateescape"
+    )
 
 
 def _read_csv(block: CsvBlock, kind: str, size: int, quiet: int) -> FilePuzzles:

@@ -4,6 +4,7 @@ Of a game tree the main line is read, which is the first variation everywhere: s
 side to move, marks, and moves. Nothing recurses, and everything is bounded.
 """
 
+import codecs
 import re
 from typing import Dict, Iterator, List, NamedTuple, NoReturn, Sequence, Tuple
 
@@ -18,6 +19,9 @@ _MOST_DEPTH = 1000
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
 # Properties by which people mark stones: triangle, square, circle, cross, selected; FF[1] marks.
 _MARKS = ("TR", "SQ", "CR", "MA", "SL", "M")
+# Encodings in which a byte of a letter may look like a bracket; of all others only ASCII counts.
+_CHARSETS = ("shift_jis", "cp932", "gb2312", "gbk", "gb18030", "big5", "euc_jp", "euc_kr", "cp949")
+_CHARSET = re.compile(rb"CA\s*\[\s*([\w-]{1,20})\s*\]")
 _PASSES = ("", "tt", "pass")
 # A value ends at the first bracket without a backslash before it.
 _VALUE = re.compile(r"\s*\[((?:[^\]\\]|\\.)*)\]", re.DOTALL)
@@ -51,6 +55,29 @@ class Board(NamedTuple):
 def is_sgf(text: str) -> bool:
     """Say whether a text is SGF rather than a board; other text may stand before it."""
     return _TREE.search(text) is not None or _HEADLESS.match(text.lstrip()) is not None
+
+
+def decode_sgf(text: str) -> str:
+    """Give SGF whose comments and names are in another encoding than UTF-8.
+
+    Args:
+        text: decoded as UTF-8; a surrogate stands for each byte that is none, as Python's
+            ``surrogateescape`` has it.
+
+    Raises:
+        DataError: if it has such bytes and is no SGF.
+    """
+    raw = text.encode("utf-8", "surrogateescape")
+    if raw.isascii() or not any("\udc80" <= char <= "\udcff" for char in text):
+        return text
+    if not is_sgf(text):
+        raise DataError("is not UTF-8 text; name a file of puzzles")
+    said = _CHARSET.search(raw)
+    try:
+        name = codecs.lookup(said[1].decode()).name if said else ""
+        return raw.decode(name if name in _CHARSETS else "latin-1")
+    except (LookupError, UnicodeError):
+        return raw.decode("latin-1")
 
 
 def split_trees(text: str) -> Iterator[Tuple[int, str]]:

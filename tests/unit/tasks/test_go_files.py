@@ -8,7 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mlx_trm.cli.puzzles import read_given
 from mlx_trm.errors import DataError
+from mlx_trm.tasks import GoConfig, build_task
 from mlx_trm.tasks.go.files import (
     format_board,
     parse_board,
@@ -315,3 +317,31 @@ def test_files(tmp_path: Path) -> None:
     text.write_text("# nothing\n")
     with pytest.raises(DataError, match="a.txt: holds no board"):
         list(read_boards(text, "capture", 7, 1))
+
+
+FOREIGN = {
+    "latin-1": "caf\xe9",
+    "shift_jis": "\u30bd\u8868]".replace("]", ""),  # its second bytes are a backslash
+    "gbk": "\u4e5d\u6bb5 \u8a55",
+    "cp1251": "\u0433\u043e",
+}
+
+
+@pytest.mark.parametrize("charset", FOREIGN)
+def test_comments_may_be_in_other_encodings(charset: str, tmp_path: Path) -> None:
+    """Which SGF names, or leaves to the reader; boards of text and other files are UTF-8."""
+    text = SGF + f"CA[{charset}]PB[{FOREIGN[charset]}]C[{FOREIGN[charset]}])"
+    path = tmp_path / "a.sgf"
+    path.write_bytes(text.encode(charset))
+    (part,) = read_boards(path, "capture", 7, 1)
+    assert [format_board(row, "capture", 7) for row in part.inputs] == [LADDER]
+    task = build_task(GoConfig("go", kind="capture"))
+    (given,) = read_given(str(path), task)
+    assert task.format(given.inputs) == LADDER
+    path.write_bytes((LADDER + FOREIGN[charset]).encode(charset))
+    for read in (
+        lambda: list(read_boards(path, "capture", 7, 1)),
+        lambda: read_given(str(path), task),
+    ):
+        with pytest.raises(DataError, match="a.sgf: is not UTF-8 text"):
+            read()
