@@ -244,8 +244,8 @@ def plain_maze(text: str, size: int) -> str:
     text = strip_title(strip_colors(text))
     drawn = cut_drawing(text.splitlines())
     if drawn is not None:
-        rows = "\n".join(_cells_of(row, size) for row in drawn).translate(_TO_TEXT)
-        return rows.replace("o", ".")  # a path that this program drew, in this maze
+        cells = "\n".join(_cells_of(row, size) for row in drawn).translate(_TO_TEXT)
+        return cells.replace("o", ".")  # a path that this program drew, in this maze
     lines = [line for line in text.splitlines() if not _RULE.fullmatch(line)]
     text = "\n".join(line.strip("|│") if line[:1] in ("|", "│") else line for line in lines)
     text = re.sub(r"[,;]", "", text).translate(_TO_TEXT)

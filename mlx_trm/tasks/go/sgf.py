@@ -140,7 +140,7 @@ def read_nodes(text: str) -> List[Node]:
                 there = shown(tree[place : place + 20])
                 _refuse(f"has {there} where a property such as AB[cc] should be")
             # FF[3] may write a name in full, AddBlack; some write small letters only.
-            name = "".join(filter(str.isupper, match.group(1))) or match.group(1).upper()
+            name = re.sub("[a-z]", "", match.group(1)) or match.group(1).upper()
             values = nodes[-1].setdefault(name, [])
             while value is not None:
                 values.append(value.group(1))
@@ -177,11 +177,12 @@ def read_board(text: str, rules: Rules, play: bool) -> Board:
             marks |= _points(node.get(name, ()), name, rules.size)
         for name in ("B", "W"):
             for value in node.get(name, ()):
-                if not play:
-                    return Board(black, white, marks, to_move or name)
+                if not play:  # a mark on the move itself only shows where it is
+                    own = 0 if _is_pass(value) else _points([value], name, rules.size)
+                    return Board(black, white, marks & ~own, to_move or name)
                 moves += 1
                 to_move = "W" if name == "B" else "B"
-                if value.strip().lower() in _PASSES:
+                if _is_pass(value):
                     continue
                 point = _points([value], name, rules.size)
                 if count_points(point) > 1:
@@ -206,6 +207,8 @@ def read_problem(text: str, rules: Rules) -> Position:
     """
     black, white, marks, to_move = read_board(text, rules, play=False)
     marked = marks & (black | white)
+    if marks and not marked:
+        _refuse(f"marks {point_name(marks, rules.size)}, where no stone is; mark a stone's point")
     if not marked and to_move:
         stones = white if to_move == "B" else black
         empty = rules.full & ~(black | white)
@@ -273,6 +276,10 @@ def _points(values: Sequence[str], name: str, size: int) -> int:
             for column in range(min(columns), max(columns) + 1):
                 found |= 1 << (row * size + column)
     return found
+
+
+def _is_pass(value: str) -> bool:
+    return value.strip().lower() in _PASSES
 
 
 def _color(value: str) -> str:
