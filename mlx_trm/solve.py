@@ -57,8 +57,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="PUZZLE",
         nargs="?",
         help="a puzzle such as '1... ..2. .3.. ...4', a maze such as 'S.#/..#/..G', a chess "
-        "position in FEN, the name of an ARC task of the run's data or a grid such as '012/345', a "
-        "file of them (Sudoku: one a "
+        "position in FEN, a Go board as SGF or rows such as '.XO/...', the name of an ARC task of "
+        "the run's data or a grid such as '012/345', a file of them (Sudoku: one a "
         "line; mazes and grids: with a blank line between; a CSV with a column question; an ARC "
         "task as JSON), or - for standard input",
     )
