@@ -246,14 +246,20 @@ def _check_root(root: Node, size: int) -> None:
 
 
 def _set_up(node: Node, black: int, white: int, size: int) -> Tuple[int, int]:
-    """Add and take off the stones that a node names, in its order; give black's and white's."""
-    added = {name: _points(node[name], name, size) for name in node if name in ("AB", "AW", "AE")}
-    both = added.get("AB", 0) & added.get("AW", 0)
-    if both:
-        _refuse(f"puts a black and a white stone on {point_name(both, size)}; take one out")
-    for name, points in added.items():
-        black = black | points if name == "AB" else black & ~points
-        white = white | points if name == "AW" else white & ~points
+    """Add and take off the stones that a node names, in its order; give black's and white's.
+
+    A point that is named by itself counts more than a rectangle around it.
+    """
+    names = [name for name in node if name in ("AB", "AW", "AE")]
+    for alone in (False, True):
+        parts = {name: [v for v in node[name] if (":" not in v) == alone] for name in names}
+        added = {name: _points(values, name, size) for name, values in parts.items()}
+        both = added.get("AB", 0) & added.get("AW", 0)
+        if both:
+            _refuse(f"puts a black and a white stone on {point_name(both, size)}; take one out")
+        for name, points in added.items():
+            black = black | points if name == "AB" else black & ~points
+            white = white | points if name == "AW" else white & ~points
     return black, white
 
 
