@@ -283,6 +283,8 @@ def _hint(parser: Parser, args: argparse.Namespace, word: str, argv: List[str]) 
     """
     name, equals, value = word.partition("=")
     mistyped = did_you_mean(name, parser.options())
+    if name in parser.options():
+        mistyped = "; another sub-command has it, this one has not"
     if not getattr(args, "takes_overrides", False) or not getattr(args, "any_setting", True):
         return mistyped
     meant = LAYOUT.find_settings(name)

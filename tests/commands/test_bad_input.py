@@ -532,6 +532,9 @@ CASES: Dict[str, Case] = {
     ),
     # The line -----------------------------------------------------------------------------------
     "line/command": Case("trian", "did you mean 'train'"),
+    "line/another's option": Case(
+        "data generate --config go.yaml", "unknown option '--config'; another sub-command has it"
+    ),
     "line/option": Case(f"train {SHORT} --stpes 3", "unknown option '--stpes'"),
     "line/no-run": Case("evaluate", "RUN"),
     "line/no-puzzle": Case("solve run", "PUZZLE"),
