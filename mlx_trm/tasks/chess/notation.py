@@ -7,11 +7,8 @@ import chess
 import numpy as np
 
 from mlx_trm.errors import DataError, shown
-from mlx_trm.tasks.chess.pasted import (
-    find_fen,
-    is_beside,
-    is_field,
-)
+from mlx_trm.tasks.chess.fen import find_fen, plain_fields, plain_text, read_side
+from mlx_trm.tasks.chess.pasted import drop_quotes, is_beside, is_field
 from mlx_trm.tasks.chess.pasted import read_board as find_board
 from mlx_trm.tasks.chess.pasted import read_row, says_side, split_pasted
 from mlx_trm.tasks.chess.positions import (
@@ -23,7 +20,6 @@ from mlx_trm.tasks.chess.positions import (
     turn_to_white,
 )
 from mlx_trm.tasks.chess.tokens import CELLS, SYMBOLS, is_clean, read_marks
-from mlx_trm.tasks.pasted import strip_colors
 
 # What FENs, boards and squares are written with.
 WRITTEN = "pnbrqkPNBRQK12345678/.-wabcdefgh0"
@@ -78,8 +74,7 @@ def read_position(text: str, wants_square: bool) -> Position:
     placement, fields = _split(text)
     square: Optional[int] = None
     if wants_square:
-        # A lone field behind the board, or one behind the side, castling and en passant.
-        if not fields or not _SQUARE.fullmatch(fields[-1]) or len(fields) == 3:
+        if not fields or not _SQUARE.fullmatch(fields[-1]) or _passes(placement, fields):
             raise DataError(
                 "the square of the piece that is asked about is missing: write it behind the "
                 "position, such as 'FEN e2'"
@@ -87,6 +82,16 @@ def read_position(text: str, wants_square: bool) -> Position:
         square = chess.parse_square(fields.pop())
     board = read_board(placement, fields)
     return Position(board, square)
+
+
+def _passes(placement: str, fields: List[str]) -> bool:
+    """Say whether the third field, where it is the last, is the square that a pawn has passed."""
+    if len(fields) != 3:
+        return False
+    try:
+        return chess.BaseBoard(placement).piece_at(chess.parse_square(fields[2])) is None
+    except ValueError:
+        return True  # the board says what is wrong with it
 
 
 def read_board(placement: str, fields: List[str]) -> chess.Board:
@@ -113,36 +118,66 @@ def read_board(placement: str, fields: List[str]) -> chess.Board:
 
 def _split(text: str) -> Tuple[str, List[str]]:
     """Split a text into the first field of a FEN and the others."""
-    first, *others = strip_colors(text).split("/")
-    if others:  # a page writes a row a line, with the slash behind it
-        text = "/".join([first.rstrip(), *map(str.strip, others)])
-    words = text.split()
-    if not words or "/" not in words[0]:
-        named = next(filter(None, map(find_fen, text.splitlines())), None)
-        words = words if named is None else named.split()
-    if words and "/" in words[0]:
-        rows, fields = words[0].split("/"), words[1:]
-        if len(fields) > 3 and fields[-1].endswith(";") and not _COUNTER.fullmatch(fields[3]):
-            fields = fields[:3]  # what EPD has in place of the counters
-    else:
-        rows, fields = _split_rows(text, words)
+    lines = plain_text(text).splitlines()
+    sides = {read_side(line) for line in lines if says_side(line)}
+    rows, fields = _split_plain("\n".join(line for line in lines if not says_side(line)))
+    if len(sides) == 1 and (not fields or _SQUARE.fullmatch(fields[0])):
+        fields = [str(sides.pop()), *fields]
+    elif len(sides) > 1 and not fields:
+        raise DataError(
+            "both sides are said to be to move; say it once, as w or b behind the board"
+        )
     return "/".join(re.sub(r"\.+", lambda run: str(len(run[0])), row) for row in rows), fields
 
 
-def _split_rows(text: str, words: List[str]) -> Tuple[List[str], List[str]]:
+def _split_plain(text: str) -> Tuple[List[str], List[str]]:
+    """Split a text in which no line says whose move it is."""
+    first, *others = text.split("/")
+    if others and "://" not in text:  # a page writes a row a line, with the slash behind it
+        text = "/".join([first.rstrip(), *map(str.strip, others)])
+    named = _find_named(text)
+    if named is not None:
+        words = named.split()
+        return words[0].split("/"), words[1:]
+    words = text.split()
+    if words and "/" in words[0]:
+        return words[0].split("/"), plain_fields(" ".join(["", *words[1:]]))
+    return _split_rows(text)
+
+
+def _find_named(text: str) -> Optional[str]:
+    """Find the FEN in lines of text, with the fields that stand on lines of their own behind it.
+
+    Raises:
+        DataError: if there are several.
+    """
+    lines = [line for line in text.splitlines() if line.strip()]
+    found = [(number, fen) for number, fen in enumerate(map(find_fen, lines)) if fen]
+    if not found:
+        return None
+    if len({fen for _, fen in found}) > 1:
+        raise DataError(f"there are {len(found)} FENs; give one, or a file with one a line")
+    number, fen = found[0]
+    behind = [line.strip() for line in lines[number + 1 :] if is_field(line)]
+    if " " in fen:  # what it says itself is not said again
+        behind = [line for line in behind if _SQUARE.fullmatch(line)]
+    return " ".join([fen, *plain_fields(" ".join(["", *behind]))])
+
+
+def _split_rows(text: str) -> Tuple[List[str], List[str]]:
     """Find a board of letters: as programs print it, or without line ends."""
     if _GAME.match(text.lstrip()):
         raise DataError(f"is a game in PGN that does not begin with a position; {_FORM}")
     board = find_board(text)
     if board is not None:
         return board.rows, board.fields
-    letters, words = "", list(words)
+    letters, words = "", drop_quotes(text).split()
     while words and len(letters) < CELLS and re.fullmatch("[pnbrqkPNBRQK.]+", words[0]):
         letters += words.pop(0)
     if len(letters) != CELLS:
         what = f" and then {shown(repr(words[0]))}" if words else ""
         raise DataError(f"the board has {len(letters)} squares{what}, not 64; {_FORM}")
-    return [letters[at : at + 8] for at in range(0, CELLS, 8)], words
+    return [letters[at : at + 8] for at in range(0, CELLS, 8)], plain_fields(" ".join(["", *words]))
 
 
 def split_positions(lines: Iterable[str]) -> Iterator[Tuple[int, str]]:
@@ -154,31 +189,37 @@ def split_positions(lines: Iterable[str]) -> Iterator[Tuple[int, str]]:
     Returns:
         Pairs of the number of a position's first line, from 1, and its text.
     """
-    lines = [strip_colors(line) for line in lines]
+    lines = [_COMMENT.split(plain_text(line))[0] for line in lines]
     pasted = list(split_pasted(lines))
     if pasted:
         yield from pasted
         return
-    rows: List[str] = []
-    first, before = 0, ""
-    for number, line in enumerate([*lines, ""], start=1):
-        text = _COMMENT.split(line)[0].strip()
-        row = read_row(text) is not None
-        if text and not row and is_beside(text):
+    rows = [read_row(line) is not None for line in lines]
+    sides = [number for number, line in enumerate(lines) if says_side(line)]
+    # Whether the side is said above a board or below it, the first one tells.
+    above = bool(sides) and True in rows and sides[0] < rows.index(True)
+    parts: List[str] = []
+    first, before, left = 0, "", 0
+    for number, (line, row) in enumerate(zip([*lines, ""], [*rows, False]), start=1):
+        text = line.strip()
+        if text and not row and is_beside(line):
             continue
-        behind = len(rows) == 8 and not row and is_field(text)
-        if rows and (len(rows) == 8 or not row):
-            whole = [before, *rows, text if behind else ""]
-            yield first, "\n".join(filter(None, whole))
-            rows, before = [], ""
+        whole = bool(parts) and left == 0
+        if whole and not row and (is_field(text) if text else not above and number <= len(lines)):
+            if not (above and says_side(text)):
+                parts += [text] if text else []
+                continue
+        if parts and (whole or not row):
+            yield first, "\n".join(parts)
+            parts = []
         if row:
-            first = first if rows else number
-            rows.append(text)
-        elif text and not behind:
-            if says_side(text):
-                before = text
-            else:
-                yield number, text
+            if not parts:
+                parts, first, before, left = [before] if before else [], number, "", 8
+            parts, left = [*parts, line.rstrip("\r\n")], left - 1
+        elif says_side(text):
+            before = text
+        elif text:
+            parts, first, before, left = [*filter(None, [before]), text], number, "", 0
 
 
 def format_tokens(tokens: np.ndarray) -> str:

@@ -1,36 +1,37 @@
 """Boards as people paste them: this program's drawings, other programs', pictures of pieces.
 
 What is read is a board's eight rows, with or without a frame, coordinates and signs for empty
-squares, whichever side is below; and a FEN within a line, as chess programs print it.
+squares; Black's side is below where coordinates say so.
 """
 
 import re
 from typing import Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 from mlx_trm.errors import DataError, shown
-from mlx_trm.tasks.pasted import cut_drawing, split_drawings, strip_colors
+from mlx_trm.tasks.chess.fen import PIECES, find_fen, looks_like_fen, plain_text, read_side
+from mlx_trm.tasks.pasted import cut_drawing, split_drawings
 
-_PIECES = "pnbrqkPNBRQK"
 # Pictures of pieces, and what others write for an empty square.
 _TO_TEXT = str.maketrans(
     {
         **dict(zip("♔♕♖♗♘♙♚♛♜♝♞♟", "KQRBNPkqrbnp")),
-        **dict.fromkeys("·∙•_-*□■▢◻◼⭘○░▒▓", "."),
+        **dict.fromkeys("·∙•_-*0+□■▢◻◼⬜⬛⭘○░▒▓", "."),
         "\ufe0e": "",
         "\ufe0f": "",
     }
 )
-_ROW = re.compile(f"[{_PIECES}.]{{8}}")
-# A FEN's first field; in front of it may stand what a program calls it.
-_FEN = re.compile(
-    rf"(?<![^\s:=\"'(>\[])(?:[{_PIECES}1-8]{{1,8}}/){{7}}[{_PIECES}1-8]{{1,8}}(?=[\s\"'\]),;]|$)"
-)
-_LEFT_RANK = re.compile(r"^\s*([1-8])(?=\s*[|│┃║]|\s+\S)\s*")
-_RIGHT_RANK = re.compile(r"(?<=[\s|│┃║])([1-8])\s*$")
-_BARS = re.compile("[|│┃║]")
-_RULE = re.compile(r"[\s+|=\u2500-\u257f-]*")
+_BARS = "|│┃║"
+_ROW = re.compile(f"[{PIECES}.]{{8}}")
+# A piece as its colour and its kind, as in "wK"; then every piece of a row is written so.
+_NAMED_PIECE = re.compile(f"[wb][{PIECES}]")
+_LEFT_RANK = re.compile(rf"^[\s{_BARS}]*([1-8])(?=\s*[{_BARS}):]|\s+\S)[):]?\s*")
+_RIGHT_RANK = re.compile(rf"(?<=[\s{_BARS}])([1-8])[\s{_BARS}]*$")
+_BAR = re.compile(f"[{_BARS}]")
+_REPLY = re.compile(r"^\s*>+\s?")
+_QUOTES = str.maketrans("", "", "[](){}'\"`")
+_RULE = re.compile(r"[\s+|=_`\[\](){},\u2500-\u257f-]*")
 _FILES = re.compile(r"[\s|+]*(a[\s|]*b[\s|]*c[\s|]*d|h[\s|]*g[\s|]*f[\s|]*e)[\sa-h|+]*", re.I)
-_TO_MOVE = re.compile(r"\W*(white|black)\W+(?:is\W+)?(?:to\W+)?(?:move|play)s?\W*", re.I)
+_SQUARE = re.compile(r"[a-h][1-8]")
 _FIELDS = re.compile(r"[wb](\s+\S+)*|[a-h][1-8]")
 # Four characters a square: what this program draws.
 _OWN_WIDTH = 32
@@ -48,32 +49,36 @@ class Pasted(NamedTuple):
     fields: List[str]
 
 
-def find_fen(line: str) -> Optional[str]:
-    """Find a FEN in a line, with what follows it; None: there is none.
-
-    Quotes and brackets around it, as a tag of PGN has, end it.
-    """
-    found = _FEN.search(line)
-    if found is None:
-        return None
-    text = line[found.start() :]
-    if found.start() and line[found.start() - 1] in "\"'([":
-        text = re.split(r"[\"'\])]", text)[0]
-    return text.strip()
-
-
 def read_row(line: str) -> Optional[str]:
     """Give the eight squares of a row without a frame; None: the line is none."""
-    text = _RIGHT_RANK.sub("", _LEFT_RANK.sub("", line)).translate(_TO_TEXT)
-    parts = [part.strip() for part in _BARS.split(text.strip().rstrip("/"))]
-    if len(parts) == 10 and not parts[0] and not parts[-1]:
-        parts = parts[1:-1]
-    cells = (
-        "".join(part or "." for part in parts)
-        if len(parts) == 8
-        else "".join("".join(parts).split())
-    )
-    return cells if _ROW.fullmatch(cells) else None
+    line = _RIGHT_RANK.sub("", _LEFT_RANK.sub("", _REPLY.sub("", line)))
+    cells = _split_cells(line.translate(_QUOTES).translate(_TO_TEXT).rstrip("/\r\n"))
+    cells = ["." if cell in ("", "..") else cell for cell in cells]
+    if all(cell == "." or _NAMED_PIECE.fullmatch(cell) for cell in cells):
+        cells = [cell[-1].upper() if cell[0] == "w" else cell[-1].lower() for cell in cells]
+    row = "".join(cells)
+    return row if _ROW.fullmatch(row) else None
+
+
+def drop_quotes(text: str) -> str:
+    """Take out of a text the quotes, brackets and commas of lists."""
+    return text.translate(_QUOTES).replace(",", " ")
+
+
+def _split_cells(text: str) -> List[str]:
+    """Split a row at what stands between its squares: bars, commas, tabs, blanks or nothing."""
+    for marks in (_BARS, ",;", "\t"):
+        parts = [part.strip() for part in re.split(f"[{marks}]", text)]
+        if len(parts) == 10 and not parts[0] and not parts[-1]:
+            parts = parts[1:-1]
+        if len(parts) == 9 and marks == _BARS and not parts[0]:
+            parts = parts[1:]
+        elif len(parts) == 9 and not parts[-1]:
+            parts = parts[:-1]
+        if len(parts) == 8:
+            return parts
+    words = re.sub(f"[{_BARS},]", " ", text).split()
+    return words if len(words) == 8 else list("".join(words))
 
 
 def is_beside(line: str) -> bool:
@@ -82,14 +87,13 @@ def is_beside(line: str) -> bool:
 
 
 def read_board(text: str) -> Optional[Pasted]:
-    """Find a board of rows in a text; None: there is none.
+    """Find a board of rows in a text that has no line of words; None: there is none.
 
     Raises:
         DataError: if a framed board has a row that cannot be read.
     """
-    lines = strip_colors(text).splitlines()
+    lines = plain_text(text).splitlines()
     drawn = cut_drawing(lines)
-    ranks = [rank for rank in map(_rank_of, lines) if rank]
     asked = ""
     if drawn is not None:
         rows, asked = _read_drawn(drawn)
@@ -100,17 +104,22 @@ def read_board(text: str) -> Optional[Pasted]:
         others = [line for place, line in enumerate(lines) if place not in places]
     if len(rows) != 8:
         return None
-    if ranks == sorted(ranks) and len(ranks) >= 8:  # Black's side is below
+    if _is_turned(lines):
         rows = [row[::-1] for row in rows[::-1]]
         asked = asked and f"{'hgfedcba'['abcdefgh'.index(asked[0])]}{9 - int(asked[1])}"
     fields: List[str] = []
     for line in others:
-        side = _TO_MOVE.fullmatch(line)
-        if side:
-            fields = [side[1][0].lower(), *fields]
-        elif line.strip() and not is_beside(line) and (drawn is None or is_field(line)):
+        if line.strip() and not is_beside(line) and (drawn is None or is_field(line)):
             fields += line.split()
-    return Pasted(rows, fields + ([asked] if asked and not fields[-1:] == [asked] else []))
+    return Pasted(rows, fields + ([asked] if asked and fields[-1:] != [asked] else []))
+
+
+def _is_turned(lines: Sequence[str]) -> bool:
+    """Say whether Black's side is below, by the ranks beside the rows or else the files."""
+    ranks = [rank for rank in map(_rank_of, lines) if rank]
+    if len(ranks) >= 8:
+        return ranks == sorted(ranks)
+    return any(_FILES.fullmatch(line) and line.strip(" |+\t")[:1] in "hH" for line in lines)
 
 
 def is_field(line: str) -> bool:
@@ -120,7 +129,7 @@ def is_field(line: str) -> bool:
 
 def says_side(line: str) -> bool:
     """Say whether a line tells in words who is to move."""
-    return _TO_MOVE.fullmatch(line) is not None
+    return not _BAR.search(line) and line.count("/") < 5 and read_side(line) is not None
 
 
 def _rank_of(line: str) -> str:
@@ -138,10 +147,10 @@ def _read_drawn(drawn: Sequence[str]) -> Tuple[List[str], str]:
     rows, asked = [], ""
     for number, line in enumerate(drawn):
         text = line.translate(_TO_TEXT)
-        if len(line) == _OWN_WIDTH and len(text) == _OWN_WIDTH and not _BARS.search(text):
+        if len(line) == _OWN_WIDTH and len(text) == _OWN_WIDTH and not _BAR.search(text):
             row, at = text[1::4], text[::4].find("<")
             asked = f"{'abcdefgh'[at]}{8 - number}" if at >= 0 else asked
-        elif len(text) == 24 and not _BARS.search(text):
+        elif len(text) == 24 and not _BAR.search(text):
             row = text[1::3].replace(" ", ".")
         else:
             row = read_row(f"|{text}|") or text
@@ -164,14 +173,21 @@ def split_pasted(lines: Sequence[str]) -> Iterator[Tuple[int, str]]:
     """
     found = [(number, find_fen(line)) for number, line in enumerate(lines, 1)]
     fens = [(number, fen) for number, fen in found if fen]
-    named = any(not lines[number - 1].strip().startswith(fen) for number, fen in fens)
+    named = any(not lines[number - 1].strip().startswith(fen.split()[0]) for number, fen in fens)
     parts = list(split_drawings(lines))
     if named or fens and any(drawn for _, _, drawn in parts):
-        yield from fens
+        for number, fen in found:
+            square = lines[number].strip() if number < len(lines) else ""
+            if fen:
+                yield number, f"{fen}\n{square}" if _SQUARE.fullmatch(square) else fen
+            elif looks_like_fen(lines[number - 1]):  # what is wrong with it is said, not passed by
+                yield number, lines[number - 1].strip()
         return
+    above = bool(parts) and not parts[0][2] and any(map(says_side, parts[0][1]))
     for place, (start, part, drawn) in enumerate(parts):
         if not drawn:
             continue
-        behind = parts[place + 1][1] if place + 1 < len(parts) else []
-        said = [line for line in behind if is_field(line)]
-        yield start, "\n".join([*part, *said[:1]])
+        near = place - 1 if above else place + 1
+        beside = parts[near][1] if 0 <= near < len(parts) else []
+        said = [line for line in beside if is_field(line)]
+        yield start, "\n".join([*part, *(said[-1:] if above else said[:1])])

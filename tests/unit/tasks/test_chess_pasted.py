@@ -60,7 +60,67 @@ def forms(board: Any) -> Dict[str, str]:
         "EPD": board.epd(id="a#b", bm=list(board.legal_moves)[:1]),
         "no counters": " ".join(board.fen().split()[:4]),
     }
+    return {**found, **grids(board, side), **quoted(board)}
+
+
+def grids(board: Any, side: str) -> Dict[str, str]:
+    """As lists, tables and pages write it."""
+    rows = rows_of(board)
+    blank = [[cell.replace(".", "") for cell in row] for row in rows]
+    named = [["--" if c == "." else "bw"[c.isupper()] + c.upper() for c in row] for row in rows]
+    squares = [
+        [cell if cell != "." else "⬜⬛"[(at + place) % 2] for place, cell in enumerate(row)]
+        for at, row in enumerate(rows)
+    ]
+    found = {
+        "fence": ["```", *rows, "```"],
+        "reply": [f"> {' '.join(row)}" for row in rows],
+        "ranks in brackets": [f"{8 - at}) {' '.join(row)}" for at, row in enumerate(rows)],
+        "ranks with colons": [f"{8 - at}: {' '.join(row)}" for at, row in enumerate(rows)],
+        "table": ["|a|b|c|d|e|f|g|h|", "|---" * 8 + "|", *("|" + "|".join(r) + "|" for r in blank)],
+        "table with ranks": [f"|{8 - at}|" + "|".join(row) + "|" for at, row in enumerate(blank)],
+        "commas": [",".join(row) for row in blank],
+        "tabs": ["\t".join(row) for row in blank],
+        "list": ["[", *(f"  {list(row)}," for row in rows), "]"],
+        "array": str(np.array([list(row) for row in rows])).splitlines(),
+        "strings": ["[", *(f"  {row!r}," for row in rows), "]"],
+        "zeros": [" ".join(row).replace(".", "0") for row in rows],
+        "colours and kinds": [" ".join(row) for row in named],
+        "coloured squares": [" ".join(row) for row in squares],
+        "underlined": ["_" * 17, *(f"8 |{' '.join(row)}|"[2:] for row in rows), "-" * 17],
+    }
+    return {name: "\n".join(lines) + side for name, lines in found.items()}
+
+
+def quoted(board: Any) -> Dict[str, str]:
+    """Its FEN within something else, or with something behind it, and the side in words."""
+    fen = board.fen()
+    name, other = ("White", "Black") if board.turn else ("Black", "White")
+    placement = fen.split()[0]
+    found = {text: text.replace("FEN", fen) for text in QUOTES}
+    found["address"] = f"https://lichess.org/analysis/standard/{fen.replace(' ', '_')}?color=white"
+    found["editor"] = f"see https://lichess.org/editor/{fen.replace(' ', '_')}"
+    found["query"] = f"https://example.org/a?fen={fen.replace(' ', '%20')}&flip=no"
+    found["underscores"] = fen.replace(" ", "_")
+    found["dashes"] = fen.replace("-", "–")
+    for said in SIDES:
+        said = said.replace("W", name).replace("L", other)
+        found[f"{said} above"] = f"{said}\n{board}"
+        found[f"{said} below"] = f"{board}\n\n{said}"
+        found[f"{said} above a frame"] = f"{said}\n{stockfish(board)}"
+    found["side behind"] = f"{placement} {name}"
+    found["side in words"] = f"{placement} {name} to move"
+    found["side in front"] = f"{name} to move: {placement}"
+    found["side on a line"] = f"{name}'s move\n{placement}"
     return found
+
+
+# What stands around a FEN, and behind it: EPD's operations, counts of positions.
+QUOTES = ['"FEN"', "'FEN'", "`FEN`", "FEN.", "FEN,", "FEN;", "| FEN |", "fen=FEN", "Board('FEN')"]
+QUOTES += ['chess.Board("FEN")', "\ufeffFEN", '{"fen": "FEN", "x": 1}', 'FEN id "a b";']
+QUOTES += ["FEN ;D1 20 ;D2 400", "FEN bm Qh5", 'FEN bm Qh5; c0 "x; y";', "FEN noop;"]
+SIDES = ["W to play and mate in one", "Turn: W", "side to move: W", "It is W's move.", "W"]
+SIDES += ["Mate in one. W to move. L is lost."]
 
 
 @settings(deadline=None, max_examples=25)
@@ -132,6 +192,13 @@ def test_several_in_a_file() -> None:
         (str(chess.Board())[:-16], "56 squares"),
         ("\n".join([str(chess.Board())] * 2), "not what follows"),
         ("", "0 squares"),
+        ("8/8/8/8/8/8/8/8/8 w", "8 rows"),
+        ("FEN: 8/8/8/8/8/8/k7/K7\nFEN: 8/8/8/8/8/8/7k/K7", "2 FENs"),
+        (f"White to move\n{chess.Board()}\nBlack to move", "both sides"),
+        (f"{chess.Board().fen()} e2;", "not what follows"),
+        (f"{chess.Board().fen()} h", "not what follows"),
+        (f"x,{chess.Board().fen()},e2e4", "not what follows"),
+        ("https://lichess.org/training/00008", "squares"),
     ],
 )
 def test_what_cannot_be_read_is_one_line(text: str, said: str) -> None:
@@ -150,3 +217,71 @@ def test_any_text_is_read_or_refused(text: str) -> None:
                 assert task.parse(each).shape == (64,)
             except DataError as error:
                 assert "\n" not in str(error)
+
+
+SQUARE = "rnbqkbnr/pppppppp/8/8/8/8/PPPPPPPP/RNBQKBNR w KQkq - 0 1 g1"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'FEN id "x"; g1',
+        'FEN g1 id "x";',
+        'FEN bm e4; c0 "e5 d4"; g1',
+        "FEN, g1",
+        "FEN: g1",
+        '"FEN" g1',
+        '[FEN "FEN"] g1',
+        '[FEN "FEN"]\ng1',
+        "FEN\ng1",
+        "FEN g1.",
+        "ROWS\nw KQkq -\ng1",
+        "ROWS\nw KQkq -\n\nWhite to move\ng1",
+        "SHORT w KQkq g1",
+    ],
+)
+def test_the_square_stands_behind_whatever_form(text: str) -> None:
+    """Behind the operations of an EPD or before them, behind quotes, on a line of its own."""
+    fen = SQUARE.rpartition(" ")[0]
+    text = text.replace("ROWS", str(chess.Board(fen))).replace("SHORT", fen.split()[0])
+    for form in (fen, " ".join(fen.split()[:4])):
+        written = text.replace('"FEN"', f'"{form}"').replace('FEN "', 'fen "')
+        written = written.replace("FEN", form)
+        assert MOVES.parse(written).tolist() == MOVES.parse(SQUARE).tolist()
+        ((_, found),) = MOVES.split_puzzles(written.splitlines())
+        assert MOVES.parse(found).tolist() == MOVES.parse(SQUARE).tolist()
+
+
+def test_a_third_field_is_the_passed_square_where_it_is_empty() -> None:
+    """And the piece that is asked about where one stands there."""
+    fen = "4k3/8/8/3Pp3/8/8/8/4K3 w -"
+    assert MATE.parse(f"{fen} e6").tolist() == MATE.parse(f"{fen} e6 0 1").tolist()
+    assert MOVES.parse(f"{fen} d5").tolist() == MOVES.parse(f"{fen} - 0 1 d5").tolist()
+    with pytest.raises(DataError, match="is missing"):
+        MOVES.parse(f"{fen} e6")
+
+
+def test_captions_of_several_boards() -> None:
+    """Each board has the side that is said above it, or else below it, as the first one has."""
+    white = chess.Board("6k1/5ppp/8/8/8/8/8/3RK3 w - - 0 1")
+    black = white.mirror()
+    want = [MATE.parse(board.fen()).tolist() for board in (white, black)]
+    for draw in (str, stockfish):
+        for text in (
+            f"White to move\n{draw(white)}\n\nBlack to move\n{draw(black)}\n",
+            f"{draw(white)}\n\nWhite to move\n\n{draw(black)}\n\nBlack to move\n",
+        ):
+            found = [MATE.parse(each).tolist() for _, each in MATE.split_puzzles(text.split("\n"))]
+            assert found == want, text
+
+
+def test_a_comment_is_no_puzzle_and_a_slip_is_told() -> None:
+    """Where programs name FENs, too."""
+    lines = ["# old: 8/8/8/8/8/8/k7/K7 w - - 0 1", "1: 6k1/5ppp/8/8/8/8/8/R3K3 w - - 0 1 # good"]
+    ((number, text),) = MATE.split_puzzles(lines)
+    assert number == 2 and MATE.parse(text).any()
+    lines.append("2: 6k1/5ppp/8/8/8x/8/8/R3K3 w - - 0 1")
+    _, (number, text) = MATE.split_puzzles(lines)
+    assert number == 3
+    with pytest.raises(DataError, match="cannot be read|squares"):
+        MATE.parse(text)
