@@ -133,7 +133,7 @@ def read_texts(
         named = "/" in source or re.search(r"\.[A-Za-z]\w*$", source) is not None
         named = named and "\n" not in source.strip()
         cells = sum(char in task.symbols or char in PASTED or char.isspace() for char in source)
-        if named and cells <= MOSTLY * len(source):
+        if named and cells <= MOSTLY * len(source) and not _is_read(source, task):
             raise DataError(f"{source}: no such file, and not a puzzle either")
         yield 0, source
         return
@@ -187,6 +187,14 @@ def _find_puzzles(name: str, lines: Sequence[str], task: Task) -> List[Tuple[int
         return list(task.split_puzzles(lines))
     except DataError as error:
         raise DataError(f"{name}: {error}") from error
+
+
+def _is_read(text: str, task: Task) -> bool:
+    """Say whether a task reads a puzzle in a text, such as an address that ends with one."""
+    try:
+        return bool([task.parse(puzzle) for puzzle in task.expand_puzzle(text)])
+    except DataError:
+        return False
 
 
 def _read_file(path: str) -> bytes:

@@ -87,7 +87,11 @@ def fixture_run(tmp_path: Path, monkeypatch: Any, capsys: Any) -> Any:
     return call
 
 
-@pytest.mark.parametrize("puzzle", [FEN, BLACK, FEN.split()[0], BOARD])
+ADDRESS = f"https://lichess.org/analysis/{FEN.replace(' ', '_')}"
+SAID = f"White to play and mate in one: {FEN}"
+
+
+@pytest.mark.parametrize("puzzle", [FEN, BLACK, FEN.split()[0], BOARD, ADDRESS, SAID])
 def test_each_step_of_a_mate(run: Any, puzzle: str) -> None:
     """A FEN of either side, or a board: the move, judged by the rules, and drawn."""
     done = run("solve", "../rook", puzzle, "--show", "steps")

@@ -149,6 +149,11 @@ def _read_drawn(drawn: Sequence[str]) -> Tuple[List[str], str]:
         text = line.translate(_TO_TEXT)
         if len(line) == _OWN_WIDTH and len(text) == _OWN_WIDTH and not _BAR.search(text):
             row, at = text[1::4], text[::4].find("<")
+            if re.search(r"\[[QRBN]\]", text):
+                raise DataError(
+                    f"row {number + 1} of the board shows what an answer promotes to, not what "
+                    "stands there; give the position without the answer"
+                )
             asked = f"{'abcdefgh'[at]}{8 - number}" if at >= 0 else asked
         elif len(text) == 24 and not _BAR.search(text):
             row = text[1::3].replace(" ", ".")

@@ -12,6 +12,9 @@ from mlx_trm.tasks import Chess, ChessConfig
 
 chess = pytest.importorskip("chess", reason="python-chess is not installed (extra chess)")
 
+# pylint: disable-next=wrong-import-position
+from mlx_trm.tasks.chess.positions import encode_move  # noqa: E402
+
 MOVES = Chess(ChessConfig("chess", kind="moves"))
 MATE = Chess(ChessConfig("chess", kind="mate1"))
 
@@ -162,6 +165,18 @@ def test_what_this_program_drew_is_read() -> None:
     shown = f"chess test puzzle 0\n{MOVES.render(tokens, tokens)}\n{fen} e1\n"
     ((number, text),) = MOVES.split_puzzles(shown.splitlines())
     assert MOVES.parse(text).tolist() == tokens.tolist() and number == 13
+
+
+def test_a_drawn_promotion_hides_what_stood_there() -> None:
+    """So it is refused, not read as a new piece; other answers hide nothing."""
+    inputs = MATE.parse("1n5k/P6p/8/8/8/8/8/K7")
+    for move, hidden in ((chess.Move.from_uci("a7b8q"), True), (chess.Move(48, 55), False)):
+        drawn = MATE.render(encode_move(move), inputs)
+        if not hidden:
+            assert MATE.parse(drawn).tolist() == inputs.tolist()
+            continue
+        with pytest.raises(DataError, match="row 1 .*promotes"):
+            MATE.parse(drawn)
 
 
 def test_several_in_a_file() -> None:
