@@ -21,6 +21,8 @@ MOST_DEPTH = 32
 # Bytes that are unpacked at a time: zstd makes up to 30,000 of each, gzip 1,000.
 _PACKED = 512
 _GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
+# What pzstd writes begins with a frame to be skipped, marked by one of sixteen bytes and these.
+_SKIPPED = b"\x2a\x4d\x18"
 # Bytes of an object of Python beyond those of its text, by the character that begins one.
 _COSTS = {b"{": 240, b"[": 64, b",": 40, b":": 100, b'"': 26}
 
@@ -154,7 +156,8 @@ def open_unpacked(path: Union[str, "os.PathLike[str]"]) -> BinaryIO:
     first = file.peek(len(_ZSTD))
     if first.startswith(_GZIP):
         return io.BufferedReader(_Unpacked(file, lambda: zlib.decompressobj(31), zlib.error))
-    if not first.startswith(_ZSTD):
+    skipped = first[1:].startswith(_SKIPPED) and 0x50 <= first[0] <= 0x5F
+    if not first.startswith(_ZSTD) and not skipped:
         return file
     try:
         import zstandard

@@ -164,17 +164,19 @@ def test_dead_files_are_one_line(
 
 
 def test_packed_files_are_read_as_they_are(tmp_path: Path) -> None:
-    """As Lichess packs them, in one stream or in several; cut short they are refused."""
+    """In one stream or in several, as pzstd packs Lichess' files; cut short they are refused."""
     pytest.importorskip("zstandard", reason="zstandard is not installed (extra chess)")
     import zstandard
 
     plain = Path(write(tmp_path / "p.csv", *[ONE, BLACK, TWO] * 400)).read_bytes()
     pack = zstandard.ZstdCompressor().compress
     middle = plain.index(b"\n", 40_000)
+    skipped = b"\x50\x2a\x4d\x18\x04\0\0\0size"  # in front of each stream
     for name, packed in (
         ("a.csv.zst", pack(plain)),
         ("b.zst", pack(plain[:middle]) + pack(plain[middle:])),
         ("c.csv.gz", gzip.compress(plain)),
+        ("d.csv.zst", skipped + pack(plain[:middle]) + skipped + pack(plain[middle:])),
     ):
         path = tmp_path / name
         path.write_bytes(packed)
