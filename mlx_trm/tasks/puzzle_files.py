@@ -88,6 +88,20 @@ class FilePuzzles(NamedTuple):
     sources: Optional[List[str]] = None
 
 
+class CsvHead(NamedTuple):
+    """What the first line of a CSV tells.
+
+    Attributes:
+        names: of the columns, as they stand there, or as they are called where they do not.
+        columns: those of the puzzle and of its answer; None: known by their usual names.
+        is_row: the line names nothing, but is a row already.
+    """
+
+    names: List[str]
+    columns: Optional[Sequence[str]] = None
+    is_row: bool = False
+
+
 def count_first(part: Any) -> int:
     """Give the length of the first array of a part of a file."""
     return len(part[0])
@@ -98,7 +112,10 @@ class CsvBlock:
 
     Attributes:
         fields: by column, (n,) places where a row's field begins and where it ends.
+        columns: those of the puzzle and of its answer; None: known by their usual names.
     """
+
+    columns: Optional[Sequence[str]] = None
 
     def __init__(self, path: Path, block: bytes, names: List[str], line: int) -> None:
         """Find the fields.
@@ -214,6 +231,7 @@ def read_puzzle_file(
     what: str = "puzzles",
     count: Callable[[T], int] = count_first,
     errors: str = "strict",
+    read_head: Optional[Callable[[List[str]], CsvHead]] = None,
 ) -> Iterator[T]:
     """Read a file part by part; what it is, its first line tells.
 
@@ -226,6 +244,7 @@ def read_puzzle_file(
         what: it should hold, for the message where it holds none.
         count: gives how many of these a part has.
         errors: how text is decoded that is not UTF-8, as Python's ``bytes.decode`` has it.
+        read_head: in place of ``columns`` tells what the fields of a first line are.
 
     Returns:
         An iterator over the parts, in the file's order.
@@ -234,7 +253,8 @@ def read_puzzle_file(
         DataError: at the first thing wrong, naming file and line, or where there is nothing.
     """
     path, found = Path(path).expanduser(), 0
-    for part in _read_parts(path, from_csv, from_text, comments, columns, errors):
+    read_head = read_head or (lambda names: CsvHead(names, columns))
+    for part in _read_parts(path, from_csv, from_text, comments, read_head, errors):
         found += count(part)
         yield part
     if not found:
@@ -246,18 +266,19 @@ def _read_parts(
     from_csv: Callable[[CsvBlock], T],
     from_text: Callable[[Path, Iterator[Tuple[int, str]]], Iterable[T]],
     comments: bool,
-    columns: Optional[Sequence[str]],
+    read_head: Callable[[List[str]], CsvHead],
     errors: str,
 ) -> Iterator[T]:
     check_no_folder(path)
     try:
         with open_unpacked(path) as file:
             first = _read_line(path, 1, file)
-            header = _is_header(first, columns) and not (
+            head = read_head(_first_fields(first))
+            header = _is_header(first, head.columns) and not (
                 comments and first.lstrip().startswith(b"#")
             )
-            if header or ".csv" in path.name.lower():
-                yield from map(from_csv, _blocks(path, file, first, columns))
+            if header or head.is_row or ".csv" in path.name.lower():
+                yield from map(from_csv, _blocks(path, file, first, head))
             else:
                 more = (_read_line(path, number, file) for number in numbers_from(2))
                 lines = enumerate(chain([first], takewhile(bool, more)), 1)
@@ -295,14 +316,21 @@ def csv_of(rows: Iterable[Tuple[str, str, int]], source: str) -> str:
     return ",".join(COLUMNS) + "\n" + "".join(lines)
 
 
-def _blocks(
-    path: Path, file: BinaryIO, header: bytes, columns: Optional[Sequence[str]]
-) -> Iterator[CsvBlock]:
-    """Yield the lines after the header, in blocks of whole lines."""
-    header = header.rstrip(b"\r\n")
+def _first_fields(line: bytes) -> List[str]:
+    """Split a first line, whatever it is, at its commas."""
+    text = line.decode("utf-8-sig", "replace").strip()
+    try:
+        return split_fields("", text)
+    except DataError:
+        return text.split(",")
+
+
+def _blocks(path: Path, file: BinaryIO, first: bytes, head: CsvHead) -> Iterator[CsvBlock]:
+    """Yield the lines of a CSV, but a header, in blocks of whole lines."""
+    columns, header = head.columns, first.rstrip(b"\r\n")
     if b"\r" in header:
         raise DataError(f"{path}:1: lines end with carriage returns alone; end them with newlines")
-    there = _split(path, 1, header)
+    there = head.names if head.is_row else _split(path, 1, header)
     if columns is not None and not has_columns(there, columns):
         raise DataError(
             f"{path}:1: has not each of the columns {shown(', '.join(columns))} once, but "
@@ -317,7 +345,7 @@ def _blocks(
             f"(solution, solutions), with others or without, not {given}; "
             "task.columns=[PUZZLE,ANSWER] names others"
         )
-    line, rest = 2, b""
+    line, rest = (1, first) if head.is_row else (2, b"")
     while True:
         read = file.read(_BLOCK_BYTES)
         block = rest + read
@@ -329,7 +357,9 @@ def _blocks(
         elif block and not block.endswith(b"\n"):
             block += b"\n"
         if block:
-            yield CsvBlock(path, block, names, line)
+            made = CsvBlock(path, block, names, line)
+            made.columns = columns
+            yield made
             line += block.count(b"\n")
         if not read:
             return

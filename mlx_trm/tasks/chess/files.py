@@ -5,6 +5,7 @@ solution. ``data generate`` writes a position and its answer as the task writes 
 answered by search.
 """
 
+import re
 from functools import partial
 from pathlib import Path
 from typing import Iterator, List, NamedTuple, Optional, Sequence, Tuple, Union
@@ -14,7 +15,6 @@ import numpy as np
 
 from mlx_trm.config.columns import own_names
 from mlx_trm.errors import DataError, shown
-from mlx_trm.system.bounded import open_unpacked
 from mlx_trm.tasks.chess.answers import find_answer, is_right
 from mlx_trm.tasks.chess.mates import find_targets
 from mlx_trm.tasks.chess.notation import parse_position, read_board, read_position, split_positions
@@ -25,13 +25,16 @@ from mlx_trm.tasks.chess.positions import (
     turn_to_white,
 )
 from mlx_trm.tasks.chess.tokens import COLUMNS
-from mlx_trm.tasks.puzzle_files import CsvBlock, FilePuzzles, read_puzzle_file
+from mlx_trm.tasks.puzzle_files import CsvBlock, CsvHead, FilePuzzles, read_puzzle_file
 
 # The theme that a row has to have, and the moves in it, the opponent's first one among them.
 _THEMES = {"mate1": "mateIn1", "mate2": "mateIn2"}
 _MOVES = {"mate1": 2, "mate2": 4}
 _TEXT_CHUNK = 256
-_MOST_HEADER = 1 << 16
+# Lichess' columns, as its files have them, and two fields of a row.
+_LICHESS = "PuzzleId FEN Moves Rating RatingDeviation Popularity NbPlays Themes GameUrl".split()
+_FEN = re.compile(r"(?:\w+/){7}\w+ [wb] \S+ \S+( \d+){0,2}")
+_TWO_MOVES = re.compile(r"[a-h][1-8][a-h][1-8][qrbn]?( [a-h][1-8][a-h][1-8][qrbn]?)+")
 
 
 class Chosen(NamedTuple):
@@ -60,29 +63,38 @@ def read_chess_file(path: Union[str, Path], chosen: Chosen) -> Iterator[FilePuzz
     Raises:
         DataError: at the first row that is wrong, naming file and line, or if nothing is left.
     """
-    own = chosen.columns is None and _names_question(Path(path).expanduser())
     parts = read_puzzle_file(
         path,
-        partial(_read_csv, chosen=chosen, own=own),
+        partial(_read_csv, chosen=chosen),
         partial(_read_text, chosen=chosen),
         True,
-        None if own else chosen.columns or COLUMNS,
-        f"puzzle that is wanted: {_describe(chosen)}",
+        what=f"puzzle that is wanted: {_describe(chosen)}",
+        read_head=partial(_read_head, columns=chosen.columns),
     )
     return (part for part in parts if len(part.inputs))
 
 
-def _names_question(path: Path) -> bool:
-    """Say whether a file begins with a header of question and answer, other than Lichess'."""
-    if not path.is_file():
-        return False
-    try:
-        with open_unpacked(path) as file:
-            first = file.readline(_MOST_HEADER).decode("utf-8-sig", "replace")
-    except OSError:
-        return False  # whoever reads it says what is wrong
-    names = own_names(first.strip().split(","))
-    return {"question", "answer"} <= set(names)
+def _read_head(fields: List[str], columns: Optional[Sequence[str]]) -> CsvHead:
+    """Tell question and answer from Lichess' columns, and a row of Lichess' from both."""
+    if columns is not None:
+        return CsvHead(fields, columns)
+    names = name_columns(fields)
+    if names is not None:
+        return CsvHead(names, COLUMNS, True)
+    own = {"question", "answer"} <= set(own_names(fields))
+    return CsvHead(fields, None if own else COLUMNS)
+
+
+def name_columns(fields: Sequence[str]) -> Optional[List[str]]:
+    """Name the columns of a row of Lichess', where the header is missing; None: it is none."""
+    for at, (fen, moves) in enumerate(zip(fields, fields[1:])):
+        if _FEN.fullmatch(fen.strip()) and _TWO_MOVES.fullmatch(moves.strip()):
+            known = _LICHESS if at == 1 else ()
+            others = [f"column {number}" for number in range(1, len(fields) + 1)]
+            names = [*known[: len(fields)], *others[len(known) :]]
+            names[at : at + 2] = COLUMNS
+            return names
+    return None
 
 
 # (64,) uint8 inputs and labels.
@@ -133,8 +145,9 @@ def _describe(chosen: Chosen) -> str:
     return ", ".join(words)
 
 
-def _read_csv(block: CsvBlock, chosen: Chosen, own: bool) -> FilePuzzles:
+def _read_csv(block: CsvBlock, chosen: Chosen) -> FilePuzzles:
     """Turn the rows of a block that are wanted into puzzles."""
+    own = block.columns is None
     themes = block.texts("themes")
     rated = "rating" in block.fields
     if not rated and (chosen.low is not None or chosen.high is not None):

@@ -13,7 +13,9 @@ from typing import Any, Dict, Iterable, Iterator, Optional, Sequence, Tuple, Uni
 
 import numpy as np
 
+from mlx_trm.config.columns import split_fields
 from mlx_trm.datasets.dataset import SetSource
+from mlx_trm.errors import DataError
 from mlx_trm.tasks.base import ScoredRows, Scorer, ShareScorer, register_task
 from mlx_trm.tasks.board import Board, differing, is_unanswered, make_board
 from mlx_trm.tasks.chess.data import ChessConfig, ChessData
@@ -96,10 +98,28 @@ class Chess(ChessData):  # pylint: disable=too-many-public-methods
         return None if found is None else self.format(found[0])
 
     def split_puzzles(self, lines: Iterable[str]) -> Iterator[Tuple[int, str]]:
-        """Find the positions in lines of text: one a line, or eight rows."""
+        """Find the positions in lines of text: one a line, or eight rows; or rows of Lichess'."""
+        from mlx_trm.tasks.chess.files import name_columns
         from mlx_trm.tasks.chess.notation import split_positions
 
-        return split_positions(lines)
+        lines = list(lines)
+        names = name_columns(lines[0].split(",")) if lines else None
+        if names is None or self.config.columns is not None:
+            return split_positions(lines)
+        return self._play_rows(lines, [name.lower() for name in names])
+
+    def _play_rows(self, lines: Sequence[str], names: Sequence[str]) -> Iterator[Tuple[int, str]]:
+        """Find the positions in rows of Lichess' without a header."""
+        for number, line in enumerate(lines, 1):
+            try:
+                fields = split_fields("", line)
+                if line.strip() and len(fields) != len(names):
+                    raise DataError(f"{len(fields)} columns, the first line has {len(names)}")
+                question = self.csv_question(dict(zip(names, fields)), "") if line.strip() else None
+            except DataError as error:
+                raise DataError(f"line {number}: {error}") from error
+            if question is not None:
+                yield number, question
 
     def parse(self, text: str) -> np.ndarray:
         """Read a FEN or a board of letters, for ``moves`` with the square of a piece behind it.

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from mlx_trm.errors import DataError
-from mlx_trm.tasks import Chess, ChessConfig
+from mlx_trm.system.bounded import open_unpacked
+from mlx_trm.tasks import Chess, ChessConfig, puzzle_files
 
 pytest.importorskip("chess", reason="python-chess is not installed (extra chess)")
 
@@ -193,6 +194,46 @@ def test_without_its_library_zstd_is_a_line(tmp_path: Path, monkeypatch: Any) ->
     path.write_bytes(b"\x28\xb5\x2f\xfd and more")
     with pytest.raises(DataError, match="pip install zstandard, or unpack it with 'zstd -d'"):
         read(str(path), "mate1")
+
+
+@pytest.mark.parametrize("name", ["p.csv", "p.txt", "p"])
+@pytest.mark.parametrize("columns", [slice(0, None), slice(1, 3), slice(0, 3)])
+def test_a_file_without_a_header(tmp_path: Path, name: str, columns: Any) -> None:
+    """Rows of Lichess' are known by a FEN and moves; its themes and ratings by their places."""
+    path = tmp_path / name
+    lines = Path(write(path, ONE, BLACK, TWO, OTHER)).read_text(encoding="utf-8").splitlines()
+    path.write_text("\n".join(",".join(line.split(",")[columns]) for line in lines) + "\n")
+    with_header = [read(str(path), kind) for kind in ("mate1", "mate2", "moves")]
+    rows = "\ufeff" + "\n".join(",".join(line.split(",")[columns]) for line in lines[1:])
+    path.write_text(rows, encoding="utf-8")
+    assert [read(str(path), kind) for kind in ("mate1", "mate2", "moves")] == with_header
+    found = task("mate1").split_puzzles(rows[1:].splitlines())
+    assert [number for number, text in found if task("mate1").parse(text).any()] == [1, 2]
+    if columns == slice(0, None):
+        assert len(read(str(path), "mate1", min_rating=700)) == 1
+    path.write_text(rows.replace("d1d8", "d1e8"), encoding="utf-8")
+    with pytest.raises(DataError, match="p.*:1: the move d1e8 is not legal"):
+        read(str(path), "mate1")
+    with pytest.raises(DataError, match="line 1: the move d1e8 is not legal"):
+        list(task("mate1").split_puzzles(rows[1:].replace("d1d8", "d1e8").splitlines()))
+    path.write_text(rows + "\nx\n", encoding="utf-8")
+    with pytest.raises(DataError, match=":5: 1 columns"):
+        read(str(path), "mate1")
+
+
+def test_a_quoted_header_is_one(tmp_path: Path, monkeypatch: Any) -> None:
+    """Of question and answer; and the file is opened once."""
+    path = tmp_path / "p.csv"
+    opened: List[Any] = []
+
+    def note(path: Path) -> Any:
+        opened.append(path)
+        return open_unpacked(path)
+
+    monkeypatch.setattr(puzzle_files, "open_unpacked", note)
+    path.write_text('"question","answer"\n"6k1/5ppp/8/8/8/8/8/R3K3 w - - 0 1","a1a8"\n')
+    assert [answer for _, answer in read(str(path), "mate1")] == ["a1a8"]
+    assert opened == [path]
 
 
 def test_without_themes_the_rules_tell(tmp_path: Path) -> None:

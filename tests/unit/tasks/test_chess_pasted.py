@@ -217,6 +217,7 @@ def test_several_in_a_file() -> None:
     ],
 )
 def test_what_cannot_be_read_is_one_line(text: str, said: str) -> None:
+    """Which names what is wrong."""
     with pytest.raises(DataError, match=said) as caught:
         MATE.parse(text)
     assert "\n" not in str(caught.value)
