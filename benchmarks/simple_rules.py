@@ -4,7 +4,8 @@
     python benchmarks/simple_rules.py --config go.yaml
 
 The settings are those of ``train``, so the test set is the one that a run is measured on. Of mates:
-a legal move drawn at random, and a check drawn at random. Of captures: take what is in atari; of a
+a legal move drawn at random, and a check drawn at random. Of a piece's moves: as it moves, whatever
+becomes of the king; and nowhere. Of captures: take what is in atari; of a
 group with two liberties, an atari after which it cannot reach two again by stretching.
 """
 
@@ -36,6 +37,25 @@ def rate_moves(inputs: np.ndarray, kind: str) -> Dict[str, float]:
         of_moves.append(len(right) / len(moves))
         of_checks.append(len(set(right) & set(checks)) / max(1, len(checks)))
     return {"a random legal move": np.mean(of_moves), "a random check": np.mean(of_checks)}
+
+
+def rate_targets(inputs: np.ndarray, labels: np.ndarray) -> Dict[str, float]:
+    """Give for how many (n, 64) positions squares found without a look at the king are right."""
+    import chess
+
+    from mlx_trm.tasks.chess.positions import decode_position, encode_targets
+
+    plain = []
+    for row in inputs:
+        board, marked = decode_position(row)
+        from_mask = chess.BB_EMPTY if marked is None else chess.BB_SQUARES[marked]
+        moves = board.generate_pseudo_legal_moves(from_mask)
+        plain.append(encode_targets([move.to_square for move in moves]))
+    nowhere = np.stack([encode_targets([])] * len(plain))
+    return {
+        "as the piece moves": (np.stack(plain) == labels).all(axis=1).mean(),
+        "nowhere": (nowhere == labels).all(axis=1).mean(),
+    }
 
 
 def ladders_begun(rules: Rules, own: int, other: int, group: int) -> Iterator[int]:
@@ -73,7 +93,9 @@ def main() -> None:
     data = task.dataset("test").arrays["all"]
     inputs, labels = np.array(data.inputs), np.array(data.labels)
     kind, size = getattr(config.task, "kind", ""), getattr(config.task, "size", 0)
-    if config.task.name == "chess" and kind != "moves":
+    if config.task.name == "chess" and kind == "moves":
+        rates = rate_targets(inputs, labels)
+    elif config.task.name == "chess":
         rates = rate_moves(inputs, kind)
     elif config.task.name == "go" and kind == "capture":
         rules, right = rules_of(size), []
@@ -84,7 +106,7 @@ def main() -> None:
         caught, flags = (labels == MOVE).any(axis=1), np.array(right)
         rates = {"all": flags.mean(), "caught": flags[caught].mean(), "safe": flags[~caught].mean()}
     else:
-        raise SystemExit("there are rules for mates in chess and for captures in Go")
+        raise SystemExit("there are rules for chess and for captures in Go")
     print(len(inputs), "puzzles:", ", ".join(f"{name} {rate:.3f}" for name, rate in rates.items()))
 
 

@@ -288,3 +288,9 @@ def test_what_simple_rules_reach(suite, monkeypatch, tmp_path, capsys):
     suite.simple_rules.main()
     said = capsys.readouterr().out
     assert said == "1 puzzles: a random legal move 0.067, a random check 1.000\n"
+    # A rook that is pinned, and a knight that is free.
+    file.write_text("4r1k1/8/8/8/8/8/4R3/4K3 w - - e2\n4r1k1/8/8/8/8/8/3RR3/4K2N w - - h1\n")
+    settings = ["--config", "chess_moves_tiny.yaml", f"task.test_file={file}"]
+    monkeypatch.setattr(sys, "argv", ["simple_rules.py", *settings])
+    suite.simple_rules.main()
+    assert capsys.readouterr().out == "2 puzzles: as the piece moves 0.500, nowhere 0.000\n"
