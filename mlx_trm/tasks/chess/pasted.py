@@ -139,7 +139,8 @@ def _rank_of(line: str) -> str:
 
 def _last_row(lines: Sequence[str]) -> int:
     """Give the place of a drawing's last line; behind it stands what was said of it."""
-    return max(place for place, line in enumerate(lines) if set(line) & set("│|┘┗╝╯└"))
+    sides = [place for place, line in enumerate(lines) if set(line) & set("│|┘┗╝╯└")]
+    return sides[-1] if sides else len(lines) - 1
 
 
 def _read_drawn(drawn: Sequence[str]) -> Tuple[List[str], str]:

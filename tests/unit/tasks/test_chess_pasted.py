@@ -223,12 +223,55 @@ def test_what_cannot_be_read_is_one_line(text: str, said: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-@settings(deadline=None, max_examples=200)
-@given(st.text('rnbqkpPQK12345678./ w-|+\n♔♟·:[]"FENfen┌─┐│└┘abgh#;', max_size=120))
+PIECES_OF_TEXT = [
+    *(
+        "6k1/5ppp/8/8/8/8/8/3RK3",
+        " w ",
+        " b ",
+        "KQ",
+        " - ",
+        " 0 1",
+        " e1",
+        "_",
+        "%20",
+        ";",
+        "\n",
+        '"',
+    ),
+    *("http://x/", "?fen=", "8/", "......k.\n", "|r| | | |k| | |R|\n", "bR -- ", "White to move\n"),
+    *(
+        "turn: b\n",
+        "+---+\n",
+        "┌────┐\n",
+        "└────┘\n",
+        "> ",
+        "8) ",
+        "1. e4",
+        "#",
+        " bm Rd8#;",
+        "[",
+        ",",
+    ),
+    *("6k1/p4ppp/8/8/8/8/8/3RK3 b - - 0 1,a7a6 d1d8", "x,", "\t", "['r', '.']", "0", "♔", "\ufeff"),
+]
+
+
+@settings(deadline=None, max_examples=300)
+@given(
+    st.one_of(
+        st.text('rnbqkpPQK12345678./ w-|+\n♔♟·:[]"FENfen┌─┐│└┘abgh#;_,(){}', max_size=120),
+        st.lists(st.sampled_from(PIECES_OF_TEXT), max_size=14).map("".join),
+    )
+)
 def test_any_text_is_read_or_refused(text: str) -> None:
     """Nothing but a DataError of one line comes of it."""
-    for each in [text, *(found for _, found in MOVES.split_puzzles(text.split("\n")))]:
-        for task in (MATE, MOVES):
+    for task in (MATE, MOVES):
+        try:
+            found = [each for _, each in task.split_puzzles(text.split("\n"))]
+        except DataError as error:
+            assert "\n" not in str(error)
+            found = []
+        for each in [text, *found]:
             try:
                 assert task.parse(each).shape == (64,)
             except DataError as error:
