@@ -281,6 +281,8 @@ def _hint(parser: Parser, args: argparse.Namespace, word: str, argv: List[str]) 
         word: the option, perhaps with ``=`` and a value.
         argv: the words after the command's name, in which a value may follow.
     """
+    if word == "-":  # a FEN has such a field
+        return "; put a puzzle of several words between quotes"
     name, equals, value = word.partition("=")
     mistyped = did_you_mean(name, parser.options())
     if name in parser.options():

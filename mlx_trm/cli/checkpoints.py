@@ -142,7 +142,8 @@ def load_run(
     """
     others = [word for word in args.overrides if word.partition("=")[0].strip() != "plugins"]
     if others and not settings:
-        raise ConfigError(f"unexpected {others[0]!r}; the only setting here is plugins=FILE")
+        hint = "; put a puzzle of several words between quotes" if hasattr(args, "puzzle") else ""
+        raise ConfigError(f"unexpected {others[0]!r}; the only setting here is plugins=FILE{hint}")
     import_named(args.overrides)
     checkpoint = load_checkpoint(locate_run(args.run), args.weights, args.allow_plugins)
     if args.quantize is None:

@@ -125,6 +125,14 @@ def test_bad_puzzles_are_one_line(run: Any, puzzle: str, said: str) -> None:
     assert done.code == 2 and said in done.err and done.err.count("\n") == 1
 
 
+@pytest.mark.parametrize("words", [FEN.split(), [FEN, "d1"], [FEN.split()[0], "b"]])
+def test_a_position_without_quotes_is_one_line(run: Any, words: Any) -> None:
+    """The shell makes words of it; the line says what to do."""
+    done = run("solve", "../rook", *words)
+    assert (done.code, done.out) == (2, "") and done.err.count("\n") == 1
+    assert "put a puzzle of several words between quotes" in done.err
+
+
 def test_a_file_is_scored_by_rating_and_rules(run: Any) -> None:
     """Any mating move counts, such as d1d8 where the file has b1b8."""
     rows = ["FEN,Moves,Rating,Themes"]
