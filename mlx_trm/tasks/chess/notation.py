@@ -1,7 +1,7 @@
 """Positions and answers as text: FEN, boards of letters, squares and moves."""
 
 import re
-from typing import Iterable, Iterator, List, Optional, Tuple
+from typing import Iterable, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 import chess
 import numpy as np
@@ -194,12 +194,45 @@ def split_positions(lines: Iterable[str]) -> Iterator[Tuple[int, str]]:
     if pasted:
         yield from pasted
         return
+    before: Optional[_Part] = None
+    for part in _split_lines(lines):
+        fen = None if before is None else _one_of_two(before, part)
+        if before is not None and fen is None:
+            yield before.first, before.text
+        before = part if before is None or fen is None else _Part(before.first, part.last, fen)
+    if before is not None:
+        yield before.first, before.text
+
+
+class _Part(NamedTuple):
+    """Lines that hold one position: the numbers of the first and the last one, and their text."""
+
+    first: int
+    last: int
+    text: str
+
+
+def _one_of_two(before: _Part, part: _Part) -> Optional[str]:
+    """Give the FEN of a board that is drawn directly above or below it; None: they are two."""
+    fens = [each.text for each in (before, part) if "/" in each.text]
+    if part.first != before.last + 1 or len(fens) != 1:
+        return None
+    try:
+        (above, said), (below, more) = _split(before.text), _split(part.text)
+    except DataError:
+        return None
+    drawn = said if fens[0] == part.text else more
+    return fens[0] if above == below and not drawn else None
+
+
+def _split_lines(lines: Sequence[str]) -> Iterator[_Part]:
+    """Find the positions in lines of text without frames, comments or names of FENs."""
     rows = [read_row(line) is not None for line in lines]
     sides = [number for number, line in enumerate(lines) if says_side(line)]
     # Whether the side is said above a board or below it, the first one tells.
     above = bool(sides) and True in rows and sides[0] < rows.index(True)
     parts: List[str] = []
-    first, before, left = 0, "", 0
+    first, last, before, left = 0, 0, "", 0
     for number, (line, row) in enumerate(zip([*lines, ""], [*rows, False]), start=1):
         text = line.strip()
         if text and not row and is_beside(line):
@@ -207,11 +240,12 @@ def split_positions(lines: Iterable[str]) -> Iterator[Tuple[int, str]]:
         whole = bool(parts) and left == 0
         if whole and not row and (is_field(text) if text else not above and number <= len(lines)):
             if not (above and says_side(text)):
-                parts += [text] if text else []
+                parts, last = (parts + [text], number) if text else (parts, last)
                 continue
         if parts and (whole or not row):
-            yield first, "\n".join(parts)
+            yield _Part(first, last, "\n".join(parts))
             parts = []
+        last = number
         if row:
             if not parts:
                 parts, first, before, left = [before] if before else [], number, "", 8

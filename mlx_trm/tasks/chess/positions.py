@@ -34,8 +34,14 @@ _PROBLEMS = (
     (chess.STATUS_TOO_MANY_WHITE_PIECES, "White has more than 16 pieces"),
     (chess.STATUS_TOO_MANY_BLACK_PIECES, "Black has more than 16 pieces"),
     (chess.STATUS_OPPOSITE_CHECK, "the side that is not to move is in check"),
-    (chess.STATUS_BAD_CASTLING_RIGHTS, "its castling rights name a king or rook that has moved"),
-    (chess.STATUS_INVALID_EP_SQUARE, "no pawn has just passed the en passant square"),
+    (
+        chess.STATUS_BAD_CASTLING_RIGHTS,
+        "its castling rights name a king or rook that has moved; write - where nobody may castle",
+    ),
+    (
+        chess.STATUS_INVALID_EP_SQUARE,
+        "no pawn has just passed the en passant square; write - in its place",
+    ),
     (chess.STATUS_TOO_MANY_CHECKERS, "more pieces give check than a move can bring about"),
     (chess.STATUS_IMPOSSIBLE_CHECK, "no move can have given this check"),
 )

@@ -334,6 +334,22 @@ def test_captions_of_several_boards() -> None:
             assert found == want, text
 
 
+def test_a_board_directly_beside_its_fen_is_one_position() -> None:
+    """As a script prints both; the FEN tells more. Another position, or the same again, is two."""
+    board = chess.Board("3rk3/8/8/8/8/8/5PPP/6K1 b - - 0 1")
+    other = chess.Board("6k1/5ppp/8/8/8/8/8/3RK3 w - - 0 1")
+    for text in (
+        f"{board}\n{board.fen()}",
+        f"{board.fen()}\n{board}",
+        f"{board.unicode()}\n{board.fen()}",
+    ):
+        found = list(MATE.split_puzzles(f"{text}\n\n{other}\n{other.fen()}".splitlines()))
+        assert [each for _, each in found] == [board.fen(), other.fen()]
+        assert [number for number, _ in found] == [1, 11]
+    for text in (f"{board}\n{other.fen()}", f"{board.fen()}\n{board.fen()}", f"{board}\n{board}"):
+        assert len(list(MATE.split_puzzles(text.splitlines()))) == 2
+
+
 def test_a_comment_is_no_puzzle_and_a_slip_is_told() -> None:
     """Where programs name FENs, too."""
     lines = ["# old: 8/8/8/8/8/8/k7/K7 w - - 0 1", "1: 6k1/5ppp/8/8/8/8/8/R3K3 w - - 0 1 # good"]
