@@ -24,8 +24,8 @@ _BARS = "|│┃║"
 _ROW = re.compile(f"[{PIECES}.]{{8}}")
 # A piece as its colour and its kind, as in "wK"; then every piece of a row is written so.
 _NAMED_PIECE = re.compile(f"[wb][{PIECES}]")
-_LEFT_RANK = re.compile(rf"^[\s{_BARS}]*([1-8])(?=\s*[{_BARS}):]|\s+\S)[):]?\s*")
-_RIGHT_RANK = re.compile(rf"(?<=[\s{_BARS}])([1-8])[\s{_BARS}]*$")
+_LEFT_RANK = re.compile(rf"^\s*[{_BARS}]?\s*([1-8])(?=\s*[{_BARS}):]|\s+\S)[):]?\s*")
+_RIGHT_RANK = re.compile(rf"(?<=[\s{_BARS}])([1-8])\s*[{_BARS}]?\s*$")
 _BAR = re.compile(f"[{_BARS}]")
 _REPLY = re.compile(r"^\s*>+\s?")
 _QUOTES = str.maketrans("", "", "[](){}'\"`")
@@ -33,8 +33,11 @@ _RULE = re.compile(r"[\s+|=_`\[\](){},\u2500-\u257f-]*")
 _FILES = re.compile(r"[\s|+]*(a[\s|]*b[\s|]*c[\s|]*d|h[\s|]*g[\s|]*f[\s|]*e)[\sa-h|+]*", re.I)
 _SQUARE = re.compile(r"[a-h][1-8]")
 _FIELDS = re.compile(r"[wb](\s+\S+)*|[a-h][1-8]")
+# So many ranks beside rows are more than a chance; some may be missing.
+_SOME_RANKS = 4
 # Four characters a square: what this program draws.
 _OWN_WIDTH = 32
+_OWN_ROW = re.compile(r"(?:[ (\[<].[ )\]>][ +!*])*")
 
 
 class Pasted(NamedTuple):
@@ -68,15 +71,17 @@ def drop_quotes(text: str) -> str:
 def _split_cells(text: str) -> List[str]:
     """Split a row at what stands between its squares: bars, commas, tabs, blanks or nothing."""
     for marks in (_BARS, ",;", "\t"):
-        parts = [part.strip() for part in re.split(f"[{marks}]", text)]
-        if len(parts) == 10 and not parts[0] and not parts[-1]:
+        parts = re.split(f"[{marks}]", text)
+        first, last = not parts[0].strip(), not parts[-1].strip()
+        if marks == _BARS and first and last:
             parts = parts[1:-1]
-        if len(parts) == 9 and marks == _BARS and not parts[0]:
-            parts = parts[1:]
-        elif len(parts) == 9 and not parts[-1]:
-            parts = parts[:-1]
-        if len(parts) == 8:
-            return parts
+        elif len(parts) == 9 and (last or marks == _BARS and first):
+            parts = parts[:-1] if last else parts[1:]
+        # Nothing at all is an empty square, but not where others are written: there one is missing.
+        blank = [part for part in parts if not part.strip(" .")]
+        empty = {"." if part.strip() else part[:1] * (marks == _BARS) for part in blank}
+        if len(parts) == 8 and ("" not in empty or len(empty) == 1):
+            return [part.strip() for part in parts]
     words = re.sub(f"[{_BARS},]", " ", text).split()
     return words if len(words) == 8 else list("".join(words))
 
@@ -116,9 +121,13 @@ def read_board(text: str) -> Optional[Pasted]:
 
 def _is_turned(lines: Sequence[str]) -> bool:
     """Say whether Black's side is below, by the ranks beside the rows or else the files."""
-    ranks = [rank for rank in map(_rank_of, lines) if rank]
-    if len(ranks) >= 8:
-        return ranks == sorted(ranks)
+    rows = [line for line in lines if _BAR.search(line) or read_row(line)]
+    ranks = [rank for rank in map(_rank_of, rows) if rank]
+    if len(ranks) >= _SOME_RANKS:
+        turned = ranks == sorted(ranks)
+        if not turned and len(ranks) <= 8 and ranks != sorted(ranks)[::-1]:
+            raise DataError(f"the ranks beside the rows are {' '.join(ranks)}; put them in order")
+        return turned
     return any(_FILES.fullmatch(line) and line.strip(" |+\t")[:1] in "hH" for line in lines)
 
 
@@ -148,7 +157,7 @@ def _read_drawn(drawn: Sequence[str]) -> Tuple[List[str], str]:
     rows, asked = [], ""
     for number, line in enumerate(drawn):
         text = line.translate(_TO_TEXT)
-        if len(line) == _OWN_WIDTH and len(text) == _OWN_WIDTH and not _BAR.search(text):
+        if len(line) == _OWN_WIDTH and _OWN_ROW.fullmatch(line):
             row, at = text[1::4], text[::4].find("<")
             if re.search(r"\[[QRBN]\]", text):
                 raise DataError(
@@ -156,10 +165,11 @@ def _read_drawn(drawn: Sequence[str]) -> Tuple[List[str], str]:
                     "stands there; give the position without the answer"
                 )
             asked = f"{'abcdefgh'[at]}{8 - number}" if at >= 0 else asked
-        elif len(text) == 24 and not _BAR.search(text):
+        elif len(text) == 24 and not (text[::3] + text[2::3]).strip():
             row = text[1::3].replace(" ", ".")
         else:
-            row = read_row(f"|{text}|") or text
+            # Where something is missing, the frame's side stands further left.
+            row = read_row(f"|{text}" if _BAR.search(text[-1:]) else f"|{text}|") or text
         if not _ROW.fullmatch(row):
             raise DataError(
                 f"row {number + 1} of the board is {shown(repr(line.strip()))}, not eight squares: "

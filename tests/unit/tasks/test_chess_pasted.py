@@ -147,6 +147,36 @@ def test_the_same_position_in_many_forms(seed: int) -> None:
         assert MATE.parse(found).tolist() == want, name
 
 
+@settings(deadline=None, max_examples=25)
+@given(st.integers(0, 2**32 - 1))
+def test_a_slip_in_a_board_gives_no_other_one(seed: int) -> None:
+    """A character is lost, where no blank stands for a square, or rows with ranks are exchanged."""
+    draws = np.random.default_rng(seed)
+    board = chess.Board("r1bqkb1r/pppp1ppp/2n2n2/4p2Q/2B1P3/8/PPPP1PPP/RNB1K1NR w - - 0 1")
+    want = MATE.parse(board.fen()).tolist()
+    every = {**forms(board), "own": MATE.render(np.array(want), np.array(want))}
+    for name in LOSSLESS:
+        text = every[name]
+        place = int(draws.choice([at for at, char in enumerate(text) if not char.isspace()]))
+        slips = [text[:place] + text[place + 1 :]]
+        rows = [at for at, line in enumerate(text.splitlines()) if set(line) & set("12345678")]
+        if len(rows) == 8:
+            lines = text.splitlines()
+            one, two = draws.choice(rows, 2, replace=False)
+            lines[one], lines[two] = lines[two], lines[one]
+            slips.append("\n".join(lines))
+        for slip in slips:
+            try:
+                assert MATE.parse(slip).tolist() == want, (name, slip)
+            except DataError:
+                pass
+
+
+LOSSLESS = ["print", "pieces", "framed pieces", "black below", "coordinates", "chess.js", "dashes"]
+LOSSLESS += ["fence", "reply", "ranks in brackets", "ranks with colons", "list", "array", "strings"]
+LOSSLESS += ["zeros", "colours and kinds", "coloured squares", "own"]
+
+
 def test_what_this_program_drew_is_read() -> None:
     """A drawing alone, the marks of an answer or not; what ``data show`` prints has the rights."""
     fen = "r3k3/8/8/8/8/8/6q1/R3K2R w KQq - 0 1"
