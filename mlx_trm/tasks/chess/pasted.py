@@ -24,8 +24,8 @@ _BARS = "|│┃║"
 _ROW = re.compile(f"[{PIECES}.]{{8}}")
 # A piece as its colour and its kind, as in "wK"; then every piece of a row is written so.
 _NAMED_PIECE = re.compile(f"[wb][{PIECES}]")
-_LEFT_RANK = re.compile(rf"^\s*[{_BARS}]?\s*([1-8])(?=\s*[{_BARS}):]|\s+\S)[):]?\s*")
-_RIGHT_RANK = re.compile(rf"(?<=[\s{_BARS}])([1-8])\s*[{_BARS}]?\s*$")
+_LEFT_RANK = re.compile(rf"^\s*(?:[{_BARS}]\s*)?([1-8])(?=\s*[{_BARS}):]|\s+\S)[):]?\s*")
+_RIGHT_RANK = re.compile(rf"(?<=[\s{_BARS}])([1-8])\s*(?:[{_BARS}]\s*)?$")
 _BAR = re.compile(f"[{_BARS}]")
 _REPLY = re.compile(r"^\s*>+\s?")
 _QUOTES = str.maketrans("", "", "[](){}'\"`")

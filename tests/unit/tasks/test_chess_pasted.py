@@ -1,5 +1,6 @@
 """Boards as python-chess, engines, web pages and this program print them, read as a FEN is."""
 
+import time
 from typing import Any, Dict, List
 
 import numpy as np
@@ -126,7 +127,7 @@ SIDES = ["W to play and mate in one", "Turn: W", "side to move: W", "It is W's m
 SIDES += ["Mate in one. W to move. L is lost."]
 
 
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=12)
 @given(st.integers(0, 2**32 - 1))
 def test_the_same_position_in_many_forms(seed: int) -> None:
     """As an argument and as a file; a random position of either side, without rights."""
@@ -147,7 +148,7 @@ def test_the_same_position_in_many_forms(seed: int) -> None:
         assert MATE.parse(found).tolist() == want, name
 
 
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=15)
 @given(st.integers(0, 2**32 - 1))
 def test_a_slip_in_a_board_gives_no_other_one(seed: int) -> None:
     """A character is lost, where no blank stands for a square, or rows with ranks are exchanged."""
@@ -378,6 +379,19 @@ def test_a_board_directly_beside_its_fen_is_one_position() -> None:
         assert [number for number, _ in found] == [1, 11]
     for text in (f"{board}\n{other.fen()}", f"{board.fen()}\n{board.fen()}", f"{board}\n{board}"):
         assert len(list(MATE.split_puzzles(text.splitlines()))) == 2
+
+
+@pytest.mark.parametrize(
+    "part", [" ", "1 ", "| ", "|", "8/", "; ", "white ", "> ", "a1 ", "_", ". "]
+)
+def test_long_lines_take_no_time(part: str) -> None:
+    """Nothing is looked for again at each place of a line: a quadratic search takes minutes."""
+    for text in (part * 30_000, f"8/8/8/8/8/8/8/8 w - - {part * 30_000}x"):
+        begun = time.process_time()
+        for each in [text, *(found for _, found in MATE.split_puzzles([text]))]:
+            with pytest.raises(DataError):
+                MATE.parse(each)
+        assert time.process_time() - begun < 3
 
 
 def test_a_comment_is_no_puzzle_and_a_slip_is_told() -> None:
