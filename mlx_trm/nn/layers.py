@@ -200,7 +200,7 @@ def compute_again(layer: nn.Module, run: Callable[[mx.array], mx.array], x: mx.a
         finally:
             layer.update(own)  # so that no traced array is left behind
 
-    function = mx.custom_function(forward)
+    function: Any = mx.custom_function(forward)
 
     @function.vjp
     def gradient(inputs: Any, d_out: mx.array, _: mx.array) -> Tuple[mx.array, ...]:
