@@ -64,9 +64,21 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
         option.dist = "worksteal"
 
 
+def keep_bytecode(folder: Path) -> None:
+    """Where Python may write none beside its sources, let processes keep it here.
+
+    Hundreds are started; without, each compiles the package anew, which takes longer than to load
+    MLX and NumPy.
+    """
+    if os.environ.pop("PYTHONDONTWRITEBYTECODE", ""):
+        os.environ.setdefault("PYTHONPYCACHEPREFIX", str(folder))
+
+
 def pytest_configure(config: pytest.Config) -> None:
-    """Choose the device and the folder of kernels before anything is computed."""
+    """Choose the device and the folders of kernels and bytecode before anything is computed."""
     cache = getattr(config, "cache", None)
+    if WORKER is None and cache is not None:
+        keep_bytecode(cache.mkdir("bytecode"))  # the workers too
     if WORKER is None and cache is not None and whole_folders(config):
         prepare_kernel_header(cache.mkdir("kernels"))  # for the workers too
     if WORKER is not None:

@@ -213,11 +213,12 @@ def test_what_was_read_is_what_runs(run: Path, monkeypatch: Any) -> None:
     place.write_text(evil)
     os.utime(place, ns=(times.st_atime_ns, times.st_mtime_ns))
     py_compile.compile(str(place))
-    assert Path(importlib.util.cache_from_source(str(place))).is_file()
+    compiled = Path(importlib.util.cache_from_source(str(place)))
+    assert compiled.is_file()
     place.write_text(text)
     os.utime(place, ns=(times.st_atime_ns, times.st_mtime_ns))
     assert load_checkpoint(run, allow_plugins=True).config.task.name == "own"
-    shutil.rmtree(place.parent / "__pycache__")
+    shutil.rmtree(compiled.parent)
     assert ran(run)
 
 
