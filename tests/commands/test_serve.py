@@ -86,6 +86,7 @@ def test_twenty_at_once_those_who_leave_and_the_end(tmp_path: Path) -> None:
             else:
                 connection = http.client.HTTPConnection("127.0.0.1", port, timeout=120)
                 connection.request("POST", "/api/solve", json.dumps(body), JSON)
+                wait_until(lambda: load(port) != (0, 0), process)
             connection.close()
             wait_until(lambda: load(port) == (0, 0), process)
         assert solve(port)["status"] == 200

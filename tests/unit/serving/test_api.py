@@ -378,8 +378,9 @@ def test_too_many_puzzles_to_read_are_refused(client: TestClient, monkeypatch: A
         assert response.headers["Retry-After"] == "5"
 
 
-def test_who_waits_for_an_answer_may_leave(monkeypatch: Any) -> None:
-    """Nothing happens, and the client is looked for, and gone."""
+@pytest.mark.parametrize("busy", [False, True])
+def test_who_waits_for_an_answer_may_leave(busy: bool, monkeypatch: Any) -> None:
+    """The client is looked for, and gone: where nothing happens, and while steps keep coming."""
 
     class Gone:
         """A client that has left."""
@@ -387,8 +388,17 @@ def test_who_waits_for_an_answer_may_leave(monkeypatch: Any) -> None:
         async def is_disconnected(self) -> bool:
             return True
 
+    class Steps(streams.Events):
+        """Endless."""
+
+        async def next(self, seconds: float) -> Any:
+            await asyncio.sleep(0.001)
+            return "step", {}
+
     async def wait() -> Any:
-        return await handlers._collect(Gone(), streams.Events())  # type: ignore[arg-type]
+        events = Steps() if busy else streams.Events()
+        collected = handlers._collect(Gone(), events)  # type: ignore[arg-type]
+        return await asyncio.wait_for(collected, 60)
 
     monkeypatch.setattr(handlers, "LOOK_SECONDS", 0.01)
     assert asyncio.run(wait()).status_code == 503
