@@ -33,7 +33,7 @@ from mlx_trm.system.memory import device_memory
     [
         ({"hidden_size": 64, "L_cycles": 2}, 81, 4),
         ({"hidden_size": 64, "L_cycles": 2, "num_heads": 8}, 240, 2),
-        ({"hidden_size": 64, "L_cycles": 3, "mlp_t": True, "pos_encodings": "none"}, 81, 8),
+        ({"hidden_size": 64, "L_cycles": 3, "mlp_t": True, "pos_encodings": "none"}, 81, 4),
         (
             {
                 "hidden_size": 64,
@@ -43,7 +43,7 @@ from mlx_trm.system.memory import device_memory
                 "gate_norm": True,
             },
             81,
-            8,
+            4,
         ),
     ],
 )

@@ -245,13 +245,13 @@ def fixture_config(tmp_path: Path, monkeypatch: Any) -> trm.ExperimentConfig:
         {
             "task": {
                 "name": "maze", "size": 5, "min_path": 3, "style": "walls", "unique_path": True,
-                "train_puzzles": 64, "test_puzzles": 32,
+                "train_puzzles": 32, "test_puzzles": 16,
             },
             "model": {
                 "name": "trm_grid", "hidden_size": 16, "inner": 24, "H_cycles": 2, "L_cycles": 2,
                 "halt_max_steps": 3, "start": "random",
             },
-            "train": {"batch_size": 32, "epochs": 15, "optimizer": "muon", "lr": 3e-3},
+            "train": {"batch_size": 16, "epochs": 15, "optimizer": "muon", "lr": 3e-3},
             "run_dir": "run",
         },
         overrides=[

@@ -197,9 +197,9 @@ def test_micro_batches_train_alike(name):
 def test_it_trains_and_its_checkpoint_evaluates_and_solves(name, tmp_path):
     config = config_from_dict(
         {
-            "task": {"name": "sudoku", "size": 4, "train_puzzles": 64, "test_puzzles": 32},
+            "task": {"name": "sudoku", "size": 4, "train_puzzles": 32, "test_puzzles": 16},
             "model": {"name": name},
-            "train": {"batch_size": 32, "epochs": 15, "lr": 3e-3, "lr_warmup_steps": 3},
+            "train": {"batch_size": 16, "epochs": 15, "lr": 3e-3, "lr_warmup_steps": 3},
             "run_dir": str(tmp_path / "run"),
         },
         overrides=["train.weight_decay=0.1", "train.ema_rate=0.9", "train.log_interval=5"],
@@ -216,7 +216,7 @@ def test_it_trains_and_its_checkpoint_evaluates_and_solves(name, tmp_path):
     assert loaded.config.model == config.model
     again = trm.Evaluator(loaded.model, loaded.config).run("test")["all"]
     assert again == pytest.approx(report.evaluations[-1][1]["all"])
-    assert again["count"] == 32 and again["steps"] == 3
+    assert again["count"] == 16 and again["steps"] == 3
     solver = trm.Solver.from_checkpoint(tmp_path / "run")
     steps = list(solver.steps("1.....2..3.....4"))
     assert [step.step for step in steps] == [1, 2, 3]
