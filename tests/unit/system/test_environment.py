@@ -65,6 +65,7 @@ def test_a_folder_in_which_others_may_write_is_not_compiled_in(
 ) -> None:
     """MLX would load what they put there."""
     (tmp_path / "mlx").mkdir()
+    (tmp_path / "mlx").chmod(0o755)  # whatever the umask
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setenv("MLX_TRM_CACHE", str(tmp_path / "cache"))
     assert prepare_temporary_folder() == tmp_path
