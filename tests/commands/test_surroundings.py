@@ -108,7 +108,7 @@ def test_a_device_is_written_to_and_stays(
         )
 
 
-RUN = f"mlx train {TINY} train.max_steps=12 train.log_interval=1 run_dir=run"
+RUN = f"mlx train {TINY} train.max_steps=6 train.log_interval=1 run_dir=run"
 
 
 @pytest.mark.parametrize(
@@ -129,7 +129,7 @@ def test_a_run_outlasts_its_streams(line: str, tmp_path: Path, cache: Environmen
         pytest.skip("no /dev/full")
     done = shell(f"{line}; exit ${{PIPESTATUS[0]}}", cache)
     assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
-    assert load_checkpoint("run").step == 12
+    assert load_checkpoint("run").step == 6
     assert all(json.loads(text) for text in (tmp_path / "run" / "metrics.jsonl").open())
     if "/dev/full" in line and "2>" not in line:
         assert "No space left on device" in done.stderr

@@ -172,9 +172,9 @@ def test_batch_size_and_order_change_nothing(
 ) -> None:
     """Neither does what becomes of the other rows: most end early, and others take their place."""
     solver: Solver = request.getfixturevalue(name)
-    given = puzzles[0][:12]
+    given = puzzles[0][:10]
     wanted = list(solver.search(given, batch_size=8, **way))
-    assert [r.place for r in wanted] == list(range(12))
+    assert [r.place for r in wanted] == list(range(10))
     first_halt = way["select"] == "first_halt" if "select" in way else False
     for size in (3, 64):
         found = list(solver.search(given, batch_size=size, **way))
@@ -185,7 +185,7 @@ def test_batch_size_and_order_change_nothing(
             assert told(found) == told(wanted)
             # Rounding of float32, amplified by some steps of a model with random weights.
             np.testing.assert_allclose(believed(found), believed(wanted), atol=1e-3)
-    order = np.random.default_rng(0).permutation(12)
+    order = np.random.default_rng(0).permutation(10)
     found = list(solver.search(given[order], batch_size=8, **way))
     assert [r.answer for r in found] == [wanted[i].answer for i in order]
     alone = [next(solver.search([given[i]], batch_size=8, **way)) for i in (0, 7)]
@@ -195,12 +195,12 @@ def test_batch_size_and_order_change_nothing(
 @pytest.mark.parametrize("way", WAYS, ids=lambda way: "-".join(map(str, way.values())))
 def test_the_seed_decides_everything(tiny: Solver, puzzles: Any, way: Dict[str, Any]) -> None:
     """The same seed gives the same to the bit; another one gives other answers."""
-    given = puzzles[0][:10]
+    given = puzzles[0][:5]
     wanted, again = (list(tiny.search(given, seed=5, **way)) for _ in range(2))
     assert told(again) == told(wanted) and (believed(again) == believed(wanted)).all()
     other = list(tiny.search(given, seed=6, **way))
     assert [r.candidates[-1].tokens.tolist() for r in other] != [
-        r.candidates[-1].tokens.tolist() for r in tiny.search(given, seed=5, **way)
+        r.candidates[-1].tokens.tolist() for r in wanted
     ]
 
 

@@ -124,7 +124,7 @@ def test_any_number_of_stops(changes: Dict[str, Any]) -> None:
     changes = {**changes, "train__epochs": 6, "eval__interval": 2}  # three iterations of 8 steps
     Trainer(short("whole", **changes)).fit()
     trainer = Trainer(short("parts", **changes))
-    for step in (1, 6, 7, 8, 9, 16, 22, 23):
+    for step in (1, 7, 8, 9, 23):
         report = trainer.fit(on_tick=stop_at(trainer, step))
         assert (report.steps, report.interrupted, report.reason) == (step, True, "stopped")
         trainer = Trainer.resume("parts")
