@@ -107,9 +107,13 @@ def pytest_report_header() -> str:
 
 
 @pytest.fixture(autouse=True, scope="session")
-def nothing_into_the_users_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Data sets that tests build go into a temporary folder."""
+def same_surroundings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Data sets that tests build go into a temporary folder; the terminal does not matter."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLX_TRM_CACHE", str(tmp_path_factory.mktemp("cache")))
         patch.delenv("MLX_TRM_CPU_STREAMS", raising=False)
+        # Help is as wide as a terminal, and some have colours.
+        patch.setenv("COLUMNS", "80")
+        for name in ("NO_COLOR", "FORCE_COLOR", "PYTHON_COLORS"):
+            patch.delenv(name, raising=False)
         yield
