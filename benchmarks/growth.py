@@ -24,7 +24,7 @@ from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
 import results
 import roofline
 from curves import bends, growth_tables, in_series
-from launching import Group, together, train_command, visible_gpus
+from launching import Group, sigterm_as_ctrl_c, together, train_command, visible_gpus
 from machine import ask_machine, find_device, our_worker
 from options import add_results, count, positive
 from protocol import Job, Worker, WorkerError
@@ -318,7 +318,7 @@ class Growth:
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """Run the command; gives the exit code."""
-    with console_messages():
+    with console_messages(), sigterm_as_ctrl_c():
         try:
             return Growth(arguments().parse_args(argv)).go()
         except (Exception, KeyboardInterrupt) as error:  # pylint: disable=broad-exception-caught

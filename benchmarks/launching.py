@@ -7,13 +7,29 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Dict, List, Optional, Sequence
+from typing import Dict, Iterator, List, NoReturn, Optional, Sequence
 
 from mlx_trm.errors import TRMError
 
 # What a launcher above this program may have set, and its processes must not take for theirs.
 LAUNCHED = ("MLX_RANK", "MLX_WORLD_SIZE", "MLX_HOSTFILE", "RANK", "WORLD_SIZE", "LOCAL_RANK")
+
+
+@contextmanager
+def sigterm_as_ctrl_c() -> Iterator[None]:
+    """Take SIGTERM for Ctrl-C in a ``with`` block: processes are ended, what is known is kept."""
+
+    def interrupt(number: int, frame: object) -> NoReturn:
+        del number, frame
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def free_ports(count: int) -> List[int]:

@@ -24,7 +24,7 @@ if "metal" not in sys.modules:  # the tests' emulation
 import mlx_trm as trm  # isort: skip  # before MLX, so that it can load a fast BLAS on Linux
 import mlx.core as mx
 import pytest
-from metal import emulated_metal, peak_bytes
+from metal import emulated_metal, allocated_bytes
 from mlx.utils import tree_unflatten
 
 from mlx_trm.config.loading import load_config
@@ -104,7 +104,7 @@ def stand_ins(training: bool) -> Iterator[None]:
         yield
 
 
-def peak(name: str, training: bool, rows: int, cycles: int) -> int:
+def peak(name: str, training: bool, rows: int, cycles: int, again: bool = False) -> int:
     """Give the peak bytes of a step of so many rows, weights and carry apart."""
     preset, length, vocabulary = CASES[name]
     settings = [f"model.H_cycles={cycles}", "model.forward_dtype=bfloat16"]
@@ -129,10 +129,11 @@ def peak(name: str, training: bool, rows: int, cycles: int) -> int:
         return left.latents, tuple(outputs)
 
     model.train(training)
+    model.recompute(again)
     reason = EvaluationStep(model, True)
     step = mx.compile(differentiated) if training else evaluated
     arrays: List[mx.array] = [vectors, *(array for _, array in named_arrays(weights))]
-    return peak_bytes(step, *arrays)
+    return allocated_bytes(step, *arrays)
 
 
 def main() -> None:
@@ -141,12 +142,17 @@ def main() -> None:
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
     parser.add_argument("--rows", nargs=2, type=int, default=[4, 12], help="fewer and more rows")
     parser.add_argument("--cycles", type=int, default=2, help="H cycles; more take no more memory")
+    parser.add_argument("--again", action="store_true",
+                        help="training alone, with train.checkpoint_activations")  # fmt: skip
     options = parser.parse_args()
     mx.set_memory_limit(1)
     for name in options.cases:
-        for training in (True, False):
+        for training in (True,) if options.again else (True, False):
             with emulated_metal(), stand_ins(training):
-                fewer, more = (peak(name, training, r, options.cycles) for r in options.rows)
+                fewer, more = (
+                    peak(name, training, rows, options.cycles, options.again)
+                    for rows in options.rows
+                )
             row = (more - fewer) / (options.rows[1] - options.rows[0])
             what = "training" if training else "evaluation"
             print(f"| {name} | {what} | {row / 1e6:.1f} MB a row |", flush=True)

@@ -23,6 +23,7 @@ from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tu
 import arc_build
 import results
 import roofline
+from launching import sigterm_as_ctrl_c
 from machine import ask_machine, find_device, our_worker
 from options import CASES, COMPARED, arguments, read_sizes
 from protocol import Job, Worker, WorkerError, import_seconds
@@ -375,7 +376,7 @@ class Suite:
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """Run the suite; gives the exit code."""
-    with console_messages():
+    with console_messages(), sigterm_as_ctrl_c():
         try:
             args = arguments(__doc__).parse_args(argv)
             return Suite(args).go()

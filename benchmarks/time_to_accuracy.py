@@ -16,19 +16,26 @@ reached.
 import argparse
 import json
 import os
-import signal
 import subprocess
 import sys
 import tempfile
 import time
 from functools import partial
 from pathlib import Path
-from typing import Any, Callable, Dict, List, NamedTuple, NoReturn, Optional, Sequence
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence
 
 import results
 from curves import accuracy_table, hms
 from energy import Meter
-from launching import Group, gpu_names, together, torch_together, train_command, visible_gpus
+from launching import (
+    Group,
+    gpu_names,
+    sigterm_as_ctrl_c,
+    together,
+    torch_together,
+    train_command,
+    visible_gpus,
+)
 from machine import ask_machine, find_device
 from options import add_results, checkout, count, positive
 from results import OURS, THEIRS
@@ -320,16 +327,9 @@ def without_folders(words: Sequence[str]) -> List[str]:
     return found
 
 
-def interrupt(number: int, frame: object) -> NoReturn:
-    """Take SIGTERM for Ctrl-C: the runs are stopped, what was reached is kept."""
-    del number, frame
-    raise KeyboardInterrupt
-
-
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """Run the command; gives the exit code."""
-    with console_messages():
-        before = signal.signal(signal.SIGTERM, interrupt)
+    with console_messages(), sigterm_as_ctrl_c():
         try:
             words = sys.argv[1:] if argv is None else list(argv)
             comparison = Comparison(parse_line(arguments(), words))
@@ -338,8 +338,6 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
             return 0
         except (Exception, KeyboardInterrupt) as error:  # pylint: disable=broad-exception-caught
             return report_error(error)
-        finally:
-            signal.signal(signal.SIGTERM, before)
 
 
 if __name__ == "__main__":

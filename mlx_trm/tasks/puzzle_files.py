@@ -230,6 +230,7 @@ def read_puzzle_file(
     columns: Optional[Sequence[str]] = None,
     what: str = "puzzles",
     count: Callable[[T], int] = count_first,
+    *,
     errors: str = "strict",
     read_head: Optional[Callable[[List[str]], CsvHead]] = None,
 ) -> Iterator[T]:

@@ -142,7 +142,7 @@ BOARDS: Dict[str, Tuple[str, str]] = {
     "SGF without nodes": ("(;)", "no SZ"),
     "SGF that is long": ("(;SZ[7]C[" + "x" * (1 << 20) + "])", "characters"),
     "SGF of no colour": ("(;SZ[7]AB[aa]AW[ba]PL[green])", "PL[green]"),
-    "SGF with a mark on nothing": ("(;SZ[7]AB[aa]AW[cc]TR[ee])", "marks no stone"),
+    "SGF with a mark on nothing": ("(;SZ[7]AB[aa]AW[cc]TR[ee])", "where no stone is; mark a stone"),
 }
 
 

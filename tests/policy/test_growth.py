@@ -2,6 +2,9 @@
 
 import importlib
 import json
+import os
+import signal
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -17,7 +20,7 @@ RATES = {"flops": 1e12, "bandwidth": 1e12}
 def _suite(monkeypatch):
     """The modules of the suite."""
     monkeypatch.syspath_prepend(str(FOLDER))
-    names = "growth curves plot protocol".split()
+    names = "growth run curves plot protocol".split()
     return SimpleNamespace(**{name: importlib.import_module(name) for name in names})
 
 
@@ -34,6 +37,25 @@ def point(value, milliseconds, gib=None, series="batch", case="train", batch=Non
         "label": str(value), "batch": batch or value, "seconds": {"median": milliseconds / 1000},
         "peak_memory": gib and int(gib * 2**30), "roofline": {"share": 0.1, "bound": "compute"},
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("program, work", [("growth", "Growth"), ("run", "Suite")])
+def test_sigterm_ends_what_was_started(suite, monkeypatch, program, work):
+    """As Ctrl-C does: what holds processes ends them on its way out, and the code is 130."""
+    ended = []
+
+    def go(_):
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(5)
+        finally:
+            ended.append(True)
+
+    module = getattr(suite, program)
+    monkeypatch.setattr(getattr(module, work), "go", go)
+    before = signal.getsignal(signal.SIGTERM)
+    assert module.main([]) == 130 and ended == [True]
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_a_small_step_is_measured_and_drawn(suite, tmp_path, capsys, monkeypatch):
