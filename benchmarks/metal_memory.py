@@ -24,7 +24,7 @@ if "metal" not in sys.modules:  # the tests' emulation
 import mlx_trm as trm  # isort: skip  # before MLX, so that it can load a fast BLAS on Linux
 import mlx.core as mx
 import pytest
-from metal import emulated_metal, allocated_bytes
+from metal import allocated_bytes, emulated_metal
 from mlx.utils import tree_unflatten
 
 from mlx_trm.config.loading import load_config
