@@ -8,27 +8,27 @@ import importlib
 from typing import TYPE_CHECKING, Any, List
 
 from mlx_trm.system.backend import check_platform
-from mlx_trm.version import __version__  # noqa: F401
-
-# pylint: disable=wildcard-import, unused-wildcard-import
-if TYPE_CHECKING:
-    from mlx_trm.public import *  # noqa: F401, F403
-
-check_platform()
-
 
 # An import loads MLX; all else, the public names and their modules, comes when the first of them is
 # asked for. So a command loads what it needs, and no script waits for what it does not use.
-def __getattr__(name: str) -> Any:
-    if name.startswith("__") and name != "__all__":  # what tools ask every module for
-        raise AttributeError(f"module 'mlx_trm' has no attribute {name!r}")
-    public = importlib.import_module("mlx_trm.public")
-    globals().update({each: getattr(public, each) for each in ("__all__", *public.__all__)})
-    if name not in globals():
-        raise AttributeError(f"module 'mlx_trm' has no attribute {name!r}")
-    return globals()[name]
+if TYPE_CHECKING:  # whoever checks types sees the names, and that there are no others
+    # pylint: disable=wildcard-import, unused-wildcard-import
+    from mlx_trm.public import *  # noqa: F401, F403
+else:
+    from mlx_trm.version import __version__  # noqa: F401
+
+    def __getattr__(name: str) -> Any:
+        if name.startswith("__") and name != "__all__":  # what tools ask every module for
+            raise AttributeError(f"module 'mlx_trm' has no attribute {name!r}")
+        public = importlib.import_module("mlx_trm.public")
+        globals().update({each: getattr(public, each) for each in ("__all__", *public.__all__)})
+        if name not in globals():
+            raise AttributeError(f"module 'mlx_trm' has no attribute {name!r}")
+        return globals()[name]
+
+    def __dir__() -> List[str]:
+        __getattr__("__all__")
+        return sorted(globals())
 
 
-def __dir__() -> List[str]:
-    __getattr__("__all__")
-    return sorted(globals())
+check_platform()

@@ -19,9 +19,6 @@ from mlx_trm.system.backend import LARGE_STEP, frees_memory_often, operations_be
 from mlx_trm.system.device import on_cuda, on_gpu, on_metal
 from mlx_trm.system.memory import GIB, PROCESS_LIMIT, default_cache, device_memory
 
-# How many times more rows fit where activations are computed again for the gradient: of two layers
-# and six cycles 0.21 to 0.56 of the memory is taken on the CPU, 0.12 to 0.25 by Metal's branches.
-RECOMPUTED = 1.5
 # Positions of all rows that keep a Mac's GPU busy; more at once take memory and no less time.
 METAL_POSITIONS = 12_000
 # What a chain's row takes in a race, in rows of an evaluation step: 2.3 to 2.5 measured on the CPU.
@@ -87,7 +84,11 @@ def _row_bytes(model: RecursiveModel) -> int:
         kept += 5.0 + 1.5 * scores if config.attends else 5.0 * _expansion(config, length)
         if model.dtype != mx.float32:  # silu, RMS norm and their gradients keep float32 arrays
             element = 3.2
-    return int((kept * blocks + passing) * length * width * element)
+    units = kept * blocks + passing
+    if any(getattr(module, "recomputed", False) for module in model.modules()):
+        # What enters each block, and all of one block, twice with its gradient.
+        units = min(units, 2.0 * blocks + 2.0 * kept + passing)
+    return int(units * length * width * element)
 
 
 def estimate_train_bytes(
@@ -111,7 +112,6 @@ def choose_micro_batch(
     model: RecursiveModel,
     rows: int,
     setting: Optional[Union[int, str]],
-    recompute: bool = False,
     train: Optional[TrainConfig] = None,
 ) -> int:
     """Give the rows that are computed at once.
@@ -121,15 +121,12 @@ def choose_micro_batch(
         rows: this process's share of a batch.
         setting: ``train.micro_batch_size``; ``auto`` takes what the estimate says will fit, on
             Metal 12,000 positions at most, in parts of about equal size.
-        recompute: whether activations are computed again; then two thirds are kept at most.
         train: the recipe; see :func:`estimate_row_bytes`.
 
     Raises:
         ConfigError: if that does not fit, naming the override that helps.
     """
     fitting = rows_that_fit(model, train)
-    if fitting is not None and recompute:
-        fitting = int(fitting * RECOMPUTED)
     if setting == "auto" and on_metal():
         busy = max(1, METAL_POSITIONS // (model.positions + model.spec.seq_len))
         fitting = busy if fitting is None else min(fitting, busy)
@@ -140,7 +137,7 @@ def choose_micro_batch(
         return chosen
     limit = device_memory() or 0
     need = estimate_train_bytes(model, chosen, train) / GIB
-    if need * GIB <= limit and not recompute:  # in the last fifth of the memory: let it try
+    if need * GIB <= limit:  # in the last fifth of the memory: let it try
         return chosen
     suggested = fitting - fitting % 8 if fitting > 8 else fitting
     key = "micro_batch_size" if setting else "batch_size"

@@ -197,13 +197,8 @@ def prepare(config: ExperimentConfig, initialise: bool = True) -> Run:
         LOG.warning("%s", advice)
     set_limits(train.memory_limit_gb, train.cache_limit_gb, train.wired_limit_gb)
     model.recompute(train.checkpoint_activations)
-    rows = choose_micro_batch(
-        model,
-        train.batch_size // processes.size,
-        train.micro_batch_size,
-        train.checkpoint_activations,
-        train,
-    )
+    share = train.batch_size // processes.size
+    rows = choose_micro_batch(model, share, train.micro_batch_size, train)
     plan = plan_steps(config, train_set)
     if train.lr_schedule == "run" and train.lr_warmup_steps >= plan.planned_steps:
         LOG.warning(
