@@ -21,14 +21,15 @@ else:
         if name.startswith("__") and name != "__all__":  # what tools ask every module for
             raise AttributeError(f"module 'mlx_trm' has no attribute {name!r}")
         public = importlib.import_module("mlx_trm.public")
-        globals().update({each: getattr(public, each) for each in ("__all__", *public.__all__)})
+        for each in ("__all__", *public.__all__):
+            globals().setdefault(each, getattr(public, each))  # what a script has put there stays
         if name not in globals():
             raise AttributeError(f"module 'mlx_trm' has no attribute {name!r}")
         return globals()[name]
 
     def __dir__() -> List[str]:
         __getattr__("__all__")
-        return sorted(globals())
+        return sorted(set(globals()) - {"Any", "List", "TYPE_CHECKING", "importlib"})
 
 
 check_platform()

@@ -190,7 +190,8 @@ def compute_again(layer: nn.Module, run: Callable[[mx.array], mx.array], x: mx.a
         run: maps x to an array of its shape and dtype.
         x: (B, T, D).
     """
-    names, weights = zip(*tree_flatten(layer.trainable_parameters()))
+    flat: Any = tree_flatten(layer.trainable_parameters())
+    names, weights = [name for name, _ in flat], [weight for _, weight in flat]
 
     def forward(x: mx.array, *weights: mx.array) -> mx.array:
         own = layer.parameters()
@@ -204,9 +205,10 @@ def compute_again(layer: nn.Module, run: Callable[[mx.array], mx.array], x: mx.a
 
     @function.vjp
     def gradient(inputs: Any, d_out: mx.array, _: mx.array) -> Tuple[mx.array, ...]:
-        late = mx.depends(list(inputs), [d_out])
-        d_x, *d_weights = mx.vjp(forward, late, [d_out])[1]
-        return (mx.depends([d_x], d_weights)[0], *d_weights)
+        # Where no weight is trained MLX gives the only input by itself.
+        given = [inputs] if isinstance(inputs, mx.array) else list(inputs)
+        d_x, *d_weights = mx.vjp(forward, mx.depends(given, [d_out]), [d_out])[1]
+        return (mx.depends([d_x], d_weights)[0], *d_weights) if d_weights else (d_x,)
 
     result: mx.array = function(x, *weights)
     return result

@@ -458,6 +458,7 @@ def test_an_import_alone_loads_mlx_and_hardly_anything_else() -> None:
         "from mlx_trm import TRM",
         "from mlx_trm import *; TRM, load_config, __version__",
         "import mlx_trm; mlx_trm.runs.checkpoint.Checkpoint",
+        "import mlx_trm; mlx_trm.TRM = 1; dir(mlx_trm); assert mlx_trm.TRM == 1",
         "import mlx_trm; assert {'TRM', 'runs', '__version__'} <= set(dir(mlx_trm))",
         "import mlx_trm, inspect; inspect.unwrap(mlx_trm); assert not hasattr(mlx_trm, 'TRN')",
         "from mlx_trm.config.loading import load_config; load_config('sudoku_tiny.yaml')",

@@ -152,3 +152,23 @@ def test_computing_activations_again_changes_no_number(mixer, compiled):
             trainer.train_step(batch)
     for name, value in flat(kept).items():
         np.testing.assert_allclose(flat(again)[name], value, atol=1e-6, err_msg=name)
+
+
+def test_blocks_without_trained_weights_are_computed_again_too():
+    """As after ``freeze()``, or where all layers of a block are quantised."""
+    trainer = Trainer(experiment(train__batch_size=6))
+    model, batch = trainer.model, batches(trainer, 1)[0]
+    model.L_level.layers[0].freeze()
+    carry = model.begin(model.initial_carry(batch), batch)
+
+    def loss_fn(weights):
+        with model.using(weights):
+            return mx.sum(model.step(carry, model.puzzle_rows(carry))[1].logits ** 2)
+
+    found = []
+    for again in (False, True):
+        model.recompute(again)
+        found.append(dict(tree_flatten(mx.grad(loss_fn)(model.trained_weights()))))
+    assert found[0] and not any(name.startswith("L_level") for name in found[0])
+    for name, gradient in found[0].items():
+        assert mx.array_equal(found[1][name], gradient), name
