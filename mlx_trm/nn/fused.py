@@ -183,11 +183,13 @@ def _weight_gradient(d_out: mx.array, x: mx.array) -> mx.array:
 def _left_gradient(a: mx.array, b: mx.array) -> mx.array:
     """Give the sum over B of a @ b^T; a is (B, m, D), b is (B, n, D), the result (m, n).
 
-    The products of single sequences are summed by one more product, which adds in float32.
+    The products of single sequences are summed by one more product, which adds in float32; that of
+    a single one is the sum, and a launch is saved.
     """
-    products = (a @ b.swapaxes(1, 2)).reshape(a.shape[0], -1)
-    total = mx.ones((1, a.shape[0]), dtype=a.dtype) @ products
-    return total.reshape(a.shape[1], b.shape[1])
+    products = a @ b.swapaxes(1, 2)
+    if a.shape[0] > 1:
+        products = mx.ones((1, a.shape[0]), dtype=a.dtype) @ products.reshape(a.shape[0], -1)
+    return products.reshape(a.shape[1], b.shape[1])
 
 
 def _rows(x: mx.array) -> mx.array:

@@ -82,6 +82,22 @@ def test_gradients_are_those_of_the_plain_layers(mixer, dtype, tolerance, compil
         assert error.item() <= tolerance * mx.max(mx.abs(want)).item(), name
 
 
+@pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16])
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_left_weight_s_gradient_is_summed_over_the_rows(count, dtype, monkeypatch):
+    """That of a single row is not summed, and has the numbers that the sum would have."""
+    keys = mx.random.split(mx.random.key(7), 2)
+    a = mx.random.normal((count, 5, 32), key=keys[0]).astype(dtype)
+    b = mx.random.normal((count, 9, 32), key=keys[1]).astype(dtype)
+    products = (a @ b.swapaxes(1, 2)).reshape(count, -1)
+    want = (mx.ones((1, count), dtype=dtype) @ products).reshape(5, 9)
+    mx.eval(a, b, want)
+    if count == 1:
+        monkeypatch.setattr(mx, "ones", None)
+    found = fused._left_gradient(a, b)
+    assert found.dtype == want.dtype and mx.array_equal(found, want)
+
+
 @pytest.mark.parametrize("mixer", MIXERS)
 def test_a_step_without_gradient_is_the_same(mixer):
     """Evaluation, and the cycles of training that are not differentiated, keep nothing."""
