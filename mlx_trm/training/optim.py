@@ -78,10 +78,15 @@ class AdamATan2(Optimizer):
         state["m"], state["v"] = m, v
         root = mx.sqrt(v) * mx.rsqrt(1.0 - mx.power(b2, count))
         decayed = parameter * (1.0 - lr * self.weight_decay)
+        rate = lr / (1.0 - mx.power(b1, count))
         # The angle of 0 to 0, of a weight that has had no gradient yet, is 0 by C's library and
-        # undefined by Metal's: of 0 to 1 it is 0 everywhere, with the same sign.
-        angle = mx.arctan2(m, mx.where(m == 0.0, 1.0, root))
-        return decayed - lr / (1.0 - mx.power(b1, count)) * angle
+        # undefined by Metal's. So where m is 0, of either sign, it takes the rate's place, and the
+        # angle is that of 1. The root has no condition: MLX fuses chains of up to 11 operations,
+        # and so many lead from the gradient's square over the root to the average; with one more
+        # the square was a kernel of its own.
+        zero = m == 0.0
+        angle = mx.arctan2(mx.where(zero, 1.0, m), root)
+        return decayed - mx.where(zero, m, rate) * angle
 
 
 def register_optimizer(name: str) -> Callable[[MakeOptimizer], MakeOptimizer]:

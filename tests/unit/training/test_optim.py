@@ -1,10 +1,13 @@
 """Optimisers, schedule and EMA against float64 definitions."""
 
+import io
 import math
+import re
 
 import mlx.core as mx
 import numpy as np
 import pytest
+from mlx.utils import tree_flatten
 
 from mlx_trm.training.optim import EMA, AdamATan2, scheduled_lr, sign_sgd_rows
 
@@ -72,6 +75,65 @@ def test_adam_atan2_asks_for_no_angle_of_nothing(monkeypatch):
     want = moved()
     monkeypatch.setattr(mx, "arctan2", undefined_at_zero)
     np.testing.assert_array_equal(moved(), want)
+
+
+def numbers(count: int, seed: int) -> np.ndarray:
+    """Draw float32 numbers of all sizes whose squares are finite, many of them 0 of either sign."""
+    rng = np.random.default_rng(seed)
+    drawn = rng.standard_normal(count) * 10.0 ** rng.integers(-30, 15, count)
+    return np.where(rng.random(count) < 0.2, np.copysign(0.0, drawn), drawn).astype(np.float32)
+
+
+def bits(array: mx.array) -> np.ndarray:
+    return np.array(array).view(np.uint32)
+
+
+@pytest.mark.skipif(mx.default_device().type == mx.DeviceType.gpu, reason="as C's library has it")
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("seed", range(4))
+def test_adam_atan2_is_the_formula_to_the_bit(seed, compiled):
+    """That of the docstring; what is asked of arctan2 in its place changes nothing."""
+    b1, b2, decay, count = 0.9, 0.95, 0.3, 20_000
+    arrays = {name: mx.array(numbers(count, 10 * seed + n)) for n, name in enumerate("gpmv")}
+    arrays["v"] = mx.square(arrays["v"])
+
+    def formula(g, p, m, v, lr, step):
+        m, v = m + (1.0 - b1) * (g - m), v + (1.0 - b2) * (mx.square(g) - v)
+        root = mx.sqrt(v) * mx.rsqrt(1.0 - mx.power(b2, step))
+        p = p * (1.0 - lr * decay) - lr / (1.0 - mx.power(b1, step)) * mx.arctan2(m, root)
+        return p, m, v
+
+    def ours(g, p, m, v, lr, step):
+        optimizer, state = AdamATan2(0.0, (b1, b2), decay), {"m": m, "v": v}
+        optimizer.state.update(learning_rate=lr, step=step)
+        return optimizer.apply_single(g, p, state), state["m"], state["v"]
+
+    for step in (1, 2, 1000):
+        given = (*arrays.values(), mx.array(0.01), mx.array(step, dtype=mx.uint64))
+        want = formula(*given[:-1], given[-1].astype(mx.float32))
+        found = (mx.compile(ours) if compiled else ours)(*given)
+        for have, wanted in zip(found, want):
+            np.testing.assert_array_equal(bits(have), bits(wanted))
+
+
+def test_a_weight_s_update_and_average_are_one_operation():
+    """MLX fuses so many operations upon each other and no more; each other one is a launch."""
+    optimizer = AdamATan2(0.1, weight_decay=0.3)
+    weights = {"a": mx.array(normal(4))}
+    optimizer.init(weights)
+    state = optimizer.state
+
+    def update(gradients, weights, average, state):
+        optimizer.state = state
+        moved = optimizer.apply_gradients(gradients, weights)
+        return moved, EMA.average(average, moved, 0.999), optimizer.state
+
+    found = mx.compile(update)({"a": mx.array(normal(4, seed=1))}, weights, weights, state)
+    graph = io.StringIO()
+    mx.export_to_dot(graph, *(array for _, array in tree_flatten(found)))
+    operations = re.findall(r'label ?= ?"([^"]+)", shape=rectangle', graph.getvalue())
+    assert len([name for name in operations if "ArcTan2" in name]) == 1
+    assert not [name for name in operations if name in ("Square", "Multiply", "Select")]
 
 
 def test_adam_atan2_accepts_a_schedule():
