@@ -2,9 +2,9 @@
 
 import sys
 from pathlib import Path
-from typing import Any, Dict, Optional, Tuple
+from typing import Any, Dict, Optional, Sequence, Tuple
 
-from protocol import EVALUATES, Worker, WorkerError
+from protocol import EVALUATES, TRAINS, Worker, WorkerError
 from results import OURS
 
 from mlx_trm.cli.running import default_device
@@ -12,6 +12,7 @@ from mlx_trm.errors import ConfigError
 from mlx_trm.system.device import on_gpu
 
 HERE = Path(__file__).resolve().parent
+TRAINING = {"train", "overhead", "startup"}
 
 
 def find_device(name: Optional[str]) -> str:
@@ -24,15 +25,19 @@ def find_device(name: Optional[str]) -> str:
         return "gpu" if on_gpu() else "cpu"
 
 
-def our_worker(device: str, evaluates: bool = False) -> Worker:
+def our_worker(device: str, works: Sequence[str] = ()) -> Worker:
     """Start a worker of mlx_trm; see protocol.py.
 
     Args:
         device: ``gpu`` or ``cpu``.
-        evaluates: whether its only case is ``eval``: then it is set up as the command of that name.
+        works: what it is going to do, all of one size and batch: where they are ``eval`` alone, or
+            train, it is set up as the command that does. It is not where none are given.
     """
     command = [sys.executable, str(HERE / "worker.py")]
-    command += [EVALUATES] if evaluates else []
+    if set(works) == {"eval"}:
+        command.append(EVALUATES)
+    elif TRAINING & set(works):
+        command.append(TRAINS)
     return Worker(OURS, command + (["--gpu"] if device == "gpu" else []))
 
 

@@ -20,7 +20,8 @@ from typing import Any, Callable, Dict, List, Optional, Tuple
 import numpy as np
 
 MOST_UNITS = 64
-EVALUATES = "--evaluates"  # says that a worker's only case is eval
+# What a worker is told that stands for a command: that its only case is eval; that it trains.
+EVALUATES, TRAINS = "--evaluates", "--trains"
 # The import, and then the first public name, which brings all of them.
 IMPORT = """
 import time

@@ -84,9 +84,9 @@ class Suite:
 
     # Processes -----------------------------------------------------------------------------------
 
-    def ours(self) -> Worker:
-        """Start a worker of mlx_trm."""
-        return our_worker(self.device, set(self.args.cases) == {"eval"})
+    def ours(self, works: Sequence[str]) -> Worker:
+        """Start a worker of mlx_trm that will do this."""
+        return our_worker(self.device, works)
 
     def theirs(self) -> Worker:
         """Start a worker of the original.
@@ -220,8 +220,8 @@ class Suite:
         threads = []
         for side, mine in reversed(sides):  # the original's side by side, ours one by one
             for combination in part if mine else []:
-                start = self.ours if side == OURS else self.theirs
-                combination.workers[side] = start()
+                worker = self.ours(works) if side == OURS else self.theirs()
+                combination.workers[side] = worker
                 work = threading.Thread(target=prepare, args=(combination, side, mine))
                 work.start()
                 if side == OURS or not self.args.together:
@@ -322,7 +322,7 @@ class Suite:
 
     def measure_alone(self, job: Job) -> None:
         """Measure one job of ours in a process of its own."""
-        combination = Combination(job["size"], job["batch"], {OURS: self.ours()})
+        combination = Combination(job["size"], job["batch"], {OURS: self.ours([job["case"]])})
         try:
             self.warm_up(combination, job)
             self.time_case(combination, job["case"])
@@ -334,7 +334,7 @@ class Suite:
         seconds = []
         for _ in range(min(3, self.args.repeats) + 1):
             started = time.perf_counter()
-            worker = self.ours()
+            worker = self.ours([job["case"]])
             try:
                 worker.call("ask", job, what="first_step")
                 seconds.append(time.perf_counter() - started)

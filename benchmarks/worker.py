@@ -1,23 +1,17 @@
 """The worker of mlx_trm: does what benchmarks/run.py tells it, see protocol.py."""
 
-import os
 import sys
 import time
 from typing import Any, Callable, Dict
-
-# As the package's commands do, before MLX is imported; see mlx_trm/system/backend.py.
-if sys.platform.startswith("linux"):
-    os.environ.setdefault("MLX_USE_CUDA_GRAPHS", "0")
-    os.environ.setdefault("MLX_MAX_OPS_PER_BUFFER", "04")
 
 import mlx_trm as trm  # isort: skip  # before MLX, so that it can load a fast BLAS on Linux
 import cases
 import data_cases
 import mlx.core as mx
 import numpy as np
-from protocol import EVALUATES, Job, Side, Work, serve
+from protocol import EVALUATES, TRAINS, Job, Side, Work, serve
 
-from mlx_trm.system.backend import free_memory_often
+from mlx_trm.system.backend import free_memory_by_size, prefer_direct_launches
 from mlx_trm.system.device import on_gpu
 
 MATRIX = {"gpu": 8192, "cpu": 1024}
@@ -39,10 +33,18 @@ CASES: Dict[str, Callable[[Job], Work]] = {
 }
 
 
+def stand_for_command(job: Job) -> None:
+    """Have memory freed as in the command that evaluates or trains, if the worker was told which.
+
+    The first job counts: the others are of its size and batch.
+    """
+    if EVALUATES in sys.argv or TRAINS in sys.argv:
+        free_memory_by_size(job["batch"] * job["seq_len"], training=TRAINS in sys.argv)
+
+
 def prepare(job: Job) -> Work:
     """Make the work of a job."""
-    if EVALUATES in sys.argv:  # as the command that only evaluates
-        free_memory_often(job["batch"] * job["seq_len"])
+    stand_for_command(job)
     return CASES[job["case"]](job)
 
 
@@ -95,6 +97,7 @@ def report(job: Job) -> Dict[str, Any]:
 def first_step(job: Job) -> Dict[str, Any]:
     """Take the first step of a process."""
     started = time.perf_counter()
+    stand_for_command(job)
     cases.train(job).run(1)
     return {"seconds": time.perf_counter() - started}
 
@@ -107,5 +110,6 @@ ASK: Dict[str, Callable[[Job], Any]] = {
 
 
 if __name__ == "__main__":
+    prefer_direct_launches()  # as the package's commands do
     mx.set_default_device(mx.gpu if "--gpu" in sys.argv else mx.cpu)
     serve(Side(prepare, ASK, mx.reset_peak_memory, mx.get_peak_memory, mx.clear_cache))

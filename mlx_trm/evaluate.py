@@ -37,7 +37,7 @@ from mlx_trm.runs.folder import save_evaluation_files
 from mlx_trm.runs.layout import CONFIG, find_checkpoint
 from mlx_trm.runs.puzzle_rows import follow_data, read_row_names
 from mlx_trm.runs.state import read_state
-from mlx_trm.system.backend import free_memory_often
+from mlx_trm.system.backend import free_memory_by_size
 
 LOGGER = logging.getLogger(__name__)
 
@@ -101,7 +101,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, overrides: List[str]) -> int:
     """Evaluate and print a table; the overrides change the run's configuration."""
-    free_memory_often(count_positions(args.run, overrides))
+    free_memory_by_size(count_positions(args.run, overrides), training=False)
     checkpoint, _ = load_run(args, settings=True)
     config = checkpoint.config
     if overrides:

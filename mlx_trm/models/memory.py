@@ -15,7 +15,7 @@ from mlx_trm.nn import fused
 from mlx_trm.nn.cuda import kernels as cuda
 from mlx_trm.nn.cuda.swiglu_product import swiglu_product_fits
 from mlx_trm.nn.layers import SwiGLU
-from mlx_trm.system.backend import LARGE_STEP, frees_memory_often, operations_before_freeing
+from mlx_trm.system.backend import LARGE_EVALUATION, frees_memory_often, operations_before_freeing
 from mlx_trm.system.device import on_cuda, on_gpu, on_metal
 from mlx_trm.system.memory import GIB, PROCESS_LIMIT, default_cache, device_memory
 
@@ -295,7 +295,7 @@ def _writes_little(model: RecursiveModel) -> bool:
     width, length = config.hidden_size, model.positions + model.spec.seq_len
     inner = SwiGLU.inner_size(width, config.expansion, config.swiglu_multiple)
     mixed = config.attends or _position_kernel(config, length, model.dtype)
-    fits = mixed and swiglu_product_fits(LARGE_STEP, width, inner, model.dtype)
+    fits = mixed and swiglu_product_fits(LARGE_EVALUATION, width, inner, model.dtype)
     return fits and all(block.is_plain() for block in blocks)
 
 

@@ -19,11 +19,15 @@ BACKEND_PACKAGES = ("mlx-metal", "mlx-cpu", "mlx-cuda", "mlx-cuda-12", "mlx-cuda
 
 
 SCHEDULE_WIDTH = "MLX_BFS_MAX_WIDTH"
-# After how many operations MLX's CUDA backend frees what they have used. What commands say where
-# nobody has said anything; MLX reads 4, and a user's own 4 is told apart.
-OPERATIONS, _OURS = "MLX_MAX_OPS_PER_BUFFER", "04"
-# Positions of all rows from which an operation takes a GPU longer than the processor to launch it.
-LARGE_STEP = 16_384
+# After how many operations, and one more, MLX's CUDA backend frees what they have used; what the
+# commands say where the user has said nothing: in general, and by what they compute.
+OPERATIONS = "MLX_MAX_OPS_PER_BUFFER"
+FREED_USUALLY, FREED_OFTEN, FREED_SELDOM = "4", "1", "19"
+# Positions of all rows of a batch: an evaluation of so many frees memory often, training on so few
+# seldom.
+LARGE_EVALUATION, SMALL_TRAINING = 16_384, 512
+# The number that a command has said in this process, while it may still say another.
+_SAID: Dict[str, str] = {}
 
 # Of malloc.h: a block of so many bytes is the system's, and so many free at the end go back to it.
 M_MMAP_THRESHOLD, M_TRIM_THRESHOLD = -3, -1
@@ -37,25 +41,37 @@ def prefer_direct_launches() -> None:
     64 Sudoku took 15.0 ms with graphs and 13.5 without on an H200. Without graphs it frees what an
     operation has used after every so many operations only, 100 by default; the memory that this
     costs is why there are fewer here. What the environment already says is left alone. It has to be
-    said before MLX is imported; commands say it, importing the package does not.
+    said before MLX computes anything; commands say it, importing the package does not.
     """
-    if sys.platform.startswith("linux"):
-        os.environ.setdefault("MLX_USE_CUDA_GRAPHS", "0")
-        os.environ.setdefault(OPERATIONS, _OURS)
+    if not sys.platform.startswith("linux"):
+        return
+    os.environ.setdefault("MLX_USE_CUDA_GRAPHS", "0")
+    if OPERATIONS not in os.environ:
+        os.environ[OPERATIONS] = _SAID[OPERATIONS] = FREED_USUALLY
 
 
-def free_memory_often(positions: int) -> None:
-    """In a command that only evaluates, have MLX free memory after every second operation.
+def free_memory_by_size(positions: int, training: bool) -> None:
+    """Have MLX free memory after more or fewer operations, by what a command computes.
 
-    An evaluation of 768 Sudoku then takes 1.0 GiB instead of 1.8 and 1 % longer. Of small steps the
-    processor's work decides, and 64 Sudoku would take 15 % longer, so these are left alone, as is
-    what the environment says. It has to be said before MLX computes anything.
+    Evaluations of many positions free it after every second operation: one of 768 Sudoku takes 1.0
+    GiB instead of 1.8 and is 1 % slower. Steps of few positions are bound by the processor, which
+    does more work wherever memory is freed, and have little of it: training on one Sudoku at a time
+    frees it after 20. All others stay as they are.
+
+    Nothing is changed where :func:`prefer_direct_launches` has not been called or the user has set
+    a number. It has to be said before MLX computes anything; MLX reads the number once, so the
+    first call counts.
 
     Args:
-        positions: of all rows of a batch.
+        positions: of all rows of a batch, of the largest one.
+        training: whether steps are trained, perhaps with evaluations, or only evaluated.
     """
-    if positions >= LARGE_STEP and os.environ.get(OPERATIONS) == _OURS:
-        os.environ[OPERATIONS] = "1"
+    if OPERATIONS not in os.environ or os.environ[OPERATIONS] != _SAID.pop(OPERATIONS, None):
+        return
+    if training and positions <= SMALL_TRAINING:
+        os.environ[OPERATIONS] = FREED_SELDOM
+    elif not training and positions >= LARGE_EVALUATION:
+        os.environ[OPERATIONS] = FREED_OFTEN
 
 
 def operations_before_freeing() -> int:

@@ -33,6 +33,7 @@ from mlx_trm.runs.transfer import (
     read_weights,
     transfer_weights,
 )
+from mlx_trm.system.backend import free_memory_by_size
 from mlx_trm.system.device import old_mlx_advice, on_metal
 from mlx_trm.system.memory import set_limits
 from mlx_trm.system.processes import Processes
@@ -181,6 +182,8 @@ def prepare(config: ExperimentConfig, initialise: bool = True) -> Run:
     task = build_task(config.task, config.task_seed)
     train_set, test_set = task.dataset("train"), task.dataset("test")
     warn_of_shared(train_set, test_set)
+    rows = max(config.train.batch_size * config.train.chains, config.eval.batch_size or 0)
+    free_memory_by_size(rows * train_set.spec.seq_len, training=True)
     summary = f"{describe_data(train_set)} {describe_data(test_set)}"
     processes.agree("data set", summary)
     model = build_model(config.model, train_set.spec, seed=config.seed)

@@ -11,9 +11,10 @@ from child_processes import run_python
 from paths import ROOT
 
 import mlx_trm as trm
+from mlx_trm.system import backend
 
 FOLDER = ROOT / "benchmarks"
-NAMES = "run plot results simple_rules protocol upstream_worker".split()
+NAMES = "run plot results simple_rules protocol machine sizes upstream_worker".split()
 CHECKOUT = "a checkout"
 FAST = ["--device", "cpu", "--repeats", "2", "--block-seconds", "0.01"]
 
@@ -252,6 +253,28 @@ def test_the_end_of_a_worker_is_one_line(suite):
     with pytest.raises(suite.protocol.WorkerError, match="^it ended with 3: no such thing$"):
         worker.call("ask")
     worker.close()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the commands set nothing elsewhere")
+@pytest.mark.parametrize(
+    "works, batch, expected",
+    [(["train", "eval"], 2, "19"), (["eval"], 1024, "1"), (["eval"], 2, "4"), ([], 256, "4")],
+)
+def test_a_worker_is_set_up_as_the_command_it_stands_for(
+    works, batch, expected, suite, monkeypatch
+):
+    """Memory is freed by what the command would compute; by a worker of many sizes as usual."""
+    for name in ("MLX_USE_CUDA_GRAPHS", backend.OPERATIONS):
+        monkeypatch.delenv(name, raising=False)
+    case = {"case": (works or ["eval"])[0], "eval_steps": 1, "warm_up": 1, "block_seconds": 0.01}
+    job = {**suite.sizes.describe("tiny", batch, "float32", False), **case}
+    worker = suite.machine.our_worker("cpu", works)
+    try:
+        worker.call("prepare", job)
+        said = worker.call("ask", what="report")["answer"]["environment"]
+    finally:
+        worker.close()
+    assert (said["MLX_USE_CUDA_GRAPHS"], said[backend.OPERATIONS]) == ("0", expected)
 
 
 def test_the_trainer_s_batches_are_taken_again_and_again(monkeypatch, tmp_path):

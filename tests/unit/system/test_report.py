@@ -19,10 +19,10 @@ from paths import ROOT
 
 import mlx_trm
 from mlx_trm.diagnose import main as diagnose
-from mlx_trm.system import blas, report
+from mlx_trm.system import backend, blas, report
 from mlx_trm.system.backend import (
     OPERATIONS,
-    free_memory_often,
+    free_memory_by_size,
     frees_memory_often,
     load_advice,
     operations_before_freeing,
@@ -370,24 +370,54 @@ def test_processes_of_an_nccl_group_share_no_kernel_cache(
 
 
 @pytest.mark.parametrize(
-    "said, positions, expected",
-    [(None, 16_384, "1"), (None, 16_383, "04"), ("4", 1 << 20, "4"), ("100", 1 << 20, "100")],
+    "said, training, positions, expected",
+    [
+        (None, False, 16_384, "1"),
+        (None, False, 16_383, "4"),
+        (None, True, 512, "19"),
+        (None, True, 513, "4"),
+        ("4", False, 1 << 20, "4"),
+        ("4", True, 1, "4"),
+        ("100", False, 1 << 20, "100"),
+    ],
 )
-def test_large_evaluations_free_memory_often(
-    monkeypatch: pytest.MonkeyPatch, said: Optional[str], positions: int, expected: str
+def test_commands_free_memory_by_what_they_compute(
+    monkeypatch: pytest.MonkeyPatch,
+    said: Optional[str],
+    training: bool,
+    positions: int,
+    expected: str,
 ) -> None:
-    """Small ones would wait for the processor; what the user has set stays."""
+    """Often where much of it is used, seldom where the processor is behind; the user's stays."""
     monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setattr(backend, "_SAID", {})
     monkeypatch.setenv("MLX_USE_CUDA_GRAPHS", "0")
     monkeypatch.setenv(OPERATIONS, said or "")
     if said is None:
         monkeypatch.delenv(OPERATIONS)
     prefer_direct_launches()
-    assert int(os.environ[OPERATIONS]) == int(said or "4")
-    free_memory_often(positions)
+    assert os.environ[OPERATIONS] == (said or "4")
+    free_memory_by_size(positions, training)
     assert os.environ[OPERATIONS] == expected
     assert operations_before_freeing() == int(expected)
     assert frees_memory_often() == (expected == "1")
+    for again in (False, True):  # MLX has read the first one
+        free_memory_by_size(1 << 20, again)
+        free_memory_by_size(1, again)
+    assert os.environ[OPERATIONS] == expected
+
+
+def test_a_script_s_memory_is_freed_as_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where no command has been started nothing is set, and what is set by hand stays."""
+    monkeypatch.setattr(backend, "_SAID", {})
+    monkeypatch.setenv(OPERATIONS, "4")
+    free_memory_by_size(1 << 20, training=False)
+    assert os.environ[OPERATIONS] == "4"
+    monkeypatch.delenv(OPERATIONS)
+    for training in (False, True):
+        free_memory_by_size(1, training)
+        free_memory_by_size(1 << 20, training)
+    assert OPERATIONS not in os.environ
 
 
 def without_backend(tmp_path: Path, *arguments: str) -> "CompletedProcess[str]":

@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import os
+import sys
 from pathlib import Path
 
 import mlx.core as mx
@@ -16,6 +18,7 @@ from mlx_trm.errors import CheckpointError, ConfigError, TRMError
 from mlx_trm.models import memory
 from mlx_trm.models.carry import draw_exploration
 from mlx_trm.models.losses import act_loss
+from mlx_trm.system import backend
 from mlx_trm.training.optim import EMA, AdamATan2, sign_sgd_rows
 from mlx_trm.training.prepare import make_one_ahead, prepare
 from mlx_trm.training.trainer import Trainer
@@ -25,6 +28,29 @@ from mlx_trm.training.trainer import Trainer
 def private_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("MLX_TRM_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.parametrize("evaluated, expected", [(None, "19"), (512, "4")])
+def test_a_command_s_small_steps_free_memory_seldom(evaluated, expected, monkeypatch):
+    """It is said by the size of the largest batch, before MLX computes anything."""
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setattr(backend, "_SAID", {})
+    monkeypatch.setenv("MLX_USE_CUDA_GRAPHS", "0")
+    monkeypatch.setenv(backend.OPERATIONS, "")
+    monkeypatch.delenv(backend.OPERATIONS)
+    backend.prefer_direct_launches()
+    found = []
+
+    def build(*_, **__):
+        found.append(os.environ[backend.OPERATIONS])
+        raise ConfigError("enough")
+
+    monkeypatch.setattr("mlx_trm.training.prepare.build_model", build)
+    config = experiment()
+    config.eval.batch_size = evaluated
+    with pytest.raises(ConfigError, match="enough"):
+        Trainer(config)
+    assert found == [expected]
 
 
 def test_a_step_is_the_sum_of_its_parts():
