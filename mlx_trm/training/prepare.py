@@ -182,8 +182,9 @@ def prepare(config: ExperimentConfig, initialise: bool = True) -> Run:
     task = build_task(config.task, config.task_seed)
     train_set, test_set = task.dataset("train"), task.dataset("test")
     warn_of_shared(train_set, test_set)
-    rows = max(config.train.batch_size * config.train.chains, config.eval.batch_size or 0)
-    free_memory_by_size(rows * train_set.spec.seq_len, training=True)
+    if source is None:  # else MLX has computed something, and it is too late for this
+        most = max(config.train.batch_size * config.train.chains, config.eval.batch_size or 0)
+        free_memory_by_size(most * train_set.spec.seq_len, training=True)
     summary = f"{describe_data(train_set)} {describe_data(test_set)}"
     processes.agree("data set", summary)
     model = build_model(config.model, train_set.spec, seed=config.seed)
