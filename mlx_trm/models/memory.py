@@ -188,8 +188,11 @@ def limit_evaluation_memory(
     # it is freed: docs/benchmarks has what each limit costs.
     least, share = 3 * GIB // 2, rows * row
     if operations_before_freeing() <= 4 and _writes_little(model):
+        # The least has room for what does not grow with the rows: a step's copies of the weights
+        # and the workspaces of its products, up to 32 MiB each; fewer at a time if freed often.
         least = GIB // 4
-        share = share // 2 if frees_memory_often() else share
+        if frees_memory_often():
+            least, share = GIB // 6, share // 2
     needed = max(least, outside + share)
     if most is not None:
         needed = outside + min(rows * row, int(most * GIB))

@@ -368,7 +368,7 @@ def test_an_evaluation_by_the_position_kernel_needs_no_inner_array(settings, kep
 
 @pytest.mark.parametrize("settings", [{}, {"gate_norm": True}, {"quantized": True}])
 @pytest.mark.parametrize(
-    "operations, units, least", [("1", 11, 1 << 28), ("04", 22, 1 << 28), ("", 22, 3 << 29)]
+    "operations, units, least", [("1", 11, (1 << 30) // 6), ("4", 22, 1 << 28), ("", 22, 3 << 29)]
 )
 def test_what_an_evaluation_takes_where_kernels_write_little(
     settings, operations, units, least, limits, monkeypatch
@@ -391,7 +391,8 @@ def test_what_an_evaluation_takes_where_kernels_write_little(
         units, least = 22, 3 << 29
     with fused.use(True):
         outside = mx.get_active_memory()
-        with memory.limit_evaluation_memory(model, 1):
-            assert limits[-1] == least
+        for rows in (1, 64):
+            with memory.limit_evaluation_memory(model, rows):
+                assert limits[-1] == least
         with memory.limit_evaluation_memory(model, 4096):
             assert limits[-1] == pytest.approx(outside + 4096 * units * one, rel=1e-3)

@@ -372,8 +372,8 @@ def test_processes_of_an_nccl_group_share_no_kernel_cache(
 @pytest.mark.parametrize(
     "said, training, positions, expected",
     [
-        (None, False, 16_384, "1"),
-        (None, False, 16_383, "4"),
+        (None, False, 4096, "1"),
+        (None, False, 4095, "4"),
         (None, True, 512, "19"),
         (None, True, 513, "4"),
         ("4", False, 1 << 20, "4"),
