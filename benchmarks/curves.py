@@ -41,7 +41,7 @@ def accuracy_table(lines: Sequence[Line]) -> str:
             newest[key] = line
     rows = [row for line in newest.values() for row in _accuracy_rows(line)]
     header = ["of", "recipe", "processes", "accuracy", "from the start", "training",
-              "the same without compiling", "steps", "kJ"]  # fmt: skip
+              "the same without compiling", "steps", "kJ", "steps a second at last"]  # fmt: skip
     return markdown(header, rows) if rows else ""
 
 
@@ -50,16 +50,17 @@ def _accuracy_rows(line: Line) -> List[List[str]]:
     for found in line["reached"]:
         text = f"{found['accuracy']:g} %"
         if not found["reached"]:
-            ends = {"limit": f"in {hms(line['limit'])}", "ended": "by its end"}
+            ends = {"limit": f"in {hms(line['limit'])}", "ended": "by its end",
+                    "steps": "in the steps asked for"}  # fmt: skip
             text += f": not {ends.get(line['ended'], 'before it was stopped')}"
             best = found["found"]
             text += "; no evaluation" if best is None else f"; best {best:.1f} %"
-        joules, step = found["joules"], found["step"]
+        joules, step, rate = found["joules"], found["step"], line.get("steps_per_second")
         rows.append(
             [line["implementation"], f"{line['config']}, batch {line['batch']}", str(line["gpus"]),
              text, hms(found["seconds"]), hms(found["training_seconds"]),
              hms(found["steady_seconds"]), "-" if step is None else f"{step:,}",
-             "-" if joules is None else f"{joules / 1000:.1f}"]
+             "-" if joules is None else f"{joules / 1000:.1f}", digits(rate) if rate else "-"]
         )  # fmt: skip
     return rows
 

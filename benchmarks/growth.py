@@ -58,7 +58,6 @@ DEFAULTS: Dict[str, Dict[str, Any]] = {
 }
 CYCLES = ["1x1", "1x2", "2x4", "3x6"]
 NO_VECTOR = ("model.puzzle_emb_ndim=0", "model.puzzle_emb_len=0")
-STEPS = 40  # of a training with several processes
 
 
 class Point(NamedTuple):
@@ -129,6 +128,8 @@ def arguments() -> Parser:
         help="positions of a batch in the series positions" + default("tokens"))  # fmt: skip
     add("--rows", type=count, metavar="B",
         help="rows in cycles, and of each process in gpus" + default("rows"))  # fmt: skip
+    add("--steps", type=count, default=40, metavar="N",
+        help="of a training in gpus, of which the later half counts (default: 40)")  # fmt: skip
     add("--dtype", choices=("float32", "bfloat16", "float16"),
         help="default: bfloat16 on the GPU, float32 on the CPU")  # fmt: skip
     add("--repeats", type=count, default=3, metavar="N", help="timed blocks (default: 3)")
@@ -296,9 +297,10 @@ class Growth:
     def train_together(self, point: Point) -> Dict[str, Any]:
         """Train for some steps with several processes; the later half of the log counts."""
         size = SIZES[point.size]
+        steps, interval = self.args.steps, max(1, self.args.steps // 8)
         words = ["--config", size.config, *size.overrides, "-q", "--device", self.device,
-                 f"train.batch_size={point.batch}", f"train.max_steps={STEPS}",
-                 "train.log_interval=5", f"model.forward_dtype={self.dtype}",
+                 f"train.batch_size={point.batch}", f"train.max_steps={steps}",
+                 f"train.log_interval={interval}", f"model.forward_dtype={self.dtype}",
                  "train.micro_batch_size=null", "eval.max_examples=1"]  # fmt: skip
         with tempfile.TemporaryDirectory(prefix="growth") as name:
             folder = Path(name)

@@ -8,9 +8,9 @@ Runs `python -m mlx_trm.train` as its user would, reads the evaluations of its m
 stops it at the highest accuracy asked for. With --compare the original's recipe is trained in the
 original's code on the same puzzles, evaluated on the same test set. Seconds count from the start of
 the process to the line of the evaluation: imports, compilation and evaluations included; beside
-them stand those of the training steps alone. The result is a line of JSON for each run, appended
-to benchmarks/results/ in the file of this machine, and a Markdown table. Ctrl-C keeps what has been
-reached.
+them stand those of the training steps alone, and the steps a second of the later half of the log.
+The result is a line of JSON for each run, appended to benchmarks/results/ in the file of this
+machine, and a Markdown table. Ctrl-C keeps what has been reached.
 """
 
 import argparse
@@ -106,6 +106,8 @@ def arguments() -> Parser:
         "the CPU processes over MLX's ring")  # fmt: skip
     add("--seconds", type=positive, default=3600.0, metavar="LIMIT",
         help="of each run, at most (default: 3600)")  # fmt: skip
+    add("--steps", type=count, metavar="N",
+        help="of each run, at most: for the steps a second alone (default: the run's)")  # fmt: skip
     add_results(parser)
     add("--runs", type=Path, metavar="FOLDER",
         help="keep the runs' folders and messages here (default: they are removed)")  # fmt: skip
@@ -270,10 +272,13 @@ class Comparison:
                 spent = time.perf_counter() - started.group.started
                 joules = meter.joules()
                 started.group.stop()
-                if log.evaluations or ended == "interrupted":
+                rate = log.steps_per_second()
+                if log.evaluations or rate or ended == "interrupted":
                     found = self.line(run, log, meter.source, ended, spent, joules)
                     results.append(path, found)
                     lines.append(found)
+                if rate:
+                    print(f"    {rate:.3g} steps a second, later half of its log", flush=True)
         if ended == "failed":
             started.group.check()
             raise TRMError(f"{name}: a process has ended; {started.group.last_words()}")
@@ -291,6 +296,8 @@ class Comparison:
                 return "failed" if started.group.failed() else "ended"
             if seconds >= self.args.seconds:
                 return "limit"
+            if self.args.steps and log.trained >= self.args.steps:
+                return "steps"
             time.sleep(POLL)
 
     def tell(self, found: Evaluation) -> None:
@@ -313,6 +320,7 @@ class Comparison:
             "case": "time_to_accuracy", "gpus": run.gpus, **run.about, **log.facts,
             "metric": log.metric, "ended": ended, "limit": self.args.seconds, "seconds": spent,
             "joules": joules, "energy": source or "not measured",
+            "steps_per_second": log.steps_per_second(),
             "reached": [reached(log.evaluations, each) for each in self.to],
             "evaluations": [evaluation._asdict() for evaluation in log.evaluations],
         }  # fmt: skip

@@ -44,6 +44,7 @@ class Log:
     Attributes:
         metric: that is read from the first set of each evaluation.
         evaluations: so far.
+        trained: supervision steps so far.
         facts: what the log says of the whole run: peak memory, and what the original's tells.
     """
 
@@ -52,10 +53,10 @@ class Log:
         self.metric = metric
         self.evaluations: List[Evaluation] = []
         self.facts: Dict[str, Any] = {}
+        self.trained = 0
         self._offset = 0
         # (steps, seconds a step) of each line of training
         self._intervals: List[Tuple[int, float]] = []
-        self._trained = 0
 
     def read(self, path: Path, seconds: float, joules: Optional[float]) -> List[Evaluation]:
         """Read the lines that are new.
@@ -81,13 +82,21 @@ class Log:
             self._take(json.loads(text), seconds, joules)
         return self.evaluations[found:]
 
+    def steps_per_second(self) -> Optional[float]:
+        """Give the median rate over the later half of the log; None before its first line.
+
+        In the first half kernels may have been compiled, and a curriculum's cycles be fewer.
+        """
+        later = self._intervals[len(self._intervals) // 2 :]
+        return 1 / median(seconds for _, seconds in later) if later else None
+
     def _take(self, line: Dict[str, Any], seconds: float, joules: Optional[float]) -> None:
         kind = line.pop("kind")
         if kind == "about":
             self.facts.update(line)
         elif kind == "train":
-            steps = line["step"] - self._trained
-            self._trained = line["step"]
+            steps = line["step"] - self.trained
+            self.trained = line["step"]
             self._intervals.append((steps, 1 / line["steps_per_second"]))
             if line.get("peak_memory"):
                 self.facts["peak_memory"] = line["peak_memory"]

@@ -192,5 +192,7 @@ def test_bad_arguments_are_one_line(words, said, suite, capsys, tmp_path):
 def test_several_processes_are_a_series(suite, tmp_path):
     """Two of them train over the ring, and take as many rows each."""
     words = ["--series", "gpus", "--gpus", "1", "2", "--rows", "2", "--output", str(tmp_path)]
-    assert suite.growth.main([*FAST, *words]) == 0
-    assert [(line["value"], line["batch"]) for line in lines_of(tmp_path)] == [(1, 2), (2, 4)]
+    assert suite.growth.main([*FAST, *words, "--steps", "6"]) == 0
+    lines = lines_of(tmp_path)
+    assert [(line["value"], line["batch"]) for line in lines] == [(1, 2), (2, 4)]
+    assert [line["seconds"]["blocks"] for line in lines] == [3, 3]

@@ -40,7 +40,8 @@ def write(**line):
 write(kind="about", versions={{"torch": "0"}}, facts={{"substituted": []}})
 for number in range(1, 4):
     write(kind="train", step=10 * number, steps_per_second=10.0, peak_memory=5)
-    write(kind="eval", step=10 * number, set="all", exact_accuracy=0.2 * number)
+    if {evaluates}:
+        write(kind="eval", step=10 * number, set="all", exact_accuracy=0.2 * number)
 if {fails}:
     sys.exit("no such GPU")
 time.sleep(60)
@@ -64,13 +65,13 @@ def only_line(folder):
     return json.loads(text)
 
 
-def original(folder, fails=False):
+def original(folder, fails=False, evaluates=True):
     """Make a stand-in for a checkout of the original and its interpreter; gives the options."""
     checkout = folder / "checkout" / "models" / "recursive_reasoning"
     checkout.mkdir(parents=True)
     (checkout / "trm.py").write_text("")
     fake = folder / "python"
-    fake.write_text(FAKE.format(python=sys.executable, fails=fails))
+    fake.write_text(FAKE.format(python=sys.executable, fails=fails, evaluates=evaluates))
     fake.chmod(0o755)
     recipe = ["--recipe", "sudoku_tiny.yaml", "--recipe-set", "task.num_aug=2"]
     recipe += ["--recipe-set", "model.swiglu_multiple=256"]
@@ -162,6 +163,18 @@ def test_what_was_reached_is_kept(how, suite, tmp_path, capsys, monkeypatch):
     assert ("no such GPU" in message) == (how == "failed")
 
 
+def test_a_run_without_an_evaluation_has_its_speed(suite, tmp_path, capsys):
+    """It is stopped after the steps asked for, which is all that is asked of some."""
+    words = [*TINY, *original(tmp_path, evaluates=False), "--only-original", "--steps", "30"]
+    assert suite.time_to_accuracy.main([*words, "--output", str(tmp_path)]) == 0
+    line = only_line(tmp_path)
+    assert (line["ended"], line["evaluations"]) == ("steps", [])
+    assert line["steps_per_second"] == pytest.approx(10) and line["reached"][0]["found"] is None
+    said = capsys.readouterr().out
+    assert "    10 steps a second, later half of its log" in said
+    assert "| 50 %: not in the steps asked for; no evaluation | - |" in said
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -226,6 +239,19 @@ def test_seconds_of_training_leave_compiling_out(suite):
     ]
     assert suite.watched.steady_seconds(intervals) == pytest.approx(1 + 1 + 1 + 3 + 2 + 2)
     assert suite.watched.steady_seconds(intervals[:1]) == pytest.approx(30)
+
+
+def test_the_rate_is_that_of_the_later_half(suite, tmp_path):
+    """Where nothing is compiled any more; None before the first line."""
+    path, log = tmp_path / "metrics.jsonl", suite.watched.Log("accuracy")
+    assert log.steps_per_second() is None
+    lines = [
+        {"kind": "train", "step": 5 * number, "steps_per_second": rate}
+        for number, rate in enumerate((0.1, 1, 50, 20, 25, 10), start=1)
+    ]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    log.read(path, 1.0, None)
+    assert log.steps_per_second() == pytest.approx(20)
 
 
 def test_a_line_that_is_half_there_is_read_later(suite, tmp_path):

@@ -60,11 +60,14 @@ def places(size: int) -> List[Dict[str, str]]:
         (port,) = ports(1)
         shared = {"NCCL_HOST_IP": "127.0.0.1", "NCCL_PORT": str(port), "MLX_WORLD_SIZE": str(size)}
         kernels = f"{tempfile.gettempdir()}/mlx-kernels-"  # see separate_kernel_caches
-        own = {"CUDA_VISIBLE_DEVICES": "", "MLX_PTX_CACHE_DIR": kernels}
-        return [
-            {**each, **shared, **{name: value + each["MLX_RANK"] for name, value in own.items()}}
-            for each in ranks
+        seen = os.environ.get("CUDA_VISIBLE_DEVICES")  # of this process, by their names
+        gpus = seen.split(",") if seen else [str(rank) for rank in range(size)]
+        assert len(gpus) >= size, f"{size} processes need {size} GPUs; there are {len(gpus)}"
+        own = [
+            {"CUDA_VISIBLE_DEVICES": gpus[rank], "MLX_PTX_CACHE_DIR": f"{kernels}{rank}"}
+            for rank in range(size)
         ]
+        return [{**each, **shared, **more} for each, more in zip(ranks, own)]
     Path("hosts.json").write_text(json.dumps([[f"127.0.0.1:{port}"] for port in ports(size)]))
     return [{**each, "MLX_HOSTFILE": "hosts.json"} for each in ranks]
 
