@@ -228,7 +228,9 @@ class Program:
 def main() -> None:
     """Train."""
     sys.dont_write_bytecode = True
-    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))  # there is nothing to save
+    # SIGTERM ends it at once, also where it waits for a process that has ended before it: there is
+    # nothing to save, and a handler of Python's would not be called in that wait.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     STATE["device"] = "cuda" if "--gpu" in sys.argv else "cpu"
     replace_missing()
     sys.path.insert(1, os.path.abspath(sys.argv[1]))
