@@ -13,7 +13,7 @@ from mlx_trm.models import RecursiveModel, named_arrays
 from mlx_trm.models.network import Block, NetworkConfig
 from mlx_trm.nn import fused
 from mlx_trm.nn.cuda import kernels as cuda
-from mlx_trm.nn.cuda.swiglu_product import swiglu_product_fits
+from mlx_trm.nn.cuda.hopper.swiglu_product import swiglu_product_fits
 from mlx_trm.nn.layers import SwiGLU
 from mlx_trm.system.backend import LARGE_EVALUATION, frees_memory_often, operations_before_freeing
 from mlx_trm.system.device import on_cuda, on_gpu, on_metal

@@ -21,7 +21,8 @@ from typing import Any, Callable, ContextManager, List, Optional, Tuple
 import mlx.core as mx
 
 from mlx_trm.nn.cuda import kernels as cuda
-from mlx_trm.nn.cuda.swiglu_product import swiglu_product, swiglu_product_fits
+from mlx_trm.nn.cuda.hopper.long_attention import long_attention, long_attention_fits
+from mlx_trm.nn.cuda.hopper.swiglu_product import swiglu_product, swiglu_product_fits
 from mlx_trm.nn.functional import (
     CosSin,
     apply_rope,
@@ -154,6 +155,8 @@ def _long_attention(qkv: mx.array, cos_sin: Optional[CosSin], keep: bool) -> mx.
     where a gradient is wanted, zeros are put behind the queries, and what they find is left out.
     """
     length, size = qkv.shape[1], qkv.shape[-1]
+    if not keep and long_attention_fits(qkv, cos_sin is not None):
+        return long_attention(qkv, cos_sin).reshape(-1, qkv.shape[-2] * size)
     more = -length % _FUSED_LENGTH if keep and cuda.usable(qkv.dtype) else 0
     if cos_sin is not None:
         parts = _rotate(more)(qkv, *cos_sin, keep=keep)

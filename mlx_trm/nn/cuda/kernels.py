@@ -289,6 +289,15 @@ def rope(qkv: mx.array, cos: mx.array, sin: mx.array, more: int) -> List[mx.arra
     return [query, key, qkv[:, :, 2]]
 
 
+def rope_keys(qkv: mx.array, cos: mx.array, sin: mx.array) -> mx.array:
+    """Give the rotated keys, (B, T, h, D / h), of what :func:`rope` takes."""
+    count, positions, _, heads, size = qkv.shape
+    pairs = count * positions * heads * (size // 16)
+    scalars, blocks = [positions, heads, size // 2, pairs], (-(-pairs // _THREADS), 1)
+    shapes = [(count, positions, heads, size)]
+    return launch("rope.cu", "rope_keys", [qkv, cos, sin], shapes, scalars, blocks)[0]
+
+
 def rope_gradient(
     d_query: mx.array, d_key: mx.array, d_value: mx.array, cos: mx.array, sin: mx.array
 ) -> mx.array:

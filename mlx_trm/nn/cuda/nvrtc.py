@@ -6,6 +6,7 @@ here a kernel is compiled once a machine and kept in the cache folder.
 
 import ctypes
 import hashlib
+import logging
 import os
 from functools import lru_cache
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any, Dict, Optional, Tuple
 
 from mlx_trm.system.files import cache_folder, write_bytes
 
+LOG = logging.getLogger(__name__)
 _FOLDER = Path(__file__).parent
 
 
@@ -34,9 +36,13 @@ def library() -> Optional[Any]:
 
 
 def _source(name: str, defines: Tuple[Tuple[str, int], ...]) -> str:
+    path = _FOLDER / name
+    files = [
+        _FOLDER / "common.cuh",
+        *sorted(set(path.parent.glob("*.cuh")) - {_FOLDER / "common.cuh"}),
+    ]
     parts = [f"#define {key} {value}\n" for key, value in defines]
-    parts += [(_FOLDER / file).read_text(encoding="utf-8") for file in ("common.cuh", name)]
-    return "".join(parts)
+    return "".join(parts + [file.read_text(encoding="utf-8") for file in [*files, path]])
 
 
 def _compile(nvrtc: Any, source: bytes, architecture: str) -> bytes:
@@ -104,3 +110,20 @@ def binary(name: str, architecture: str, defines: Dict[str, int]) -> bytes:
         NvrtcError: if it does not compile.
     """
     return _binary(name, architecture, tuple(sorted(defines.items())))
+
+
+@lru_cache(maxsize=None)
+def compiles(name: str, architecture: str, defines: Tuple[Tuple[str, int], ...]) -> bool:
+    """Whether a file of kernels compiles; if not, that is said once, and plain operations are used.
+
+    Args:
+        name: of the file in this folder.
+        architecture: for example ``sm_90a``.
+        defines: constants that are compiled in, by name.
+    """
+    try:
+        binary(name, architecture, dict(defines))
+    except NvrtcError as error:
+        LOG.warning("%s for %s does not compile, it is done without: %s", name, architecture, error)
+        return False
+    return True

@@ -44,6 +44,24 @@ extern "C" __global__ void rope_forward(const Vec8* qkv, const float* cos, const
 }
 #endif
 
+#ifdef ROPE_KEYS // of the keys alone; long_attention.cu turns the queries itself
+extern "C" __global__ void rope_keys(const Vec8* qkv, const float* cos, const float* sin, Vec8* k,
+                                     int positions, int heads, int half, int count) {
+  const long long i = (long long)blockIdx.x * blockDim.x + threadIdx.x;
+  if (i >= count)
+    return;
+  const Place p = place(i, positions, heads, half);
+  const int width = heads * half / 4, step = half / 8;
+  const long long row = p.sequence * positions + p.position;
+  const Vec8* from = qkv + (row * 3 + 1) * width + p.inside;
+  Vec8 first = from[0], second = from[step];
+  turn(first, second, angles_at(cos + p.angle, sin + p.angle), 1.f);
+  Vec8* to = k + row * width + p.inside;
+  to[0] = first;
+  to[step] = second;
+}
+#endif
+
 #ifdef ROPE_BACKWARD
 extern "C" __global__ void rope_backward(const Vec8* dq, const Vec8* dk, const Vec8* dv,
                                          const float* cos, const float* sin, Vec8* d_qkv,

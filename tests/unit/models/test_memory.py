@@ -21,7 +21,7 @@ from mlx_trm.models.memory import (
     rows_that_fit,
 )
 from mlx_trm.nn import fused, mixing
-from mlx_trm.nn.cuda import swiglu_product
+from mlx_trm.nn.cuda.hopper import swiglu_product
 from mlx_trm.system import memory as limits_of_mlx
 from mlx_trm.system.backend import OPERATIONS
 from mlx_trm.system.memory import device_memory
@@ -384,7 +384,7 @@ def test_what_an_evaluation_takes_where_kernels_write_little(
         monkeypatch.setattr(module, "usable", lambda dtype: dtype == mx.bfloat16)
         monkeypatch.setattr(module, "architecture", lambda: "sm_90")
         monkeypatch.setattr(module, "shared_limit", lambda: 227 * 1024)
-    monkeypatch.setattr(swiglu_product, "_compiles", lambda size, inner: True)
+    monkeypatch.setattr(swiglu_product, "compiles", lambda *what: True)
     monkeypatch.setenv(OPERATIONS, operations)
     one = (model.positions + 81) * config.hidden_size * 2
     if settings:

@@ -14,30 +14,13 @@ from mlx_trm.nn import fused
 from mlx_trm.nn.cuda import gate_norm
 from mlx_trm.nn.cuda import kernels as cuda
 from mlx_trm.nn.cuda import nvrtc
-from mlx_trm.nn.cuda import swiglu_product as products
-from mlx_trm.nn.cuda.swiglu_product import swiglu_product, swiglu_product_fits
 from mlx_trm.nn.functional import rms_norm, rope_tables, silu
-from mlx_trm.nn.gating import gate_halves
 from mlx_trm.nn.residual import residual_norm
+from tests.helpers.rounding import check, distance, exact_attention, normal
 
 on_cuda = pytest.mark.skipif(
     not cuda.usable(mx.bfloat16), reason="needs an NVIDIA GPU with MLX's CUDA backend"
 )
-
-
-def normal(*shape):
-    return mx.random.normal(shape).astype(mx.bfloat16)
-
-
-def check(have, want, allowed=0.01, least=0.5):
-    """Equal but for rare roundings: few of the numbers differ, by one unit of 8 bits or two.
-
-    ``least`` is the magnitude of what has been added up, where the sum may be smaller.
-    """
-    have, want = have.astype(mx.float32), want.astype(mx.float32)
-    assert have.shape == want.shape
-    assert mx.mean(have != want).item() <= allowed
-    assert mx.all(mx.abs(have - want) <= 0.016 * mx.maximum(mx.abs(want), least)).item()
 
 
 def exact_position_mlp(x, gate_up, down, norm_eps):
@@ -45,11 +28,6 @@ def exact_position_mlp(x, gate_up, down, norm_eps):
     x, gate_up, down = (part.astype(mx.float32) for part in (x, gate_up, down))
     gate, up = mx.split(gate_up @ x, 2, axis=-2)
     return x + down @ (mx.sigmoid(gate) * rms_norm(gate * up, norm_eps, -2))
-
-
-def distance(have, want):
-    """The root of the mean square of the difference."""
-    return mx.sqrt(mx.mean(mx.square(have.astype(mx.float32) - want))).item()
 
 
 @on_cuda
@@ -174,15 +152,6 @@ def test_norms():
         check(have, want.astype(mx.bfloat16))
 
 
-def exact_attention(qkv, angles):
-    """Attention in float32 throughout."""
-    query, key, value = (qkv[:, :, part].swapaxes(1, 2) for part in range(3))
-    if angles is not None:
-        query, key = (fused.apply_rope(part, angles) for part in (query, key))
-    scores = query @ key.swapaxes(-1, -2) * qkv.shape[-1] ** -0.5
-    return (mx.softmax(scores, axis=-1) @ value).swapaxes(1, 2)
-
-
 @on_cuda
 @pytest.mark.parametrize("rotated", [False, True])
 @pytest.mark.parametrize("length, size", [(97, 64), (17, 16), (128, 32), (200, 64), (916, 64)])
@@ -202,67 +171,6 @@ def test_attention(length, size, rotated):
     # Operands and exponentials of 8 bits: 0.4 % of numbers around 1.
     assert mx.max(mx.abs(have - want)).item() <= 0.02
     assert mx.max(mx.abs(have_gradient - want_gradient)).item() <= 0.04
-
-
-on_hopper = pytest.mark.skipif(
-    cuda.architecture() != "sm_90", reason="needs an NVIDIA GPU of the Hopper generation"
-)
-
-
-@on_cuda
-@on_hopper
-@pytest.mark.parametrize(
-    "rows, size, inner",
-    [(4096, 512, 1536), (16421, 256, 768), (20001, 512, 1536), (5000, 64, 96)],
-)
-def test_swiglu_product(rows, size, inner):
-    x = normal(rows, size)
-    gate_up = (normal(2 * inner, size) * size**-0.5).astype(mx.bfloat16)
-    assert swiglu_product_fits(rows, size, inner, x.dtype)
-    # Sums of the same products in another order round the other way once in a while.
-    check(swiglu_product(x, gate_up), gate_halves(x @ gate_up.T, -1, None))
-
-
-@pytest.mark.parametrize(
-    "rows, size, inner, architecture, fits",
-    [
-        (4096, 512, 1536, "sm_90", True),
-        (4095, 512, 1536, "sm_90", False),
-        (1 << 31, 512, 1536, "sm_90", False),
-        (4096, 64, 96, "sm_90", True),
-        (4096, 96, 96, "sm_90", False),
-        (4096, 576, 1536, "sm_90", False),
-        (4096, 512, 100, "sm_90", False),
-        (4096, 512, 1536, "sm_80", False),
-        (4096, 512, 1536, "sm_100", False),
-    ],
-)
-def test_which_products_have_a_kernel(rows, size, inner, architecture, fits, monkeypatch):
-    monkeypatch.setattr(products, "usable", lambda dtype: dtype == mx.bfloat16)
-    monkeypatch.setattr(products, "architecture", lambda: architecture)
-    monkeypatch.setattr(products, "shared_limit", lambda: 227 * 1024)
-    monkeypatch.setattr(products, "_compiles", lambda size, inner: True)
-    assert swiglu_product_fits(rows, size, inner, mx.bfloat16) == fits
-    assert not swiglu_product_fits(rows, size, inner, mx.float32)
-    monkeypatch.setattr(products, "_compiles", lambda size, inner: False)
-    assert not swiglu_product_fits(rows, size, inner, mx.bfloat16)
-
-
-@pytest.mark.parametrize("keep, norm_eps", [(False, None), (True, None), (False, 1e-5)])
-def test_only_what_has_no_gradient_goes_through_the_product(keep, norm_eps, monkeypatch):
-    called = []
-
-    def product(x, gate_up):
-        called.append(x.shape)
-        return gate_halves(x @ gate_up.T, -1, None)
-
-    x, gate_up, down = (mx.random.normal(shape) for shape in ((2, 3, 8), (32, 8), (8, 16)))
-    want = fused.feature_mlp(x, gate_up, down, 1e-5, keep, norm_eps)
-    monkeypatch.setattr(fused, "swiglu_product_fits", lambda *sizes: True)
-    monkeypatch.setattr(fused, "swiglu_product", product)
-    have = fused.feature_mlp(x, gate_up, down, 1e-5, keep, norm_eps)
-    assert mx.array_equal(have, want)
-    assert called == ([] if keep or norm_eps else [(6, 8)])
 
 
 @pytest.mark.parametrize("rotated", [False, True])
@@ -373,7 +281,20 @@ def test_floats_travel_as_their_bits():
     assert struct.unpack("<f", struct.pack("<i", bits))[0] == pytest.approx(1e-5, rel=1e-7)
 
 
-@pytest.mark.parametrize("file", ["attention.cu", "mlp_t.cu", "norm.cu", "rope.cu", "swiglu.cu"])
+@pytest.mark.parametrize(
+    "file",
+    [
+        "attention.cu",
+        "hopper/long_attention.cu",
+        "hopper/swiglu_product.cu",
+        "mlp_t.cu",
+        "norm.cu",
+        "rope.cu",
+        "swiglu.cu",
+    ],
+)
 def test_sources_are_in_the_package(file):
     source = nvrtc._source(file, (("SIZE", 64),))
     assert source.startswith("#define SIZE 64\n") and 'extern "C" __global__' in source
+    assert source.count("typedef unsigned short bf16") == 1
+    assert ("wgmma" in source) == file.startswith("hopper/")

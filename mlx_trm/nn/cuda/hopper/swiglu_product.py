@@ -4,22 +4,19 @@ Without it gate_up @ x, 6 times as large as x, is written and read again.
 """
 
 import ctypes
-import logging
 from functools import lru_cache
 
 import mlx.core as mx
 
 from mlx_trm.nn.cuda.kernels import architecture, launch, shared_limit, usable
-from mlx_trm.nn.cuda.nvrtc import NvrtcError, binary
-
-LOG = logging.getLogger(__name__)
+from mlx_trm.nn.cuda.nvrtc import compiles
 
 # Rows of gate_up that a block keeps, a half of them gates.
 _SLICE = 192
 # Rows of x below which reading the weight into every block would not pay.
 _LEAST_ROWS = 4096
 # Its instructions are of this architecture alone.
-_NAME, _TARGET = "swiglu_product", "sm_90a"
+_FILE, _NAME, _TARGET = "hopper/swiglu_product.cu", "swiglu_product", "sm_90a"
 
 
 @lru_cache(maxsize=1)
@@ -46,19 +43,8 @@ def swiglu_product_fits(rows: int, size: int, inner: int, dtype: mx.Dtype) -> bo
         and 2 * inner % _SLICE == 0
         and _LEAST_ROWS <= rows < 2**31
         and 2 * inner * size < 2**31
-        and _compiles(size, inner)
+        and compiles(_FILE, _TARGET, ((_NAME.upper(), 1), ("INNER", inner), ("WIDTH", size)))
     )
-
-
-@lru_cache(maxsize=None)
-def _compiles(size: int, inner: int) -> bool:
-    """Whether it does; if not, that is said once, and plain products are used."""
-    try:
-        binary("swiglu_product.cu", _TARGET, {_NAME.upper(): 1, "WIDTH": size, "INNER": inner})
-    except NvrtcError as error:
-        LOG.warning("%s: plain products are used, the kernel does not compile: %s", _TARGET, error)
-        return False
-    return True
 
 
 def swiglu_product(x: mx.array, gate_up: mx.array) -> mx.array:
@@ -71,7 +57,7 @@ def swiglu_product(x: mx.array, gate_up: mx.array) -> mx.array:
     (rows, size), inner = x.shape, gate_up.shape[0] // 2
     slices = 2 * inner // _SLICE
     return launch(
-        "swiglu_product.cu",
+        _FILE,
         _NAME,
         [x, gate_up],
         [(rows, inner)],

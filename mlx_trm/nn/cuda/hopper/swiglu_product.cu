@@ -68,16 +68,9 @@ __device__ __forceinline__ void load_half(Half& half, const bf16* x, int upper, 
   }
 }
 
-// Nothing that reads or writes these numbers may be moved over this line.
-__device__ __forceinline__ void pin(float* d) {
-#pragma unroll
-  for (int i = 0; i < RESULTS; ++i)
-    asm volatile("" : "+f"(d[i])::"memory");
-}
-
 __device__ __forceinline__ void multiply_half(float* d, const Half& half, unsigned long long b,
                                               int at) {
-  asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+  begin_products();
 #pragma unroll
   for (int c = 0; c < EARLY; ++c)
 #pragma unroll
@@ -87,7 +80,7 @@ __device__ __forceinline__ void multiply_half(float* d, const Half& half, unsign
       multiply192(d, upper[2 * s], lower[2 * s], upper[2 * s + 1], lower[2 * s + 1],
                   b + chunk / 2 * (PANEL * 2 / 16) + chunk % 2 * 4 + s * 2, chunk || s);
     }
-  asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+  end_products();
 }
 
 // The groups multiply in turns: in step, both would finish their tiles with the tensor cores idle.
@@ -96,16 +89,6 @@ __device__ __forceinline__ void await_turn(int group) {
 }
 __device__ __forceinline__ void give_turn(int group) {
   asm volatile("bar.arrive %0, 256;" ::"r"(1 + group) : "memory");
-}
-
-template <int LEFT> __device__ __forceinline__ void wait_for_products() {
-  asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(LEFT) : "memory");
-}
-
-// The descriptor of a panel for wgmma: 8 rows are 1,024 bytes, swizzled over 128.
-__device__ __forceinline__ unsigned long long describe(const bf16* panel) {
-  const unsigned long long address = shared_address(panel) >> 4;
-  return address | 1ull << 16 | 64ull << 32 | 1ull << 62;
 }
 
 // Put 8 numbers of row n, from k = 8 * piece on, where wgmma will look for them.
@@ -122,7 +105,7 @@ __device__ __forceinline__ int column_of(int n) {
 }
 
 __device__ __forceinline__ void finish_slice() {
-  asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); // wgmma reads by another path
+  show_to_products();
   __syncthreads();
 }
 
@@ -137,7 +120,7 @@ extern "C" __global__ void __launch_bounds__(256, 1)
     put_down(slice, n, piece, *(const Vec8*)(weight + row * WIDTH + piece * 8));
   }
   finish_slice();
-  const unsigned long long b = describe(slice);
+  const unsigned long long b = descriptor(lower_half(slice));
   const int lane = threadIdx.x % 32, inside = threadIdx.x / 32 % 4 * 16 + lane / 4;
   const int tiles = (rows + 63) / 64, step = 2 * gridDim.y;
   const int group = threadIdx.x / 128, rounds = (tiles + step - 1) / step;
@@ -158,7 +141,7 @@ extern "C" __global__ void __launch_bounds__(256, 1)
     wait_for_products<1>();
     load_half(early, x, next, rows, 0);
     wait_for_products<0>();
-    pin(d);
+    pin<RESULTS>(d);
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
 #pragma unroll

@@ -1,0 +1,180 @@
+"""The kernels for Hopper's tensor cores against plain operations, and what goes through them.
+
+The kernels need such an NVIDIA GPU:
+``MLX_TRM_TEST_DEVICE=gpu python -m pytest tests/unit/nn/test_cuda_hopper.py``.
+"""
+
+import mlx.core as mx
+import pytest
+
+from mlx_trm.nn import fused
+from mlx_trm.nn.cuda import kernels as cuda
+from mlx_trm.nn.cuda import nvrtc
+from mlx_trm.nn.cuda.hopper import long_attention as lengths
+from mlx_trm.nn.cuda.hopper import swiglu_product as products
+from mlx_trm.nn.cuda.hopper.long_attention import long_attention, long_attention_fits
+from mlx_trm.nn.cuda.hopper.swiglu_product import swiglu_product, swiglu_product_fits
+from mlx_trm.nn.functional import rope_tables
+from mlx_trm.nn.gating import gate_halves
+from tests.helpers.rounding import check, distance, exact_attention, normal
+
+on_hopper = pytest.mark.skipif(
+    not cuda.usable(mx.bfloat16) or cuda.architecture() != "sm_90",
+    reason="needs an NVIDIA GPU of the Hopper generation",
+)
+
+
+@on_hopper
+@pytest.mark.parametrize(
+    "rows, size, inner",
+    [(4096, 512, 1536), (16421, 256, 768), (20001, 512, 1536), (5000, 64, 96)],
+)
+def test_swiglu_product(rows, size, inner):
+    x = normal(rows, size)
+    gate_up = (normal(2 * inner, size) * size**-0.5).astype(mx.bfloat16)
+    assert swiglu_product_fits(rows, size, inner, x.dtype)
+    # Sums of the same products in another order round the other way once in a while.
+    check(swiglu_product(x, gate_up), gate_halves(x @ gate_up.T, -1, None))
+
+
+@pytest.mark.parametrize(
+    "rows, size, inner, architecture, fits",
+    [
+        (4096, 512, 1536, "sm_90", True),
+        (4095, 512, 1536, "sm_90", False),
+        (1 << 31, 512, 1536, "sm_90", False),
+        (4096, 64, 96, "sm_90", True),
+        (4096, 96, 96, "sm_90", False),
+        (4096, 576, 1536, "sm_90", False),
+        (4096, 512, 100, "sm_90", False),
+        (4096, 512, 1536, "sm_80", False),
+        (4096, 512, 1536, "sm_100", False),
+    ],
+)
+def test_which_products_have_a_kernel(rows, size, inner, architecture, fits, monkeypatch):
+    monkeypatch.setattr(products, "usable", lambda dtype: dtype == mx.bfloat16)
+    monkeypatch.setattr(products, "architecture", lambda: architecture)
+    monkeypatch.setattr(products, "shared_limit", lambda: 227 * 1024)
+    monkeypatch.setattr(products, "compiles", lambda *what: True)
+    assert swiglu_product_fits(rows, size, inner, mx.bfloat16) == fits
+    assert not swiglu_product_fits(rows, size, inner, mx.float32)
+    monkeypatch.setattr(products, "compiles", lambda *what: False)
+    assert not swiglu_product_fits(rows, size, inner, mx.bfloat16)
+
+
+@pytest.mark.parametrize("keep, norm_eps", [(False, None), (True, None), (False, 1e-5)])
+def test_only_what_has_no_gradient_goes_through_the_product(keep, norm_eps, monkeypatch):
+    called = []
+
+    def product(x, gate_up):
+        called.append(x.shape)
+        return gate_halves(x @ gate_up.T, -1, None)
+
+    x, gate_up, down = (mx.random.normal(shape) for shape in ((2, 3, 8), (32, 8), (8, 16)))
+    want = fused.feature_mlp(x, gate_up, down, 1e-5, keep, norm_eps)
+    monkeypatch.setattr(fused, "swiglu_product_fits", lambda *sizes: True)
+    monkeypatch.setattr(fused, "swiglu_product", product)
+    have = fused.feature_mlp(x, gate_up, down, 1e-5, keep, norm_eps)
+    assert mx.array_equal(have, want)
+    assert called == ([] if keep or norm_eps else [(6, 8)])
+
+
+def scaled(length, kind):
+    """What q, k and v are multiplied by: rows that grow, so that each key outdoes those before it,
+    or large numbers, whose softmax is almost one of a kind."""
+    if kind == "growing":
+        return mx.linspace(0.1, 6.0, length).reshape(1, length, 1, 1, 1)
+    return mx.array([12.0, 12.0, 1.0]).reshape(1, 1, 3, 1, 1) if kind == "large" else 1.0
+
+
+@on_hopper
+@pytest.mark.parametrize("kind", ["plain", "growing", "large"])
+@pytest.mark.parametrize("rotated", [False, True])
+@pytest.mark.parametrize("rows, length, heads", [(2, 916, 8), (3, 129, 2), (1, 64, 1), (2, 300, 8)])
+def test_long_attention(rows, length, heads, rotated, kind):
+    qkv = (mx.random.normal((rows, length, 3, heads, 64)) * scaled(length, kind)).astype(
+        mx.bfloat16
+    )
+    angles = rope_tables(64, length, 10000.0) if rotated else None
+    assert long_attention_fits(qkv, rotated)
+    have, exact = long_attention(qkv, angles), exact_attention(qkv, angles)
+    plain = fused._long_attention(qkv, angles, True).reshape(have.shape)
+    # Operands and exponentials of 8 bits, as in MLX's own, which is as far from float32 as this.
+    largest = mx.max(mx.abs(plain.astype(mx.float32) - exact)).item()
+    assert mx.max(mx.abs(have.astype(mx.float32) - exact)).item() <= 1.5 * largest
+    assert distance(have, exact) <= 1.05 * distance(plain, exact)
+    assert mx.array_equal(long_attention(qkv, angles), have)
+
+
+@on_hopper
+def test_nan_stays_nan_in_long_attention():
+    qkv = normal(2, 200, 3, 2, 64)
+    for part in range(3):
+        spoilt = mx.array(qkv)
+        spoilt[1, 7, part, 1, 3] = float("nan")
+        found = mx.isnan(long_attention(spoilt, None))
+        where = found[1, 7, 1] if part == 0 else found[1, :, 1, 3 if part == 2 else slice(None)]
+        assert mx.all(where).item()
+        assert not mx.any(found[0]).item() and not mx.any(found[1, :, 0]).item()
+
+
+def for_hopper(monkeypatch, architecture="sm_90", compiles=True):
+    """Say that there is such a GPU, whose kernels compile or do not."""
+    monkeypatch.setattr(lengths, "usable", lambda dtype: dtype == mx.bfloat16)
+    monkeypatch.setattr(lengths, "architecture", lambda: architecture)
+    monkeypatch.setattr(lengths, "shared_limit", lambda: 227 * 1024)
+    monkeypatch.setattr(lengths, "compiles", lambda *what: compiles)
+
+
+@pytest.mark.parametrize(
+    "shape, architecture, fits",
+    [
+        ((1, 916, 3, 8, 64), "sm_90", True),
+        ((1, 64, 3, 1, 64), "sm_90", True),
+        ((1, 63, 3, 1, 64), "sm_90", False),
+        ((1, 916, 3, 8, 32), "sm_90", False),
+        ((cuda.GRID + 1, 64, 3, 1, 64), "sm_90", False),
+        ((1, 916, 3, 8, 64), "sm_80", False),
+        ((1, 916, 3, 8, 64), "sm_100", False),
+    ],
+)
+def test_which_attention_has_a_kernel(shape, architecture, fits, monkeypatch):
+    for_hopper(monkeypatch, architecture)
+    assert long_attention_fits(mx.zeros(shape, dtype=mx.bfloat16), True) == fits
+    assert not long_attention_fits(mx.zeros(shape), True)
+    for_hopper(monkeypatch, architecture, compiles=False)
+    assert not long_attention_fits(mx.zeros(shape, dtype=mx.bfloat16), True)
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_only_attention_without_a_gradient_goes_through_the_kernel(keep, monkeypatch):
+    called = []
+
+    def kernel(qkv, cos_sin):
+        called.append(qkv.shape)
+        return fused._long_attention(qkv, cos_sin, True)
+
+    x, qkv, out = (mx.random.normal(shape) for shape in ((2, 130, 64), (192, 64), (64, 64)))
+    angles = rope_tables(32, 130, 10000.0)
+    want = fused.attention(x, qkv, out, 2, angles, 1e-5, keep)
+    monkeypatch.setattr(fused, "long_attention_fits", lambda *what: True)
+    monkeypatch.setattr(fused, "long_attention", kernel)
+    have = fused.attention(x, qkv, out, 2, angles, 1e-5, keep)
+    assert mx.array_equal(have, want)
+    assert called == ([] if keep else [(2, 130, 3, 2, 32)])
+
+
+def test_a_kernel_that_does_not_compile_is_said_once(monkeypatch, caplog):
+    def refuse(*what):
+        raise nvrtc.NvrtcError("no such instruction")
+
+    monkeypatch.setattr(nvrtc, "binary", refuse)
+    nvrtc.compiles.cache_clear()
+    try:
+        for _ in range(3):
+            assert not nvrtc.compiles("long_attention.cu", "sm_90a", (("T", 916),))
+        assert [record.message for record in caplog.records] == [
+            "long_attention.cu for sm_90a does not compile, it is done without: no such instruction"
+        ]
+    finally:
+        nvrtc.compiles.cache_clear()
