@@ -192,7 +192,7 @@ def limit_evaluation_memory(
         # and the workspaces of its products, up to 32 MiB each; fewer at a time if freed often.
         least = GIB // 4
         if frees_memory_often():
-            least, share = GIB // 6, share // 2
+            least, share = GIB // 6, share * 4 // 7
     needed = max(least, outside + share)
     if most is not None:
         needed = outside + min(rows * row, int(most * GIB))
