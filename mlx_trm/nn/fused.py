@@ -284,7 +284,8 @@ def _position_mlp(eps: float, norm_eps: Optional[float]) -> _Function:
         d_inner, h = gate_halves_gradient(inner, d_h, -2, norm_eps)
         d_down, d_gate_up = _left_gradient(d_total, h), _left_gradient(x, d_inner)
         d_x = mx.addmm(d_total, mx.contiguous(first.T), d_inner)
-        return _in_order([d_down, d_gate_up], d_x), _wide(d_gate_up).T, _wide(d_down)
+        # Turned before it is widened, so that MLX fuses the cast into the sum of all uses.
+        return _in_order([d_down, d_gate_up], d_x), _wide(d_gate_up.T), _wide(d_down)
 
     return _Function(forward, backward)
 
