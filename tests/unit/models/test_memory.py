@@ -374,7 +374,7 @@ def test_an_evaluation_by_the_position_kernel_needs_no_inner_array(settings, kep
 def test_what_an_evaluation_takes_where_kernels_write_little(
     settings, operations, units, least, limits, monkeypatch
 ):
-    """Four sevenths of it if memory is freed at once; as before where blocks are not made of kernels."""
+    """Four sevenths of it if memory is freed at once; else as where blocks are not of kernels."""
     config = TRMConfig(
         forward_dtype="bfloat16", pos_encodings="none", gate_norm=settings.get("gate_norm", False)
     )

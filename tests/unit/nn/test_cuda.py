@@ -9,6 +9,7 @@ import struct
 
 import mlx.core as mx
 import pytest
+from helpers.rounding import check, distance, exact_attention, normal
 
 from mlx_trm.nn import fused
 from mlx_trm.nn.cuda import gate_norm
@@ -16,7 +17,6 @@ from mlx_trm.nn.cuda import kernels as cuda
 from mlx_trm.nn.cuda import nvrtc
 from mlx_trm.nn.functional import rms_norm, rope_tables, silu
 from mlx_trm.nn.residual import residual_norm
-from tests.helpers.rounding import check, distance, exact_attention, normal
 
 on_cuda = pytest.mark.skipif(
     not cuda.usable(mx.bfloat16), reason="needs an NVIDIA GPU with MLX's CUDA backend"

@@ -6,6 +6,7 @@ The kernels need such an NVIDIA GPU:
 
 import mlx.core as mx
 import pytest
+from helpers.rounding import check, distance, exact_attention, normal
 
 from mlx_trm.nn import fused
 from mlx_trm.nn.cuda import kernels as cuda
@@ -16,7 +17,6 @@ from mlx_trm.nn.cuda.hopper.long_attention import long_attention, long_attention
 from mlx_trm.nn.cuda.hopper.swiglu_product import swiglu_product, swiglu_product_fits
 from mlx_trm.nn.functional import rope_tables
 from mlx_trm.nn.gating import gate_halves
-from tests.helpers.rounding import check, distance, exact_attention, normal
 
 on_hopper = pytest.mark.skipif(
     not cuda.usable(mx.bfloat16) or cuda.architecture() != "sm_90",
