@@ -182,7 +182,8 @@ def prepare(config: ExperimentConfig, initialise: bool = True) -> Run:
     task = build_task(config.task, config.task_seed)
     train_set, test_set = task.dataset("train"), task.dataset("test")
     warn_of_shared(train_set, test_set)
-    if source is None:  # else MLX has computed something, and it is too late for this
+    # With first weights, or other processes to agree with, MLX has computed something: too late.
+    if source is None and processes.size == 1:
         most = max(config.train.batch_size * config.train.chains, config.eval.batch_size or 0)
         free_memory_by_size(most * train_set.spec.seq_len, training=True)
     summary = f"{describe_data(train_set)} {describe_data(test_set)}"

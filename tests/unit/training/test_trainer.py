@@ -19,6 +19,7 @@ from mlx_trm.models import memory
 from mlx_trm.models.carry import draw_exploration
 from mlx_trm.models.losses import act_loss
 from mlx_trm.system import backend
+from mlx_trm.system.processes import Processes
 from mlx_trm.training.optim import EMA, AdamATan2, sign_sgd_rows
 from mlx_trm.training.prepare import make_one_ahead, prepare
 from mlx_trm.training.trainer import Trainer
@@ -30,9 +31,14 @@ def private_cache(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
-@pytest.mark.parametrize("evaluated, expected", [(None, "19"), (512, "4")])
-def test_a_command_s_small_steps_free_memory_seldom(evaluated, expected, monkeypatch):
-    """It is said by the size of the largest batch, before MLX computes anything."""
+@pytest.mark.parametrize(
+    "evaluated, processes, expected", [(None, 1, "19"), (512, 1, "4"), (None, 2, "4")]
+)
+def test_a_command_s_small_steps_free_memory_seldom(evaluated, processes, expected, monkeypatch):
+    """It is said by the size of the largest batch, before MLX computes anything.
+
+    Several processes have sent each other arrays by then, for which MLX has read what was said.
+    """
     monkeypatch.setattr(sys, "platform", "linux")
     monkeypatch.setattr(backend, "_SAID", {})
     monkeypatch.setenv("MLX_USE_CUDA_GRAPHS", "0")
@@ -45,6 +51,10 @@ def test_a_command_s_small_steps_free_memory_seldom(evaluated, expected, monkeyp
         found.append(os.environ[backend.OPERATIONS])
         raise ConfigError("enough")
 
+    together = Processes()
+    together.size = processes
+    monkeypatch.setattr(together, "agree", lambda *_: None)
+    monkeypatch.setattr(Processes, "start", lambda: together)
     monkeypatch.setattr("mlx_trm.training.prepare.build_model", build)
     config = experiment()
     config.eval.batch_size = evaluated
