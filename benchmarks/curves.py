@@ -31,12 +31,16 @@ def hms(seconds: Optional[float]) -> str:
 
 
 def accuracy_table(lines: Sequence[Line]) -> str:
-    """Tabulate when each run reached each accuracy; the newest run of each side and size counts."""
+    """Tabulate when each run reached each accuracy; the newest run of each side and size counts.
+
+    One that was measured for its speed alone does not take the place of one that shows accuracies.
+    """
     newest: Dict[Tuple, Line] = {}
     for line in lines:
         if line["kind"] == "accuracy":
             keys = ("machine", "device", "implementation", "config", "gpus", "batch")
-            key = tuple(line[name] for name in keys) + (tuple(line["settings"]),)
+            speed_alone = line["ended"] == "steps" or not line["evaluations"]
+            key = (*(line[name] for name in keys), tuple(line["settings"]), speed_alone)
             newest.pop(key, None)
             newest[key] = line
     rows = [row for line in newest.values() for row in _accuracy_rows(line)]

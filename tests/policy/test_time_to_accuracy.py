@@ -175,6 +175,23 @@ def test_a_run_without_an_evaluation_has_its_speed(suite, tmp_path, capsys):
     assert "| 50 %: not in the steps asked for; no evaluation | - |" in said
 
 
+def test_a_speed_does_not_replace_an_accuracy_in_the_table(suite):
+    """Of the same recipe: the newest run that shows accuracies, and the newest for its speed."""
+    about = {"kind": "accuracy", "machine": "m", "device": "cpu", "implementation": "the original",
+             "config": "c.yaml", "gpus": 1, "batch": 8, "settings": [], "limit": 60.0}  # fmt: skip
+
+    def line(ended, step, rate):
+        evaluations = [suite.watched.Evaluation(step, 60.0, 9.0, 8.0, 7.0, None)] if step else []
+        found = [suite.watched.reached(evaluations, 50.0)]
+        more = {"ended": ended, "evaluations": evaluations, "steps_per_second": rate}
+        return {**about, **more, "reached": found}
+
+    lines = [line("reached", 100, 1.0), line("reached", 200, 2.0), line("steps", None, 3.0)]
+    lines += [line("limit", None, 4.0), line("steps", 300, 5.0)]
+    rows = suite.curves.accuracy_table(lines).splitlines()[2:]
+    assert [row.split(" | ")[7::2] for row in rows] == [["200", "2 |"], ["300", "5 |"]]
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
