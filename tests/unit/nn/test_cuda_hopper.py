@@ -81,14 +81,15 @@ def test_only_what_has_no_gradient_goes_through_the_product(keep, norm_eps, monk
 
 def scaled(length, kind):
     """What q, k and v are multiplied by: rows that grow, so that each key outdoes those before it,
-    or large numbers, whose softmax is almost one of a kind."""
-    if kind == "growing":
-        return mx.linspace(0.1, 6.0, length).reshape(1, length, 1, 1, 1)
+    or fall, or large numbers, whose softmax is almost one of a kind."""
+    if kind in ("growing", "falling"):
+        ends = (0.1, 6.0) if kind == "growing" else (6.0, 0.1)
+        return mx.linspace(*ends, length).reshape(1, length, 1, 1, 1)
     return mx.array([12.0, 12.0, 1.0]).reshape(1, 1, 3, 1, 1) if kind == "large" else 1.0
 
 
 @on_hopper
-@pytest.mark.parametrize("kind", ["plain", "growing", "large"])
+@pytest.mark.parametrize("kind", ["plain", "growing", "falling", "large"])
 @pytest.mark.parametrize("rotated", [False, True])
 @pytest.mark.parametrize("rows, length, heads", [(2, 916, 8), (3, 129, 2), (1, 64, 1), (2, 300, 8)])
 def test_long_attention(rows, length, heads, rotated, kind):
