@@ -33,8 +33,9 @@ def test_swiglu_product(rows, size, inner):
     x = normal(rows, size)
     gate_up = (normal(2 * inner, size) * size**-0.5).astype(mx.bfloat16)
     assert swiglu_product_fits(rows, size, inner, x.dtype)
-    # Sums of the same products in another order round the other way once in a while.
-    check(swiglu_product(x, gate_up), gate_halves(x @ gate_up.T, -1, None))
+    # Sums of the same products in another order round the other way once in a while: a gate, what
+    # it is multiplied by, and their product, which of 30 million numbers are all three for some.
+    check(swiglu_product(x, gate_up), gate_halves(x @ gate_up.T, -1, None), units=3)
 
 
 @pytest.mark.parametrize(
@@ -105,10 +106,11 @@ def test_long_attention(rows, length, heads, rotated, kind):
     assert mx.array_equal(long_attention(qkv, angles), have)
     if rotated:
         return
-    # Exponentials and results are rounded to 8 bits, each by 1 / 512 of it at most; the rest is
-    # float32, of which fast exponentials and long sums take some units.
+    # Exponentials and results are rounded to 8 bits, each by 1 / 256 of it at most; the rest is
+    # float32, of which fast exponentials and long sums take some units. (In float64 by NumPy with
+    # these two roundings the worst of these cases reaches 0.9 of it.)
     of_sizes = mx.concatenate([qkv[:, :, :2], mx.abs(qkv[:, :, 2:])], axis=2)
-    bound = (exact_attention(of_sizes, None) + mx.abs(exact)) / 512
+    bound = (exact_attention(of_sizes, None) + mx.abs(exact)) / 256
     assert mx.all(mx.abs(have.astype(mx.float32) - exact) <= 1.01 * bound + 1e-6).item()
 
 
