@@ -91,13 +91,18 @@ Key = Tuple[str, str, str]
 def in_series(lines: Sequence[Line]) -> Dict[Key, List[Line]]:
     """Sort the points of a machine by series, size and case; of each value the newest counts.
 
+    Processes with other rows each are a series of their own: only its points have equal work.
+
     Returns:
         Points in order of their value, by (series, size, case).
     """
     found: Dict[Key, Dict[Tuple[int, int], Line]] = {}
     for line in lines:
         if line["kind"] == "growth":
-            key = (line["series"], line["size"], line["case"])
+            size = line["size"]
+            if line["series"] == "gpus":
+                size += f", {line['batch'] // line['value']} rows each"
+            key = (line["series"], size, line["case"])
             found.setdefault(key, {})[(line["value"], line["batch"])] = line
     return {key: [points[at] for at in sorted(points)] for key, points in found.items()}
 

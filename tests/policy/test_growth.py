@@ -196,3 +196,17 @@ def test_several_processes_are_a_series(suite, tmp_path):
     lines = lines_of(tmp_path)
     assert [(line["value"], line["batch"]) for line in lines] == [(1, 2), (2, 4)]
     assert [line["seconds"]["blocks"] for line in lines] == [3, 3]
+
+
+def test_processes_with_other_rows_each_are_another_line(suite):
+    """Their work differs: two processes of 192 rows lie on no line with one of 384."""
+    points = [
+        point(1, 30.0, series="gpus", batch=192),
+        point(1, 60.0, series="gpus", batch=384),
+        point(2, 40.0, series="gpus", batch=384),
+    ]
+    found = {
+        size: [line["value"] for line in of_size]
+        for (_, size, _), of_size in suite.curves.in_series(points).items()
+    }
+    assert found == {"tiny, 192 rows each": [1, 2], "tiny, 384 rows each": [1]}
