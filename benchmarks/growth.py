@@ -30,7 +30,7 @@ from options import add_results, count, positive
 from protocol import Job, Worker, WorkerError
 from results import OURS, spread
 from sizes import SIZES, describe
-from watched import later_half
+from watched import later_lines
 
 from mlx_trm.cli.arguments import Parser
 from mlx_trm.cli.running import console_messages, report_error
@@ -307,7 +307,7 @@ class Growth:
             command = train_command([*words, f"run_dir={folder / 'run'}"])
             environments = together(point.value, self.device == "gpu", folder)
             Group(command, environments, folder / "messages.txt").finish()
-            later = later_half(folder / "run")
+            later = later_lines(folder / "run")
         seconds = [1 / line["steps_per_second"] for line in later]
         return {"seconds": spread(seconds), "peak_memory": later[-1]["peak_memory"]}
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Dict
 
 from launching import Group, together, train_command
-from watched import later_half
+from watched import later_lines
 
 CONFIG = """
 task: {name: sudoku, size: 9, train_puzzles: 512, test_puzzles: 16, seed: 1}
@@ -30,7 +30,7 @@ def steps_per_second(folder: Path, size: int, name: str) -> float:
     environments = [{**each, **one_thread} for each in together(size, False, folder)]
     command = train_command([*words, f"run_dir={folder / name}"])
     Group(command, environments, folder / f"{name}.txt").finish()
-    later = sorted(line["steps_per_second"] for line in later_half(folder / name))
+    later = sorted(line["steps_per_second"] for line in later_lines(folder / name))
     return float(later[len(later) // 2])
 
 

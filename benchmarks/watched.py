@@ -3,18 +3,23 @@
 import json
 from pathlib import Path
 from statistics import median
-from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple, TypeVar
 
 # Intervals of the log around one, on each side, by which it is seen whether it was slow.
 AROUND = 2
 SLOW = 1.5
+T = TypeVar("T")
 
 
-def later_half(run: Path) -> List[Dict[str, Any]]:
-    """Give the lines of training in the later half of a run's log: what was compiled has been."""
+def later_half(intervals: Sequence[T]) -> Sequence[T]:
+    """Give the later half of a log: what was compiled has been, and a curriculum has its cycles."""
+    return intervals[len(intervals) // 2 :]
+
+
+def later_lines(run: Path) -> Sequence[Dict[str, Any]]:
+    """Give the lines of training in the later half of a run's log."""
     texts = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    lines = [line for line in map(json.loads, texts) if line["kind"] == "train"]
-    return lines[len(lines) // 2 :]
+    return later_half([line for line in map(json.loads, texts) if line["kind"] == "train"])
 
 
 class Evaluation(NamedTuple):
@@ -83,11 +88,8 @@ class Log:
         return self.evaluations[found:]
 
     def steps_per_second(self) -> Optional[float]:
-        """Give the median rate over the later half of the log; None before its first line.
-
-        In the first half kernels may have been compiled, and a curriculum's cycles be fewer.
-        """
-        later = self._intervals[len(self._intervals) // 2 :]
+        """Give the median rate over the later half of the log; None before its first line."""
+        later = later_half(self._intervals)
         return 1 / median(seconds for _, seconds in later) if later else None
 
     def _take(self, line: Dict[str, Any], seconds: float, joules: Optional[float]) -> None:
