@@ -37,12 +37,10 @@ def library() -> Optional[Any]:
 
 def _source(name: str, defines: Tuple[Tuple[str, int], ...]) -> str:
     path = _FOLDER / name
-    files = [
-        _FOLDER / "common.cuh",
-        *sorted(set(path.parent.glob("*.cuh")) - {_FOLDER / "common.cuh"}),
-    ]
+    folders = dict.fromkeys((_FOLDER, path.parent))  # one where it is in this folder itself
+    headers = [header for folder in folders for header in sorted(folder.glob("*.cuh"))]
     parts = [f"#define {key} {value}\n" for key, value in defines]
-    return "".join(parts + [file.read_text(encoding="utf-8") for file in [*files, path]])
+    return "".join(parts + [file.read_text(encoding="utf-8") for file in [*headers, path]])
 
 
 def _compile(nvrtc: Any, source: bytes, architecture: str) -> bytes:

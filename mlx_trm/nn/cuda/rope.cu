@@ -17,6 +17,14 @@ __device__ __forceinline__ Place place(long long i, int rows, int heads, int hal
   return p;
 }
 
+__device__ __forceinline__ void copy_turned(Vec8* to, const Vec8* from, int step,
+                                            const Angles& angles) {
+  Vec8 first = from[0], second = from[step];
+  turn(first, second, angles, 1.f);
+  to[0] = first;
+  to[step] = second;
+}
+
 #ifdef ROPE_FORWARD
 extern "C" __global__ void rope_forward(const Vec8* qkv, const float* cos, const float* sin, Vec8* q,
                                         Vec8* k, int positions, int padded, int heads, int half,
@@ -35,10 +43,7 @@ extern "C" __global__ void rope_forward(const Vec8* qkv, const float* cos, const
 #pragma unroll
   for (int part = 0; part < 2; ++part) {
     const Vec8* from = qkv + ((p.sequence * positions + p.position) * 3 + part) * width + p.inside;
-    Vec8 first = from[0], second = from[step];
-    turn(first, second, angles, 1.f);
-    to[0] = first;
-    to[step] = second;
+    copy_turned(to, from, step, angles);
     to = k + (p.sequence * positions + p.position) * width + p.inside;
   }
 }
@@ -54,11 +59,7 @@ extern "C" __global__ void rope_keys(const Vec8* qkv, const float* cos, const fl
   const int width = heads * half / 4, step = half / 8;
   const long long row = p.sequence * positions + p.position;
   const Vec8* from = qkv + (row * 3 + 1) * width + p.inside;
-  Vec8 first = from[0], second = from[step];
-  turn(first, second, angles_at(cos + p.angle, sin + p.angle), 1.f);
-  Vec8* to = k + row * width + p.inside;
-  to[0] = first;
-  to[step] = second;
+  copy_turned(k + row * width + p.inside, from, step, angles_at(cos + p.angle, sin + p.angle));
 }
 #endif
 

@@ -38,6 +38,7 @@ __device__ __forceinline__ void multiply64(float* d, const unsigned int* a, unsi
                : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(descriptor(b)), "r"(add), "n"(ACROSS)
                : "memory");
 }
+
 // Start to copy a thread's 16 bytes of each 32nd row; behind T it is row T - 1 again.
 template <int ROW_STEP>
 __device__ __forceinline__ void copy_rows(bf16* to, const bf16* from, int first) {
