@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from typing import Any, Callable, List, Optional, Sequence, Set, Tuple, TypeVar
 
 import mlx.core as mx
-from mlx import nn
 
 from mlx_trm.config.sections import ModelConfig, TaskSpec
 from mlx_trm.errors import ConfigError
@@ -23,7 +22,8 @@ from mlx_trm.models.carry import Outputs
 from mlx_trm.nn import fused
 from mlx_trm.nn.functional import CosSin, rms_norm, rope_tables
 from mlx_trm.nn.init import KeySequence, trunc_normal
-from mlx_trm.nn.layers import Attention, CastedEmbedding, CastedLinear, SwiGLU, compute_again
+from mlx_trm.nn.layers import Attention, CastedEmbedding, CastedLinear, SwiGLU
+from mlx_trm.nn.reasoning import PostNormBlock, ReasoningModule
 
 C = TypeVar("C", bound="NetworkConfig")
 
@@ -115,8 +115,10 @@ class NetworkConfig(ModelConfig):
         return self.hidden_size // self.num_heads
 
 
-class Block(nn.Module):
+class Block(PostNormBlock):
     """Post-norm block: mix positions, add, normalise; mix features, add, normalise."""
+
+    whole_warps = True
 
     def __init__(self, config: NetworkConfig, length: int, keys: KeySequence) -> None:
         """Create a block for sequences of ``length`` = T positions."""
@@ -150,55 +152,45 @@ class Block(nn.Module):
         # pylint: disable-next=unidiomatic-typecheck
         return all(type(layer) is CastedLinear and "bias" not in layer for layer in layers)
 
+    def keeps_nothing(self) -> bool:
+        """Whether no gradient will be asked for. See the base class."""
+        return super().keeps_nothing() and self.is_plain()
+
+    def before_norm(
+        self, x: mx.array, cos_sin: Optional[CosSin] = None
+    ) -> Tuple[mx.array, mx.array]:
+        """Give what the last norm is of, where no gradient will be asked for."""
+        x = self._mix_positions(x, cos_sin, False)
+        first, second = self.mlp.gate_up_proj.weight, self.mlp.down_proj.weight
+        return x, fused.feature_layer(x, first, second, self.mlp.gate_norm_eps)
+
     def _fused(self, x: mx.array, cos_sin: Optional[CosSin]) -> mx.array:
         """Compute the block by the functions of :mod:`mlx_trm.nn.fused`, which a GPU is faster at.
 
         In evaluation mode nothing is kept for a gradient.
         """
-        keep = self.training and fused.gradient_expected()
-        if "mlp_t" in self:
-            first, second = self.mlp_t.gate_up_proj.weight, self.mlp_t.down_proj.weight
-            x = fused.position_mlp(x, first, second, self.eps, keep, self.mlp_t.gate_norm_eps)
-        else:
-            layer = self.self_attn
-            first, second = layer.qkv_proj.weight, layer.o_proj.weight
-            x = fused.attention(x, first, second, layer.heads, cos_sin, self.eps, keep)
+        keep = fused.keeps(self.training)
+        x = self._mix_positions(x, cos_sin, keep)
         first, second = self.mlp.gate_up_proj.weight, self.mlp.down_proj.weight
         return fused.feature_mlp(x, first, second, self.eps, keep, self.mlp.gate_norm_eps)
 
+    def _mix_positions(self, x: mx.array, cos_sin: Optional[CosSin], keep: bool) -> mx.array:
+        if "mlp_t" in self:
+            first, second = self.mlp_t.gate_up_proj.weight, self.mlp_t.down_proj.weight
+            norm_eps = self.mlp_t.gate_norm_eps
+            return fused.position_mlp(x, first, second, self.eps, keep, norm_eps)
+        layer = self.self_attn
+        first, second = layer.qkv_proj.weight, layer.o_proj.weight
+        return fused.attention(x, first, second, layer.heads, cos_sin, self.eps, keep)
 
-class ReasoningModule(nn.Module):
-    """Add the injection to the state, where there is one, then run the blocks."""
 
-    def __init__(self, blocks: Sequence[nn.Module]) -> None:
-        """Keep the blocks under the reference's name."""
-        super().__init__()
-        self.layers = list(blocks)
-        self.recomputed = False
-
-    def __call__(
-        self, state: mx.array, injection: Optional[mx.array], cos_sin: Optional[CosSin]
-    ) -> mx.array:
-        """Map (B, T, D) to (B, T, D)."""
-        if injection is not None:
-            state = state + injection
-        for layer in self.layers:
-            if self.recomputed:  # keep what enters a block only, for the gradient
-
-                def run(x: mx.array, layer: nn.Module = layer) -> mx.array:
-                    return layer(x, cos_sin)
-
-                state = compute_again(layer, run, state)
-            else:
-                state = layer(state, cos_sin)
-        return state
+# From a latent's value, the sum of it and what is added to it, what is added to its new value (None
+# where there is no next sum) and whether that value is used besides: the new value, and that sum.
+Update = Callable[[Any, mx.array, Optional[mx.array], bool], Tuple[Any, Any]]
 
 
 def alternate(
-    latents: Sequence[mx.array],
-    x: mx.array,
-    cycles: Tuple[int, int],
-    update: Callable[[mx.array, mx.array], mx.array],
+    latents: Sequence[mx.array], x: mx.array, cycles: Tuple[int, int], update: Update
 ) -> Tuple[mx.array, mx.array]:
     """Improve the latent and the answer in turn, the recursion of TRM.
 
@@ -206,7 +198,8 @@ def alternate(
         latents: z_H, the answer, and z_L, each (B, T, D).
         x: the embedded puzzle, (B, T, D).
         cycles: how often z_H is updated, and z_L before each time.
-        update: gives a state's next value from the state and what is added to it.
+        update: gives a latent's new value from the sum of it and what is added to it, and the sum
+            that enters the network next, which costs less where the value is made.
 
     Returns:
         The new z_H and z_L; only the last update of z_H and those of z_L before it have a gradient.
@@ -217,9 +210,11 @@ def alternate(
         if last:
             z_H, z_L = mx.stop_gradient(z_H), mx.stop_gradient(z_L)
         with fused.expect_gradient(last):
-            for _ in range(cycles[1]):
-                z_L = update(z_L, z_H + x)
-            z_H = update(z_H, z_L)
+            question = z_H + x
+            entering = z_L + (question if cycles[1] else z_H)
+            for left in reversed(range(cycles[1])):
+                z_L, entering = update(z_L, entering, question if left else z_H, left == 0)
+            z_H, _ = update(z_H, entering, None, True)
     return z_H, z_L
 
 

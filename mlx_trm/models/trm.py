@@ -8,7 +8,7 @@ Reference: models/recursive_reasoning/trm.py.
 """
 
 from dataclasses import dataclass, field
-from typing import Callable, Iterator, List, Optional, Set, Tuple
+from typing import Any, Callable, Iterator, List, Optional, Set, Tuple
 
 import mlx.core as mx
 
@@ -137,8 +137,10 @@ class SymmetricTRM(RecursiveModel):  # pylint: disable=abstract-method
         del rows
         x = self.embed(carry.current.inputs)
 
-        def update(state: mx.array, injection: mx.array) -> mx.array:
-            return self.L_level(state, injection, None)
+        def update(
+            _: mx.array, entering: mx.array, following: Optional[mx.array], wanted: bool
+        ) -> Tuple[Any, Any]:
+            return self.L_level.add_after(entering, None, following, wanted)
 
         z_H, z_L = alternate(carry.latents, x, self.cycles, update)
         return (mx.stop_gradient(z_H), mx.stop_gradient(z_L)), self.read_outputs(z_H)
@@ -171,15 +173,19 @@ class TRM(Network):
         """The last H cycle: every update of z_L, and one of z_H."""
         return int(self.config.L_layers * (self.cycles[1] + 1))
 
+    def replaces(self) -> bool:
+        """Whether a latent becomes what the network gives, with no damping and no noise."""
+        return not (self.config.damping or (self.config.noise and self.training))
+
     def move(self) -> Move:
         """Give the function by which each update of a step moves a latent, in order.
 
         Raises:
             ValueError: if there shall be noise and nobody has given keys.
         """
-        damping, noise = self.config.damping, self.config.noise if self.training else 0.0
-        if not (damping or noise):
+        if self.replaces():
             return lambda old, new: new
+        damping, noise = self.config.damping, self.config.noise if self.training else 0.0
         draws: Iterator[mx.array] = iter(())
         if noise:
             keys = noise_keys()
@@ -205,8 +211,13 @@ class TRM(Network):
         x = self.embed(carry.current.inputs, rows)
         move = self.move()
 
-        def update(state: mx.array, injection: mx.array) -> mx.array:
-            return move(state, self.L_level(state, injection, self._cos_sin))
+        def update(
+            old: mx.array, entering: mx.array, following: Optional[mx.array], wanted: bool
+        ) -> Tuple[Any, Any]:
+            if self.replaces():
+                return self.L_level.add_after(entering, self._cos_sin, following, wanted)
+            new = move(old, self.L_level(entering, None, self._cos_sin))
+            return new, None if following is None else new + following
 
         z_H, z_L = alternate(carry.latents, x, self.cycles, update)
         return (mx.stop_gradient(z_H), mx.stop_gradient(z_L)), self.read_outputs(z_H)

@@ -21,13 +21,14 @@ from mlx_trm.config.sections import TaskSpec
 from mlx_trm.errors import ConfigError
 from mlx_trm.models.base import register_model
 from mlx_trm.models.carry import Outputs
-from mlx_trm.models.network import ReasoningModule, check_latent, draw_states, make_q_head
+from mlx_trm.models.network import check_latent, draw_states, make_q_head
 from mlx_trm.models.trm import SymmetricTRM, SymmetricTRMConfig
 from mlx_trm.nn import fused
 from mlx_trm.nn.functional import CosSin, computes_plainly, scaled
 from mlx_trm.nn.gating import gated_norm
 from mlx_trm.nn.init import KeySequence, trunc_normal
 from mlx_trm.nn.layers import CastedEmbedding, CastedLinear
+from mlx_trm.nn.reasoning import PostNormBlock, ReasoningModule
 
 # A cell and those around it.
 NEIGHBOURS = 9
@@ -114,7 +115,7 @@ def neighbourhoods(x: mx.array) -> mx.array:
     return mx.concatenate(moved, axis=-1)
 
 
-class GridBlock(nn.Module):
+class GridBlock(PostNormBlock):
     """A gate-normed SwiGLU over each cell's neighbourhood, added and normalised."""
 
     def __init__(self, config: TRMGridConfig, columns: int, keys: KeySequence) -> None:
@@ -127,12 +128,17 @@ class GridBlock(nn.Module):
 
     def __call__(self, x: mx.array, cos_sin: Optional[CosSin] = None) -> mx.array:
         """Map (B, T, D) to (B, T, D); there are no angles to rotate by."""
+        return fused.post_norm(*self.before_norm(x, cos_sin), self.eps, self.training)
+
+    def before_norm(
+        self, x: mx.array, cos_sin: Optional[CosSin] = None
+    ) -> Tuple[mx.array, mx.array]:
+        """Give what the last norm is of. See the base class."""
         del cos_sin
         grid = x.reshape(x.shape[0], -1, self.columns, x.shape[-1])
         shape = (*x.shape[:2], -1)
         gate, up = self.gate_proj(grid).reshape(shape), self.up_proj(grid).reshape(shape)
-        y = self.down_proj(gated_norm(gate, up, self.eps))
-        return fused.post_norm(x, y, self.eps, self.training)
+        return x, self.down_proj(gated_norm(gate, up, self.eps))
 
 
 @register_model("trm_grid", TRMGridConfig)

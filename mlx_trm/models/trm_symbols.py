@@ -14,22 +14,22 @@ Shape letters: n symbols, C = symbol_size, R registers; the others are those of 
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Optional
+from typing import Optional, Tuple
 
 import mlx.core as mx
-from mlx import nn
 
 from mlx_trm.config.sections import TaskSpec
 from mlx_trm.errors import ConfigError
 from mlx_trm.models.base import register_model
 from mlx_trm.models.carry import Outputs
-from mlx_trm.models.network import ReasoningModule, check_latent, draw_states, make_q_head
+from mlx_trm.models.network import check_latent, draw_states, make_q_head
 from mlx_trm.models.trm import SymmetricTRM, SymmetricTRMConfig
 from mlx_trm.nn import fused
 from mlx_trm.nn.functional import CosSin, scaled
 from mlx_trm.nn.gating import gated_norm
 from mlx_trm.nn.init import KeySequence, trunc_normal
 from mlx_trm.nn.layers import CastedEmbedding, CastedLinear
+from mlx_trm.nn.reasoning import PostNormBlock, ReasoningModule
 
 
 @dataclass
@@ -54,7 +54,7 @@ class TRMSymbolsConfig(SymmetricTRMConfig):
         return (self.symbols or 0) * self.symbol_size
 
 
-class SymbolBlock(nn.Module):
+class SymbolBlock(PostNormBlock):
     """Mix the positions, then the numbers of each field; post-norm, over all fields together."""
 
     def __init__(self, config: TRMSymbolsConfig, length: int, keys: KeySequence) -> None:
@@ -77,6 +77,12 @@ class SymbolBlock(nn.Module):
 
     def __call__(self, x: mx.array, cos_sin: Optional[CosSin] = None) -> mx.array:
         """Map (B, T, D) to (B, T, D); there are no angles to rotate by."""
+        return fused.post_norm(*self.before_norm(x, cos_sin), self.eps, self.training)
+
+    def before_norm(
+        self, x: mx.array, cos_sin: Optional[CosSin] = None
+    ) -> Tuple[mx.array, mx.array]:
+        """Give what the last norm is of. See the base class."""
         del cos_sin
         inner = gated_norm(self.token_gate_proj.left(x), self.token_up_proj.left(x), self.eps)
         x = fused.post_norm(x, self.token_down_proj.left(inner), self.eps, self.training)
@@ -84,8 +90,7 @@ class SymbolBlock(nn.Module):
         shape = (*x.shape[:2], -1)
         gate, up = self.gate_proj(fields), self.up_proj(fields)
         inner = gated_norm(gate.reshape(shape), up.reshape(shape), self.eps).reshape(gate.shape)
-        y = self.down_proj(inner).reshape(x.shape)
-        return fused.post_norm(x, y, self.eps, self.training)
+        return x, self.down_proj(inner).reshape(x.shape)
 
     def _with_mean(self, x: mx.array) -> mx.array:
         """Add mix(mean over the fields) to each field; gives (B, T, n, C).

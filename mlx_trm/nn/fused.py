@@ -23,13 +23,7 @@ import mlx.core as mx
 from mlx_trm.nn.cuda import kernels as cuda
 from mlx_trm.nn.cuda.hopper.long_attention import long_attention, long_attention_fits
 from mlx_trm.nn.cuda.hopper.swiglu_product import swiglu_product, swiglu_product_fits
-from mlx_trm.nn.functional import (
-    CosSin,
-    apply_rope,
-    attend,
-    rms_norm,
-    set_within,
-)
+from mlx_trm.nn.functional import CosSin, apply_rope, attend, rms_norm, set_within
 from mlx_trm.nn.gating import gate_halves, gate_halves_gradient
 from mlx_trm.nn.mixing import mix
 from mlx_trm.nn.residual import add_norm, norm_gradient, residual_norm
@@ -91,8 +85,8 @@ def feature_mlp(  # pylint: disable=too-many-arguments,too-many-positional-argum
     Returns:
         (B, T, D) in the dtype of ``x``.
     """
-    result: mx.array = _feature_mlp(eps, norm_eps)(_rows(x), gate_up, down, keep=keep)[0]
-    return result.reshape(x.shape)
+    result: mx.array = _feature_mlp(eps, norm_eps)(x, gate_up, down, keep=keep)[0]
+    return result
 
 
 def position_mlp(  # pylint: disable=too-many-arguments,too-many-positional-arguments
@@ -143,8 +137,8 @@ def attention(
         mixed = mixed.reshape(-1, size)
     else:
         mixed = _long_attention(split, cos_sin, keep)
-    result: mx.array = _join(eps)(_rows(x), mixed, out, keep=keep)[0]
-    return result.reshape(x.shape)
+    result: mx.array = _join(eps)(x, mixed, out, keep=keep)[0]
+    return result
 
 
 def _long_attention(qkv: mx.array, cos_sin: Optional[CosSin], keep: bool) -> mx.array:
@@ -225,19 +219,27 @@ class _Function:
 # The halves ---------------------------------------------------------------------------------------
 
 
+def feature_layer(
+    x: mx.array, gate_up: mx.array, down: mx.array, norm_eps: Optional[float]
+) -> mx.array:
+    """Give what :func:`feature_mlp` adds to x, (B * T, D); no gradient may be asked for."""
+    first, second = gate_up.astype(x.dtype), down.astype(x.dtype)
+    size = x.shape[-1]
+    if norm_eps is None and swiglu_product_fits(x.size // size, size, down.shape[1], x.dtype):
+        return swiglu_product(x, first) @ second.T
+    return gate_halves(_rows(x) @ first.T, -1, norm_eps) @ second.T
+
+
 @lru_cache(maxsize=None)
 def _feature_mlp(eps: float, norm_eps: Optional[float]) -> _Function:
     def forward(
         x: mx.array, gate_up: mx.array, down: mx.array, keep: bool = False
     ) -> Tuple[mx.array, ...]:
-        first, second = gate_up.astype(x.dtype), down.astype(x.dtype)
-        rows, size = x.shape
-        plain = norm_eps is None and not keep
-        if plain and swiglu_product_fits(rows, size, down.shape[1], x.dtype):
-            return tuple(add_norm(x, swiglu_product(x, first) @ second.T, eps, keep))
-        inner = x @ first.T
-        y = gate_halves(inner, -1, norm_eps) @ second.T
-        return (*add_norm(x, y, eps, keep), inner)
+        if not keep:
+            return tuple(add_norm(x, feature_layer(x, gate_up, down, norm_eps), eps, False))
+        inner = _rows(x) @ gate_up.astype(x.dtype).T
+        y = gate_halves(inner, -1, norm_eps) @ down.astype(x.dtype).T
+        return (*add_norm(x, y, eps, True), inner)
 
     def backward(primals: Any, cotangents: Any, outputs: Any) -> Tuple[mx.array, ...]:
         x, gate_up, down = primals
@@ -245,8 +247,8 @@ def _feature_mlp(eps: float, norm_eps: Optional[float]) -> _Function:
         d_total = norm_gradient(total, cotangents[0], eps)
         d_h = d_total @ down.astype(x.dtype)
         d_inner, h = gate_halves_gradient(inner, d_h, -1, norm_eps)
-        d_down, d_gate_up = _weight_gradient(d_total, h), _weight_gradient(d_inner, x)
-        d_x = mx.addmm(d_total, d_inner, gate_up.astype(x.dtype))
+        d_down, d_gate_up = _weight_gradient(d_total, h), _weight_gradient(d_inner, _rows(x))
+        d_x = mx.addmm(d_total, d_inner, gate_up.astype(x.dtype)).reshape(x.shape)
         return _in_order([d_down, d_gate_up], d_x), _wide(d_gate_up), _wide(d_down)
 
     return _Function(forward, backward)
@@ -362,13 +364,18 @@ def _join(eps: float) -> _Function:
         return tuple(add_norm(x, mixed @ weight.astype(x.dtype).T, eps, keep))
 
     def backward(primals: Any, cotangents: Any, outputs: Any) -> Tuple[mx.array, ...]:
-        _, mixed, weight = primals
+        x, mixed, weight = primals
         d_total = norm_gradient(outputs[1], cotangents[0], eps)
         d_weight = _weight_gradient(d_total, mixed)
         d_mixed = d_total @ weight.astype(mixed.dtype)
-        return d_total, _in_order([d_weight], d_mixed), _wide(d_weight)
+        return d_total.reshape(x.shape), _in_order([d_weight], d_mixed), _wide(d_weight)
 
     return _Function(forward, backward)
+
+
+def keeps(training: bool) -> bool:
+    """Whether a block in this mode keeps what its gradient needs, if it is by these functions."""
+    return training and gradient_expected()
 
 
 def post_norm(x: mx.array, y: mx.array, eps: float, training: bool) -> mx.array:
@@ -381,5 +388,5 @@ def post_norm(x: mx.array, y: mx.array, eps: float, training: bool) -> mx.array:
         training: whether a gradient may be asked for in a step that expects one.
     """
     if in_use():
-        return residual_norm(x, y, eps, training and gradient_expected())
+        return residual_norm(x, y, eps, keeps(training))
     return rms_norm(x + y, eps)

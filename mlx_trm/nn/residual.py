@@ -1,7 +1,7 @@
 """rms_norm(x + y), the end of every half of a block, and its gradient by hand."""
 
 from functools import lru_cache
-from typing import Any, List, Tuple
+from typing import Any, List, Optional, Tuple
 
 import mlx.core as mx
 
@@ -47,10 +47,12 @@ def _residual_norm(eps: float) -> Any:
 def add_norm(
     x: mx.array, y: mx.array, eps: float, keep: bool, axis: int = -1, whole_warps: bool = True
 ) -> List[mx.array]:
-    """Give rms_norm(x + y) and, where it is kept, x + y.
+    """Give rms_norm(x + y), shaped as ``x``, and, where it is kept, x + y, shaped as ``y``.
 
     Args:
-        x: any shape and float dtype; ``y`` likewise.
+        x: any shape and float dtype.
+        y: of that shape; with a norm over the last axis its rows may be counted otherwise, as those
+            of a matrix product are. A kernel takes that as it is, and a reshape costs time.
         eps: added to the mean square.
         keep: whether the second result will be used.
         axis: of the norm, -1 or -2.
@@ -61,20 +63,40 @@ def add_norm(
         return cuda.add_norm(x, y, eps, keep)
     if axis == -2 and x.ndim == 3 and metal_kernels.usable(x):
         return metal_kernels.position_norm(x, y, eps, keep)
-    total = x + y
-    return [rms_norm(total, eps, axis), total]
+    total = x.reshape(y.shape) + y
+    return [rms_norm(total, eps, axis).reshape(x.shape), total]
+
+
+def add_norm_sum(
+    x: mx.array, y: mx.array, following: mx.array, eps: float, wanted: bool, whole_warps: bool
+) -> Tuple[Optional[mx.array], mx.array]:
+    """Give rms_norm(x + y) and that plus ``following``, which no gradient may be asked of.
+
+    A kernel adds as it goes, so that the sum costs no reading of the norm, nor a launch.
+
+    Args:
+        x: as for :func:`add_norm`, and so are ``y``, ``eps`` and ``whole_warps``.
+        following: shaped as ``x``.
+        wanted: whether the first result is used; if not, it may be None.
+    """
+    if cuda.usable(x.dtype) and cuda.norm_fits(x.shape[-1], whole_warps):
+        norm, total = cuda.add_norm_sum(x, y, following, eps, wanted)
+        return (norm if wanted else None), total
+    norm = add_norm(x, y, eps, False, whole_warps=whole_warps)[0]
+    return norm, norm + following
 
 
 def norm_gradient(
     total: mx.array, d_out: mx.array, eps: float, axis: int = -1, whole_warps: bool = True
 ) -> mx.array:
-    """Give the gradient of ``total``, whose RMS norm has the gradient ``d_out``.
+    """Give the gradient of ``total``, whose RMS norm has the gradient ``d_out``, as many rows.
 
     The other arguments are those of :func:`add_norm`.
     """
     if axis == -1:
         if cuda.usable(total.dtype) and cuda.norm_fits(total.shape[-1], whole_warps):
             return cuda.norm_gradient(total, d_out, eps)
+        d_out = d_out.reshape(total.shape)
         return mx.vjp(lambda s: mx.fast.rms_norm(s, None, eps), [total], [d_out])[1][0]
     if cuda.usable(total.dtype) and cuda.position_norm_fits(
         total.shape[0], total.shape[1], total.shape[2]

@@ -1,20 +1,50 @@
-"""What a step that is not finite leaves behind: its inputs, saved so that it can be replayed."""
+"""Whether a step is finite, and what one that is not leaves behind: its inputs, to replay it."""
 
 import re
 from contextlib import suppress
 from pathlib import Path
-from typing import Dict
+from typing import Dict, Sequence
 
 import mlx.core as mx
 
 from mlx_trm.errors import CheckpointError, NonFiniteError
 from mlx_trm.models import named_arrays
+from mlx_trm.nn.cuda import kernels as cuda
 from mlx_trm.system.files import replace_file
 
 # Files that are kept, the newest ones: at the paper's size each has 150 to 300 MB.
 REPLAYS = 4
+# Pointers that a kernel takes at most are some 500; blocks of 256 threads that keep a GPU busy.
+MOST_ARRAYS, BLOCKS = 256, 512
 # With ``train.on_nonfinite: skip``, so many steps in a row end the run: it will not recover.
 GIVE_UP = 20
+
+
+def all_finite(arrays: Sequence[mx.array]) -> mx.array:
+    """Give whether arrays hold no NaN and no infinity, a bool scalar.
+
+    On an NVIDIA GPU one kernel reads all of them: a sum of each would be launched two or three
+    times, and such small steps are what a small batch waits for.
+
+    Args:
+        arrays: of any shape and float dtype.
+    """
+    wide = [array for array in arrays if array.dtype == mx.float32]
+    by_kernel = len(wide) == len(arrays) and 0 < len(wide) <= MOST_ARRAYS
+    if not (by_kernel and cuda.usable(mx.bfloat16)):
+        # NaN and infinity stay in a sum, so one number tells.
+        return mx.isfinite(sum((mx.sum(array) for array in arrays), mx.array(0.0)))
+    numbers = range(len(wide))
+    defines = {
+        "ARRAYS": ", ".join(f"const float* a{k}" for k in numbers),
+        "NAMES": ", ".join(f"a{k}" for k in numbers),
+        "SIZES": ", ".join(str(array.size) for array in wide),
+    }
+    launched = cuda.launch(
+        "finite.cu", "find_nonfinite", wide, [()], [], (BLOCKS, 1),
+        defines=defines, dtypes=[mx.float32], init_value=0.0,
+    )  # fmt: skip
+    return launched[0] == 0.0
 
 
 def save_replay(folder: Path, error: NonFiniteError, rank: int = 0) -> Path:

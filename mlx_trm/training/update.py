@@ -25,6 +25,7 @@ from mlx_trm.system.device import on_gpu
 from mlx_trm.system.environment import prepare_temporary_folder
 from mlx_trm.system.streams import added, joined, over_rows
 from mlx_trm.training.chains import Chains
+from mlx_trm.training.nonfinite import all_finite
 from mlx_trm.training.optim import EMA, clip_norm, rate_factors, sign_sgd_rows
 
 # What a step updates: trees called weights, optimizer and, where the average runs, average.
@@ -184,8 +185,7 @@ def make_update(
             loss = loss + more["grad_norm"]  # the squares of finite numbers may be infinite
         leaves = [leaf for _, leaf in named_arrays(gradients)]
         leaves += [] if row_gradients is None else [row_gradients]
-        # NaN and infinity stay in a sum, so one number tells.
-        finite = mx.isfinite(sum((mx.sum(leaf) for leaf in leaves), loss))
+        finite = mx.logical_and(all_finite(leaves), mx.isfinite(loss))
         new = dict(state)
         if train.freeze != "weights":
             # A copy: the optimiser writes into the dicts of its state.

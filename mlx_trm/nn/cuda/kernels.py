@@ -76,6 +76,7 @@ def launch(  # pylint: disable=too-many-arguments,too-many-positional-arguments
     shared_memory: int = 0,
     dtypes: Sequence[mx.Dtype] = (),
     target: Optional[str] = None,
+    init_value: Optional[float] = None,
 ) -> List[mx.array]:
     """Run a kernel of a file of this folder; its outputs are bfloat16 unless ``dtypes`` says so."""
     built_for = target or architecture() or ""
@@ -90,6 +91,7 @@ def launch(  # pylint: disable=too-many-arguments,too-many-positional-arguments
         grid=(blocks[0] * threads, blocks[1], 1),
         threadgroup=(threads, 1, 1),
         shared_memory=shared_memory,
+        init_value=init_value,
         ensure_row_contiguous=True,
         stream=mx.gpu,
     )
@@ -146,10 +148,17 @@ def norm_fits(size: int, whole_warps: bool) -> bool:
 
 
 def add_norm(x: mx.array, y: mx.array, eps: float, keep_total: bool) -> List[mx.array]:
-    """Give rms_norm(x + y) over the last axis, and x + y where it is kept."""
-    shape = tuple(x.shape)
-    shapes = [shape, shape if keep_total else (1,)]
+    """Give rms_norm(x + y) over the last axis, shaped as x, and x + y where kept, shaped as y."""
+    shapes = [tuple(x.shape), tuple(y.shape) if keep_total else (1,)]
     return _over_rows("add_norm", [x, y], shapes, eps, [int(keep_total)])
+
+
+def add_norm_sum(
+    x: mx.array, y: mx.array, following: mx.array, eps: float, keep_norm: bool
+) -> List[mx.array]:
+    """Give rms_norm(x + y) where it is kept, and that plus ``following``, all shaped as x."""
+    shapes = [tuple(x.shape) if keep_norm else (1,), tuple(x.shape)]
+    return _over_rows("add_norm_sum", [x, y, following], shapes, eps, [int(keep_norm)])
 
 
 def norm_gradient(total: mx.array, d_out: mx.array, eps: float) -> mx.array:
@@ -237,10 +246,8 @@ def position_mlp(  # pylint: disable=too-many-arguments,too-many-positional-argu
         keep_total: whether the second result, the sum before the norm, is written.
         norm_eps: of a gate norm in the SwiGLU; None without one.
     """
-    count, positions, size = x.shape
-    inner = down.shape[1]
-    padded = -(-positions // 8) * 8
-    more = padded - positions
+    (count, positions, size), inner = x.shape, down.shape[1]
+    more = -positions % 8
     gate_up = mx.pad(gate_up, [(0, 0), (0, more)])
     down = mx.pad(down, [(0, more), (0, 0)])
     warps = _warps(count, positions, size)

@@ -1,5 +1,5 @@
-// RMS norm of a residual sum, and its gradient, over the last axis (a warp a row of SIZE numbers)
-// and over positions (a thread a column pair of one sequence, 8 threads sharing the positions).
+// RMS norm of a residual sum, with what is added next, and its gradient, over the last axis (a warp
+// a row of SIZE numbers) and over positions (a thread a column pair of one sequence, 8 threads sharing the positions).
 
 #ifdef SIZE
 // A row has so many vectors of 8, a lane at most PER_LANE of them.
@@ -9,14 +9,10 @@ __device__ __forceinline__ bool exists(int v, int lane) {
   return VECTORS % 32 == 0 || v * 32 + lane < VECTORS;
 }
 
-#ifdef ADD_NORM
-extern "C" __global__ void add_norm(const Vec8* x, const Vec8* y, Vec8* out, Vec8* total, int rows,
-                                    int eps_bits, int keep_total) {
-  const int row = blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32, lane = threadIdx.x % 32;
-  if (row >= rows)
-    return;
-  const long long start = (long long)row * (SIZE / 8) + lane;
-  Vec8 sum[PER_LANE];
+#if defined(ADD_NORM) || defined(ADD_NORM_SUM)
+// Gives x + y of a lane's share of a row, rounded, and the factor of the row's RMS norm.
+__device__ __forceinline__ float add_rows(const Vec8* x, const Vec8* y, long long start, int lane,
+                                          int eps_bits, Vec8* sum) {
   float squares = 0.f;
 #pragma unroll
   for (int v = 0; v < PER_LANE; ++v) {
@@ -30,17 +26,64 @@ extern "C" __global__ void add_norm(const Vec8* x, const Vec8* y, Vec8* out, Vec
       squares += first * first + second * second;
     }
   }
-  const float scale = rsqrtf(warp_sum(squares) / SIZE + __int_as_float(eps_bits));
+  return rsqrtf(warp_sum(squares) / SIZE + __int_as_float(eps_bits));
+}
+
+__device__ __forceinline__ Vec8 scaled(const Vec8& sum, float scale) {
+  Vec8 out;
+#pragma unroll
+  for (int k = 0; k < 4; ++k)
+    out.pair[k] = pack(low(sum.pair[k]) * scale, high(sum.pair[k]) * scale);
+  return out;
+}
+#endif
+
+#ifdef ADD_NORM
+extern "C" __global__ void add_norm(const Vec8* x, const Vec8* y, Vec8* out, Vec8* total, int rows,
+                                    int eps_bits, int keep_total) {
+  const int row = blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32, lane = threadIdx.x % 32;
+  if (row >= rows)
+    return;
+  const long long start = (long long)row * (SIZE / 8) + lane;
+  Vec8 sum[PER_LANE];
+  const float scale = add_rows(x, y, start, lane, eps_bits, sum);
 #pragma unroll
   for (int v = 0; v < PER_LANE; ++v) {
     if (!exists(v, lane))
       continue;
     if (keep_total)
       total[start + v * 32] = sum[v];
+    out[start + v * 32] = scaled(sum[v], scale);
+  }
+}
+#endif
+
+#ifdef ADD_NORM_SUM
+// The norm, where it is kept, and the norm, rounded, plus `following`.
+extern "C" __global__ void add_norm_sum(const Vec8* x, const Vec8* y, const Vec8* following,
+                                        Vec8* out, Vec8* next, int rows, int eps_bits,
+                                        int keep_out) {
+  const int row = blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32, lane = threadIdx.x % 32;
+  if (row >= rows)
+    return;
+  const long long start = (long long)row * (SIZE / 8) + lane;
+  Vec8 sum[PER_LANE], more[PER_LANE];
+#pragma unroll
+  for (int v = 0; v < PER_LANE; ++v)  // early, so that it is there when the factor is
+    if (exists(v, lane))
+      more[v] = following[start + v * 32];
+  const float scale = add_rows(x, y, start, lane, eps_bits, sum);
+#pragma unroll
+  for (int v = 0; v < PER_LANE; ++v) {
+    if (!exists(v, lane))
+      continue;
+    const Vec8 a = scaled(sum[v], scale), b = more[v];
+    if (keep_out)
+      out[start + v * 32] = a;
 #pragma unroll
     for (int k = 0; k < 4; ++k)
-      sum[v].pair[k] = pack(low(sum[v].pair[k]) * scale, high(sum[v].pair[k]) * scale);
-    out[start + v * 32] = sum[v];
+      sum[v].pair[k] = pack(low(a.pair[k]) + low(b.pair[k]), high(a.pair[k]) + high(b.pair[k]));
+    next[start + v * 32] = sum[v];
   }
 }
 #endif

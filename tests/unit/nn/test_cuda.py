@@ -16,7 +16,8 @@ from mlx_trm.nn.cuda import gate_norm
 from mlx_trm.nn.cuda import kernels as cuda
 from mlx_trm.nn.cuda import nvrtc
 from mlx_trm.nn.functional import rms_norm, rope_tables, silu
-from mlx_trm.nn.residual import residual_norm
+from mlx_trm.nn.residual import add_norm_sum, residual_norm
+from mlx_trm.training.nonfinite import all_finite
 
 on_cuda = pytest.mark.skipif(
     not cuda.usable(mx.bfloat16), reason="needs an NVIDIA GPU with MLX's CUDA backend"
@@ -150,6 +151,34 @@ def test_norms():
         wide = [x.astype(mx.float32), y.astype(mx.float32)]
         want = mx.vjp(lambda s, a=axis: rms_norm(s, 1e-5, a), wide[:1], wide[1:])[1][0]
         check(have, want.astype(mx.bfloat16))
+
+
+@on_cuda
+@pytest.mark.parametrize("keep", [False, True])
+@pytest.mark.parametrize("size", [512, 256, 2048])
+def test_a_norm_and_what_is_added_to_it(size, keep):
+    """Bit for bit what the kernel of the norm gives, rounded, and one more sum, rounded."""
+    x, y, following = normal(3, 29, size), normal(3 * 29, size), normal(3, 29, size)
+    norm, total = add_norm_sum(x, y, following, 1e-5, keep, True)
+    want = cuda.add_norm(x, y, 1e-5, False)[0]
+    assert want.shape == total.shape == x.shape
+    check(want, rms_norm(x + y.reshape(x.shape), 1e-5))
+    assert mx.array_equal(total, want + following)
+    assert mx.array_equal(norm, want) if keep else norm is None
+
+
+@pytest.mark.parametrize("kind", ["finite", "nan", "inf", "-inf"])
+@pytest.mark.parametrize("which, at", [(0, 0), (0, -1), (1, 3), (2, 0), (2, -1)])
+def test_what_is_not_finite_is_found(which, at, kind):
+    """By one kernel on an NVIDIA GPU, by sums elsewhere; numbers may be large or none."""
+    arrays = [mx.full((size,), 1e30) for size in (5, 300_001, 1)] + [mx.zeros((0, 4))]
+    if kind != "finite":
+        arrays[which][at] = float(kind)
+    assert all_finite(arrays).item() == (kind == "finite")
+    assert mx.compile(lambda *parts: all_finite(parts))(*arrays).item() == (kind == "finite")
+    narrow = [array.astype(mx.bfloat16) for array in arrays]
+    assert all_finite(narrow).item() == (kind == "finite")
+    assert all_finite([]).item()
 
 
 @on_cuda

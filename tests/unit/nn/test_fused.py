@@ -15,7 +15,7 @@ from mlx_trm.config.sections import TaskSpec
 from mlx_trm.models import TRM, TRMConfig, build_model
 from mlx_trm.models.carry import random_batch
 from mlx_trm.models.network import Block
-from mlx_trm.nn import functional, fused
+from mlx_trm.nn import functional, fused, reasoning, residual
 from mlx_trm.nn.functional import rope_tables
 from mlx_trm.nn.init import KeySequence
 from mlx_trm.nn.layers import CastedLinear
@@ -115,6 +115,35 @@ def test_a_step_without_gradient_is_the_same(mixer):
     assert mx.max(mx.abs(results[0] - results[1])).item() < 2e-3
 
 
+@pytest.mark.parametrize("mixer", MIXERS)
+@pytest.mark.parametrize("cycles", [(2, 3), (1, 1), (2, 0)])
+def test_a_state_that_only_its_sum_needs_is_not_made(mixer, cycles, monkeypatch):
+    """A kernel gives the next sum and leaves the state out; here plain operations do."""
+    asked = []
+
+    def add_norm_sum(x, y, following, eps, wanted, whole_warps):
+        asked.append(wanted)
+        norm = residual.add_norm(x, y, eps, False)[0]
+        return norm if wanted else None, norm + following
+
+    spec = TaskSpec(vocab_size=7, seq_len=9)
+    schedule = {"H_cycles": cycles[0], "L_cycles": cycles[1], "forward_dtype": "float32"}
+    model = TRM(TRMConfig(**SMALL, **MIXERS[mixer], **schedule), spec)
+    batch = random_batch(spec, 4)
+    carry = model.begin(model.initial_carry(batch), batch)
+    model.eval()
+    with fused.use(True):
+        with monkeypatch.context() as patch:
+            patch.setattr(Block, "keeps_nothing", lambda self: False)
+            want = model.reason(carry, model.puzzle_rows(carry))
+        monkeypatch.setattr(reasoning, "add_norm_sum", add_norm_sum)
+        have = model.reason(carry, model.puzzle_rows(carry))
+    for one, other in zip((*have[0], have[1].logits), (*want[0], want[1].logits)):
+        assert mx.array_equal(one, other)
+    one_cycle = [left == 0 for left in reversed(range(cycles[1]))]  # z_L itself is used at its end
+    assert asked == one_cycle * cycles[0]
+
+
 def test_memory_is_a_fraction_of_automatic_differentiation_s():
     spec = TaskSpec(vocab_size=11, seq_len=81)
     settings = {**SMALL, "hidden_size": 64, "H_cycles": 1, "L_cycles": 3, "puzzle_emb_ndim": 0}
@@ -167,6 +196,9 @@ def test_what_is_said_to_need_no_gradient_needs_none(name, monkeypatch):
             return mx.stop_gradient(results)
         return tuple(mx.stop_gradient(result) for result in results)
 
+    def cut_sum(*arguments):
+        return tuple(mx.stop_gradient(part) for part in residual.add_norm_sum(*arguments))
+
     spec = TaskSpec(vocab_size=7, seq_len=9, num_puzzle_identifiers=3)
     model = build_model(dataclasses.replace(plain.SMALL[name], forward_dtype="float32"), spec)
     batch = random_batch(spec, 4)
@@ -181,6 +213,7 @@ def test_what_is_said_to_need_no_gradient_needs_none(name, monkeypatch):
     for by_hand in (False, True):
         with fused.use(by_hand), monkeypatch.context() as patch:
             patch.setattr(fused._Function, "__call__", cut)
+            patch.setattr(reasoning, "add_norm_sum", cut_sum)
             gradients = mx.grad(loss, (0, 1))(model.trained_weights(), model.puzzle_rows(carry))
         found.append(dict(tree_flatten(gradients)))
     for key, want in found[0].items():

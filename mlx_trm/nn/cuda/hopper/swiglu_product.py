@@ -51,10 +51,11 @@ def swiglu_product(x: mx.array, gate_up: mx.array) -> mx.array:
     """Give silu(gate) * up of x @ gate_up^T, (rows, I).
 
     Args:
-        x: (rows, D) bfloat16.
+        x: (rows, D) bfloat16, or of more axes with so many rows.
         gate_up: (2 * I, D) bfloat16, gate before up.
     """
-    (rows, size), inner = x.shape, gate_up.shape[0] // 2
+    size, inner = x.shape[-1], gate_up.shape[0] // 2
+    rows = x.size // size
     slices = 2 * inner // _SLICE
     return launch(
         _FILE,
