@@ -45,7 +45,7 @@ class Fault(NamedTuple):
 FAULTS = [
     Fault(
         "model", "the latent is improved without the puzzle", "models/network.py",
-        "z_L = update(z_L, z_H + x)", "z_L = update(z_L, z_H)",
+        "question = z_H + x", "question = z_H",
         "tests/unit/models/test_trm.py",
     ),
     Fault(
@@ -55,7 +55,7 @@ FAULTS = [
     ),
     Fault(
         "model", "one update of the latent too few", "models/network.py",
-        "for _ in range(cycles[1]):", "for _ in range(max(1, cycles[1] - 1)):",
+        "in reversed(range(cycles[1])):", "in reversed(range(max(1, cycles[1] - 1))):",
         "tests/unit/models/test_trm.py",
     ),
     Fault(
