@@ -80,8 +80,8 @@ def add_norm_sum(
         wanted: whether the first result is used; if not, it may be None.
     """
     if cuda.usable(x.dtype) and cuda.norm_fits(x.shape[-1], whole_warps):
-        norm, total = cuda.add_norm_sum(x, y, following, eps, wanted)
-        return (norm if wanted else None), total
+        found = cuda.add_norm_sum(x, y, following, eps, wanted)
+        return (found[1] if wanted else None), found[0]
     norm = add_norm(x, y, eps, False, whole_warps=whole_warps)[0]
     return norm, norm + following
 

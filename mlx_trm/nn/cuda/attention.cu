@@ -150,8 +150,8 @@ __device__ __forceinline__ void store_rows(bf16* to, long long step, const bf16*
 
 #ifdef ATTENTION_FORWARD
 extern "C" __global__ void __launch_bounds__(THREADS, FORWARD_BLOCKS)
-    attention_forward(const bf16* qkv, const float* cos, const float* sin, bf16* out, float* lse,
-                      int keep, int scale_bits) {
+    attention_forward(const bf16* qkv, const float* cos, const float* sin, bf16* out,
+                      KEPT(float* lse) int scale_bits) {
   extern __shared__ __align__(16) bf16 memory[];
   bf16 *queries = memory, *keys = memory + TILE, *values = memory + 2 * TILE;
   const float scale = __int_as_float(scale_bits);
@@ -206,9 +206,11 @@ extern "C" __global__ void __launch_bounds__(THREADS, FORWARD_BLOCKS)
   for (int r = 0; r < 2; ++r) {
     sum[r] += __shfl_xor_sync(0xffffffffu, sum[r], 1);
     sum[r] += __shfl_xor_sync(0xffffffffu, sum[r], 2);
+#if KEEP
     const int row = first + lane / 4 + r * 8;
-    if (keep && lane % 4 == 0 && row < T)
+    if (lane % 4 == 0 && row < T)
       lse[(sequence * HEADS + head) * T + row] = most[r] + log2f(sum[r]);
+#endif
   }
   keep_rows(queries, o, first, 1.f / sum[0], 1.f / sum[1]);
   out += sequence * T * HEADS * SIZE + head * SIZE;

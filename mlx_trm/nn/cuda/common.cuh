@@ -4,6 +4,14 @@
 typedef unsigned short bf16;
 #define INFINITY __int_as_float(0x7f800000)
 
+// A kernel compiled with KEEP 1 has one output more, which not every caller needs: an array that
+// nobody uses would cost MLX its time, too.
+#if defined(KEEP) && KEEP
+#define KEPT(parameter) parameter,
+#else
+#define KEPT(parameter)
+#endif
+
 struct __align__(16) Vec8 { // 8 numbers in 16 bytes, the most one thread reads at once
   unsigned int pair[4];
 };

@@ -149,30 +149,30 @@ def norm_fits(size: int, whole_warps: bool) -> bool:
 
 def add_norm(x: mx.array, y: mx.array, eps: float, keep_total: bool) -> List[mx.array]:
     """Give rms_norm(x + y) over the last axis, shaped as x, and x + y where kept, shaped as y."""
-    shapes = [tuple(x.shape), tuple(y.shape) if keep_total else (1,)]
-    return _over_rows("add_norm", [x, y], shapes, eps, [int(keep_total)])
+    shapes = [tuple(x.shape), tuple(y.shape)][: 1 + keep_total]
+    return _over_rows("add_norm", [x, y], shapes, eps, {"KEEP": int(keep_total)})
 
 
 def add_norm_sum(
     x: mx.array, y: mx.array, following: mx.array, eps: float, keep_norm: bool
 ) -> List[mx.array]:
-    """Give rms_norm(x + y) where it is kept, and that plus ``following``, all shaped as x."""
-    shapes = [tuple(x.shape) if keep_norm else (1,), tuple(x.shape)]
-    return _over_rows("add_norm_sum", [x, y, following], shapes, eps, [int(keep_norm)])
+    """Give rms_norm(x + y) plus ``following``, and the norm where it is kept, shaped as x."""
+    shapes, arrays = [tuple(x.shape)] * (1 + keep_norm), [x, y, following]
+    return _over_rows("add_norm_sum", arrays, shapes, eps, {"KEEP": int(keep_norm)})
 
 
 def norm_gradient(total: mx.array, d_out: mx.array, eps: float) -> mx.array:
     """Give the gradient of ``total``, whose RMS norm over the last axis has the gradient d_out."""
-    return _over_rows("norm_backward", [total, d_out], [tuple(total.shape)], eps, [])[0]
+    return _over_rows("norm_backward", [total, d_out], [tuple(total.shape)], eps, {})[0]
 
 
 def _over_rows(
-    name: str, arrays: List[mx.array], shapes: List[Tuple[int, ...]], eps: float, more: List[int]
+    name: str, arrays: List[mx.array], shapes: List[Tuple[int, ...]], eps: float, more: dict
 ) -> List[mx.array]:
     size = arrays[0].shape[-1]
-    rows = arrays[0].size // size
-    blocks, scalars = -(-rows // (_THREADS // 32)), [rows, float_bits(eps), *more]
-    return launch("norm.cu", name, arrays, shapes, scalars, (blocks, 1), defines={"SIZE": size})
+    rows, defines = arrays[0].size // size, {"SIZE": size, **more}
+    blocks, scalars = -(-rows // (_THREADS // 32)), [rows, float_bits(eps)]
+    return launch("norm.cu", name, arrays, shapes, scalars, (blocks, 1), defines=defines)
 
 
 def position_norm_fits(rows: int, positions: int, size: int) -> bool:
@@ -243,7 +243,7 @@ def position_mlp(  # pylint: disable=too-many-arguments,too-many-positional-argu
         gate_up: (2 * I, T) bfloat16.
         down: (T, I) bfloat16.
         eps: added to the mean square.
-        keep_total: whether the second result, the sum before the norm, is written.
+        keep_total: whether there is the second result, the sum before the norm.
         norm_eps: of a gate norm in the SwiGLU; None without one.
     """
     (count, positions, size), inner = x.shape, down.shape[1]
@@ -251,13 +251,12 @@ def position_mlp(  # pylint: disable=too-many-arguments,too-many-positional-argu
     gate_up = mx.pad(gate_up, [(0, 0), (0, more)])
     down = mx.pad(down, [(0, more), (0, 0)])
     warps = _warps(count, positions, size)
-    unused = (count, positions, size) if keep_total else (1,)
     return launch(
         "mlp_t.cu",
         "mlp_t_forward",
         [x, gate_up, down],
-        [(count, positions, size), unused],
-        [float_bits(eps), int(keep_total), float_bits(norm_eps or 0.0)],
+        [tuple(x.shape)] * (1 + keep_total),
+        [float_bits(eps), float_bits(norm_eps or 0.0)],
         (size // (32 * warps), count),
         threads=32 * warps,
         defines={
@@ -266,6 +265,7 @@ def position_mlp(  # pylint: disable=too-many-arguments,too-many-positional-argu
             "INNER": inner,
             "WARPS": warps,
             "GATED": int(norm_eps is not None),
+            "KEEP": int(keep_total),
         },
         shared_memory=position_mlp_bytes(positions, warps),
     )
@@ -348,16 +348,15 @@ def attention(
         qkv: (B, T, 3, h, D / h) bfloat16.
         cos: (T, D / h) float32, read only where ``rotated``; sin likewise.
         rotated: whether queries and keys are turned by their positions.
-        keep_sums: whether the second result is written.
+        keep_sums: whether there is the second result.
 
     Returns:
         (B, T, h, D / h) bfloat16, and (B, h, T) float32, the rows' log-sum-exps to base 2.
     """
     count, positions, _, heads, size = qkv.shape
-    sums = (count, heads, positions) if keep_sums else (1,)
-    shapes, dtypes = [(count, positions, heads, size), sums], [mx.bfloat16, mx.float32]
-    scalars = [int(keep_sums), float_bits(size**-0.5)]
-    return _attention("attention_forward", [qkv, cos, sin], shapes, scalars, rotated, dtypes)
+    shapes = [(count, positions, heads, size), (count, heads, positions)][: 1 + keep_sums]
+    more = {"ROPE": int(rotated), "KEEP": int(keep_sums)}
+    return _attention("attention_forward", [qkv, cos, sin], shapes, more)
 
 
 def attention_gradient(
@@ -370,18 +369,12 @@ def attention_gradient(
     d_out: mx.array,
 ) -> mx.array:
     """Give the gradient of qkv from both results of :func:`attention` and the first's gradient."""
-    arrays, scalars = [qkv, cos, sin, out, sums, d_out], [float_bits(qkv.shape[-1] ** -0.5)]
-    shapes, dtypes = [tuple(qkv.shape)], [mx.bfloat16]
-    return _attention("attention_backward", arrays, shapes, scalars, rotated, dtypes)[0]
+    arrays, shapes = [qkv, cos, sin, out, sums, d_out], [tuple(qkv.shape)]
+    return _attention("attention_backward", arrays, shapes, {"ROPE": int(rotated)})[0]
 
 
 def _attention(
-    name: str,
-    arrays: List[mx.array],
-    shapes: Sequence[Tuple[int, ...]],
-    scalars: List[int],
-    rotated: bool,
-    dtypes: Sequence[mx.Dtype],
+    name: str, arrays: List[mx.array], shapes: Sequence[Tuple[int, ...]], more: dict
 ) -> List[mx.array]:
     count, positions, _, heads, size = arrays[0].shape
     warps = -(-positions // 16)
@@ -391,10 +384,10 @@ def _attention(
         name,
         arrays,
         shapes,
-        scalars,
+        [float_bits(size**-0.5)],
         (heads, count),
         threads=32 * warps,
-        defines={"T": positions, "HEADS": heads, "SIZE": size, "ROPE": int(rotated)},
+        defines={"T": positions, "HEADS": heads, "SIZE": size, **more},
         shared_memory=shared,
-        dtypes=dtypes,
+        dtypes=[mx.bfloat16, mx.float32][: len(shapes)],
     )

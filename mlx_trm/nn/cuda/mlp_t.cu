@@ -59,8 +59,8 @@ __device__ __forceinline__ void store_tile(bf16* to, const bf16* tile) {
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS)
-    mlp_t_forward(const bf16* x, const bf16* w1, const bf16* w2, bf16* out, bf16* total, int eps_bits,
-                  int keep_total, int gate_eps_bits) {
+    mlp_t_forward(const bf16* x, const bf16* w1, const bf16* w2, bf16* out, KEPT(bf16* total)
+                  int eps_bits, int gate_eps_bits) {
   extern __shared__ __align__(16) bf16 memory[];
   bf16* tile = memory;
   bf16* stages = memory + X_ROWS * X_STRIDE;
@@ -238,7 +238,8 @@ extern "C" __global__ void __launch_bounds__(THREADS)
   for (int t = 0; t < T; ++t)
     tile[t * X_STRIDE] = narrowed(widened(sums[t * X_STRIDE]) * scale);
   __syncthreads();
-  if (keep_total)
-    store_tile(total + origin, stages);
+#if KEEP
+  store_tile(total + origin, stages);
+#endif
   store_tile(out + origin, memory);
 }

@@ -39,8 +39,8 @@ __device__ __forceinline__ Vec8 scaled(const Vec8& sum, float scale) {
 #endif
 
 #ifdef ADD_NORM
-extern "C" __global__ void add_norm(const Vec8* x, const Vec8* y, Vec8* out, Vec8* total, int rows,
-                                    int eps_bits, int keep_total) {
+extern "C" __global__ void add_norm(const Vec8* x, const Vec8* y, Vec8* out, KEPT(Vec8* total)
+                                    int rows, int eps_bits) {
   const int row = blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32, lane = threadIdx.x % 32;
   if (row >= rows)
     return;
@@ -51,18 +51,18 @@ extern "C" __global__ void add_norm(const Vec8* x, const Vec8* y, Vec8* out, Vec
   for (int v = 0; v < PER_LANE; ++v) {
     if (!exists(v, lane))
       continue;
-    if (keep_total)
-      total[start + v * 32] = sum[v];
+#if KEEP
+    total[start + v * 32] = sum[v];
+#endif
     out[start + v * 32] = scaled(sum[v], scale);
   }
 }
 #endif
 
 #ifdef ADD_NORM_SUM
-// The norm, where it is kept, and the norm, rounded, plus `following`.
+// The norm, rounded, plus `following`, and the norm where it is kept.
 extern "C" __global__ void add_norm_sum(const Vec8* x, const Vec8* y, const Vec8* following,
-                                        Vec8* out, Vec8* next, int rows, int eps_bits,
-                                        int keep_out) {
+                                        Vec8* next, KEPT(Vec8* out) int rows, int eps_bits) {
   const int row = blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32, lane = threadIdx.x % 32;
   if (row >= rows)
     return;
@@ -78,8 +78,9 @@ extern "C" __global__ void add_norm_sum(const Vec8* x, const Vec8* y, const Vec8
     if (!exists(v, lane))
       continue;
     const Vec8 a = scaled(sum[v], scale), b = more[v];
-    if (keep_out)
-      out[start + v * 32] = a;
+#if KEEP
+    out[start + v * 32] = a;
+#endif
 #pragma unroll
     for (int k = 0; k < 4; ++k)
       sum[v].pair[k] = pack(low(a.pair[k]) + low(b.pair[k]), high(a.pair[k]) + high(b.pair[k]));
