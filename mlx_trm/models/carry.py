@@ -42,8 +42,9 @@ class Batch(NamedTuple):
 class SentBatch(NamedTuple):
     """A batch on its way from the host, its numbers in one array.
 
-    An array of the host may take memory on a GPU that MLX has to move first, with a copy that the
-    step waits for: sent as one, 64 Sudoku train 2 % faster, and 768.
+    For each array of the host MLX may take memory that it had on a GPU, and then moves that first,
+    with a copy that holds up the step being computed (0.3 to 0.4 ms). Sent as one array, batches of
+    64 and of 768 Sudoku train 1 to 2 % faster.
 
     Attributes:
         numbers: (B * (2 * S + 1),) int32: inputs, labels, puzzle identifiers.

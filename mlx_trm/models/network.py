@@ -153,7 +153,7 @@ class Block(PostNormBlock):
         return all(type(layer) is CastedLinear and "bias" not in layer for layer in layers)
 
     def keeps_nothing(self) -> bool:
-        """Whether no gradient will be asked for. See the base class."""
+        """Whether the layers are plain, too. See the base class."""
         return super().keeps_nothing() and self.is_plain()
 
     def before_norm(
@@ -185,7 +185,7 @@ class Block(PostNormBlock):
 
 
 # From a latent's value, the sum of it and what is added to it, what is added to its new value (None
-# where there is no next sum) and whether that value is used besides: the new value, and that sum.
+# where there is no next sum) and whether that value is used besides: the next sum, the new value.
 Update = Callable[[Any, mx.array, Optional[mx.array], bool], Tuple[Any, Any]]
 
 
@@ -198,8 +198,8 @@ def alternate(
         latents: z_H, the answer, and z_L, each (B, T, D).
         x: the embedded puzzle, (B, T, D).
         cycles: how often z_H is updated, and z_L before each time.
-        update: gives a latent's new value from the sum of it and what is added to it, and the sum
-            that enters the network next, which costs less where the value is made.
+        update: gives the sum that enters the network next, which costs less where the latent's new
+            value is made, and that value; its arguments are those of ``Update``.
 
     Returns:
         The new z_H and z_L; only the last update of z_H and those of z_L before it have a gradient.
@@ -212,9 +212,10 @@ def alternate(
         with fused.expect_gradient(last):
             question = z_H + x
             entering = z_L + (question if cycles[1] else z_H)
-            for left in reversed(range(cycles[1])):
-                z_L, entering = update(z_L, entering, question if left else z_H, left == 0)
-            z_H, _ = update(z_H, entering, None, True)
+            for remaining in reversed(range(cycles[1])):
+                following = question if remaining else z_H
+                entering, z_L = update(z_L, entering, following, remaining == 0)
+            _, z_H = update(z_H, entering, None, True)
     return z_H, z_L
 
 

@@ -138,9 +138,9 @@ class SymmetricTRM(RecursiveModel):  # pylint: disable=abstract-method
         x = self.embed(carry.current.inputs)
 
         def update(
-            _: mx.array, entering: mx.array, following: Optional[mx.array], wanted: bool
+            _: mx.array, entering: mx.array, following: Optional[mx.array], keep_state: bool
         ) -> Tuple[Any, Any]:
-            return self.L_level.add_after(entering, None, following, wanted)
+            return self.L_level.add_after(entering, None, following, keep_state)
 
         z_H, z_L = alternate(carry.latents, x, self.cycles, update)
         return (mx.stop_gradient(z_H), mx.stop_gradient(z_L)), self.read_outputs(z_H)
@@ -174,7 +174,7 @@ class TRM(Network):
         return int(self.config.L_layers * (self.cycles[1] + 1))
 
     def replaces(self) -> bool:
-        """Whether a latent becomes what the network gives, with no damping and no noise."""
+        """Whether a latent becomes what the network gives: :meth:`move` is not called then."""
         return not (self.config.damping or (self.config.noise and self.training))
 
     def move(self) -> Move:
@@ -209,15 +209,15 @@ class TRM(Network):
     ) -> Tuple[Tuple[mx.array, ...], Outputs]:
         """Run H_cycles cycles of the recursion, the last with a gradient. See the base class."""
         x = self.embed(carry.current.inputs, rows)
-        move = self.move()
+        move, replaced = self.move(), self.replaces()
 
         def update(
-            old: mx.array, entering: mx.array, following: Optional[mx.array], wanted: bool
+            old: mx.array, entering: mx.array, following: Optional[mx.array], keep_state: bool
         ) -> Tuple[Any, Any]:
-            if self.replaces():
-                return self.L_level.add_after(entering, self._cos_sin, following, wanted)
+            if replaced:
+                return self.L_level.add_after(entering, self._cos_sin, following, keep_state)
             new = move(old, self.L_level(entering, None, self._cos_sin))
-            return new, None if following is None else new + following
+            return None if following is None else new + following, new
 
         z_H, z_L = alternate(carry.latents, x, self.cycles, update)
         return (mx.stop_gradient(z_H), mx.stop_gradient(z_L)), self.read_outputs(z_H)

@@ -34,7 +34,10 @@ class PostNormBlock(nn.Module):
     def before_norm(
         self, x: mx.array, cos_sin: Optional[CosSin] = None
     ) -> Tuple[mx.array, mx.array]:
-        """Give x and y, both (B, T, D) or as many rows, of a block that maps (B, T, D)."""
+        """Give x and y, both (B, T, D) or as many rows, of a block that maps (B, T, D).
+
+        What is computed is what a call computes, without its end, where :meth:`keeps_nothing`.
+        """
         raise NotImplementedError(f"{type(self).__name__} must implement before_norm(x, cos_sin)")
 
 
@@ -69,24 +72,28 @@ class ReasoningModule(nn.Module):
         entering: mx.array,
         cos_sin: Optional[CosSin],
         following: Optional[mx.array],
-        wanted: bool,
+        keep_state: bool,
     ) -> Tuple[Optional[mx.array], Optional[mx.array]]:
         """Run the blocks on a sum, and give the next one.
+
+        Where no gradient is asked for, the kernel of the last norm adds what follows. (Nothing is
+        kept then, so there is nothing to compute again either.)
 
         Args:
             entering: (B, T, D), the state and what was added to it.
             cos_sin: rotates queries and keys where given.
             following: (B, T, D), what is added to the new state; None for no sum.
-            wanted: whether the new state is used besides its sum.
+            keep_state: whether the new state is used besides its sum.
 
         Returns:
-            The new state, None where it is not wanted and nothing had to make it, and the sum.
+            The sum, None without ``following``; and the new state, which is None where it is not
+            kept and a kernel has left it out.
         """
-        *before, end = self.layers
-        if following is not None and isinstance(end, PostNormBlock) and end.keeps_nothing():
+        *before, last = self.layers
+        if following is not None and isinstance(last, PostNormBlock) and last.keeps_nothing():
             for layer in before:
                 entering = layer(entering, cos_sin)
-            x, y = end.before_norm(entering, cos_sin)
-            return add_norm_sum(x, y, following, end.eps, wanted, end.whole_warps)
+            x, y = last.before_norm(entering, cos_sin)
+            return add_norm_sum(x, y, following, last.eps, keep_state, last.whole_warps)
         state = self(entering, None, cos_sin)
-        return state, None if following is None else state + following
+        return None if following is None else state + following, state

@@ -1,4 +1,4 @@
-"""rms_norm(x + y), the end of every half of a block, and its gradient by hand."""
+"""rms_norm(x + y), the end of every half of a block, with its gradient or with what comes next."""
 
 from functools import lru_cache
 from typing import Any, List, Optional, Tuple
@@ -68,22 +68,24 @@ def add_norm(
 
 
 def add_norm_sum(
-    x: mx.array, y: mx.array, following: mx.array, eps: float, wanted: bool, whole_warps: bool
-) -> Tuple[Optional[mx.array], mx.array]:
-    """Give rms_norm(x + y) and that plus ``following``, which no gradient may be asked of.
+    x: mx.array, y: mx.array, following: mx.array, eps: float, keep_norm: bool, whole_warps: bool
+) -> Tuple[mx.array, Optional[mx.array]]:
+    """Give rms_norm(x + y) plus ``following``, and the norm; no gradient may be asked of them.
 
     A kernel adds as it goes, so that the sum costs no reading of the norm, nor a launch.
 
     Args:
         x: as for :func:`add_norm`, and so are ``y``, ``eps`` and ``whole_warps``.
         following: shaped as ``x``.
-        wanted: whether the first result is used; if not, it may be None.
+        keep_norm: whether the second result is used; if not, it may be None.
     """
-    if cuda.usable(x.dtype) and cuda.norm_fits(x.shape[-1], whole_warps):
-        found = cuda.add_norm_sum(x, y, following, eps, wanted)
-        return (found[1] if wanted else None), found[0]
+    # The kernel reads as many numbers of each, in bfloat16.
+    alike = following.dtype == x.dtype and following.shape == x.shape
+    if alike and cuda.usable(x.dtype) and cuda.norm_fits(x.shape[-1], whole_warps):
+        found = cuda.add_norm_sum(x, y, following, eps, keep_norm)
+        return found[0], found[1] if keep_norm else None
     norm = add_norm(x, y, eps, False, whole_warps=whole_warps)[0]
-    return norm, norm + following
+    return norm + following, norm
 
 
 def norm_gradient(

@@ -14,8 +14,9 @@ from mlx_trm.system.files import replace_file
 
 # Files that are kept, the newest ones: at the paper's size each has 150 to 300 MB.
 REPLAYS = 4
-# Pointers that a kernel takes at most are some 500; blocks of 256 threads that keep a GPU busy.
-MOST_ARRAYS, BLOCKS = 256, 512
+# Arrays that one kernel looks at: beyond some 160 the compiler keeps their addresses in memory that
+# each thread has for itself, in all a gigabyte. Blocks of 256 threads that keep a GPU busy.
+MOST_ARRAYS, BLOCKS = 128, 512
 # With ``train.on_nonfinite: skip``, so many steps in a row end the run: it will not recover.
 GIVE_UP = 20
 
@@ -24,7 +25,8 @@ def all_finite(arrays: Sequence[mx.array]) -> mx.array:
     """Give whether arrays hold no NaN and no infinity, a bool scalar.
 
     On an NVIDIA GPU one kernel reads all of them: a sum of each would be launched two or three
-    times, and such small steps are what a small batch waits for.
+    times, and such small steps are what a small batch waits for. A sum tells as well: NaN and
+    infinity stay in it, and finite numbers of which it overflows are no gradients to go on with.
 
     Args:
         arrays: of any shape and float dtype.
@@ -32,7 +34,6 @@ def all_finite(arrays: Sequence[mx.array]) -> mx.array:
     wide = [array for array in arrays if array.dtype == mx.float32]
     by_kernel = len(wide) == len(arrays) and 0 < len(wide) <= MOST_ARRAYS
     if not (by_kernel and cuda.usable(mx.bfloat16)):
-        # NaN and infinity stay in a sum, so one number tells.
         return mx.isfinite(sum((mx.sum(array) for array in arrays), mx.array(0.0)))
     numbers = range(len(wide))
     defines = {

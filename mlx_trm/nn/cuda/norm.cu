@@ -1,5 +1,6 @@
 // RMS norm of a residual sum, with what is added next, and its gradient, over the last axis (a warp
-// a row of SIZE numbers) and over positions (a thread a column pair of one sequence, 8 threads sharing the positions).
+// a row of SIZE numbers) and over positions (a thread a column pair of one sequence, 8 threads
+// sharing the positions).
 
 #ifdef SIZE
 // A row has so many vectors of 8, a lane at most PER_LANE of them.

@@ -10,12 +10,14 @@ import logging
 import os
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Dict, Optional, Tuple
+from typing import Any, Mapping, Optional, Tuple, Union
 
 from mlx_trm.system.files import cache_folder, write_bytes
 
 LOG = logging.getLogger(__name__)
 _FOLDER = Path(__file__).parent
+# Constants that are compiled in, by name, in order.
+Defines = Tuple[Tuple[str, Union[int, str]], ...]
 
 
 class NvrtcError(RuntimeError):
@@ -35,7 +37,7 @@ def library() -> Optional[Any]:
     return None
 
 
-def _source(name: str, defines: Tuple[Tuple[str, int], ...]) -> str:
+def _source(name: str, defines: Defines) -> str:
     path = _FOLDER / name
     folders = dict.fromkeys((_FOLDER, path.parent))  # one where it is in this folder itself
     headers = [header for folder in folders for header in sorted(folder.glob("*.cuh"))]
@@ -71,7 +73,7 @@ def _compile(nvrtc: Any, source: bytes, architecture: str) -> bytes:
 
 
 @lru_cache(maxsize=None)
-def _binary(name: str, architecture: str, defines: Tuple[Tuple[str, int], ...]) -> bytes:
+def _binary(name: str, architecture: str, defines: Defines) -> bytes:
     source = _source(name, defines).encode()
     nvrtc = library()
     if nvrtc is None:
@@ -96,7 +98,7 @@ def _binary(name: str, architecture: str, defines: Tuple[Tuple[str, int], ...]) 
     return code
 
 
-def binary(name: str, architecture: str, defines: Dict[str, int]) -> bytes:
+def binary(name: str, architecture: str, defines: Mapping[str, Union[int, str]]) -> bytes:
     """Give the machine code of a file of kernels.
 
     Args:
@@ -111,7 +113,7 @@ def binary(name: str, architecture: str, defines: Dict[str, int]) -> bytes:
 
 
 @lru_cache(maxsize=None)
-def compiles(name: str, architecture: str, defines: Tuple[Tuple[str, int], ...]) -> bool:
+def compiles(name: str, architecture: str, defines: Defines) -> bool:
     """Whether a file of kernels compiles; if not, that is said once, and plain operations are used.
 
     Args:

@@ -155,16 +155,27 @@ def test_norms():
 
 @on_cuda
 @pytest.mark.parametrize("keep", [False, True])
-@pytest.mark.parametrize("size", [512, 256, 2048])
+@pytest.mark.parametrize("size", [512, 256, 2048, 576, 128, 32, 520])
 def test_a_norm_and_what_is_added_to_it(size, keep):
-    """Bit for bit what the kernel of the norm gives, rounded, and one more sum, rounded."""
+    """Bit for bit what the kernel of the norm gives, rounded, and one more sum, rounded.
+
+    Of the smaller sizes some lanes of a warp have nothing.
+    """
     x, y, following = normal(3, 29, size), normal(3 * 29, size), normal(3, 29, size)
-    norm, total = add_norm_sum(x, y, following, 1e-5, keep, True)
+    total, norm = add_norm_sum(x, y, following, 1e-5, keep, size % 256 == 0)
     want = cuda.add_norm(x, y, 1e-5, False)[0]
     assert want.shape == total.shape == x.shape
     check(want, rms_norm(x + y.reshape(x.shape), 1e-5))
     assert mx.array_equal(total, want + following)
     assert mx.array_equal(norm, want) if keep else norm is None
+
+
+@pytest.mark.parametrize("following", [mx.ones((1, 3, 256)), mx.ones((2, 3, 256))])
+def test_what_is_not_alike_is_added_by_plain_operations(following):
+    """A kernel would read past the end of the first, and the second's numbers wrongly."""
+    x, y = normal(2, 3, 256), normal(2, 3, 256)
+    total, norm = add_norm_sum(x, y, following, 1e-5, True, True)
+    assert mx.array_equal(total, norm + following) and total.dtype == mx.float32
 
 
 @pytest.mark.parametrize("kind", ["finite", "nan", "inf", "-inf"])
@@ -179,6 +190,8 @@ def test_what_is_not_finite_is_found(which, at, kind):
     narrow = [array.astype(mx.bfloat16) for array in arrays]
     assert all_finite(narrow).item() == (kind == "finite")
     assert all_finite([]).item()
+    many = [mx.zeros((2,)) for _ in range(300)] + arrays
+    assert all_finite(many).item() == (kind == "finite")
 
 
 @on_cuda

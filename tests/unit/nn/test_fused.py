@@ -121,10 +121,10 @@ def test_a_state_that_only_its_sum_needs_is_not_made(mixer, cycles, monkeypatch)
     """A kernel gives the next sum and leaves the state out; here plain operations do."""
     asked = []
 
-    def add_norm_sum(x, y, following, eps, wanted, whole_warps):
-        asked.append(wanted)
+    def add_norm_sum(x, y, following, eps, keep_norm, whole_warps):
+        asked.append(keep_norm)
         norm = residual.add_norm(x, y, eps, False)[0]
-        return norm if wanted else None, norm + following
+        return norm + following, norm if keep_norm else None
 
     spec = TaskSpec(vocab_size=7, seq_len=9)
     schedule = {"H_cycles": cycles[0], "L_cycles": cycles[1], "forward_dtype": "float32"}
