@@ -53,7 +53,7 @@ def prefer_direct_launches() -> None:
 def free_memory_by_size(positions: int, training: bool) -> None:
     """Have MLX free memory after more or fewer operations, by what a command computes.
 
-    Evaluations of many positions free it after every second operation: one of 768 Sudoku takes 1.0
+    Evaluations of many positions free it after every second operation: one of 768 Sudoku takes 1.1
     GiB instead of 1.8 and is 1 % slower, one of 64 took 0.20 GiB instead of 0.32 and was 11 %
     slower. Steps of few positions are bound by the processor, which does more work wherever memory
     is freed, and have little of it: training on one Sudoku at a time took 9.1 ms where it was freed
