@@ -31,18 +31,17 @@ def all_finite(arrays: Sequence[mx.array]) -> mx.array:
     Args:
         arrays: of any shape and float dtype.
     """
-    wide = [array for array in arrays if array.dtype == mx.float32]
-    by_kernel = len(wide) == len(arrays) and 0 < len(wide) <= MOST_ARRAYS
-    if not (by_kernel and cuda.usable(mx.bfloat16)):
+    fits = 0 < len(arrays) <= MOST_ARRAYS and all(a.dtype == mx.float32 for a in arrays)
+    if not (fits and cuda.usable(mx.bfloat16)):
         return mx.isfinite(sum((mx.sum(array) for array in arrays), mx.array(0.0)))
-    numbers = range(len(wide))
+    numbers = range(len(arrays))
     defines = {
         "ARRAYS": ", ".join(f"const float* a{k}" for k in numbers),
         "NAMES": ", ".join(f"a{k}" for k in numbers),
-        "SIZES": ", ".join(str(array.size) for array in wide),
+        "SIZES": ", ".join(str(array.size) for array in arrays),
     }
     launched = cuda.launch(
-        "finite.cu", "find_nonfinite", wide, [()], [], (BLOCKS, 1),
+        "finite.cu", "find_nonfinite", list(arrays), [()], [], (BLOCKS, 1),
         defines=defines, dtypes=[mx.float32], init_value=0.0,
     )  # fmt: skip
     return launched[0] == 0.0

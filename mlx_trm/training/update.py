@@ -185,7 +185,7 @@ def make_update(
             loss = loss + more["grad_norm"]  # the squares of finite numbers may be infinite
         leaves = [leaf for _, leaf in named_arrays(gradients)]
         leaves += [] if row_gradients is None else [row_gradients]
-        finite = mx.logical_and(all_finite(leaves), mx.isfinite(loss))
+        finite = all_finite([loss, *leaves])
         new = dict(state)
         if train.freeze != "weights":
             # A copy: the optimiser writes into the dicts of its state.
