@@ -21,6 +21,7 @@ from typing import Any, Callable, ContextManager, List, Optional, Tuple
 import mlx.core as mx
 
 from mlx_trm.nn.cuda import kernels as cuda
+from mlx_trm.nn.cuda import position_mlp as mlp_t
 from mlx_trm.nn.cuda.hopper.long_attention import long_attention, long_attention_fits
 from mlx_trm.nn.cuda.hopper.swiglu_product import swiglu_product, swiglu_product_fits
 from mlx_trm.nn.functional import CosSin, apply_rope, attend, rms_norm, set_within
@@ -268,11 +269,11 @@ def _position_mlp(eps: float, norm_eps: Optional[float]) -> _Function:
         x: mx.array, gate_up: mx.array, down: mx.array, keep: bool = False
     ) -> Tuple[mx.array, ...]:
         first, second = gate_up.astype(x.dtype), down.astype(x.dtype)
-        fits = cuda.usable(x.dtype) and cuda.position_mlp_fits(
+        fits = cuda.usable(x.dtype) and mlp_t.position_mlp_fits(
             x.shape[0], x.shape[1], x.shape[2], second.shape[1]
         )
         if fits:
-            return tuple(cuda.position_mlp(x, first, second, eps, keep, norm_eps))
+            return tuple(mlp_t.position_mlp(x, first, second, eps, keep, norm_eps))
         y = second @ gate_halves(_position_inner(x, first), -2, norm_eps)
         return tuple(add_norm(x, y, eps, keep, -2))
 

@@ -60,7 +60,7 @@ def _gate_columns(
     count, inner, size = arrays[0].shape
     scalars, defines = [size // 2, float_bits(eps)], {"INNER": inner // 2}
     blocks = (size // 64, count)
-    return launch("gate_norm.cu", name, arrays, shapes, scalars, blocks, 256, defines)
+    return launch("gating.cu", name, arrays, shapes, scalars, blocks, 256, defines)
 
 
 def _gate_shape(parts: List[mx.array]) -> Tuple[int, ...]:
@@ -78,7 +78,7 @@ def _gate_rows(
     size = _gate_shape(parts)[-1]
     rows, threads = parts[0].size // parts[0].shape[-1], 32 * -(-size // (8 * 32))
     return launch(
-        "gate_norm.cu",
+        "gating.cu",
         name,
         [parts[0], parts[-1], *others],
         shapes,

@@ -15,6 +15,7 @@ from mlx_trm.nn import fused
 from mlx_trm.nn.cuda import gate_norm
 from mlx_trm.nn.cuda import kernels as cuda
 from mlx_trm.nn.cuda import nvrtc
+from mlx_trm.nn.cuda import position_mlp as mlp_t
 from mlx_trm.nn.functional import rms_norm, rope_tables, silu
 from mlx_trm.nn.residual import add_norm_sum, residual_norm
 from mlx_trm.training.nonfinite import all_finite
@@ -40,8 +41,8 @@ def exact_position_mlp(x, gate_up, down, norm_eps):
 def test_position_mlp(rows, length, size, inner, norm_eps):
     x = normal(rows, length, size)
     gate_up, down = 0.1 * normal(2 * inner, length), 0.1 * normal(length, inner)
-    assert cuda.position_mlp_fits(rows, length, size, inner)
-    out, total = cuda.position_mlp(x, gate_up, down, 1e-5, True, norm_eps)
+    assert mlp_t.position_mlp_fits(rows, length, size, inner)
+    out, total = mlp_t.position_mlp(x, gate_up, down, 1e-5, True, norm_eps)
     gate, up = mx.split(gate_up @ x, 2, axis=-2)
     if norm_eps is None:
         h = silu(gate) * up
@@ -58,7 +59,7 @@ def test_position_mlp(rows, length, size, inner, norm_eps):
     if norm_eps is not None:
         exact = exact_position_mlp(x, gate_up, down, norm_eps)
         assert distance(total, exact) <= distance(want, exact)
-    assert mx.array_equal(cuda.position_mlp(x, gate_up, down, 1e-5, False, norm_eps)[0], out)
+    assert mx.array_equal(mlp_t.position_mlp(x, gate_up, down, 1e-5, False, norm_eps)[0], out)
 
 
 @on_cuda
@@ -298,8 +299,8 @@ def test_a_cache_that_cannot_be_written_does_no_harm(compilations, tmp_path):
 # Bytes of the arrays in mlp_t.cu and attention.cu, added up by hand: for T = 97 and 8 warps a tile
 # of 104 rows of 264 numbers and 3 stages of 64 rows of 104 and 104 rows of 40.
 def test_shared_memory_is_what_the_kernels_use():
-    assert cuda.position_mlp_bytes(97, 8) == 2 * (104 * 264 + 3 * (64 * 104 + 104 * 40)) == 119808
-    assert cuda.position_mlp_bytes(97, 4) == 93184
+    assert mlp_t.position_mlp_bytes(97, 8) == 2 * (104 * 264 + 3 * (64 * 104 + 104 * 40)) == 119808
+    assert mlp_t.position_mlp_bytes(97, 4) == 93184
     assert cuda.attention_bytes(97, 64, False) == 2 * 3 * 112 * 72
     assert cuda.attention_bytes(97, 64, True) == 2 * (4 * 112 * 72 + 112 * 120) + 2 * 4 * 112
 
@@ -309,13 +310,13 @@ def test_shared_memory_is_what_the_kernels_use():
 )
 def test_kernels_are_used_where_a_block_s_memory_suffices(monkeypatch, name, warps, attends):
     monkeypatch.setattr(cuda, "architecture", lambda: name)
-    assert cuda.position_mlp_fits(768, 97, 512, 512) and cuda._warps(768, 97, 512) == warps
+    assert mlp_t.position_mlp_fits(768, 97, 512, 512) and mlp_t._warps(768, 97, 512) == warps
     assert cuda.attention_fits(768, 97, 64) and cuda.attention_fits(768, 128, 64) == attends
-    assert not cuda.position_mlp_fits(70000, 97, 512, 512)
+    assert not mlp_t.position_mlp_fits(70000, 97, 512, 512)
     assert not cuda.attention_fits(70000, 97, 64)
     assert not cuda.position_norm_fits(70000, 97, 512)
     monkeypatch.setattr(cuda, "architecture", lambda: None)
-    assert not cuda.position_mlp_fits(768, 97, 512, 512) and not cuda.attention_fits(768, 97, 64)
+    assert not mlp_t.position_mlp_fits(768, 97, 512, 512) and not cuda.attention_fits(768, 97, 64)
 
 
 def test_floats_travel_as_their_bits():
@@ -332,7 +333,7 @@ def test_floats_travel_as_their_bits():
         "mlp_t.cu",
         "norm.cu",
         "rope.cu",
-        "swiglu.cu",
+        "gating.cu",
     ],
 )
 def test_sources_are_in_the_package(file):

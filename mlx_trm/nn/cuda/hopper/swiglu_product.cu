@@ -39,7 +39,7 @@ __device__ __forceinline__ void multiply192(float* d, unsigned int a0, unsigned 
       : "memory");
 }
 
-// As in swiglu.cu.
+// As in gating.cu.
 __device__ __forceinline__ float silu_times(float gate, float up) {
   return rounded(silu(gate)) * up;
 }
