@@ -265,14 +265,14 @@ def _position_inner(x: mx.array, gate_up: mx.array) -> mx.array:
 
 @lru_cache(maxsize=None)
 def _position_mlp(eps: float, norm_eps: Optional[float]) -> _Function:
+    def by_kernel(x: mx.array, down: mx.array) -> bool:
+        return cuda.usable(x.dtype) and mlp_t.position_mlp_fits(*x.shape, down.shape[1])
+
     def forward(
         x: mx.array, gate_up: mx.array, down: mx.array, keep: bool = False
     ) -> Tuple[mx.array, ...]:
         first, second = gate_up.astype(x.dtype), down.astype(x.dtype)
-        fits = cuda.usable(x.dtype) and mlp_t.position_mlp_fits(
-            x.shape[0], x.shape[1], x.shape[2], second.shape[1]
-        )
-        if fits:
+        if by_kernel(x, down):
             return tuple(mlp_t.position_mlp(x, first, second, eps, keep, norm_eps))
         y = second @ gate_halves(_position_inner(x, first), -2, norm_eps)
         return tuple(add_norm(x, y, eps, keep, -2))
@@ -280,13 +280,18 @@ def _position_mlp(eps: float, norm_eps: Optional[float]) -> _Function:
     def backward(primals: Any, cotangents: Any, outputs: Any) -> Tuple[mx.array, ...]:
         x, gate_up, down = primals
         first, second = gate_up.astype(x.dtype), down.astype(x.dtype)
-        d_total = norm_gradient(outputs[1], cotangents[0], eps, -2)
-        # gate_up @ x is computed again: it is 10 times as large as x.
-        again = mx.depends([x], [d_total])[0]
-        inner, d_h = _position_inner(again, first), second.T @ d_total
-        d_inner, h = gate_halves_gradient(inner, d_h, -2, norm_eps)
-        d_down, d_gate_up = _left_gradient(d_total, h), _left_gradient(x, d_inner)
-        d_x = mx.addmm(d_total, mx.contiguous(first.T), d_inner)
+        if norm_eps is None and by_kernel(x, down):
+            total, d_out = outputs[1], cotangents[0]
+            gradients = mlp_t.position_mlp_gradient(x, first, second, total, d_out, eps)
+            d_x, d_gate_up, d_down = gradients
+        else:
+            d_total = norm_gradient(outputs[1], cotangents[0], eps, -2)
+            # gate_up @ x is computed again: it is 10 times as large as x.
+            again = mx.depends([x], [d_total])[0]
+            inner, d_h = _position_inner(again, first), second.T @ d_total
+            d_inner, h = gate_halves_gradient(inner, d_h, -2, norm_eps)
+            d_down, d_gate_up = _left_gradient(d_total, h), _left_gradient(x, d_inner)
+            d_x = mx.addmm(d_total, mx.contiguous(first.T), d_inner)
         # Turned before it is widened, so that MLX fuses the cast into the sum of all uses.
         return _in_order([d_down, d_gate_up], d_x), _wide(d_gate_up.T), _wide(d_down)
 

@@ -44,6 +44,14 @@ __device__ __forceinline__ float sigmoid(float x) {
 }
 __device__ __forceinline__ float silu(float x) { return x * sigmoid(x); }
 
+// The gradients of gate and up, and h = silu(gate) * up, from gate, up and the gradient of h.
+__device__ __forceinline__ float3 swiglu_gradients(float gate, float up, float dh) {
+  const float share = sigmoid(gate);
+  const float gated = rounded(gate * share);
+  const float d_gated = rounded(dh * up);
+  return make_float3(d_gated * (share * (1.f + gate * (1.f - share))), dh * gated, gated * up);
+}
+
 __device__ __forceinline__ float warp_sum(float x) {
 #pragma unroll
   for (int offset = 16; offset > 0; offset /= 2)

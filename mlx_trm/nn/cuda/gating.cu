@@ -24,13 +24,6 @@ extern "C" __global__ void swiglu_forward(const Vec8* gate_up, Vec8* h, int bloc
 }
 #endif
 
-__device__ __forceinline__ float3 swiglu_gradients(float gate, float up, float dh) {
-  const float share = sigmoid(gate);
-  const float gated = rounded(gate * share);
-  const float d_gated = rounded(dh * up);
-  return make_float3(d_gated * (share * (1.f + gate * (1.f - share))), dh * gated, gated * up);
-}
-
 #ifdef SWIGLU_BACKWARD
 extern "C" __global__ void swiglu_backward(const Vec8* gate_up, const Vec8* dh, Vec8* d_gate_up,
                                            Vec8* h, int block, int count) {

@@ -35,7 +35,15 @@ def exact_position_mlp(x, gate_up, down, norm_eps):
 @on_cuda
 @pytest.mark.parametrize(
     "rows, length, size, inner",
-    [(5, 97, 512, 512), (3, 17, 64, 64), (2, 90, 64, 96), (300, 97, 512, 512), (2, 104, 256, 64)],
+    [
+        (5, 97, 512, 512),
+        (3, 17, 64, 64),
+        (2, 90, 64, 96),
+        (2, 33, 96, 64),
+        (40, 97, 512, 512),
+        (300, 97, 512, 512),
+        (2, 104, 256, 64),
+    ],
 )
 @pytest.mark.parametrize("norm_eps", [None, 1e-5])
 def test_position_mlp(rows, length, size, inner, norm_eps):
@@ -60,6 +68,44 @@ def test_position_mlp(rows, length, size, inner, norm_eps):
         exact = exact_position_mlp(x, gate_up, down, norm_eps)
         assert distance(total, exact) <= distance(want, exact)
     assert mx.array_equal(mlp_t.position_mlp(x, gate_up, down, 1e-5, False, norm_eps)[0], out)
+
+
+@on_cuda
+@pytest.mark.parametrize(
+    "rows, length, size, inner",
+    [
+        (1, 97, 512, 512),
+        (3, 17, 64, 64),
+        (2, 90, 64, 96),
+        (2, 33, 96, 64),
+        (2, 104, 256, 64),
+        (64, 97, 512, 512),
+        (300, 97, 512, 512),
+    ],
+)
+def test_gradient_of_the_position_mlp(rows, length, size, inner, monkeypatch):
+    """No further from float32 throughout than that of plain operations in bfloat16."""
+    primals = normal(rows, length, size), normal(2 * inner, length), normal(length, inner)
+    x, gate_up, down = (part.astype(mx.float32) * by for part, by in zip(primals, (1, 0.1, 0.1)))
+    weight = mx.random.normal(x.shape)
+
+    def loss(x, gate_up, down):
+        out = fused.position_mlp(x.astype(mx.bfloat16), gate_up, down, 1e-5, True)
+        return mx.sum(out.astype(mx.float32) * weight)
+
+    def exact_loss(x, gate_up, down):
+        gate, up = mx.split(gate_up @ x, 2, axis=-2)
+        return mx.sum(rms_norm(x + down @ (gate * mx.sigmoid(gate) * up), 1e-5, -2) * weight)
+
+    kernel = mx.grad(loss, (0, 1, 2))(x, gate_up, down)
+    mx.eval(kernel)
+    monkeypatch.setattr(mlp_t, "position_mlp_fits", lambda *sizes: False)
+    plain = mx.grad(loss, (0, 1, 2))(x, gate_up, down)
+    exact = mx.grad(exact_loss, (0, 1, 2))(x, gate_up, down)
+    for have, other, want in zip(kernel, plain, exact):
+        assert have.shape == want.shape
+        assert distance(have, want) <= 1.02 * distance(other, want)
+        assert distance(other, want) <= 0.01 * distance(want, mx.zeros_like(want))
 
 
 @on_cuda
@@ -296,11 +342,15 @@ def test_a_cache_that_cannot_be_written_does_no_harm(compilations, tmp_path):
     assert os.listdir(tmp_path) == ["cache"] and len(compilations) == 1
 
 
-# Bytes of the arrays in mlp_t.cu and attention.cu, added up by hand: for T = 97 and 8 warps a tile
-# of 104 rows of 264 numbers and 3 stages of 64 rows of 104 and 104 rows of 40.
+# Bytes of the arrays in mlp_t.cu and attention.cu, added up by hand: for T = 97 and 256 columns a
+# tile of 104 rows of 264 numbers and 3 stages of 64 rows of 104 and 104 rows of 40; for the gradient
+# two tiles, of 48 rows at least, and 2 stages.
 def test_shared_memory_is_what_the_kernels_use():
-    assert mlp_t.position_mlp_bytes(97, 8) == 2 * (104 * 264 + 3 * (64 * 104 + 104 * 40)) == 119808
-    assert mlp_t.position_mlp_bytes(97, 4) == 93184
+    stage = 64 * 104 + 104 * 40
+    assert mlp_t.position_mlp_bytes(97, 256) == 2 * (104 * 264 + 3 * stage) == 119808
+    assert mlp_t.position_mlp_bytes(97, 128) == 93184
+    assert mlp_t.position_mlp_bytes(97, 64, True) == 2 * (2 * 104 * 72 + 2 * stage) == 73216
+    assert mlp_t.position_mlp_bytes(17, 64, True) == 2 * (2 * 48 * 72 + 2 * (64 * 24 + 24 * 40))
     assert cuda.attention_bytes(97, 64, False) == 2 * 3 * 112 * 72
     assert cuda.attention_bytes(97, 64, True) == 2 * (4 * 112 * 72 + 112 * 120) + 2 * 4 * 112
 
@@ -310,7 +360,12 @@ def test_shared_memory_is_what_the_kernels_use():
 )
 def test_kernels_are_used_where_a_block_s_memory_suffices(monkeypatch, name, warps, attends):
     monkeypatch.setattr(cuda, "architecture", lambda: name)
-    assert mlp_t.position_mlp_fits(768, 97, 512, 512) and mlp_t._warps(768, 97, 512) == warps
+    assert mlp_t.position_mlp_fits(768, 97, 512, 512)
+    found = [mlp_t._warps_and_tiles(rows, 97, 512) for rows in (1, 33, 34, 768)]
+    assert found == [(4, 1), (4, 1), (4, 2), (warps, 2)]
+    found = [mlp_t._gradient_warps(rows, 97, 512) for rows in (1, 32, 33, 66, 67)]
+    assert found == [4, 4, 8, 8, 4]
+    assert mlp_t._gradient_warps(1, 97, 96) == 2
     assert cuda.attention_fits(768, 97, 64) and cuda.attention_fits(768, 128, 64) == attends
     assert not mlp_t.position_mlp_fits(70000, 97, 512, 512)
     assert not cuda.attention_fits(70000, 97, 64)
