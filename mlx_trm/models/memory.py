@@ -13,7 +13,7 @@ from mlx_trm.models import RecursiveModel, named_arrays
 from mlx_trm.models.network import Block, NetworkConfig
 from mlx_trm.nn import fused
 from mlx_trm.nn.cuda import kernels as cuda
-from mlx_trm.nn.cuda import position_mlp as mlp_t
+from mlx_trm.nn.cuda import position_mlp as position_kernels
 from mlx_trm.nn.cuda.hopper.swiglu_product import swiglu_product_fits
 from mlx_trm.nn.layers import SwiGLU
 from mlx_trm.system.backend import LARGE_EVALUATION, frees_memory_often, operations_before_freeing
@@ -304,11 +304,11 @@ def _writes_little(model: RecursiveModel) -> bool:
 
 
 def _position_kernel(config: NetworkConfig, length: int, dtype: mx.Dtype) -> bool:
-    """Whether the half over positions is one kernel of CUDA's, which keeps its inner array."""
+    """Whether the half over positions is one kernel of CUDA's, which never writes gate and up."""
     if config.gate_norm or not cuda.usable(dtype):
         return False
     inner = SwiGLU.inner_size(length, config.expansion, config.swiglu_multiple)
-    return mlp_t.position_mlp_fits(1, length, config.hidden_size, inner)
+    return position_kernels.position_mlp_fits(1, length, config.hidden_size, inner)
 
 
 def _expansion(config: NetworkConfig, size: int) -> float:

@@ -21,7 +21,7 @@ from typing import Any, Callable, ContextManager, List, Optional, Tuple
 import mlx.core as mx
 
 from mlx_trm.nn.cuda import kernels as cuda
-from mlx_trm.nn.cuda import position_mlp as mlp_t
+from mlx_trm.nn.cuda import position_mlp as position_kernels
 from mlx_trm.nn.cuda.hopper.long_attention import long_attention, long_attention_fits
 from mlx_trm.nn.cuda.hopper.swiglu_product import swiglu_product, swiglu_product_fits
 from mlx_trm.nn.functional import CosSin, apply_rope, attend, rms_norm, set_within
@@ -266,14 +266,16 @@ def _position_inner(x: mx.array, gate_up: mx.array) -> mx.array:
 @lru_cache(maxsize=None)
 def _position_mlp(eps: float, norm_eps: Optional[float]) -> _Function:
     def by_kernel(x: mx.array, down: mx.array) -> bool:
-        return cuda.usable(x.dtype) and mlp_t.position_mlp_fits(*x.shape, down.shape[1])
+        rows, positions, size = x.shape
+        fits = position_kernels.position_mlp_fits(rows, positions, size, down.shape[1])
+        return cuda.usable(x.dtype) and fits
 
     def forward(
         x: mx.array, gate_up: mx.array, down: mx.array, keep: bool = False
     ) -> Tuple[mx.array, ...]:
         first, second = gate_up.astype(x.dtype), down.astype(x.dtype)
         if by_kernel(x, down):
-            return tuple(mlp_t.position_mlp(x, first, second, eps, keep, norm_eps))
+            return tuple(position_kernels.position_mlp(x, first, second, eps, keep, norm_eps))
         y = second @ gate_halves(_position_inner(x, first), -2, norm_eps)
         return tuple(add_norm(x, y, eps, keep, -2))
 
@@ -282,7 +284,7 @@ def _position_mlp(eps: float, norm_eps: Optional[float]) -> _Function:
         first, second = gate_up.astype(x.dtype), down.astype(x.dtype)
         if norm_eps is None and by_kernel(x, down):
             total, d_out = outputs[1], cotangents[0]
-            gradients = mlp_t.position_mlp_gradient(x, first, second, total, d_out, eps)
+            gradients = position_kernels.position_mlp_gradient(x, first, second, total, d_out, eps)
             d_x, d_gate_up, d_down = gradients
         else:
             d_total = norm_gradient(outputs[1], cotangents[0], eps, -2)

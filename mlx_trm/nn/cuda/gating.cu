@@ -1,4 +1,7 @@
-// silu(gate) * up and its gradient. Gate and up lie one after the other in blocks of `block`
+// What the two halves of a SwiGLU's inner product become, silu(gate) * up or a gate norm of them,
+// each with its gradient.
+//
+// silu(gate) * up: gate and up lie one after the other in blocks of `block`
 // numbers: for a layer over the last axis block is its inner size I, over the position axis I * D.
 // One thread does 8 numbers; `count` is how many there are of h, block is a multiple of 8.
 
@@ -48,10 +51,10 @@ extern "C" __global__ void swiglu_backward(const Vec8* gate_up, const Vec8* dh, 
 }
 #endif
 
-// The gate norm: sigmoid(gate) * rms_norm(gate * up) over the last axis, and its gradient. A block does a row of SIZE
-// numbers, a multiple of 8, and each of its threads 8 of them, so that every array is read or written
-// once. Where HALVES is 1, gate and up are halves of one array's rows, and so are their gradients.
-// Over the second-last axis, of INNER numbers: see the end.
+// The gate norm: sigmoid(gate) * rms_norm(gate * up) over the last axis, and its gradient. A block
+// does a row of SIZE numbers, a multiple of 8, and each of its threads 8 of them, so that every
+// array is read or written once. Where HALVES is 1, gate and up are halves of one array's rows, and
+// so are their gradients. Over the second-last axis, of INNER numbers: see the end.
 
 // out = share * product * scale, where share = sigmoid(gate) and product = gate * up. Gives the
 // gradients of gate and up, and out.
@@ -151,9 +154,9 @@ extern "C" __global__ void gate_norm_backward(const Vec8* gate, const Vec8* up, 
 #endif
 
 #ifdef INNER
-// Gate and up are halves of (B, 2 * INNER, D). Blocks of 32 column pairs x 8 threads, which share the
-// INNER rows and go through them twice, the second time from a cache; grid (D / 64, B). `stride` is
-// D / 2, pairs in a row.
+// Gate and up are halves of (B, 2 * INNER, D). Blocks of 32 column pairs x 8 threads, which share
+// the INNER rows and go through them twice, the second time from a cache; grid (D / 64, B).
+// `stride` is D / 2, pairs in a row.
 struct Columns {
   long long gate, up, out; // where this thread's first pair is
   int step;                // from one of its rows to the next
@@ -232,10 +235,9 @@ extern "C" __global__ void gate_norm_positions_backward(const unsigned int* gate
   }
   squares = column_sum(squares, partial[0]);
   products = column_sum(products, partial[1]);
-  const float2 scale =
-      make_float2(scale_of(squares.x, eps_bits), scale_of(squares.y, eps_bits));
-  const float2 pull = make_float2(products.x / INNER * scale.x * scale.x,
-                                  products.y / INNER * scale.y * scale.y);
+  const float2 scale = make_float2(scale_of(squares.x, eps_bits), scale_of(squares.y, eps_bits));
+  const float2 pull =
+      make_float2(products.x / INNER * scale.x * scale.x, products.y / INNER * scale.y * scale.y);
 #pragma unroll 4
   for (int i = 0; i < INNER / 8; ++i) {
     const unsigned int g = gate_up[at.gate + (long long)i * at.step];

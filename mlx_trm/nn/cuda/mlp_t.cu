@@ -1,28 +1,29 @@
 // rms_norm(x + swiglu over positions) in one kernel: x is read once and the result written once,
 // instead of 30 times as much for the products in between. And its gradient, but for the weights'.
 //
-// The scheme of flash attention, with columns of x as queries: a warp keeps 16 * TILES columns d of one
-// sequence. For 16 inner units at a time it multiplies them by gate and up rows of the first weight,
-// G^T = X^T Wg^T, takes h = silu(g) * u in registers, whose layout as a result is the one an operand
-// has, and adds H^T Wd^T to its outputs, columns x T. The norm over T stays in the warp.
+// The scheme of flash attention, with columns of x as queries: a warp keeps 16 * TILES columns d of
+// one sequence. For 16 inner units at a time it multiplies them by gate and up rows of the first
+// weight, G^T = X^T Wg^T, takes h = silu(g) * u in registers, whose layout as a result is the one
+// an operand has, and adds H^T Wd^T to its outputs, columns x T. The norm over T stays in the warp.
 //
 // Loops are unrolled no more than pays: MLX hashes a kernel's code at every launch, which took
 // 60 microseconds for the 72 KiB that this once had.
 //
 // Compiled for T, D, INNER, WARPS (of a block), TILES (of 16 columns, of a warp: 1 or 2) and STAGES
-// (parts of the weights in shared memory). TP is T rounded up to 8, and both weights come padded
-// with zeros: (2 * INNER, TP) and (TP, INNER). Grid (D / COLUMNS, B).
+// (parts of the weights in shared memory, at least 2 and at most INNER / UNITS + 1). TP is T
+// rounded up to 8, and both weights come padded with zeros: (2 * INNER, TP) and (TP, INNER). Grid
+// (D / COLUMNS, B).
 
 constexpr int TP = (T + 7) / 8 * 8;
 constexpr int COLUMNS = 16 * TILES * WARPS, THREADS = 32 * WARPS;
-constexpr int UNITS = 32;                                  // inner units a stage
-constexpr int W1_STRIDE = TP / 8 % 2 ? TP : TP + 8;        // an odd number of 16-byte pieces: no
-constexpr int W2_STRIDE = UNITS + 8;                       // bank is hit twice by ldmatrix
+constexpr int UNITS = 32;                           // inner units a stage
+constexpr int W1_STRIDE = TP / 8 % 2 ? TP : TP + 8; // an odd number of 16-byte pieces: no
+constexpr int W2_STRIDE = UNITS + 8;                // bank is hit twice by ldmatrix
 constexpr int X_STRIDE = COLUMNS + 8;
 constexpr int W1_SIZE = 2 * UNITS * W1_STRIDE, W2_SIZE = TP * W2_STRIDE;
 constexpr int STAGE = W1_SIZE + W2_SIZE;
-constexpr int FULL = T % 16 > 8 ? T / 16 + 1 : T / 16;     // steps of 16 positions
-constexpr bool HALF = T % 16 > 0 && T % 16 <= 8;           // and one of 8
+constexpr int FULL = T % 16 > 8 ? T / 16 + 1 : T / 16; // steps of 16 positions
+constexpr bool HALF = T % 16 > 0 && T % 16 <= 8;       // and one of 8
 constexpr int X_ROWS = FULL * 16 + HALF * 8;
 constexpr int N_TILES = TP / 8;
 
@@ -47,22 +48,23 @@ __device__ __forceinline__ void fetch(bf16* stage, const bf16* w1, const bf16* w
 }
 
 #ifdef MLP_T_FORWARD
-// With GATED (0 or 1) the product is a gate norm's, sigmoid(g) * rms_norm(g * u). A column's scale in
-// that norm is one number, so it waits until the outputs are summed: H is silu(g) * u as without it,
-// the squares of g * u are summed on the way, and each column of outputs is scaled at the end.
+// With GATED (0 or 1) the product is a gate norm's, sigmoid(g) * rms_norm(g * u). A column's scale
+// in that norm is one number, so it waits until the outputs are summed: H is silu(g) * u as without
+// it, the squares of g * u are summed on the way, and each column of outputs is scaled at the end.
 
 // The tile in shared memory and its T rows of COLUMNS numbers in global memory.
 __device__ __forceinline__ void store_tile(bf16* to, const bf16* tile) {
 #pragma unroll 2
   for (int i = threadIdx.x; i < T * (COLUMNS / 8); i += THREADS) {
     const int row = i / (COLUMNS / 8), piece = i % (COLUMNS / 8);
-    *(Vec8*)(to + (long long)row * D + piece * 8) = *(const Vec8*)(tile + row * X_STRIDE + piece * 8);
+    *(Vec8*)(to + (long long)row * D + piece * 8) =
+        *(const Vec8*)(tile + row * X_STRIDE + piece * 8);
   }
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS)
-    mlp_t_forward(const bf16* x, const bf16* w1, const bf16* w2, bf16* out, KEPT(bf16* total)
-                  int eps_bits, int gate_eps_bits) {
+    mlp_t_forward(const bf16* x, const bf16* w1, const bf16* w2, bf16* out,
+                  KEPT(bf16* total) int eps_bits, int gate_eps_bits) {
   extern __shared__ __align__(16) bf16 memory[];
   bf16* tile = memory;
   bf16* stages = memory + X_ROWS * X_STRIDE;
@@ -86,7 +88,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
   asm volatile("cp.async.wait_group %0;" ::"n"(STAGES - 1));
   __syncthreads();
 
-  // X^T, two tiles of 16 columns: the rows of a stored 8 x 8 matrix are positions, so transposed.
+  // X^T, TILES tiles of 16 columns: the rows of a stored 8 x 8 matrix are positions, so transposed.
   unsigned int a[TILES][FULL + HALF][4];
   const int matrix = lane / 8, line = lane % 8;
 #pragma unroll
@@ -149,7 +151,8 @@ extern "C" __global__ void __launch_bounds__(THREADS)
       }
       if (HALF) { // two 8 x 8 matrices a weight: gates in b[0], b[1], ups in b[2], b[3]
         unsigned int b[4];
-        const bf16* from = first + ((matrix / 2) * UNITS + half * 16 + matrix % 2 * 8 + line) * W1_STRIDE;
+        const bf16* from =
+            first + ((matrix / 2) * UNITS + half * 16 + matrix % 2 * 8 + line) * W1_STRIDE;
         load4(b, from + FULL * 16);
 #pragma unroll
         for (int m = 0; m < TILES; ++m)
@@ -168,7 +171,8 @@ extern "C" __global__ void __launch_bounds__(THREADS)
           const float* up = u[m][i / 2] + i % 2 * 2;
           h[m][i] = pack(silu_times(gate[0], up[0]), silu_times(gate[1], up[1]));
           if (GATED) {
-            const float one = rounded(gate[0]) * rounded(up[0]), two = rounded(gate[1]) * rounded(up[1]);
+            const float one = rounded(gate[0]) * rounded(up[0]),
+                        two = rounded(gate[1]) * rounded(up[1]);
             product_squares[m][i % 2] += one * one + two * two;
           }
         }
@@ -211,7 +215,8 @@ extern "C" __global__ void __launch_bounds__(THREADS)
   }
 
   // y[m][n] = {(d, t), (d, t + 1), (d + 8, t), (d + 8, t + 1)}. By way of shared memory, where the
-  // stages were, a thread gets a column: much less code than norms of what the registers hold.
+  // stages were, a thread gets a column, or half of its positions: much less code than norms of
+  // what the registers hold.
   asm volatile("cp.async.wait_group 0;");
   __syncthreads();
   bf16* sums = stages;
@@ -223,7 +228,8 @@ extern "C" __global__ void __launch_bounds__(THREADS)
       for (int i = 0; i < 4; ++i) {
         const int t = n * 8 + lane % 4 * 2 + i % 2;
         if (t < T)
-          sums[t * X_STRIDE + warp * 16 * TILES + m * 16 + i / 2 * 8 + lane / 4] = narrowed(y[m][n][i]);
+          sums[t * X_STRIDE + warp * 16 * TILES + m * 16 + i / 2 * 8 + lane / 4] =
+              narrowed(y[m][n][i]);
       }
   __syncwarp();
   constexpr int SHARES = 2 / TILES; // lanes that have the positions of a column between them
@@ -252,25 +258,22 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 #endif
 
 #ifdef MLP_T_BACKWARD
-// From the gradient of the result, that of x, and what the weights' gradients are products of: those of
-// what was normalised (d_total) and of gate and up, h, and x once more. These four are laid
-// out as (positions or units, B, D), so that a weight's gradient is one product whose sum runs over
-// B and D.
+static_assert(TILES == 1, "a warp's registers hold no more columns");
+
+// From the gradient of the result, that of x, and what the weights' gradients are products of:
+// those of what was normalised (d_total) and of gate and up, h, and x once more. These four are
+// laid out as (positions or units, B, D), so that a weight's gradient is one product whose sum runs
+// over B and D.
 //
 // A result's layout is an operand's here too: the gradient of the norm is taken in the fragments of
 // d_total^T that are multiplied by Wd, and they are what the sums for d_x begin with; gradients of
 // gate and up go on as operands of the product with the first weight.
 constexpr int STEPS = FULL + HALF;
-constexpr int TILE = (X_ROWS < 48 ? 48 : X_ROWS) * X_STRIDE; // three times 16 units are put down in one
+constexpr int TILE =
+    (X_ROWS < 48 ? 48 : X_ROWS) * X_STRIDE; // three times 16 units are put down in one
 
-// Each 8 x 8 matrix of a warp's fragments turned: lane (g, q) gets the pair (g, 2q) of the transpose.
-__device__ __forceinline__ unsigned int turned(unsigned int pair) {
-  unsigned int other;
-  asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(other) : "r"(pair));
-  return other;
-}
-
-// A warp's 16 columns of `rows` rows, between shared and global memory; two lanes a row.
+// A warp's 16 columns between shared and global memory; two lanes a row. What is fetched is T rows
+// and zeros behind them, as a group of cp.async.
 __device__ __forceinline__ void fetch_columns(bf16* tile, const bf16* from) {
   const int lane = threadIdx.x % 32, first = threadIdx.x / 32 * 16 + lane % 2 * 8;
 #pragma unroll 2
@@ -282,7 +285,8 @@ __device__ __forceinline__ void fetch_columns(bf16* tile, const bf16* from) {
   }
   asm volatile("cp.async.commit_group;");
 }
-__device__ __forceinline__ void store_columns(bf16* to, long long stride, const bf16* tile, int rows) {
+__device__ __forceinline__ void store_columns(bf16* to, long long stride, const bf16* tile,
+                                              int rows) {
   const int lane = threadIdx.x % 32, first = threadIdx.x / 32 * 16 + lane % 2 * 8;
 #pragma unroll 1
   for (int row = lane / 2; row < rows; row += 16)
@@ -355,7 +359,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 12 / WARPS)
 #pragma unroll
     for (int i = 0; i < (k < FULL ? 4 : 2); ++i) {
       const float s = scale[i % 2], p = pull[i % 2];
-      d[k][i] = pack(s * (low(d[k][i]) - low(a[k][i]) * p), s * (high(d[k][i]) - high(a[k][i]) * p));
+      d[k][i] =
+          pack(s * (low(d[k][i]) - low(a[k][i]) * p), s * (high(d[k][i]) - high(a[k][i]) * p));
       y[k * 2 + i / 2][i % 2 * 2] = low(d[k][i]);
       y[k * 2 + i / 2][i % 2 * 2 + 1] = high(d[k][i]);
       *(unsigned int*)(column + (k * 16 + i / 2 * 8) * X_STRIDE + i % 2 * 8) = turned(d[k][i]);
@@ -402,7 +407,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 12 / WARPS)
       }
       if (HALF) {
         unsigned int b[4];
-        load4(b, first + (matrix / 2 * UNITS + half * 16 + matrix % 2 * 8 + line) * W1_STRIDE + FULL * 16);
+        load4(b, first + (matrix / 2 * UNITS + half * 16 + matrix % 2 * 8 + line) * W1_STRIDE +
+                     FULL * 16);
 #pragma unroll
         for (int n = 0; n < 2; ++n) {
           multiply8(g[n], a[FULL], b[n]);
@@ -436,12 +442,14 @@ extern "C" __global__ void __launch_bounds__(THREADS, 12 / WARPS)
       }
       if (N_TILES % 2) {
         unsigned int b[4];
-        load4_transposed(b, first + (matrix / 2 * UNITS + half * 16 + matrix % 2 * 8 + line) * W1_STRIDE +
-                                (N_TILES - 1) * 8);
+        load4_transposed(
+            b, first + (matrix / 2 * UNITS + half * 16 + matrix % 2 * 8 + line) * W1_STRIDE +
+                   (N_TILES - 1) * 8);
         multiply16(y[N_TILES - 1], d_gates, b);
         multiply16(y[N_TILES - 1], d_ups, b + 2);
       }
-      // Put down turned, h's 16 units, then those of the gates and of the ups, to be written as rows.
+      // Put down turned, h's 16 units, then those of the gates and of the ups, to be written as
+      // rows.
       __syncwarp();
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
@@ -463,7 +471,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 12 / WARPS)
   for (int n = 0; n < N_TILES; ++n)
 #pragma unroll
     for (int i = 0; i < 2; ++i)
-      *(unsigned int*)(column + n * 8 * X_STRIDE + i * 8) = turned(pack(y[n][i * 2], y[n][i * 2 + 1]));
+      *(unsigned int*)(column + n * 8 * X_STRIDE + i * 8) =
+          turned(pack(y[n][i * 2], y[n][i * 2 + 1]));
   __syncwarp();
   store_columns(d_x + origin, D, tile, T);
 }

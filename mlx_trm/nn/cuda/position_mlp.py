@@ -1,30 +1,36 @@
-"""The position half of a block in CUDA kernels in bfloat16, one each way: mlp_t.cu."""
+"""The position half of a block in CUDA kernels in bfloat16, one each way.
+
+They are those of ``mlp_t.cu``, or on Hopper, where there is enough to do, of
+``hopper/mlp_t_wgmma.cu``.
+"""
 
 from typing import List, Optional, Tuple
 
 import mlx.core as mx
 
+from mlx_trm.nn.cuda.hopper.mlp_t_wgmma import mlp_t_wgmma, mlp_t_wgmma_fits, mlp_t_wgmma_gradient
+from mlx_trm.nn.cuda.hopper.swiglu_product import multiprocessors
 from mlx_trm.nn.cuda.kernels import GRID, float_bits, launch, shared_limit
 
-# Inner units a stage; stages in shared memory, forward and backward.
+# Of mlp_t.cu: inner units a stage; stages in shared memory, forward and backward.
 _UNITS, _STAGES, _GRADIENT_STAGES = 32, 3, 2
-# Few blocks: two for each multiprocessor of an H100 or H200, which has 132.
-_FEW, _BUSY = 264, 128
+# Blocks that keep a GPU busy: about one for each multiprocessor of an H100 or H200.
+_BUSY = 128
 
 
 def position_mlp_fits(rows: int, positions: int, size: int, inner: int) -> bool:
-    """Whether :func:`position_mlp` takes (``rows``, ``positions``, ``size``) and that inner size.
+    """Whether both functions take (``rows``, ``positions``, ``size``) and that inner size.
 
-    Its outputs stay in a warp's registers, x and the weights in use in shared memory. The gradient
-    needs less of it.
+    Outputs stay in a warp's registers, x and the weights in use in shared memory.
     """
+    needed = max(position_mlp_bytes(positions, 64), position_mlp_bytes(positions, 64, True))
     return (
         positions <= 104
         and size % 32 == 0
         and inner % _UNITS == 0
         and inner >= 2 * _UNITS
         and rows <= GRID
-        and position_mlp_bytes(positions, 32) <= shared_limit()
+        and needed <= shared_limit()
     )
 
 
@@ -40,9 +46,10 @@ def position_mlp_bytes(positions: int, columns: int, gradient: bool = False) -> 
 
 def _warps_and_tiles(rows: int, positions: int, size: int) -> Tuple[int, int]:
     """Give the warps of a block, and the tiles of 16 columns of a warp, for the forward kernel."""
-    # A warp with one tile is done sooner, with two it reads half as much. A batch of one takes 20
-    # microseconds instead of 39 (with one warp a block), one of 64, 42 instead of 55.
-    if size % 64 == 0 and rows * (size // 64) <= _FEW:
+    # A warp with one tile is done sooner, one with two reads half as much: a batch of one, 512
+    # columns, takes 20 microseconds with one tile and 27 with two (39 with one warp a block), one
+    # of 64 takes 55 and 42.
+    if size % 64 == 0 and rows * (size // 64) <= 2 * multiprocessors():
         return 4, 1
     # Each block reads both weights whole, so fewer and larger blocks read less.
     for warps in (8, 4, 2):
@@ -53,15 +60,15 @@ def _warps_and_tiles(rows: int, positions: int, size: int) -> Tuple[int, int]:
     return 1, 2
 
 
-def _gradient_warps(rows: int, positions: int, size: int) -> int:
+def _gradient_warps(rows: int, size: int) -> int:
     """Give the warps of a block, of 16 columns each, for the gradient's kernel."""
-    # A multiprocessor holds three blocks of 4 warps, or one of 8. Where that makes two rounds of
-    # large blocks of what would be a full and a nearly empty one of small blocks, large ones win: a
-    # batch of 64 takes 100 microseconds instead of 121; one of 768 1.14 ms instead of 1.07.
-    large = position_mlp_bytes(positions, 128, True) <= shared_limit()
-    if size % 128 == 0 and _BUSY < rows * (size // 128) <= _FEW and large:
-        return 8
-    return 4 if size % 64 == 0 else 2
+    if size % 64:
+        return 2
+    # A multiprocessor does three blocks of 4 warps at once, in some 60 microseconds, or one of 8 in
+    # some 50: a batch of 64, 512 columns, takes 121 and 100, one of 768 takes 1,070 and 1,140.
+    small = -(-rows * (size // 64) // (3 * multiprocessors()))
+    large = -(-rows * (size // 128) // multiprocessors())
+    return 8 if size % 128 == 0 and small > 1 and 5 * large < 6 * small else 4
 
 
 def position_mlp(  # pylint: disable=too-many-arguments,too-many-positional-arguments
@@ -82,7 +89,10 @@ def position_mlp(  # pylint: disable=too-many-arguments,too-many-positional-argu
         keep_total: whether there is the second result, the sum before the norm.
         norm_eps: of a gate norm in the SwiGLU; None without one.
     """
-    warps, tiles = _warps_and_tiles(*x.shape)
+    (count, positions, size), inner = x.shape, down.shape[1]
+    if norm_eps is None and mlp_t_wgmma_fits(count, positions, size, inner):
+        return mlp_t_wgmma(x, gate_up, down, eps, keep_total)
+    warps, tiles = _warps_and_tiles(count, positions, size)
     more = {"GATED": int(norm_eps is not None), "KEEP": int(keep_total), "STAGES": _STAGES}
     return launch(
         "mlp_t.cu",
@@ -90,10 +100,10 @@ def position_mlp(  # pylint: disable=too-many-arguments,too-many-positional-argu
         [x, *_padded(gate_up, down)],
         [tuple(x.shape)] * (1 + keep_total),
         [float_bits(eps), float_bits(norm_eps or 0.0)],
-        (x.shape[2] // (16 * tiles * warps), x.shape[0]),
+        (size // (16 * tiles * warps), count),
         threads=32 * warps,
         defines={**_sizes(x, down), "WARPS": warps, "TILES": tiles, **more},
-        shared_memory=position_mlp_bytes(x.shape[1], 16 * tiles * warps),
+        shared_memory=position_mlp_bytes(positions, 16 * tiles * warps),
     )
 
 
@@ -113,20 +123,33 @@ def position_mlp_gradient(  # pylint: disable=too-many-arguments,too-many-positi
     Returns:
         bfloat16 arrays, shaped as x; (T, 2 * I), the gradient of gate_up turned; and as down.
     """
+    count, positions, size = x.shape
+    if mlp_t_wgmma_fits(count, positions, size, down.shape[1]):
+        found = mlp_t_wgmma_gradient(x, gate_up, down, total, d_out, eps)
+    else:
+        found = _gradient_by_mma(x, gate_up, down, total, d_out, eps)
+    d_x, d_total, again, h, d_inner = found
+    return [d_x, again @ d_inner.T, d_total @ h.T]
+
+
+def _gradient_by_mma(  # pylint: disable=too-many-arguments,too-many-positional-arguments
+    x: mx.array, gate_up: mx.array, down: mx.array, total: mx.array, d_out: mx.array, eps: float
+) -> List[mx.array]:
+    """Give d_x, d_total, x again, h and the gradient of gate and up by ``mlp_t_backward``."""
     (count, positions, size), inner = x.shape, down.shape[1]
-    warps = _gradient_warps(*x.shape)
-    d_x, d_total, again, h, d_inner = launch(
+    warps = _gradient_warps(count, size)
+    shapes = [(n, count * size) for n in (positions, positions, inner, 2 * inner)]
+    return launch(
         "mlp_t.cu",
         "mlp_t_backward",
         [x, *_padded(gate_up, down), total, d_out],
-        [tuple(x.shape)] + [(n, count * size) for n in (positions, positions, inner, 2 * inner)],
+        [tuple(x.shape), *shapes],
         [float_bits(eps)],
         (size // (16 * warps), count),
         threads=32 * warps,
         defines={**_sizes(x, down), "WARPS": warps, "TILES": 1, "STAGES": _GRADIENT_STAGES},
         shared_memory=position_mlp_bytes(positions, 16 * warps, True),
     )
-    return [d_x, again @ d_inner.T, d_total @ h.T]
 
 
 def _padded(gate_up: mx.array, down: mx.array) -> List[mx.array]:

@@ -358,7 +358,7 @@ def test_an_evaluation_by_the_position_kernel_needs_no_inner_array(settings, kep
         config = TRMConfig(forward_dtype="bfloat16", pos_encodings="none", **fields)
         model = TRM(config, TaskSpec(vocab_size=11, seq_len=81), seed=0)
         monkeypatch.setattr(memory.cuda, "usable", lambda dtype: dtype == mx.bfloat16)
-        monkeypatch.setattr(memory.mlp_t, "shared_limit", lambda: 227 * 1024)
+        monkeypatch.setattr(memory.position_kernels, "shared_limit", lambda: 227 * 1024)
         one = (model.positions + 81) * config.hidden_size * 2
         arrays[name] = memory._evaluation_row_bytes(model) / one
         monkeypatch.setattr(memory.cuda, "usable", lambda dtype: False)

@@ -15,7 +15,8 @@ from mlx_trm.nn import fused
 from mlx_trm.nn.cuda import gate_norm
 from mlx_trm.nn.cuda import kernels as cuda
 from mlx_trm.nn.cuda import nvrtc
-from mlx_trm.nn.cuda import position_mlp as mlp_t
+from mlx_trm.nn.cuda import position_mlp as position_kernels
+from mlx_trm.nn.cuda.hopper import mlp_t_wgmma
 from mlx_trm.nn.functional import rms_norm, rope_tables, silu
 from mlx_trm.nn.residual import add_norm_sum, residual_norm
 from mlx_trm.training.nonfinite import all_finite
@@ -23,6 +24,17 @@ from mlx_trm.training.nonfinite import all_finite
 on_cuda = pytest.mark.skipif(
     not cuda.usable(mx.bfloat16), reason="needs an NVIDIA GPU with MLX's CUDA backend"
 )
+
+
+def choose_kernel(name, monkeypatch, sizes):
+    """Have the position half go through the kernel of that name, or skip where it does not fit."""
+    if name == "mlp_t":
+        monkeypatch.setattr(position_kernels, "mlp_t_wgmma_fits", lambda *sizes: False)
+        assert position_kernels.position_mlp_fits(*sizes)
+        return
+    monkeypatch.setattr(mlp_t_wgmma, "_LEAST_TILES", 0)
+    if not mlp_t_wgmma.mlp_t_wgmma_fits(*sizes):
+        pytest.skip("not of these sizes, or not on this GPU")
 
 
 def exact_position_mlp(x, gate_up, down, norm_eps):
@@ -42,15 +54,20 @@ def exact_position_mlp(x, gate_up, down, norm_eps):
         (2, 33, 96, 64),
         (40, 97, 512, 512),
         (300, 97, 512, 512),
+        (300, 96, 64, 64),
         (2, 104, 256, 64),
+        (1, 65, 64, 64),
     ],
 )
 @pytest.mark.parametrize("norm_eps", [None, 1e-5])
-def test_position_mlp(rows, length, size, inner, norm_eps):
+@pytest.mark.parametrize("kernel", ["mlp_t", "mlp_t_wgmma"])
+def test_position_mlp(kernel, rows, length, size, inner, norm_eps, monkeypatch):
+    if kernel == "mlp_t_wgmma" and norm_eps is not None:
+        pytest.skip("a gate norm goes through the other kernel")
+    choose_kernel(kernel, monkeypatch, (rows, length, size, inner))
     x = normal(rows, length, size)
     gate_up, down = 0.1 * normal(2 * inner, length), 0.1 * normal(length, inner)
-    assert mlp_t.position_mlp_fits(rows, length, size, inner)
-    out, total = mlp_t.position_mlp(x, gate_up, down, 1e-5, True, norm_eps)
+    out, total = position_kernels.position_mlp(x, gate_up, down, 1e-5, True, norm_eps)
     gate, up = mx.split(gate_up @ x, 2, axis=-2)
     if norm_eps is None:
         h = silu(gate) * up
@@ -67,7 +84,9 @@ def test_position_mlp(rows, length, size, inner, norm_eps):
     if norm_eps is not None:
         exact = exact_position_mlp(x, gate_up, down, norm_eps)
         assert distance(total, exact) <= distance(want, exact)
-    assert mx.array_equal(mlp_t.position_mlp(x, gate_up, down, 1e-5, False, norm_eps)[0], out)
+    assert mx.array_equal(
+        position_kernels.position_mlp(x, gate_up, down, 1e-5, False, norm_eps)[0], out
+    )
 
 
 @on_cuda
@@ -76,15 +95,21 @@ def test_position_mlp(rows, length, size, inner, norm_eps):
     [
         (1, 97, 512, 512),
         (3, 17, 64, 64),
+        (2, 8, 32, 64),
         (2, 90, 64, 96),
         (2, 33, 96, 64),
+        (2, 96, 64, 64),
         (2, 104, 256, 64),
+        (1, 65, 128, 64),
         (64, 97, 512, 512),
+        (64, 93, 512, 256),
         (300, 97, 512, 512),
     ],
 )
-def test_gradient_of_the_position_mlp(rows, length, size, inner, monkeypatch):
+@pytest.mark.parametrize("kernel", ["mlp_t", "mlp_t_wgmma"])
+def test_gradient_of_the_position_mlp(kernel, rows, length, size, inner, monkeypatch):
     """No further from float32 throughout than that of plain operations in bfloat16."""
+    choose_kernel(kernel, monkeypatch, (rows, length, size, inner))
     primals = normal(rows, length, size), normal(2 * inner, length), normal(length, inner)
     x, gate_up, down = (part.astype(mx.float32) * by for part, by in zip(primals, (1, 0.1, 0.1)))
     weight = mx.random.normal(x.shape)
@@ -97,12 +122,19 @@ def test_gradient_of_the_position_mlp(rows, length, size, inner, monkeypatch):
         gate, up = mx.split(gate_up @ x, 2, axis=-2)
         return mx.sum(rms_norm(x + down @ (gate * mx.sigmoid(gate) * up), 1e-5, -2) * weight)
 
-    kernel = mx.grad(loss, (0, 1, 2))(x, gate_up, down)
-    mx.eval(kernel)
-    monkeypatch.setattr(mlp_t, "position_mlp_fits", lambda *sizes: False)
+    called, gradient = [], position_kernels.position_mlp_gradient
+    monkeypatch.setattr(
+        position_kernels,
+        "position_mlp_gradient",
+        lambda *arguments: called.append(1) or gradient(*arguments),
+    )
+    by_kernel = mx.grad(loss, (0, 1, 2))(x, gate_up, down)
+    mx.eval(by_kernel)
+    monkeypatch.setattr(position_kernels, "position_mlp_fits", lambda *sizes: False)
     plain = mx.grad(loss, (0, 1, 2))(x, gate_up, down)
     exact = mx.grad(exact_loss, (0, 1, 2))(x, gate_up, down)
-    for have, other, want in zip(kernel, plain, exact):
+    assert called == [1]
+    for have, other, want in zip(by_kernel, plain, exact):
         assert have.shape == want.shape
         assert distance(have, want) <= 1.02 * distance(other, want)
         assert distance(other, want) <= 0.01 * distance(want, mx.zeros_like(want))
@@ -342,15 +374,17 @@ def test_a_cache_that_cannot_be_written_does_no_harm(compilations, tmp_path):
     assert os.listdir(tmp_path) == ["cache"] and len(compilations) == 1
 
 
-# Bytes of the arrays in mlp_t.cu and attention.cu, added up by hand: for T = 97 and 256 columns a
-# tile of 104 rows of 264 numbers and 3 stages of 64 rows of 104 and 104 rows of 40; for the gradient
-# two tiles, of 48 rows at least, and 2 stages.
+# Bytes of the arrays in mlp_t.cu and attention.cu, added up by hand: for T = 97 and 256 columns
+# a tile of 104 rows of 264 numbers and 3 stages of 64 rows of 104 and 104 rows of 40; for the
+# gradient two tiles, of 48 rows at least, and 2 stages.
 def test_shared_memory_is_what_the_kernels_use():
     stage = 64 * 104 + 104 * 40
-    assert mlp_t.position_mlp_bytes(97, 256) == 2 * (104 * 264 + 3 * stage) == 119808
-    assert mlp_t.position_mlp_bytes(97, 128) == 93184
-    assert mlp_t.position_mlp_bytes(97, 64, True) == 2 * (2 * 104 * 72 + 2 * stage) == 73216
-    assert mlp_t.position_mlp_bytes(17, 64, True) == 2 * (2 * 48 * 72 + 2 * (64 * 24 + 24 * 40))
+    needed = position_kernels.position_mlp_bytes
+    assert needed(97, 256) == 2 * (104 * 264 + 3 * stage) == 119808
+    assert needed(97, 128) == 93184
+    assert needed(97, 64, True) == 2 * (2 * 104 * 72 + 2 * stage) == 73216
+    stage = 64 * 24 + 24 * 40
+    assert needed(17, 64, True) == 2 * (2 * 48 * 72 + 2 * stage)
     assert cuda.attention_bytes(97, 64, False) == 2 * 3 * 112 * 72
     assert cuda.attention_bytes(97, 64, True) == 2 * (4 * 112 * 72 + 112 * 120) + 2 * 4 * 112
 
@@ -360,18 +394,21 @@ def test_shared_memory_is_what_the_kernels_use():
 )
 def test_kernels_are_used_where_a_block_s_memory_suffices(monkeypatch, name, warps, attends):
     monkeypatch.setattr(cuda, "architecture", lambda: name)
-    assert mlp_t.position_mlp_fits(768, 97, 512, 512)
-    found = [mlp_t._warps_and_tiles(rows, 97, 512) for rows in (1, 33, 34, 768)]
+    assert position_kernels.position_mlp_fits(768, 97, 512, 512)
+    monkeypatch.setattr(position_kernels, "multiprocessors", lambda: 132)
+    found = [position_kernels._warps_and_tiles(rows, 97, 512) for rows in (1, 33, 34, 768)]
     assert found == [(4, 1), (4, 1), (4, 2), (warps, 2)]
-    found = [mlp_t._gradient_warps(rows, 97, 512) for rows in (1, 32, 33, 66, 67)]
-    assert found == [4, 4, 8, 8, 4]
-    assert mlp_t._gradient_warps(1, 97, 96) == 2
+    found = [position_kernels._gradient_warps(rows, 512) for rows in (1, 49, 50, 66, 67, 768)]
+    assert found == [4, 4, 8, 8, 4, 4]
+    assert [position_kernels._gradient_warps(1, size) for size in (64, 96)] == [4, 2]
     assert cuda.attention_fits(768, 97, 64) and cuda.attention_fits(768, 128, 64) == attends
-    assert not mlp_t.position_mlp_fits(70000, 97, 512, 512)
+    assert not position_kernels.position_mlp_fits(70000, 97, 512, 512)
     assert not cuda.attention_fits(70000, 97, 64)
     assert not cuda.position_norm_fits(70000, 97, 512)
     monkeypatch.setattr(cuda, "architecture", lambda: None)
-    assert not mlp_t.position_mlp_fits(768, 97, 512, 512) and not cuda.attention_fits(768, 97, 64)
+    assert not position_kernels.position_mlp_fits(768, 97, 512, 512) and not cuda.attention_fits(
+        768, 97, 64
+    )
 
 
 def test_floats_travel_as_their_bits():
@@ -383,12 +420,14 @@ def test_floats_travel_as_their_bits():
     "file",
     [
         "attention.cu",
+        "finite.cu",
+        "gating.cu",
         "hopper/long_attention.cu",
+        "hopper/mlp_t_wgmma.cu",
         "hopper/swiglu_product.cu",
         "mlp_t.cu",
         "norm.cu",
         "rope.cu",
-        "gating.cu",
     ],
 )
 def test_sources_are_in_the_package(file):

@@ -5,6 +5,7 @@ The kernels need such an NVIDIA GPU:
 """
 
 import mlx.core as mx
+import numpy as np
 import pytest
 from helpers.rounding import check, distance, exact_attention, normal
 
@@ -12,6 +13,7 @@ from mlx_trm.nn import fused
 from mlx_trm.nn.cuda import kernels as cuda
 from mlx_trm.nn.cuda import nvrtc
 from mlx_trm.nn.cuda.hopper import long_attention as lengths
+from mlx_trm.nn.cuda.hopper import mlp_t_wgmma as halves
 from mlx_trm.nn.cuda.hopper import swiglu_product as products
 from mlx_trm.nn.cuda.hopper.long_attention import long_attention, long_attention_fits
 from mlx_trm.nn.cuda.hopper.swiglu_product import swiglu_product, swiglu_product_fits
@@ -61,6 +63,86 @@ def test_which_products_have_a_kernel(rows, size, inner, architecture, fits, mon
     assert not swiglu_product_fits(rows, size, inner, mx.float32)
     monkeypatch.setattr(products, "compiles", lambda *what: False)
     assert not swiglu_product_fits(rows, size, inner, mx.bfloat16)
+
+
+def in_parts(pieces, rows, numbers):
+    """Rows of a matrix from pieces of 8 numbers, all rows' first ones, then their second ones."""
+    return pieces.reshape(-1, rows, 8).transpose(1, 0, 2).reshape(rows, numbers)
+
+
+@pytest.mark.parametrize("length, inner", [(97, 64), (65, 32), (104, 96), (80, 64)])
+def test_weights_lie_as_the_wgmma_kernels_read_them(length, inner):
+    gate_up = np.arange(2 * inner * length).reshape(2 * inner, length) + 1
+    down = np.arange(length * inner).reshape(length, inner) + 1
+    steps = -(-length // 16) * 16
+    weights = mx.array(gate_up), mx.array(down)
+    first, second = (np.array(array) for array in halves._for_columns(*weights))
+    again, turned, third = (np.array(array) for array in halves._for_gradient(*weights))
+    assert np.array_equal(again, first)
+    for part in range(inner // 32):
+        units = slice(32 * part, 32 * part + 32)
+        gates, ups = gate_up[:inner][units], gate_up[inner:][units]
+        rows = in_parts(first[part], 64, steps)
+        assert np.array_equal(rows[:, :length], np.concatenate([gates, ups]))
+        assert not rows[:, length:].any()
+        rows = in_parts(second[part], 104, 32)
+        assert np.array_equal(rows[:length], down[:, units]) and not rows[length:].any()
+        rows = in_parts(turned[part], 32, steps)
+        assert np.array_equal(rows[:, :length], down[:, units].T) and not rows[:, length:].any()
+        rows = in_parts(third[part], 104, 64)
+        assert np.array_equal(rows[:length], np.concatenate([gates, ups]).T)
+        assert not rows[length:].any()
+
+
+@pytest.mark.parametrize(
+    "rows, length, size, inner, architecture, fits",
+    [
+        (768, 97, 512, 512, "sm_90", True),
+        (32, 97, 512, 512, "sm_90", True),
+        (31, 97, 512, 512, "sm_90", False),
+        (768, 64, 512, 512, "sm_90", False),
+        (768, 65, 512, 32, "sm_90", True),
+        (768, 105, 512, 512, "sm_90", False),
+        (768, 97, 96, 512, "sm_90", False),
+        (768, 97, 512, 48, "sm_90", False),
+        (1 << 22, 97, 512, 512, "sm_90", False),
+        (768, 97, 512, 512, "sm_80", False),
+        (768, 97, 512, 512, "sm_100", False),
+    ],
+)
+def test_which_position_halves_go_by_wgmma(
+    rows, length, size, inner, architecture, fits, monkeypatch
+):
+    monkeypatch.setattr(halves, "architecture", lambda: architecture)
+    monkeypatch.setattr(halves, "shared_limit", lambda: 227 * 1024)
+    monkeypatch.setattr(halves, "compiles", lambda *what: True)
+    assert halves.mlp_t_wgmma_fits(rows, length, size, inner) == fits
+    monkeypatch.setattr(
+        halves, "compiles", lambda file, target, defines: "BACK" not in str(defines)
+    )
+    assert not halves.mlp_t_wgmma_fits(rows, length, size, inner)
+
+
+# For T = 97: a part of 112 x 64 and 104 x 32 numbers, 6 of them, and a tile of 112 rows of 72 for
+# each group; for the gradient parts with 112 x 32 and 104 x 64 more, 4 of them, and two tiles.
+def test_shared_memory_of_the_wgmma_kernels():
+    part, tile = 112 * 64, 112 * 72
+    assert halves.mlp_t_wgmma_bytes(97, 3, False) == 2 * (6 * (part + 3328) + 3 * tile) + 72
+    gradient = 2 * (4 * (part + 112 * 32 + 6656) + 2 * 2 * tile) + 48
+    assert halves.mlp_t_wgmma_bytes(97, 2, True) == gradient == 203824
+
+
+def test_groups_of_a_block_fill_the_last_round(monkeypatch):
+    monkeypatch.setattr(halves, "multiprocessors", lambda: 132)
+    assert [halves._groups(tiles, 3) for tiles in (8, 132, 256, 512, 1536, 6144)] == [
+        1,
+        1,
+        2,
+        2,
+        3,
+        3,
+    ]
+    assert [halves._groups(tiles, 2) for tiles in (8, 132, 256, 512, 6144)] == [1, 1, 2, 2, 2]
 
 
 @pytest.mark.parametrize("keep, norm_eps", [(False, None), (True, None), (False, 1e-5)])

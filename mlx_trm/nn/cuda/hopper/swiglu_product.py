@@ -20,7 +20,7 @@ _FILE, _NAME, _TARGET = "hopper/swiglu_product.cu", "swiglu_product", "sm_90a"
 
 
 @lru_cache(maxsize=1)
-def _multiprocessors() -> int:
+def multiprocessors() -> int:
     """Give how many multiprocessors the GPU has; MLX does not tell."""
     count = ctypes.c_int()
     try:
@@ -63,7 +63,7 @@ def swiglu_product(x: mx.array, gate_up: mx.array) -> mx.array:
         [x, gate_up],
         [(rows, inner)],
         [rows],
-        (slices, max(1, _multiprocessors() // slices)),  # a block for each multiprocessor
+        (slices, max(1, multiprocessors() // slices)),  # a block for each multiprocessor
         defines={"WIDTH": size, "INNER": inner},
         shared_memory=2 * _SLICE * size,
         target=_TARGET,

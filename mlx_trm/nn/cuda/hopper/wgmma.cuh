@@ -1,5 +1,6 @@
-// Products by Hopper's tensor cores (wgmma). Four warps start them together, the left factor and the
-// result in their registers, the right factor in shared memory, and go on while they are computed.
+// Products by Hopper's tensor cores (wgmma). Four warps start them together, the left factor and
+// the result in their registers, the right factor in shared memory, and go on while they are
+// computed.
 
 __device__ __forceinline__ void begin_products() {
   asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
@@ -24,11 +25,46 @@ template <int COUNT> __device__ __forceinline__ void pin(float* d) {
     asm volatile("" : "+f"(d[i])::"memory");
 }
 
-// The descriptor of a tile in shared memory: 8 rows are 1,024 bytes, swizzled over 128. Its lower half
-// counts addresses by 16 bytes, so that places in the tile are added to it.
+// The descriptor of a tile in shared memory: 8 rows are 1,024 bytes, swizzled over 128. Its lower
+// half counts addresses by 16 bytes, so that places in the tile are added to it.
 __device__ __forceinline__ unsigned int lower_half(const bf16* tile) {
   return shared_address(tile) >> 4 | 1u << 16;
 }
 __device__ __forceinline__ unsigned long long descriptor(unsigned int lower) {
   return lower | 64ull << 32 | 1ull << 62;
+}
+
+// The same of rows that are not swizzled: pieces of 8 numbers, all ROWS' first ones, then their
+// second ones and so on. It counts pieces, too: 16 numbers further are 2 * ROWS.
+__device__ __forceinline__ unsigned long long plain_descriptor(const bf16* tile,
+                                                               unsigned long long rows) {
+  return (unsigned long long)(shared_address(tile) >> 4) | rows << 16 | 8ull << 32;
+}
+
+// Copies into shared memory that no thread waits for: a barrier there says when their bytes have
+// come.
+__device__ __forceinline__ void init_barrier(unsigned int barrier) {
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(barrier) : "memory");
+}
+__device__ __forceinline__ void show_barriers() {
+  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+}
+__device__ __forceinline__ void expect_bytes(unsigned int barrier, int bytes) {
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes)
+               : "memory");
+}
+__device__ __forceinline__ void copy_bytes(bf16* to, const bf16* from, int bytes,
+                                           unsigned int barrier) {
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::
+          "r"(shared_address(to)),
+      "l"(from), "r"(bytes), "r"(barrier)
+      : "memory");
+}
+__device__ __forceinline__ void await_bytes(unsigned int barrier, int parity) {
+  asm volatile("{\n.reg .pred p;\nagain:\n"
+               "mbarrier.try_wait.parity.shared::cta.b64 p, [%0], %1;\n"
+               "@!p bra again;\n}\n" ::"r"(barrier),
+               "r"(parity)
+               : "memory");
 }
