@@ -124,7 +124,7 @@ __device__ __forceinline__ void multiply8(float* c, const unsigned int* a, unsig
                : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
                : "r"(a[0]), "r"(a[1]), "r"(b));
 }
-// Each 8 x 8 matrix of a warp's fragments turned: lane (g, q) gets the pair (g, 2q) of the transpose.
+// Each 8 x 8 matrix of a warp's fragments turned: lane (g, q) gets the pair (g, 2q) of the other.
 __device__ __forceinline__ unsigned int turned(unsigned int pair) {
   unsigned int other;
   asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(other) : "r"(pair));

@@ -7,6 +7,7 @@ docs/benchmarks.
 Shape letters: B batch, T positions, D hidden, I inner size of a SwiGLU, h heads.
 """
 
+import ctypes
 import logging
 import os
 import struct
@@ -51,6 +52,19 @@ def shared_limit() -> int:
     """Give the bytes of shared memory that a block may have; 0 where no kernel runs."""
     name = architecture()
     return 0 if name is None else 1024 * _SHARED_KIB.get(int(name[len("sm_") :]), 99)
+
+
+@lru_cache(maxsize=1)
+def multiprocessors() -> int:
+    """Give how many multiprocessors the GPU has; MLX does not tell."""
+    count = ctypes.c_int()
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+        if driver.cuDeviceGetAttribute(ctypes.byref(count), 16, 0) == 0:
+            return count.value
+    except (OSError, AttributeError):
+        pass
+    return 132  # of an H100
 
 
 def usable(dtype: mx.Dtype) -> bool:

@@ -9,8 +9,7 @@ from typing import List, Optional, Tuple
 import mlx.core as mx
 
 from mlx_trm.nn.cuda.hopper.mlp_t_wgmma import mlp_t_wgmma, mlp_t_wgmma_fits, mlp_t_wgmma_gradient
-from mlx_trm.nn.cuda.hopper.swiglu_product import multiprocessors
-from mlx_trm.nn.cuda.kernels import GRID, float_bits, launch, shared_limit
+from mlx_trm.nn.cuda.kernels import GRID, float_bits, launch, multiprocessors, shared_limit
 
 # Of mlp_t.cu: inner units a stage; stages in shared memory, forward and backward.
 _UNITS, _STAGES, _GRADIENT_STAGES = 32, 3, 2

@@ -32,9 +32,11 @@ def choose_kernel(name, monkeypatch, sizes):
         monkeypatch.setattr(position_kernels, "mlp_t_wgmma_fits", lambda *sizes: False)
         assert position_kernels.position_mlp_fits(*sizes)
         return
-    monkeypatch.setattr(mlp_t_wgmma, "_LEAST_TILES", 0)
-    if not mlp_t_wgmma.mlp_t_wgmma_fits(*sizes):
+    _, length, size, inner = sizes
+    if not 64 < length <= 104 or size % 64 or inner % 32 or cuda.architecture() != "sm_90":
         pytest.skip("not of these sizes, or not on this GPU")
+    monkeypatch.setattr(mlp_t_wgmma, "_LEAST_TILES", 0)
+    assert mlp_t_wgmma.mlp_t_wgmma_fits(*sizes)
 
 
 def exact_position_mlp(x, gate_up, down, norm_eps):
@@ -57,6 +59,7 @@ def exact_position_mlp(x, gate_up, down, norm_eps):
         (300, 96, 64, 64),
         (2, 104, 256, 64),
         (1, 65, 64, 64),
+        (201, 65, 64, 192),
     ],
 )
 @pytest.mark.parametrize("norm_eps", [None, 1e-5])
@@ -103,6 +106,7 @@ def test_position_mlp(kernel, rows, length, size, inner, norm_eps, monkeypatch):
         (1, 65, 128, 64),
         (64, 97, 512, 512),
         (64, 93, 512, 256),
+        (201, 65, 64, 128),
         (300, 97, 512, 512),
     ],
 )

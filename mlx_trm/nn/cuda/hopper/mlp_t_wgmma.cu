@@ -11,14 +11,13 @@
 // 64 columns / GROUPS).
 
 constexpr int THREADS = 128 * GROUPS, WARPS = 4 * GROUPS;
-constexpr int STEPS = (T + 15) / 16, ROWS = STEPS * 16,
-              STRIDE = 64 + 8; // of 16 positions; of a tile
+constexpr int STEPS = (T + 15) / 16;              // of 16 positions
+constexpr int ROWS = STEPS * 16, STRIDE = 64 + 8; // of a tile of 64 columns of x
 constexpr int UNITS = 32, PARTS = INNER / UNITS, DOWN_ROWS = 104, N_TILES = DOWN_ROWS / 8;
 // Numbers of the weights of a part. Pieces of 8 numbers of all rows lie behind each other.
-constexpr int GATE_UP = ROWS * 64;        // 32 gates and 32 ups, of the positions
-constexpr int DOWN = DOWN_ROWS * UNITS;   // a row for each position, those beyond T zeros
-constexpr int DOWN_TURNED = ROWS * UNITS; // a row for each unit
-constexpr int GATE_UP_TURNED = 2 * DOWN;  // a row for each position: of the gates, then of the ups
+constexpr int GATE_UP = ROWS * 64;      // 32 gates and 32 ups, of the positions
+constexpr int DOWN = DOWN_ROWS * UNITS; // a row for each position, those beyond T zeros
+static_assert(STAGES >= 2, "a part is awaited before the one before it is released");
 
 #define FOUR(i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
 #define EIGHT(i) FOUR(i), FOUR(i + 4)
@@ -94,7 +93,8 @@ __device__ __forceinline__ void load_columns(unsigned int (*a)[4], const bf16* t
   for (int k = 0; k < STEPS; ++k)
     load4_transposed(a[k], from + (k * 16 + line + matrix / 2 * 8) * STRIDE);
 }
-// They, or results of that shape, to the tile; `column` is its first number that the lane writes.
+// Such fragments, or results of that shape, put into the tile; `column` is its first number that
+// the lane writes.
 __device__ __forceinline__ void put_columns(bf16* column, const unsigned int (*a)[4]) {
 #pragma unroll
   for (int k = 0; k < STEPS; ++k)
@@ -109,13 +109,13 @@ __device__ __forceinline__ float column_sum(float x) {
   return x + __shfl_xor_sync(0xffffffffu, x, 2);
 }
 
-// The ring of parts in shared memory, each of PART numbers in COUNT copies.
+// The ring of parts in shared memory, each of PART numbers, fetched by COUNT copies, one a weight.
 template <int PART, int COUNT> struct Parts {
   bf16* stages;
   const bf16* weights[COUNT];
   int sizes[COUNT];
   unsigned int barriers;
-  int* done; // warps that are done with a stage
+  unsigned int* done; // warps that are done with a stage
 
   __device__ __forceinline__ void fetch(int part) const {
     const unsigned int barrier = barriers + 8 * (part % STAGES);
@@ -135,7 +135,7 @@ template <int PART, int COUNT> struct Parts {
       done[k] = 0;
     }
     show_barriers();
-#pragma unroll
+#pragma unroll 1
     for (int part = 0; part < STAGES && part < PARTS; ++part)
       fetch(part);
   }
@@ -151,12 +151,10 @@ template <int PART, int COUNT> struct Parts {
     if (threadIdx.x % 32)
       return;
     __threadfence_block();
-    if (atomicAdd(done + part % STAGES, 1) == WARPS - 1) {
-      done[part % STAGES] = 0;
-      __threadfence_block();
-      if (part + STAGES < PARTS)
-        fetch(part + STAGES);
-    }
+    const bool last = atomicInc(done + part % STAGES, WARPS - 1) == WARPS - 1; // and is 0 again
+    __threadfence_block();
+    if (last && part + STAGES < PARTS)
+      fetch(part + STAGES);
   }
 };
 
@@ -172,8 +170,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
   const Parts<PART, 2> parts = {memory,
                                 {gate_up, down},
                                 {GATE_UP, DOWN},
-                                shared_address((bf16*)barriers),
-                                (int*)(barriers + STAGES)};
+                                shared_address(barriers),
+                                (unsigned int*)(barriers + STAGES)};
   if (threadIdx.x == 0)
     parts.begin();
   const int group = threadIdx.x / 128, thread = threadIdx.x % 128, lane = threadIdx.x % 32;
@@ -256,6 +254,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
 #endif
 
 #ifdef MLP_T_WGMMA_BACKWARD
+constexpr int DOWN_TURNED = ROWS * UNITS; // a row for each unit
+constexpr int GATE_UP_TURNED = 2 * DOWN;  // a row for each position: of the gates, then of the ups
+
 // gate_up as parts of GATE_UP, the others as theirs. Results as those of mlp_t_backward in
 // mlp_t.cu; rows of d_total, x_again, h and d_inner have `width` numbers, B * D.
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
@@ -271,8 +272,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
   const Parts<PART, 3> parts = {memory,
                                 {gate_up, down_turned, gate_up_turned},
                                 {GATE_UP, DOWN_TURNED, GATE_UP_TURNED},
-                                shared_address((bf16*)barriers),
-                                (int*)(barriers + STAGES)};
+                                shared_address(barriers),
+                                (unsigned int*)(barriers + STAGES)};
   if (threadIdx.x == 0)
     parts.begin();
   const int group = threadIdx.x / 128, thread = threadIdx.x % 128, lane = threadIdx.x % 32;
@@ -334,9 +335,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
   h += written;
   d_inner += written;
   // Of a part, h and the gradients of gates and ups; they are put down turned, and written as rows,
-  // while the next part's products are computed. (Of the first part zeros are written before: a
-  // branch among products would have the compiler wait for each.)
-  unsigned int hidden[2][4] = {}, d_gates[2][4] = {}, d_ups[2][4] = {};
+  // while the next part's products are computed.
+  unsigned int hidden[2][4], d_gates[2][4], d_ups[2][4];
   const auto write = [&](int part) {
     __syncwarp();
 #pragma unroll
@@ -375,12 +375,14 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     for (int k = 0; k < STEPS; ++k)
       multiply32(e, d[k], down + k * 2 * UNITS, k);
     end_products();
-    write(part > 0 ? part - 1 : 0);
-    wait_for_products<0>(); // and for the last ones for y, so that the part before is done with
+    wait_for_products<1>(); // for the last ones for y, so that the part before is done with
+    if (part > 0) {
+      parts.release(part - 1);
+      write(part - 1);
+    }
+    wait_for_products<0>();
     pin<32>(g);
     pin<16>(e);
-    if (part > 0)
-      parts.release(part - 1);
 #pragma unroll
     for (int n = 0; n < 4; ++n)
 #pragma unroll
@@ -403,8 +405,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
       multiply104(y, d_ups[s], back + (2 + s) * 2 * DOWN_ROWS, 1);
     end_products();
   }
-  write(PARTS - 1);
   wait_for_products<0>();
+  write(PARTS - 1);
   pin<N_TILES * 4>(y);
   __syncwarp();
 #pragma unroll

@@ -3,12 +3,15 @@
 Without it gate_up @ x, 6 times as large as x, is written and read again.
 """
 
-import ctypes
-from functools import lru_cache
-
 import mlx.core as mx
 
-from mlx_trm.nn.cuda.kernels import architecture, launch, shared_limit, usable
+from mlx_trm.nn.cuda.kernels import (
+    architecture,
+    launch,
+    multiprocessors,
+    shared_limit,
+    usable,
+)
 from mlx_trm.nn.cuda.nvrtc import compiles
 
 # Rows of gate_up that a block keeps, a half of them gates.
@@ -17,19 +20,6 @@ _SLICE = 192
 _LEAST_ROWS = 4096
 # Its instructions are of this architecture alone.
 _FILE, _NAME, _TARGET = "hopper/swiglu_product.cu", "swiglu_product", "sm_90a"
-
-
-@lru_cache(maxsize=1)
-def multiprocessors() -> int:
-    """Give how many multiprocessors the GPU has; MLX does not tell."""
-    count = ctypes.c_int()
-    try:
-        driver = ctypes.CDLL("libcuda.so.1")
-        if driver.cuDeviceGetAttribute(ctypes.byref(count), 16, 0) == 0:
-            return count.value
-    except (OSError, AttributeError):
-        pass
-    return 132  # of an H100
 
 
 def swiglu_product_fits(rows: int, size: int, inner: int, dtype: mx.Dtype) -> bool:
