@@ -22,7 +22,7 @@ SCHEDULE_WIDTH = "MLX_BFS_MAX_WIDTH"
 # After how many operations, and one more, MLX's CUDA backend frees what they have used; what the
 # commands say where the user has said nothing: in general, and by what they compute.
 OPERATIONS = "MLX_MAX_OPS_PER_BUFFER"
-FREED_USUALLY, FREED_OFTEN, FREED_SELDOM = "4", "1", "9"
+FREED_USUALLY, FREED_OFTEN, FREED_SELDOM = "4", "1", "6"
 # Positions of all rows of a batch: an evaluation of so many frees memory often, training on so few
 # seldom.
 LARGE_EVALUATION, SMALL_TRAINING = 4096, 512
@@ -58,8 +58,8 @@ def free_memory_by_size(positions: int, training: bool) -> None:
     slower. Steps of few positions are bound by the processor, which does more work wherever memory
     is freed, and have little of it: training on one Sudoku at a time took 9.1 ms where it was freed
     after every fifth, and 8.6 after every 20th, but up to 0.28 GiB, depending on how far the
-    processor was ahead. After every tenth, as it is now, it took 0.17 on an H100 and an H200. All
-    others stay as they are.
+    processor was ahead. After every tenth it took 0.17 to 0.20, and after every seventh, as it is
+    now, 0.17 and no longer. All others stay as they are.
 
     Nothing is changed where :func:`prefer_direct_launches` has not been called or the user has set
     a number. It has to be said before MLX computes anything; MLX reads the number once, so the

@@ -258,7 +258,7 @@ def test_the_end_of_a_worker_is_one_line(suite):
 @pytest.mark.skipif(sys.platform != "linux", reason="the commands set nothing elsewhere")
 @pytest.mark.parametrize(
     "works, batch, expected",
-    [(["train", "eval"], 2, "9"), (["eval"], 256, "1"), (["eval"], 2, "4"), ([], 256, "4")],
+    [(["train", "eval"], 2, "6"), (["eval"], 256, "1"), (["eval"], 2, "4"), ([], 256, "4")],
 )
 def test_a_worker_is_set_up_as_the_command_it_stands_for(
     works, batch, expected, suite, monkeypatch

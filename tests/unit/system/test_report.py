@@ -374,7 +374,7 @@ def test_processes_of_an_nccl_group_share_no_kernel_cache(
     [
         (None, False, 4096, "1"),
         (None, False, 4095, "4"),
-        (None, True, 512, "9"),
+        (None, True, 512, "6"),
         (None, True, 513, "4"),
         ("4", False, 1 << 20, "4"),
         ("4", True, 1, "4"),

@@ -32,7 +32,7 @@ def private_cache(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "evaluated, processes, expected", [(None, 1, "9"), (512, 1, "4"), (None, 2, "4")]
+    "evaluated, processes, expected", [(None, 1, "6"), (512, 1, "4"), (None, 2, "4")]
 )
 def test_a_command_s_small_steps_free_memory_seldom(evaluated, processes, expected, monkeypatch):
     """It is said by the size of the largest batch, before MLX computes anything.
