@@ -267,8 +267,8 @@ def _position_inner(x: mx.array, gate_up: mx.array) -> mx.array:
 def _position_mlp(eps: float, norm_eps: Optional[float]) -> _Function:
     def by_kernel(x: mx.array, down: mx.array) -> bool:
         rows, positions, size = x.shape
-        fits = position_kernels.position_mlp_fits(rows, positions, size, down.shape[1])
-        return cuda.usable(x.dtype) and fits
+        sizes = (rows, positions, size, down.shape[1])
+        return cuda.usable(x.dtype) and position_kernels.position_mlp_fits(*sizes)
 
     def forward(
         x: mx.array, gate_up: mx.array, down: mx.array, keep: bool = False

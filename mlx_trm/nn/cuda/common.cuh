@@ -44,6 +44,10 @@ __device__ __forceinline__ float sigmoid(float x) {
 }
 __device__ __forceinline__ float silu(float x) { return x * sigmoid(x); }
 
+// h, of gate and up.
+__device__ __forceinline__ float silu_times(float gate, float up) {
+  return rounded(silu(gate)) * up;
+}
 // The gradients of gate and up, and h = silu(gate) * up, from gate, up and the gradient of h.
 __device__ __forceinline__ float3 swiglu_gradients(float gate, float up, float dh) {
   const float share = sigmoid(gate);
@@ -57,6 +61,12 @@ __device__ __forceinline__ float warp_sum(float x) {
   for (int offset = 16; offset > 0; offset /= 2)
     x += __shfl_xor_sync(0xffffffffu, x, offset);
   return x;
+}
+
+// Over the four lanes that share a row of a tensor core's result.
+__device__ __forceinline__ float quad_sum(float x) {
+  x += __shfl_xor_sync(0xffffffffu, x, 1);
+  return x + __shfl_xor_sync(0xffffffffu, x, 2);
 }
 
 // Turn 8 pairs (first, second) by their position's angles, or back with sign -1.
@@ -124,6 +134,7 @@ __device__ __forceinline__ void multiply8(float* c, const unsigned int* a, unsig
                : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
                : "r"(a[0]), "r"(a[1]), "r"(b));
 }
+
 // Each 8 x 8 matrix of a warp's fragments turned: lane (g, q) gets the pair (g, 2q) of the other.
 __device__ __forceinline__ unsigned int turned(unsigned int pair) {
   unsigned int other;

@@ -5,10 +5,6 @@
 // numbers: for a layer over the last axis block is its inner size I, over the position axis I * D.
 // One thread does 8 numbers; `count` is how many there are of h, block is a multiple of 8.
 
-__device__ __forceinline__ float silu_times(float gate, float up) {
-  return rounded(silu(gate)) * up;
-}
-
 #ifdef SWIGLU_FORWARD
 extern "C" __global__ void swiglu_forward(const Vec8* gate_up, Vec8* h, int block, int count) {
   long long i = (long long)blockIdx.x * blockDim.x + threadIdx.x;

@@ -27,7 +27,7 @@ constexpr bool HALF = T % 16 > 0 && T % 16 <= 8;       // and one of 8
 constexpr int X_ROWS = FULL * 16 + HALF * 8;
 constexpr int N_TILES = TP / 8;
 
-__device__ __forceinline__ float silu_times(float gate, float up) { // both rounded as products are
+__device__ __forceinline__ float swiglu_of_sums(float gate, float up) { // rounded as products are
   return rounded(silu(rounded(gate))) * rounded(up);
 }
 
@@ -169,7 +169,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
         for (int i = 0; i < 4; ++i) {
           const float* gate = g[m][i / 2] + i % 2 * 2;
           const float* up = u[m][i / 2] + i % 2 * 2;
-          h[m][i] = pack(silu_times(gate[0], up[0]), silu_times(gate[1], up[1]));
+          h[m][i] = pack(swiglu_of_sums(gate[0], up[0]), swiglu_of_sums(gate[1], up[1]));
           if (GATED) {
             const float one = rounded(gate[0]) * rounded(up[0]),
                         two = rounded(gate[1]) * rounded(up[1]);
@@ -202,9 +202,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     for (int m = 0; m < TILES; ++m)
 #pragma unroll
       for (int column = 0; column < 2; ++column) {
-        float squares = product_squares[m][column];
-        squares += __shfl_xor_sync(0xffffffffu, squares, 1);
-        squares += __shfl_xor_sync(0xffffffffu, squares, 2);
+        const float squares = quad_sum(product_squares[m][column]);
         const float scale = rsqrtf(squares / INNER + __int_as_float(gate_eps_bits));
 #pragma unroll
         for (int n = 0; n < N_TILES; ++n) {

@@ -122,27 +122,32 @@ def position_mlp_gradient(  # pylint: disable=too-many-arguments,too-many-positi
     Returns:
         bfloat16 arrays, shaped as x; (T, 2 * I), the gradient of gate_up turned; and as down.
     """
-    count, positions, size = x.shape
-    if mlp_t_wgmma_fits(count, positions, size, down.shape[1]):
-        found = mlp_t_wgmma_gradient(x, gate_up, down, total, d_out, eps)
-    else:
-        found = _gradient_by_mma(x, gate_up, down, total, d_out, eps)
+    (count, positions, size), inner = x.shape, down.shape[1]
+    shapes = [(n, count * size) for n in (positions, positions, inner, 2 * inner)]
+    by_wgmma = mlp_t_wgmma_fits(count, positions, size, inner)
+    gradient = mlp_t_wgmma_gradient if by_wgmma else _gradient_by_mma
+    found = gradient(x, gate_up, down, total, d_out, eps, [tuple(x.shape), *shapes])
     d_x, d_total, again, h, d_inner = found
     return [d_x, again @ d_inner.T, d_total @ h.T]
 
 
 def _gradient_by_mma(  # pylint: disable=too-many-arguments,too-many-positional-arguments
-    x: mx.array, gate_up: mx.array, down: mx.array, total: mx.array, d_out: mx.array, eps: float
+    x: mx.array,
+    gate_up: mx.array,
+    down: mx.array,
+    total: mx.array,
+    d_out: mx.array,
+    eps: float,
+    shapes: List[Tuple[int, ...]],
 ) -> List[mx.array]:
     """Give d_x, d_total, x again, h and the gradient of gate and up by ``mlp_t_backward``."""
-    (count, positions, size), inner = x.shape, down.shape[1]
+    count, positions, size = x.shape
     warps = _gradient_warps(count, size)
-    shapes = [(n, count * size) for n in (positions, positions, inner, 2 * inner)]
     return launch(
         "mlp_t.cu",
         "mlp_t_backward",
         [x, *_padded(gate_up, down), total, d_out],
-        [tuple(x.shape), *shapes],
+        shapes,
         [float_bits(eps)],
         (size // (16 * warps), count),
         threads=32 * warps,

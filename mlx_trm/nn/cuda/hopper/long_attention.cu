@@ -22,23 +22,6 @@ constexpr int ROUNDS = (T + KEYS - 1) / KEYS, BLOCKS = (T + ROWS - 1) / ROWS;
 constexpr int STEP = HEADS * SIZE, QKV_STEP = 3 * STEP, KEY_STEP = ROPE ? STEP : QKV_STEP;
 constexpr float ROOM = 4096.f;
 
-#define FOUR(i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
-
-// d (64 x 64 of four warps) += a (64 x 16) * b, or = where `add` is 0. b is 16 x 64 in shared
-// memory; what lies together there are its columns, or with ACROSS 1 its rows.
-template <int ACROSS>
-__device__ __forceinline__ void multiply64(float* d, const unsigned int* a, unsigned int b,
-                                           int add) {
-  asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %37, 0;\n"
-               "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 "
-               "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
-               "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, "
-               "{%32, %33, %34, %35}, %36, p, 1, 1, %38;\n}\n"
-               : FOUR(0), FOUR(4), FOUR(8), FOUR(12), FOUR(16), FOUR(20), FOUR(24), FOUR(28)
-               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(descriptor(b)), "r"(add), "n"(ACROSS)
-               : "memory");
-}
-
 // Start to copy a thread's 16 bytes of each 32nd row; behind T it is row T - 1 again.
 template <int ROW_STEP>
 __device__ __forceinline__ void copy_rows(bf16* to, const bf16* from, int first) {
@@ -87,14 +70,10 @@ __device__ __forceinline__ void load_queries(unsigned int (*a)[4], const bf16* q
   }
 }
 
-// Of the four lanes that share a row.
+// As quad_sum.
 __device__ __forceinline__ float quad_max(float x) {
   x = fmaxf(x, __shfl_xor_sync(0xffffffffu, x, 1));
   return fmaxf(x, __shfl_xor_sync(0xffffffffu, x, 2));
-}
-__device__ __forceinline__ float quad_sum(float x) {
-  x += __shfl_xor_sync(0xffffffffu, x, 1);
-  return x + __shfl_xor_sync(0xffffffffu, x, 2);
 }
 
 // A lane's exponentials of 2 rows, as the left factor of four products, and their sums, of which
@@ -158,7 +137,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
       begin_products();
 #pragma unroll
       for (int s = 0; s < STEPS; ++s)
-        multiply64<0>(score, query[s], key + s * 2, s);
+        multiply64(score, query[s], descriptor(key + s * 2), s);
       end_products();
     }
     if (round + AHEAD < ROUNDS) {
@@ -210,7 +189,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
     begin_products();
 #pragma unroll
     for (int s = 0; s < KEYS / 16; ++s)
-      multiply64<1>(mixed, powers + 4 * s, value + s * 16 * (2 * SIZE / 16), 1);
+      multiply64<1>(mixed, powers + 4 * s, descriptor(value + s * 16 * (2 * SIZE / 16)), 1);
     end_products();
   }
   wait_for_products<0>();

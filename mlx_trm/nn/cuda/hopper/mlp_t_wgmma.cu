@@ -19,9 +19,6 @@ constexpr int GATE_UP = ROWS * 64;      // 32 gates and 32 ups, of the positions
 constexpr int DOWN = DOWN_ROWS * UNITS; // a row for each position, those beyond T zeros
 static_assert(STAGES >= 2, "a part is awaited before the one before it is released");
 
-#define FOUR(i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
-#define EIGHT(i) FOUR(i), FOUR(i + 4)
-
 // d (64 x 32 of four warps) += a (64 x 16) * b (16 x 32 in shared memory), or = where `add` is 0.
 __device__ __forceinline__ void multiply32(float* d, const unsigned int* a, unsigned long long b,
                                            int add) {
@@ -30,19 +27,6 @@ __device__ __forceinline__ void multiply32(float* d, const unsigned int* a, unsi
                "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15}, "
                "{%16, %17, %18, %19}, %20, p, 1, 1, 0;\n}\n"
                : EIGHT(0), EIGHT(8)
-               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(add)
-               : "memory");
-}
-
-// d (64 x 64 of four warps) += a (64 x 16) * b (16 x 64 in shared memory), or = where `add` is 0.
-__device__ __forceinline__ void multiply64(float* d, const unsigned int* a, unsigned long long b,
-                                           int add) {
-  asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %37, 0;\n"
-               "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 "
-               "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
-               "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, "
-               "{%32, %33, %34, %35}, %36, p, 1, 1, 0;\n}\n"
-               : EIGHT(0), EIGHT(8), EIGHT(16), EIGHT(24)
                : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(add)
                : "memory");
 }
@@ -103,12 +87,6 @@ __device__ __forceinline__ void put_columns(bf16* column, const unsigned int (*a
       *(unsigned int*)(column + (k * 16 + i / 2 * 8) * STRIDE + i % 2 * 8) = turned(a[k][i]);
 }
 
-// The sum over the four lanes that have a column's positions between them.
-__device__ __forceinline__ float column_sum(float x) {
-  x += __shfl_xor_sync(0xffffffffu, x, 1);
-  return x + __shfl_xor_sync(0xffffffffu, x, 2);
-}
-
 // The ring of parts in shared memory, each of PART numbers, fetched by COUNT copies, one a weight.
 template <int PART, int COUNT> struct Parts {
   bf16* stages;
@@ -139,12 +117,9 @@ template <int PART, int COUNT> struct Parts {
     for (int part = 0; part < STAGES && part < PARTS; ++part)
       fetch(part);
   }
-  __device__ __forceinline__ const bf16* at(int part) const {
-    return stages + part % STAGES * PART;
-  }
   __device__ __forceinline__ const bf16* await(int part) const {
     await_bytes(barriers + 8 * (part % STAGES), part / STAGES % 2);
-    return at(part);
+    return stages + part % STAGES * PART;
   }
   // By each warp. The last one fetches what comes in this part's place.
   __device__ __forceinline__ void release(int part) const {
@@ -239,7 +214,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
 #endif
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
-    const float scale = rsqrtf(column_sum(squares[r]) / T + __int_as_float(eps_bits));
+    const float scale = rsqrtf(quad_sum(squares[r]) / T + __int_as_float(eps_bits));
 #pragma unroll
     for (int n = 0; n < STEPS * 2; ++n) {
       unsigned int& pair = a[n / 2][n % 2 * 2 + r];
@@ -306,8 +281,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
       squares += low(s) * low(s) + high(s) * high(s);
       products += low(s) * low(p) + high(s) * high(p);
     }
-    const float scale = rsqrtf(column_sum(squares) / T + __int_as_float(eps_bits));
-    const float pull = column_sum(products) / T * scale * scale;
+    const float scale = rsqrtf(quad_sum(squares) / T + __int_as_float(eps_bits));
+    const float pull = quad_sum(products) / T * scale * scale;
 #pragma unroll
     for (int n = 0; n < STEPS * 2; ++n) {
       const unsigned int s = a[n / 2][n % 2 * 2 + r];

@@ -4,7 +4,7 @@ See ``mlp_t_wgmma.cu``. Forward, 768 Sudokus (97 positions, 512 columns) take 31
 an H200 where that takes 494; the gradient is in docs/benchmarks.
 """
 
-from typing import List
+from typing import List, Tuple
 
 import mlx.core as mx
 
@@ -66,15 +66,19 @@ def mlp_t_wgmma(
     return _launch(False, arrays, shapes, [float_bits(eps)], down.shape[1], int(keep_total))
 
 
-def mlp_t_wgmma_gradient(
-    x: mx.array, gate_up: mx.array, down: mx.array, total: mx.array, d_out: mx.array, eps: float
+def mlp_t_wgmma_gradient(  # pylint: disable=too-many-arguments,too-many-positional-arguments
+    x: mx.array,
+    gate_up: mx.array,
+    down: mx.array,
+    total: mx.array,
+    d_out: mx.array,
+    eps: float,
+    shapes: List[Tuple[int, ...]],
 ) -> List[mx.array]:
-    """Give the five arrays that ``mlp_t_backward`` does; see ``position_mlp_gradient``."""
-    (count, positions, size), inner = x.shape, down.shape[1]
-    shapes = [(n, count * size) for n in (positions, positions, inner, 2 * inner)]
+    """Give the five arrays, of ``shapes``, of ``position_mlp.position_mlp_gradient``'s kernel."""
     arrays = [x, *_for_gradient(gate_up, down), total, d_out]
-    scalars = [count * size, float_bits(eps)]
-    return _launch(True, arrays, [tuple(x.shape), *shapes], scalars, inner, 0)
+    scalars = [x.shape[0] * x.shape[2], float_bits(eps)]
+    return _launch(True, arrays, shapes, scalars, down.shape[1], 0)
 
 
 def _launch(

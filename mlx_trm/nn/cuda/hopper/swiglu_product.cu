@@ -15,10 +15,6 @@ constexpr int SLICE = 192, RESULTS = SLICE / 2; // a lane has 2 rows of each 8 c
 constexpr int CHUNKS = WIDTH / 32, EARLY = CHUNKS / 2;
 constexpr int PANEL = SLICE * 64; // numbers of 64 k's: rows of 128 bytes, swizzled
 
-#define EIGHT(i)                                                                                   \
-  "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]),       \
-      "+f"(d[i + 6]), "+f"(d[i + 7])
-
 // d (64 x 192 of four warps) += a (64 x 16) * b (16 x 192 in shared memory), or = where `add` is 0.
 __device__ __forceinline__ void multiply192(float* d, unsigned int a0, unsigned int a1,
                                             unsigned int a2, unsigned int a3,
@@ -37,11 +33,6 @@ __device__ __forceinline__ void multiply192(float* d, unsigned int a0, unsigned 
         EIGHT(64), EIGHT(72), EIGHT(80), EIGHT(88)
       : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "l"(b), "r"(add)
       : "memory");
-}
-
-// As in gating.cu.
-__device__ __forceinline__ float silu_times(float gate, float up) {
-  return rounded(silu(gate)) * up;
 }
 
 // What a lane has of a tile of x: of rows g and g + 8, numbers 8q to 8q + 7 of each 32 of a half.

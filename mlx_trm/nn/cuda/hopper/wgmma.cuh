@@ -13,6 +13,25 @@ template <int LEFT> __device__ __forceinline__ void wait_for_products() {
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(LEFT) : "memory");
 }
 
+// Results that a product adds to.
+#define FOUR(i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
+#define EIGHT(i) FOUR(i), FOUR(i + 4)
+
+// d (64 x 64 of four warps) += a (64 x 16) * b, or = where `add` is 0. b is 16 x 64 in shared
+// memory; what lies together there are its columns, or with ACROSS 1 its rows.
+template <int ACROSS = 0>
+__device__ __forceinline__ void multiply64(float* d, const unsigned int* a, unsigned long long b,
+                                           int add) {
+  asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %37, 0;\n"
+               "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 "
+               "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
+               "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, "
+               "{%32, %33, %34, %35}, %36, p, 1, 1, %38;\n}\n"
+               : EIGHT(0), EIGHT(8), EIGHT(16), EIGHT(24)
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(add), "n"(ACROSS)
+               : "memory");
+}
+
 // What was written to shared memory before can be read by products, which take another path.
 __device__ __forceinline__ void show_to_products() {
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
