@@ -136,6 +136,7 @@ def test_a_pattern_without_a_weight_is_refused_before_the_first_step():
 def test_smoothing_and_the_weight_of_halting_reach_the_gradient():
     changes = {"loss": "softmax", "label_smoothing": 0.3, "halt_loss_weight": 0.05}
     config = experiment(**{f"train__{name}": value for name, value in changes.items()})
+    config.train.compile = "never"  # the gradients are looked at
     trainer = Trainer(config)
     model, found = trainer.model.train(), recorded_gradients(trainer)
     batch = batches(trainer, 1)[0]
