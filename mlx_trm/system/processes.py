@@ -21,7 +21,6 @@ import numpy as np
 from mlx.utils import tree_flatten, tree_unflatten
 
 from mlx_trm.errors import ConfigError, TRMError, describe_device_problem, shown
-from mlx_trm.system.device import on_cuda
 
 # Whoever launches several processes sets one of these for each.
 LAUNCHED = ("MLX_RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK")
@@ -73,51 +72,30 @@ class Processes:
         """Whether this process writes files and talks to the user."""
         return self.rank == 0
 
-    @property
-    def can_postpone(self) -> bool:
-        """Whether a message may be computed together with what needs it, when that is asked for.
-
-        A ring tells whoever waits for a message alone that another process is gone; what waits for
-        the message inside a larger graph would wait for ever. NCCL tells nobody, so nothing is lost
-        with it.
-        """
-        return self.size == 1 or on_cuda()
-
-    def sum(self, tree: T, postpone: bool = False) -> T:
+    def sum(self, tree: T) -> T:
         """Sum a tree of float32 arrays over all processes, in one message.
 
-        Args:
-            tree: of the same structure and shapes in all.
-            postpone: leave computing it to the caller, in a block of :meth:`noticing_loss`, where
-                :attr:`can_postpone` allows it.
-
-        Returns:
-            The sums; every process gets the same bits.
+        Every process gets the same bits.
         """
         if self.size == 1:
             return tree
         leaves: Any = tree_flatten(tree)
         flat: List[Tuple[str, mx.array]] = list(leaves)
         joined = mx.concatenate([array.astype(mx.float32).reshape(-1) for _, array in flat])
-        total = self._call(mx.distributed.all_sum, joined, postpone)
+        total = self._call(mx.distributed.all_sum, joined)
         found, start = [], 0
         for name, array in flat:
             found.append((name, total[start : start + array.size].reshape(array.shape)))
             start += array.size
         return tree_unflatten(found)  # type: ignore[no-any-return]
 
-    def gather(self, array: mx.array, postpone: bool = False) -> mx.array:
-        """Put the (n, ...) arrays of all processes one after the other, by rank.
-
-        Args:
-            array: of the same shape in all.
-            postpone: as in :meth:`sum`.
-        """
+    def gather(self, array: mx.array) -> mx.array:
+        """Put the (n, ...) arrays of all processes one after the other, by rank."""
         if self.size == 1:
             return array
         if array.dtype == mx.bool_:  # MLX's NCCL backend sends numbers only
-            return self.gather(array.astype(mx.uint8), postpone).astype(mx.bool_)
-        return self._call(mx.distributed.all_gather, array, postpone)
+            return self.gather(array.astype(mx.uint8)).astype(mx.bool_)
+        return self._call(mx.distributed.all_gather, array)
 
     def share(self, count: int) -> slice:
         """Give this process's part of ``count`` rows, a multiple of :attr:`size`."""
@@ -174,27 +152,19 @@ class Processes:
                     "the same files and settings"
                 )
 
-    @contextmanager
-    def noticing_loss(self) -> Iterator[None]:
-        """Raise an error that says so, inside a ``with`` block, where another process is gone."""
+    def _call(self, function: Callable[..., mx.array], array: mx.array) -> mx.array:
+        """Communicate; where another process is gone, raise an error that says so."""
         try:
-            yield
+            result = function(array, group=self._group)
+            mx.eval(result)
+            return result
         except RuntimeError as error:
-            # What was to be sent may be what could not be computed.
-            if self.size == 1 or describe_device_problem(error):
+            if describe_device_problem(error):  # what was to be sent could not be computed
                 raise
             raise TRMError(
                 f"process {self.rank} of {self.size} has lost the others ({error}); one of them "
                 "has ended, or the network; start all of them again with --resume"
             ) from error
-
-    def _call(self, function: Callable[..., mx.array], array: mx.array, postpone: bool) -> mx.array:
-        """Communicate."""
-        with self.noticing_loss():
-            result = function(array, group=self._group)
-            if not (postpone and self.can_postpone):
-                mx.eval(result)
-            return result
 
 
 def _patience() -> float:

@@ -143,7 +143,7 @@ class TrainStep:
                     for part in parts
                 ]
             )
-            identifiers = self.processes.gather(identifiers, postpone=True)
+            identifiers = self.processes.gather(identifiers)
             rows = self.model.puzzle_emb(identifiers)
             mx.async_eval(rows)
         if not self.model.training:  # as after an evaluation; to say so takes 0.4 ms
@@ -279,24 +279,20 @@ class TrainStep:
             )  # fmt: skip
             total = gradients if total is None else added([total, gradients])
             metrics = {k: metrics[k] + v if k in metrics else v for k, v in found.items()}
-            if len(parts) > 1 or not self.processes.can_postpone:
-                mx.eval(total, of_rows, packed, metrics)  # so that only one part's graph is held
-            else:
-                mx.async_eval(total, of_rows, packed, metrics)  # while Python goes on
+            mx.eval(total, of_rows, packed, metrics)  # so that only one part's graph is held
             del gradients
             row_gradients += [] if of_rows is None else [of_rows]
             carries.append(Carry.unpack(packed))
             start = stop
         of_all = None
         if row_gradients:
-            of_all = self.processes.gather(mx.concatenate(row_gradients), postpone=True)
-        total, metrics = self.processes.sum((total, metrics), postpone=True)
+            of_all = self.processes.gather(mx.concatenate(row_gradients))
+        total, metrics = self.processes.sum((total, metrics))
         loss = metrics["lm_loss"] + metrics["q_halt_loss"]
         new, rows, finite, more = self._functions.update(
             state, total, rows, of_all, identifiers, self._puzzle_lr(), loss
         )
-        with self.processes.noticing_loss():
-            mx.eval(new, rows, finite, metrics, more)
+        mx.eval(new, rows, finite, more)
         return new, carries, rows, {**metrics, **more}, finite
 
     def _parts(self, batch: Batch, number: int) -> List[Part]:

@@ -25,7 +25,7 @@ from run_files import arrays_of, log_of
 from toy_arc import write_tasks
 
 import mlx_trm as trm
-from mlx_trm.errors import ConfigError, TRMError
+from mlx_trm.errors import ConfigError
 from mlx_trm.system.device import on_gpu
 from mlx_trm.system.processes import LAUNCHED, Processes
 from mlx_trm.training.trainer import Trainer
@@ -212,34 +212,6 @@ def test_a_stopped_group_goes_on_to_the_bit() -> None:
     whole, parts = (arrays_of(Path(name) / "latest") for name in ("whole", "parts"))
     assert all((array == parts[name]).all() for name, array in whole.items())
     assert log_of(Path("whole")) == log_of(Path("parts"))
-
-
-def test_messages_that_are_not_waited_for_are_the_same() -> None:
-    """As over NCCL, where a step waits once: to the bit, whole batches and parts of them."""
-    postponing = TRAIN.replace(
-        "changes =",
-        "from mlx_trm.system import processes\nprocesses.on_cuda = lambda: True\nchanges =",
-    )
-    for name, more in (("whole", {}), ("parts", {"train__micro_batch_size": 2})):
-        for run, code in (("waits", TRAIN), ("postpones", postponing)):
-            changes = {**SHORT, **more, "train__max_steps": 5, "run_dir": f"{name}_{run}"}
-            launch(2, code, json.dumps(changes), "begin", "-1", "2")
-        one, other = (arrays_of(Path(f"{name}_{run}") / "latest") for run in ("waits", "postpones"))
-        assert one.keys() == other.keys()
-        assert all((array == other[key]).all() for key, array in one.items())
-
-
-def test_a_lost_process_is_named_wherever_it_is_noticed() -> None:
-    """What is no loss, or happens to a process that is alone, stays what it is."""
-    of_two = Processes()
-    of_two.size = 2
-    with pytest.raises(TRMError, match=r"process 0 of 2 has lost the others \(\[ring\] gone\)"):
-        with of_two.noticing_loss():
-            raise RuntimeError("[ring] gone")
-    with pytest.raises(RuntimeError, match="out of memory"), of_two.noticing_loss():
-        raise RuntimeError("cudaMallocAsync failed: out of memory")
-    with pytest.raises(RuntimeError, match="gone"), Processes().noticing_loss():
-        raise RuntimeError("[ring] gone")
 
 
 PIECES = """
