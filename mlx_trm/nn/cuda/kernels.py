@@ -94,7 +94,7 @@ def launch(  # pylint: disable=too-many-arguments,too-many-positional-arguments
     built_for = target or architecture() or ""
     outputs: List[mx.array] = mx.fast.precompiled_cuda_kernel(
         name=name,
-        # One kernel alone, because MLX hashes its code at every launch: up to 0.4 microseconds a KiB.
+        # One kernel alone, as MLX hashes its code at every launch: up to 0.4 microseconds a KiB.
         compiled_source=binary(file, built_for, {name.upper(): 1, **(defines or {})}),
         inputs=inputs,
         output_shapes=list(shapes),
