@@ -181,10 +181,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, FORWARD_BLOCKS)
     }
   const float factor = scale * LOG2_E;
 #pragma unroll
-  for (int r = 0; r < 2; ++r) {
-    most[r] = fmaxf(most[r], __shfl_xor_sync(0xffffffffu, most[r], 1));
-    most[r] = factor * fmaxf(most[r], __shfl_xor_sync(0xffffffffu, most[r], 2));
-  }
+  for (int r = 0; r < 2; ++r)
+    most[r] = factor * quad_max(most[r]);
   await_copies();
   __syncthreads();
   float o[VECTORS][4];
@@ -204,8 +202,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, FORWARD_BLOCKS)
   }
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
-    sum[r] += __shfl_xor_sync(0xffffffffu, sum[r], 1);
-    sum[r] += __shfl_xor_sync(0xffffffffu, sum[r], 2);
+    sum[r] = quad_sum(sum[r]);
 #if KEEP
     const int row = first + lane / 4 + r * 8;
     if (lane % 4 == 0 && row < T)

@@ -70,12 +70,6 @@ __device__ __forceinline__ void load_queries(unsigned int (*a)[4], const bf16* q
   }
 }
 
-// As quad_sum.
-__device__ __forceinline__ float quad_max(float x) {
-  x = fmaxf(x, __shfl_xor_sync(0xffffffffu, x, 1));
-  return fmaxf(x, __shfl_xor_sync(0xffffffffu, x, 2));
-}
-
 // A lane's exponentials of 2 rows, as the left factor of four products, and their sums, of which
 // every second one is added apart: a sum waits for the one before it.
 __device__ __forceinline__ void exponentials(unsigned int* powers, float* sums, const float* scores,
