@@ -22,7 +22,7 @@ import mlx.core as mx
 
 from mlx_trm.nn.cuda import kernels as cuda
 from mlx_trm.nn.cuda import position_mlp as position_kernels
-from mlx_trm.nn.cuda.hopper.long_attention import long_attention, long_attention_fits
+from mlx_trm.nn.cuda.hopper import long_attention as long_kernels
 from mlx_trm.nn.cuda.hopper.swiglu_product import swiglu_product, swiglu_product_fits
 from mlx_trm.nn.functional import CosSin, apply_rope, attend, rms_norm, set_within
 from mlx_trm.nn.gating import gate_halves, gate_halves_gradient
@@ -34,8 +34,7 @@ from mlx_trm.system.device import on_gpu, on_metal
 # None: on a GPU. Tests say True or False, and so does what cannot hold a custom function (export).
 _CHOICE: ContextVar[Optional[bool]] = ContextVar("fused functions", default=None)
 _GRADIENT: ContextVar[bool] = ContextVar("gradient wanted", default=True)
-# MLX's gradient of attention is one kernel for multiples of this many positions.
-_FUSED_LENGTH = 128
+_FUSED_LENGTH = 128  # see _long_attention
 
 
 def in_use() -> bool:
@@ -132,10 +131,12 @@ def attention(
     count, positions, size = x.shape
     split = _linear()(_rows(x), qkv, keep=keep)
     split = split.reshape(count, positions, 3, heads, size // heads)
-    if cuda.usable(x.dtype) and cuda.attention_fits(count, positions, size // heads):
+    rotated = cos_sin is not None
+    short = cuda.usable(x.dtype) and cuda.attention_fits(count, positions, size // heads)
+    if short or long_kernels.long_attention_fits(split, rotated, keep):
         cos, sin = cos_sin or (mx.zeros((1,)), mx.zeros((1,)))
-        mixed = _short_attention(cos_sin is not None)(split, cos, sin, keep=keep)[0]
-        mixed = mixed.reshape(-1, size)
+        kernel = _attention_kernel(rotated, short)
+        mixed = kernel(split, cos, sin, keep=keep)[0].reshape(-1, size)
     else:
         mixed = _long_attention(split, cos_sin, keep)
     result: mx.array = _join(eps)(x, mixed, out, keep=keep)[0]
@@ -143,15 +144,12 @@ def attention(
 
 
 def _long_attention(qkv: mx.array, cos_sin: Optional[CosSin], keep: bool) -> mx.array:
-    """Mix the values of (B, T, 3, h, D / h); gives (B * T, D).
+    """Mix the values of (B, T, 3, h, D / h) by MLX's attention; gives (B * T, D).
 
-    On CUDA, MLX differentiates attention in one kernel where the number of queries is a multiple of
-    128 only; else it makes the T x T scores, which takes longer than the rest of a train step. So
-    where a gradient is wanted, zeros are put behind the queries, and what they find is left out.
+    On CUDA its gradient is one kernel for a multiple of 128 queries only; else it makes the T x T
+    scores. So where one is wanted, zeros are put behind the queries, and what they find left out.
     """
     length, size = qkv.shape[1], qkv.shape[-1]
-    if not keep and long_attention_fits(qkv, cos_sin is not None):
-        return long_attention(qkv, cos_sin).reshape(-1, qkv.shape[-2] * size)
     more = -length % _FUSED_LENGTH if keep and cuda.usable(qkv.dtype) else 0
     if cos_sin is not None:
         parts = _rotate(more)(qkv, *cos_sin, keep=keep)
@@ -315,16 +313,18 @@ def _linear() -> _Function:
 
 
 @lru_cache(maxsize=None)
-def _short_attention(rotated: bool) -> _Function:
+def _attention_kernel(rotated: bool, short: bool) -> _Function:
+    run = cuda.attention if short else long_kernels.long_attention
+    gradient = cuda.attention_gradient if short else long_kernels.long_attention_gradient
+
     def forward(
         qkv: mx.array, cos: mx.array, sin: mx.array, keep: bool = False
     ) -> Tuple[mx.array, ...]:
-        return tuple(cuda.attention(qkv, cos, sin, rotated, keep))
+        return tuple(run(qkv, cos, sin, rotated, keep))
 
     def backward(primals: Any, cotangents: Any, outputs: Any) -> Tuple[mx.array, ...]:
         qkv, cos, sin = primals
-        out, sums = outputs
-        d_qkv = cuda.attention_gradient(qkv, cos, sin, rotated, out, sums, cotangents[0])
+        d_qkv = gradient(qkv, cos, sin, rotated, outputs, cotangents[0])
         return d_qkv, mx.zeros_like(cos), mx.zeros_like(sin)
 
     return _Function(forward, backward)

@@ -299,12 +299,11 @@ def attention_gradient(
     cos: mx.array,
     sin: mx.array,
     rotated: bool,
-    out: mx.array,
-    sums: mx.array,
+    results: Sequence[mx.array],
     d_out: mx.array,
 ) -> mx.array:
     """Give the gradient of qkv from both results of :func:`attention` and the first's gradient."""
-    arrays, shapes = [qkv, cos, sin, out, sums, d_out], [tuple(qkv.shape)]
+    arrays, shapes = [qkv, cos, sin, *results, d_out], [tuple(qkv.shape)]
     return _attention("attention_backward", arrays, shapes, {"ROPE": int(rotated)})[0]
 
 

@@ -287,7 +287,7 @@ def test_attention(length, size, rotated):
     def ours(qkv):
         if cuda.attention_fits(2, length, size):
             cos, sin = angles or (mx.zeros((1,)), mx.zeros((1,)))
-            return fused._short_attention(rotated)(qkv, cos, sin, keep=True)[0]
+            return fused._attention_kernel(rotated, True)(qkv, cos, sin, keep=True)[0]
         return fused._long_attention(qkv, angles, True).reshape(d_out.shape)
 
     (have,), (have_gradient,) = mx.vjp(ours, [qkv], [d_out])
@@ -427,6 +427,7 @@ def test_floats_travel_as_their_bits():
         "finite.cu",
         "gating.cu",
         "hopper/long_attention.cu",
+        "hopper/long_attention_gradient.cu",
         "hopper/mlp_t_wgmma.cu",
         "hopper/swiglu_product.cu",
         "mlp_t.cu",

@@ -1,4 +1,4 @@
-// softmax(q k^T / 8) v of long sequences, without a gradient, for Hopper's tensor cores (sm_90a).
+// softmax(q k^T / 8) v of long sequences, for Hopper's tensor cores (sm_90a).
 //
 // Compiled for T, HEADS and ROPE (0 or 1); heads have 64 numbers. A block does 128 rows of a head,
 // each of its two groups of four warps 64 of them, and goes over all keys and values, 64 at a time,
@@ -12,7 +12,8 @@
 // search for the largest, and the scaling of what is there, took a third of the instructions.
 //
 // qkv is (B, T, 3, HEADS, 64), keys (B, T, HEADS, 64) as rope.cu has turned them and read with ROPE
-// only, cos and sin (T, 64) floats, out (B, T, HEADS, 64). Grid (BLOCKS * HEADS, B).
+// only, cos and sin (T, 64) floats, out (B, T, HEADS, 64); with KEEP lse (B, HEADS, T), the logarithm
+// to base 2 of each row's sum of exponentials. Grid (BLOCKS * HEADS, B).
 
 constexpr int SIZE = 64, STEPS = SIZE / 16;         // of a head, and of a product in 16 numbers
 constexpr int THREADS = 256, ROWS = 128, KEYS = 64; // of a block, and keys at a time
@@ -21,24 +22,6 @@ constexpr int TILE = KEYS * SIZE;                   // numbers of a stage's keys
 constexpr int ROUNDS = (T + KEYS - 1) / KEYS, BLOCKS = (T + ROWS - 1) / ROWS;
 constexpr int STEP = HEADS * SIZE, QKV_STEP = 3 * STEP, KEY_STEP = ROPE ? STEP : QKV_STEP;
 constexpr float ROOM = 4096.f;
-
-// Start to copy a thread's 16 bytes of each 32nd row; behind T it is row T - 1 again.
-template <int ROW_STEP>
-__device__ __forceinline__ void copy_rows(bf16* to, const bf16* from, int first) {
-  const int row = first + threadIdx.x / 8;
-  const bf16* start = from + (long long)first * ROW_STEP;
-  if (first + KEYS <= T) {
-#pragma unroll
-    for (int i = 0; i < KEYS / 32; ++i)
-      copy16(to + i * 32 * SIZE, start + i * 32 * ROW_STEP);
-  } else {
-#pragma unroll
-    for (int i = 0; i < KEYS / 32; ++i) {
-      const int past = row + i * 32 - (T - 1);
-      copy16(to + i * 32 * SIZE, start + (i * 32 - (past > 0 ? past : 0)) * ROW_STEP);
-    }
-  }
-}
 
 // The 16 rows of a warp as the left factor: 16 x 64; a row behind T is that of T - 1.
 __device__ __forceinline__ void load_queries(unsigned int (*a)[4], const bf16* queries, int first,
@@ -89,7 +72,8 @@ __device__ __forceinline__ void exponentials(unsigned int* powers, float* sums, 
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, 2)
-    long_attention(const bf16* qkv, const bf16* keys, const float* cos, const float* sin, bf16* out) {
+    long_attention(const bf16* qkv, const bf16* keys, const float* cos, const float* sin,
+                   KEPT(float* lse) bf16* out) {
   extern __shared__ __align__(1024) bf16 stages[];
   const int head = blockIdx.x / BLOCKS, lane = threadIdx.x % 32;
   const int group = __shfl_sync(0xffffffffu, threadIdx.x / 128, 0);
@@ -106,8 +90,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
 #pragma unroll
   for (int n = 0; n < AHEAD; ++n) {
     if (n < ROUNDS) {
-      copy_rows<KEY_STEP>(own + n * 2 * TILE, turned, n * KEYS);
-      copy_rows<QKV_STEP>(own + n * 2 * TILE + TILE, values, n * KEYS);
+      copy_rows<T, KEY_STEP>(own + n * 2 * TILE, turned + n * KEYS * KEY_STEP, n * KEYS);
+      copy_rows<T, QKV_STEP>(own + n * 2 * TILE + TILE, values + n * KEYS * QKV_STEP, n * KEYS);
     }
     asm volatile("cp.async.commit_group;" ::: "memory");
   }
@@ -135,9 +119,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
       end_products();
     }
     if (round + AHEAD < ROUNDS) {
+      const int row = from + AHEAD * KEYS;
       bf16* to = own + next * 2 * TILE;
-      copy_rows<KEY_STEP>(to, turned, from + AHEAD * KEYS);
-      copy_rows<QKV_STEP>(to + TILE, values, from + AHEAD * KEYS);
+      copy_rows<T, KEY_STEP>(to, turned + (long long)row * KEY_STEP, row);
+      copy_rows<T, QKV_STEP>(to + TILE, values + (long long)row * QKV_STEP, row);
     }
     asm volatile("cp.async.commit_group;" ::: "memory");
     slot = slot == STAGES - 1 ? 0 : slot + 1;
@@ -192,7 +177,11 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
     const int row = first + lane / 4 + 8 * r;
-    const float share = 1.f / quad_sum(sum[r]);
+    const float total = quad_sum(sum[r]), share = 1.f / total;
+#if KEEP
+    if (lane % 4 == 0 && row < T)
+      lse[((long long)blockIdx.y * HEADS + head) * T + row] = taken[r] + log2f(total);
+#endif
     if (row < T)
 #pragma unroll
       for (int i = 0; i < 8; ++i)

@@ -1,28 +1,43 @@
-"""Attention of many positions without a gradient, on Hopper, in bfloat16; ``long_attention.cu``.
+"""Attention of many positions and its gradient, on Hopper, in bfloat16.
 
-MLX's is cuDNN's, which pads the positions to a multiple of 128, and wants queries and keys turned
-by their positions before: 30 % more time for the 916 positions of a maze. Where a gradient is
-wanted cuDNN's stays, since its gradient needs what its forward pass keeps.
+The kernels are in ``long_attention.cu`` and ``long_attention_gradient.cu``. MLX's attention is
+cuDNN's, which pads the positions to a multiple of 128, and wants queries and keys turned by their
+positions before. Measured: docs/benchmarks.
 """
 
-from typing import Dict, Optional
+from typing import Dict, List, Sequence
 
 import mlx.core as mx
 
-from mlx_trm.nn.cuda.kernels import GRID, architecture, launch, rope_keys, shared_limit, usable
+from mlx_trm.nn.cuda import kernels
+from mlx_trm.nn.cuda.kernels import GRID, architecture, launch, shared_limit, usable
 from mlx_trm.nn.cuda.nvrtc import compiles
-from mlx_trm.nn.functional import CosSin
 
+# Of a head; the kernels' numbers in a row of shared memory.
+_SIZE = 64
 # Rows of a block and its threads, keys at a time, and stages of keys and values: long_attention.cu.
 _ROWS, _THREADS, _KEYS, _STAGES = 128, 256, 64, 4
-# Of a head; the kernel's numbers in a row of shared memory.
-_SIZE = 64
+# Keys of a block and queries a turn of the gradient, the turns after which a block's next keys are
+# there, and the bytes of what a block has in shared memory: of 64 rows twelve tiles of queries and
+# d_out, four of keys, two of values, eight of dS and two of results; and six times 128 floats.
+_BLOCK, _TURN, _TURNS = 128, 64, 7
+_GRADIENT_BYTES = 28 * 64 * _SIZE * 2 + 6 * 128 * 4
 _FILE, _NAME, _TARGET = "hopper/long_attention.cu", "long_attention", "sm_90a"
+_GRADIENT_FILE = "hopper/long_attention_gradient.cu"
+_GRADIENT_NAMES = ("row_dots", "long_attention_backward", "join_gradients")
 
 
-def long_attention_fits(qkv: mx.array, rotated: bool) -> bool:
-    """Whether :func:`long_attention` takes ``qkv``, with angles or without."""
-    count, positions, _, _, size = qkv.shape
+def long_attention_fits(qkv: mx.array, rotated: bool, keep: bool) -> bool:
+    """Whether :func:`long_attention` takes ``qkv``.
+
+    Args:
+        qkv: (B, T, 3, h, D / h).
+        rotated: with angles or without.
+        keep: whether its gradient is wanted, which has limits of its own.
+    """
+    count, positions, _, heads, size = qkv.shape
+    defines = _defines(qkv, rotated)
+    forward = {_NAME.upper(): 1, **defines, "KEEP": int(keep)}
     return (
         usable(qkv.dtype)
         and architecture() == "sm_90"
@@ -30,7 +45,24 @@ def long_attention_fits(qkv: mx.array, rotated: bool) -> bool:
         and _KEYS <= positions < 1 << 20
         and count <= GRID
         and _shared_bytes() <= shared_limit()
-        and compiles(_FILE, _TARGET, tuple({_NAME.upper(): 1, **_defines(qkv, rotated)}.items()))
+        and (not keep or _gradient_fits(count * heads, positions))
+        and compiles(_FILE, _TARGET, tuple(forward.items()))
+        and (
+            not keep
+            or all(
+                compiles(_GRADIENT_FILE, _TARGET, tuple({name.upper(): 1, **defines}.items()))
+                for name in _GRADIENT_NAMES
+            )
+        )
+    )
+
+
+def _gradient_fits(sequences: int, positions: int) -> bool:
+    turns = -(-positions // _TURN)
+    return (
+        turns >= _TURNS
+        and sequences * turns * _TURN * 8 < 2**31  # threads of row_dots
+        and _GRADIENT_BYTES <= shared_limit()
     )
 
 
@@ -42,30 +74,96 @@ def _shared_bytes() -> int:
     return _STAGES * 2 * _KEYS * _SIZE * 2
 
 
-def long_attention(qkv: mx.array, cos_sin: Optional[CosSin]) -> mx.array:
-    """Give softmax(q k^T / 8) v.
+def long_attention(
+    qkv: mx.array, cos: mx.array, sin: mx.array, rotated: bool, keep: bool
+) -> List[mx.array]:
+    """Give softmax(q k^T / 8) v, and what its gradient needs.
 
     Args:
         qkv: (B, T, 3, h, 64) bfloat16.
-        cos_sin: (T, 64) float32 each, by which queries and keys are turned; None: they are not.
+        cos: (T, 64) float32, read only where ``rotated``; sin likewise.
+        rotated: whether queries and keys are turned by their positions.
+        keep: whether there are more results than the first.
 
     Returns:
-        (B, T, h, 64) bfloat16.
+        (B, T, h, 64) bfloat16; (B, h, T) float32, the rows' log-sum-exps to base 2; and queries and
+        keys as they were multiplied, (B, T, h, 64) bfloat16 each.
     """
     count, positions, _, heads, size = qkv.shape
-    none = mx.zeros((1,))
-    cos, sin = cos_sin or (none, none)
-    keys = qkv if cos_sin is None else rope_keys(qkv, cos, sin)
-    blocks = -(-positions // _ROWS)
-    return launch(
+    queries, keys = qkv[:, :, 0], qkv[:, :, 1]
+    if rotated and keep:
+        queries, keys, _ = kernels.rope(qkv, cos, sin, 0)
+    elif rotated:
+        keys = kernels.rope_keys(qkv, cos, sin)
+    shapes = [(count, heads, positions), (count, positions, heads, size)]
+    *sums, out = launch(
         _FILE,
         _NAME,
-        [qkv, keys, cos, sin],
-        [(count, positions, heads, size)],
+        [qkv, keys if rotated else qkv, cos, sin],
+        shapes if keep else shapes[1:],
         [],
-        (blocks * heads, count),
+        (-(-positions // _ROWS) * heads, count),
         threads=_THREADS,
-        defines=_defines(qkv, cos_sin is not None),
+        defines={**_defines(qkv, rotated), "KEEP": int(keep)},
         shared_memory=_shared_bytes(),
+        target=_TARGET,
+        dtypes=[mx.float32, mx.bfloat16] if keep else [mx.bfloat16],
+    )
+    return [out, *sums, queries, keys] if keep else [out]
+
+
+def long_attention_gradient(
+    qkv: mx.array,
+    cos: mx.array,
+    sin: mx.array,
+    rotated: bool,
+    results: Sequence[mx.array],
+    d_out: mx.array,
+) -> mx.array:
+    """Give the gradient of qkv from the results of :func:`long_attention` and the first's gradient.
+
+    Blocks add to the same sums in the order in which they come, so its last bits may differ from
+    one call to the next.
+    """
+    out, sums, queries, keys = results
+    count, positions, _, heads, size = qkv.shape
+    sequences, turns = count * heads, -(-positions // _TURN)
+    defines = _defines(qkv, rotated)
+    threads = sequences * turns * _TURN * 8
+    rows = launch(
+        _GRADIENT_FILE,
+        _GRADIENT_NAMES[0],
+        [out, d_out, sums],
+        [(count, heads, turns, 2, _TURN)],
+        [threads],
+        (-(-threads // _THREADS), 1),
+        defines=defines,
+        target=_TARGET,
+        dtypes=[mx.float32],
+    )[0]
+    items = sequences * -(-positions // _BLOCK)
+    d_query, d_kv = launch(
+        _GRADIENT_FILE,
+        _GRADIENT_NAMES[1],
+        [queries, keys, qkv, d_out, rows, cos, sin],
+        [(count, heads, turns, _TURN * size), (count, positions, 2, heads, size)],
+        [items],
+        (min(kernels.multiprocessors(), items), 1),
+        threads=_THREADS,
+        defines=defines,
+        shared_memory=_GRADIENT_BYTES,
+        target=_TARGET,
+        dtypes=[mx.float32, mx.bfloat16],
+        init_value=0.0,  # the sums of d_query begin there
+    )
+    return launch(
+        _GRADIENT_FILE,
+        _GRADIENT_NAMES[2],
+        [d_query, d_kv, cos, sin],
+        [tuple(qkv.shape)],
+        [],
+        (sequences * turns, 1),
+        threads=_THREADS,
+        defines=defines,
         target=_TARGET,
     )[0]

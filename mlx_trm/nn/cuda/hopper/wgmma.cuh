@@ -32,6 +32,19 @@ __device__ __forceinline__ void multiply64(float* d, const unsigned int* a, unsi
                : "memory");
 }
 
+// The same of 64 x 32 with both factors in shared memory, where what lies together are a's columns
+// and b's rows.
+__device__ __forceinline__ void multiply32_across(float* d, unsigned long long a,
+                                                  unsigned long long b, int add) {
+  asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %18, 0;\n"
+               "wgmma.mma_async.sync.aligned.m64n32k16.f32.bf16.bf16 "
+               "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15}, "
+               "%16, %17, p, 1, 1, 1, 1;\n}\n"
+               : EIGHT(0), EIGHT(8)
+               : "l"(a), "l"(b), "r"(add)
+               : "memory");
+}
+
 // What was written to shared memory before can be read by products, which take another path.
 __device__ __forceinline__ void show_to_products() {
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
@@ -86,4 +99,21 @@ __device__ __forceinline__ void await_bytes(unsigned int barrier, int parity) {
                "@!p bra again;\n}\n" ::"r"(barrier),
                "r"(parity)
                : "memory");
+}
+
+// Start to copy this thread's 16 bytes of 64 rows of 64 numbers, of 256 threads: `from` is in row
+// first + threadIdx.x / 8 of LENGTH, the other 32 further. Behind the last row it is that one again.
+template <int LENGTH, int ROW_STEP>
+__device__ __forceinline__ void copy_rows(bf16* to, const bf16* from, int first) {
+  if (first + 64 <= LENGTH) {
+#pragma unroll
+    for (int i = 0; i < 2; ++i)
+      copy16(to + i * 32 * 64, from + i * 32 * ROW_STEP);
+  } else {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const int past = first + (int)threadIdx.x / 8 + i * 32 - (LENGTH - 1);
+      copy16(to + i * 32 * 64, from + (i * 32 - (past > 0 ? past : 0)) * ROW_STEP);
+    }
+  }
 }
