@@ -199,7 +199,7 @@ def test_long_attention(rows, length, heads, rotated, kind):
 @pytest.mark.parametrize("kind", ["plain", "growing", "falling", "large"])
 @pytest.mark.parametrize("rotated", [False, True])
 @pytest.mark.parametrize(
-    "rows, length, heads", [(2, 916, 8), (3, 385, 2), (1, 512, 1), (9, 449, 4), (40, 480, 8)]
+    "rows, length, heads", [(2, 916, 8), (3, 385, 2), (1, 512, 1), (9, 448, 4), (40, 480, 8)]
 )
 def test_the_gradient_of_long_attention(rows, length, heads, rotated, kind):
     qkv = (mx.random.normal((rows, length, 3, heads, 64)) * scaled(length, kind)).astype(
@@ -214,25 +214,31 @@ def test_the_gradient_of_long_attention(rows, length, heads, rotated, kind):
 
     (out,), (have,) = gradient(lambda *what: attended(*what, keep=True), qkv, d_out)
     assert mx.array_equal(out, attended(qkv, angles))
+    # Keys and values are added up in one order; only the queries' sums are not.
+    again = gradient(lambda *what: attended(*what, keep=True), qkv, d_out)[1][0]
+    assert mx.array_equal(again[:, :, 1:], have[:, :, 1:])
     _, (plain,) = gradient(lambda *what: fused._long_attention(*what, True), qkv, d_out)
     exact = gradient(exact_attention, qkv.astype(mx.float32), d_out.astype(mx.float32))[1][0]
     for part in range(3):
         far, other = (distance(x[:, :, part], exact[:, :, part]) for x in (have, plain))
-        # For queries and keys a share is rounded, which MLX's keeps in float32, and meets one more
-        # rounding of as many bits: the square root of 2 of it at most.
-        assert far <= (1.25 if part == 2 else 1.45) * other, (part, far, other)
+        # Values are rounded where cuDNN's are, as in the forward pass. For queries and keys a share
+        # is rounded before it meets what is rounded next, by as many bits: the distance may grow
+        # by the square root of 2 where cuDNN keeps it in float32; and the same room as above.
+        assert far <= 1.25 * (1 if part == 2 else 2**0.5) * other, (part, far, other)
 
 
 @on_hopper
-def test_nan_stays_nan_in_the_gradient_of_long_attention():
+@pytest.mark.parametrize("row", [7, 399])
+def test_nan_stays_nan_in_the_gradient_of_long_attention(row):
+    """Where it belongs, and nowhere else; what lies behind the last row is that row once more."""
     qkv, d_out = normal(2, 400, 3, 2, 64), normal(2, 400, 2, 64)
-    d_out[1, 7, 1, 3] = float("nan")
+    d_out[1, row, 1, 3] = float("nan")
     cos = sin = mx.zeros((1,))
     results = lengths.long_attention(qkv, cos, sin, False, True)
     found = mx.isnan(lengths.long_attention_gradient(qkv, cos, sin, False, results, d_out))
-    assert mx.all(found[1, 7, 0, 1]).item()  # the query of that row
-    assert mx.all(found[1, :, 1, 1]).item() and mx.all(found[1, :, 2, 1, 3]).item()
-    assert not mx.any(found[0]).item() and not mx.any(found[1, :, :, 0]).item()
+    expected = np.zeros(found.shape, dtype=bool)
+    expected[1, row, 0, 1] = expected[1, :, 1, 1] = expected[1, :, 2, 1, 3] = True
+    assert np.array_equal(np.array(found), expected)
 
 
 @on_hopper

@@ -1,35 +1,44 @@
 // The gradient of long_attention.cu, as three kernels, for Hopper's tensor cores (sm_90a).
 //
-// Compiled for T, HEADS and ROPE (0 or 1); heads have 64 numbers. One kernel for what a row needs, its
-// log-sum-exp and the dot product of its result with that one's gradient; one for the gradients of
-// keys and values, which also adds up those of the queries; one that writes all three in place.
+// Compiled for T, HEADS and ROPE (0 or 1); heads have 64 numbers. One kernel for what a row
+// needs, its log-sum-exp and the dot product of its result with that one's gradient; one for the
+// gradients of keys and values, which also adds up those of the queries; one that writes all
+// three to d_qkv.
 //
-// The second: a block takes 128 keys of a head after the other, each of its two groups of four warps
-// 64 of them, and goes over all queries, 64 a turn. With S = q k^T, P = its softmax, O = P v and d for
-// gradients, a turn has five products, keys being the rows of the first four results:
+// The second: a block takes items, 128 keys of a head each, one after the other, each of its two
+// groups of four warps 64 of the keys, and goes over all queries, 64 a turn. With S = q k^T, P
+// its softmax, O = P v, and d before a name for its gradient, a turn has five products, keys
+// being the rows of the first four results:
 //   S^T = k q^T, (dP)^T = v (dO)^T, dv += P^T dO, dk += (dS)^T q, dq += dS k,
-// where dS = P (dP - dot). A group has its scores multiplied one turn ahead. For dq both groups' dS
-// are needed. They lie in shared memory, and are multiplied two turns later, so that the groups need
-// not walk in step: one takes exponentials while the other multiplies. Each half of dq's columns is
-// added in global memory, where the blocks of a head meet; so dq's last bits depend on their order.
-// The compiler lets products run together only if none is begun in a condition, and if no result
-// but of those awaited at the next turn's beginning is left running at a turn's end. So the first
-// turns' dq, of nothing, and the scores behind the last turn are computed, and not used.
+// where dS = P (dP - dot). A group has its scores multiplied one turn ahead. For dq both groups'
+// dS are needed. They lie in shared memory, and are multiplied two turns later, so that the
+// groups need not walk in step: one takes exponentials while the other multiplies. Each half of
+// dq's columns is added in global memory, where the blocks of a head meet; so dq's last bits
+// depend on their order. The compiler lets products run together only if none is begun in a
+// condition, and if the next turn begins by awaiting all that run at a turn's end. So the first
+// two turns' dq, of nothing, and the scores behind the last turn are computed, and not used.
 //
 // q and k are (B, T, HEADS, 64), turned by their positions; v is the third part of qkv, which is
-// (B, T, 3, HEADS, 64) as is d_qkv; out and d_out are (B, T, HEADS, 64), lse is (B, HEADS, T), cos and
-// sin are (T, 64) floats, of which those of ROPE turn gradients back. rows is (B, HEADS, TURNS, 2, 64):
-// of each turn the log-sum-exps, then the dots. d_query is (B, HEADS, TURNS, 4096) floats, a turn's as
-// the lanes hold it, zero at first. d_kv is (B, T, 2, HEADS, 64).
+// (B, T, 3, HEADS, 64) as is d_qkv; out and d_out are (B, T, HEADS, 64), lse is (B, HEADS, T), to
+// base 2, as long_attention.cu gives it, cos and sin are (T, 64) floats, of which those of ROPE
+// turn gradients back. rows is (B, HEADS, TURNS, 2, 64): of each turn the log-sum-exps, then the
+// dots. d_query is (B, HEADS, TURNS, 4096) floats, a turn's as the lanes hold it, zero at first.
+// d_kv is (B, T, 2, HEADS, 64).
+//
+// Grids: row_dots has `count` threads, eight for each row of rows; long_attention_backward any
+// number of blocks up to `items`, which is B * HEADS * BLOCKS; join_gradients B * HEADS * TURNS.
 
 constexpr int SIZE = 64, STEPS = SIZE / 16;            // of a head, and of a product in 16 numbers
 constexpr int THREADS = 256, KEYS = 128, QUERIES = 64; // of a block, and queries a turn
-constexpr int STAGES = 6, AHEAD = 4; // of queries in shared memory, the other group's turns included
+// Turns whose queries are copied ahead; with this turn's, and the last one's, which the other group
+// may still be at, there are six stages.
+constexpr int AHEAD = 4, STAGES = AHEAD + 2;
 constexpr int CHANGES = 4;           // turns whose dS are kept: from two before to the other's next
 constexpr int TILE = QUERIES * SIZE; // numbers of a turn's queries, or of a group's keys
 constexpr int TURNS = (T + QUERIES - 1) / QUERIES, BLOCKS = (T + KEYS - 1) / KEYS;
 constexpr int STEP = HEADS * SIZE, QKV_STEP = 3 * STEP;
-constexpr int UNITS = TILE * 2 / 16, ACROSS_STEP = 16 * SIZE * 2 / 16; // of 16 bytes, for descriptors
+constexpr int UNITS = TILE * 2 / 16,
+              ACROSS_STEP = 16 * SIZE * 2 / 16; // of 16 bytes, for descriptors
 constexpr float SCALE = 0.125f;
 
 // Where a head's rows begin, in an array of `step` numbers a row.
@@ -66,6 +75,10 @@ extern "C" __global__ void row_dots(const bf16* out, const bf16* d_out, const fl
 #endif
 
 #ifdef LONG_ATTENTION_BACKWARD
+// The next item's keys are copied in turn 3, and at turn t a group knows that the other's copies of
+// turn t - 3 and before have come; so they are there when turn 6 has begun.
+static_assert(TURNS >= 7, "the next item's keys would not be there");
+
 // The groups' own barriers: one says that it has come to a turn, the other waits until it has.
 __device__ __forceinline__ int barrier(int group, int round) { return 1 + 2 * group + round % 2; }
 __device__ __forceinline__ void arrive(int barrier) {
@@ -74,16 +87,18 @@ __device__ __forceinline__ void arrive(int barrier) {
 __device__ __forceinline__ void wait_for_other(int barrier) {
   asm volatile("bar.sync %0, 256;" ::"r"(barrier) : "memory");
 }
-__device__ __forceinline__ void end_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+__device__ __forceinline__ void end_copies() {
+  asm volatile("cp.async.commit_group;" ::: "memory");
+}
 __device__ __forceinline__ void wait_for_copies() { // but for the last ones
   asm volatile("cp.async.wait_group 1;" ::: "memory");
 }
 
 __device__ __forceinline__ void store4(bf16* p, const unsigned int* r) {
-  asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1,%2,%3,%4};" ::"r"(
-                   shared_address(p)),
-               "r"(r[0]), "r"(r[1]), "r"(r[2]), "r"(r[3])
-               : "memory");
+  asm volatile(
+      "stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1,%2,%3,%4};" ::"r"(shared_address(p)),
+      "r"(r[0]), "r"(r[1]), "r"(r[2]), "r"(r[3])
+      : "memory");
 }
 // Add 4 floats in global memory, as one operation there.
 __device__ __forceinline__ void add4(float* to, const float* x) {
@@ -117,7 +132,8 @@ __device__ __forceinline__ void add_mixed(float* d, const unsigned int* a, unsig
 __device__ __forceinline__ void multiply_queries(float* d, unsigned int left, unsigned int right) {
 #pragma unroll
   for (int s = 0; s < KEYS / 16; ++s)
-    multiply32_across(d, descriptor(left + s * ACROSS_STEP), descriptor(right + s * ACROSS_STEP), s);
+    multiply32_across(d, descriptor(left + s * ACROSS_STEP), descriptor(right + s * ACROSS_STEP),
+                      s);
   end_products();
 }
 __device__ __forceinline__ void add_queries(float* to, const float* part) {
@@ -160,17 +176,18 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
                             const float* rows, const float* cos, const float* sin, float* d_query,
                             bf16* d_kv, int items) {
   extern __shared__ __align__(1024) bf16 memory[];
-  bf16* stages = memory;                    // STAGES of queries and of d_out
-  bf16* keys = stages + STAGES * 2 * TILE;  // these 128 and the next
-  bf16* values = keys + 4 * TILE;           // these 128, and as soon as they are in registers the next
-  bf16* changes = values + 2 * TILE;        // CHANGES of dS: (keys, queries)
+  bf16* stages = memory;                   // STAGES of queries and of d_out
+  bf16* keys = stages + STAGES * 2 * TILE; // these 128 and the next
+  bf16* values = keys + 4 * TILE;    // these 128, and as soon as they are in registers the next
+  bf16* changes = values + 2 * TILE; // CHANGES of dS: (keys, queries)
   bf16* results = changes + CHANGES * 2 * TILE;
   float* stats = (float*)(results + 2 * TILE); // STAGES of rows
   const int lane = threadIdx.x % 32, line = threadIdx.x / 8, piece = threadIdx.x % 8;
   const int group = __shfl_sync(0xffffffffu, threadIdx.x / 128, 0);
   const int own = line * SIZE + (piece ^ line % 8) * 8; // wgmma looks for its 16 bytes there
 
-  // A turn's queries, d_out and rows into a stage; `at`, of this thread, and `of` say where they are.
+  // A turn's queries, d_out and rows into a stage; `at`, of this thread, and `of` say where they
+  // are.
   auto copy_turn = [&](int stage, long long at, const float* of, int turn) {
     bf16* to = stages + stage * 2 * TILE + own;
     copy_rows<T, STEP>(to, q + at, turn * QUERIES);
@@ -206,7 +223,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     ahead_rows += 2 * QUERIES;
     end_copies();
   }
-  bf16* d_scores = changes + group * TILE + (threadIdx.x % 128 / 32 * 16 + lane % 16) * SIZE;
+  bf16* own_changes = changes + group * TILE + (threadIdx.x % 128 / 32 * 16 + lane % 16) * SIZE;
   float* to_queries = d_query + group * (TILE / 2) + threadIdx.x % 128 * 4;
   float *before = to_queries, *last = to_queries; // where dq of the last two turns goes
   int round = 0, side = 0;                        // turns so far, and which keys are these
@@ -242,7 +259,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
       float d_share[32], part[16];
       begin_products();
       multiply_rows(d_share, value, d_row);
-      multiply_queries(part, lower_half(changes) + (round + 2) % CHANGES * 2 * UNITS,
+      multiply_queries(part, lower_half(changes) + (round + CHANGES - 2) % CHANGES * 2 * UNITS,
                        lower_half(keys) + (turn > 1 ? side : side ^ 1) * 2 * UNITS + group * 4);
       if (more || turn + AHEAD < TURNS) {
         copy_turn(next, ahead_at, ahead_rows, ahead);
@@ -254,12 +271,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
           ahead_rows = rows_of((item + gridDim.x) / BLOCKS);
         }
       }
-      if (turn == 3 && more) // neither group needs the last keys any more
+      if (turn == 3 && more) // neither group needs the last item's keys any more
         copy_keys(side ^ 1, item + gridDim.x);
       end_copies();
       const float2* sums = (const float2*)(stats + stage * 2 * QUERIES) + lane % 4;
       float share[32];
-      unsigned int shares[16], d_scored[16]; // in pairs
+      unsigned int shares[16], changed[16]; // in pairs
 #pragma unroll
       for (int i = 0; i < 8; ++i) {
         const float2 sum = sums[i * 4];
@@ -293,15 +310,15 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
         for (int r = 0; r < 2; ++r) { // the rounded shares: the others would take 32 registers
           const unsigned int pair = shares[2 * i + r];
           const float* d = d_share + 4 * i + 2 * r;
-          d_scored[2 * i + r] = pack(low(pair) * (d[0] - dot.x), high(pair) * (d[1] - dot.y));
+          changed[2 * i + r] = pack(low(pair) * (d[0] - dot.x), high(pair) * (d[1] - dot.y));
         }
       }
 #pragma unroll
       for (int s = 0; s < STEPS; ++s)
-        store4(d_scores + round % CHANGES * 2 * TILE + ((2 * s + lane / 16) ^ lane % 8) * 8,
-               d_scored + 4 * s);
+        store4(own_changes + round % CHANGES * 2 * TILE + ((2 * s + lane / 16) ^ lane % 8) * 8,
+               changed + 4 * s);
       begin_products();
-      add_mixed(d_key, d_scored, query);
+      add_mixed(d_key, changed, query);
       wait_for_products<3>();
       pin<16>(part);
       if (round > 1)
@@ -320,12 +337,13 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     store_rows(to + STEP, through, d_value, 1.f, first, false, cos, sin);
   }
   show_to_products();
-  __syncthreads();
+  wait_for_other(barrier(group ^ 1, round - 1));
+  __syncthreads(); // the last dS is there only now
 #pragma unroll
   for (int n = 0; n < 2; ++n) {
     float part[16];
     begin_products();
-    multiply_queries(part, lower_half(changes) + (round + 2 + n) % CHANGES * 2 * UNITS,
+    multiply_queries(part, lower_half(changes) + (round + CHANGES - 2 + n) % CHANGES * 2 * UNITS,
                      lower_half(keys) + (side ^ 1) * 2 * UNITS + group * 4);
     wait_for_products<0>();
     pin<16>(part);
@@ -337,7 +355,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
 #ifdef JOIN_GRADIENTS // a block a turn of a head
 extern "C" __global__ void join_gradients(const float* d_query, const bf16* d_kv, const float* cos,
                                           const float* sin, bf16* d_qkv) {
-  constexpr int WIDTH = SIZE + 4; // of a row of sums in shared memory: no bank is hit twice
+  constexpr int WIDTH = SIZE + 4; // of a row of sums in shared memory: no bank is read twice
   __shared__ __align__(16) float sums[QUERIES * WIDTH];
   const int head = blockIdx.x / TURNS, first = blockIdx.x % TURNS * QUERIES;
   const float* from = d_query + (long long)blockIdx.x * TILE;
