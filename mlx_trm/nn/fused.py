@@ -147,7 +147,7 @@ def _long_attention(qkv: mx.array, cos_sin: Optional[CosSin], keep: bool) -> mx.
     """Mix the values of (B, T, 3, h, D / h) by MLX's attention; gives (B * T, D).
 
     On CUDA its gradient is one kernel for a multiple of 128 queries only; else it makes the T x T
-    scores. So where one is wanted, zeros are put behind the queries, and what they find is left out.
+    scores. So where one is wanted, zeros are put behind the queries; what they find is left out.
     """
     length, size = qkv.shape[1], qkv.shape[-1]
     more = -length % _FUSED_LENGTH if keep and cuda.usable(qkv.dtype) else 0

@@ -17,7 +17,7 @@ from mlx_trm.nn.cuda.nvrtc import compiles
 _SIZE = 64
 # Rows of a block and its threads, keys at a time, and stages of keys and values: long_attention.cu.
 _ROWS, _THREADS, _KEYS, _STAGES = 128, 256, 64, 4
-# Keys of a block and queries a turn of the gradient, the least number of turns, and the bytes of what
+# Keys of a block and queries a turn of the gradient, the least number of turns, and the bytes that
 # a block has in shared memory: of 64 rows twelve tiles of queries and d_out, four of keys, two of
 # values, eight of dS and two of results; and six times 128 floats (long_attention_gradient.cu).
 _BLOCK, _TURN, _TURNS = 128, 64, 7
