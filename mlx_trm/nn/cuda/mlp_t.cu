@@ -79,13 +79,13 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 #pragma unroll 1
   for (int i = threadIdx.x; i < (X_ROWS - T) * COLUMNS; i += THREADS)
     tile[(T + i / COLUMNS) * X_STRIDE + i % COLUMNS] = 0;
-  asm volatile("cp.async.commit_group;");
+  end_copies();
 #pragma unroll 1
   for (int s = 0; s < STAGES - 1; ++s) {
     fetch(stages + s * STAGE, w1, w2, s * UNITS);
-    asm volatile("cp.async.commit_group;");
+    end_copies();
   }
-  asm volatile("cp.async.wait_group %0;" ::"n"(STAGES - 1));
+  wait_for_copies<STAGES - 1>();
   __syncthreads();
 
   // X^T, TILES tiles of 16 columns: the rows of a stored 8 x 8 matrix are positions, so transposed.
@@ -113,12 +113,12 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 
   constexpr int ROUNDS = INNER / UNITS;
   for (int round = 0; round < ROUNDS; ++round) {
-    asm volatile("cp.async.wait_group %0;" ::"n"(STAGES - 2));
+    wait_for_copies<STAGES - 2>();
     __syncthreads(); // this stage has arrived, and everybody is done with the one before
     const int next = round + STAGES - 1;
     if (next < ROUNDS)
       fetch(stages + next % STAGES * STAGE, w1, w2, next * UNITS);
-    asm volatile("cp.async.commit_group;");
+    end_copies();
     const bf16* first = stages + round % STAGES * STAGE;
     const bf16* second = first + W1_SIZE;
 #pragma unroll 1
@@ -215,7 +215,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
   // y[m][n] = {(d, t), (d, t + 1), (d + 8, t), (d + 8, t + 1)}. By way of shared memory, where the
   // stages were, a thread gets a column, or half of its positions: much less code than norms of
   // what the registers hold.
-  asm volatile("cp.async.wait_group 0;");
+  wait_for_copies<0>();
   __syncthreads();
   bf16* sums = stages;
 #pragma unroll
@@ -281,7 +281,7 @@ __device__ __forceinline__ void fetch_columns(bf16* tile, const bf16* from) {
     else
       *(Vec8*)(tile + row * X_STRIDE + first) = Vec8{{0, 0, 0, 0}};
   }
-  asm volatile("cp.async.commit_group;");
+  end_copies();
 }
 __device__ __forceinline__ void store_columns(bf16* to, long long stride, const bf16* tile,
                                               int rows) {
@@ -321,8 +321,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 12 / WARPS)
   fetch_columns(tile, total + origin);
   fetch_columns(other, d_out + origin);
   fetch(stages, w1, w2, 0);
-  asm volatile("cp.async.commit_group;");
-  asm volatile("cp.async.wait_group 1;");
+  end_copies();
+  wait_for_copies<1>();
   __syncwarp();
   unsigned int a[STEPS][4], d[STEPS][4]; // of the sum, later of x; of the gradient
   load_columns(a, tile);
@@ -365,7 +365,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 12 / WARPS)
     }
   __syncwarp();
   store_columns(d_total, stride, tile, T);
-  asm volatile("cp.async.wait_group 0;");
+  wait_for_copies<0>();
   __syncwarp();
   load_columns(a, other);
   store_columns(x_again, stride, other, T);
@@ -373,11 +373,11 @@ extern "C" __global__ void __launch_bounds__(THREADS, 12 / WARPS)
   constexpr int ROUNDS = INNER / UNITS;
 #pragma unroll 1
   for (int round = 0; round < ROUNDS; ++round) {
-    asm volatile("cp.async.wait_group 0;");
+    wait_for_copies<0>();
     __syncthreads(); // this stage has arrived, and everybody is done with the one before
     if (round + 1 < ROUNDS)
       fetch(stages + (round + 1) % STAGES * STAGE, w1, w2, (round + 1) * UNITS);
-    asm volatile("cp.async.commit_group;");
+    end_copies();
     const bf16* first = stages + round % STAGES * STAGE;
     const bf16* second = first + W1_SIZE;
 #pragma unroll 1

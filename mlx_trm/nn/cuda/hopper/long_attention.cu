@@ -93,7 +93,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
       copy_rows<T, KEY_STEP>(own + n * 2 * TILE, turned + n * KEYS * KEY_STEP, n * KEYS);
       copy_rows<T, QKV_STEP>(own + n * 2 * TILE + TILE, values + n * KEYS * QKV_STEP, n * KEYS);
     }
-    asm volatile("cp.async.commit_group;" ::: "memory");
+    end_copies();
   }
   unsigned int query[STEPS][4];
   load_queries(query, queries, first, cos, sin);
@@ -104,7 +104,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
     mixed[i] = 0.f;
   int slot = 0, next = AHEAD; // stages of this round, and of AHEAD rounds later
   for (int round = 0; round < ROUNDS; ++round) {
-    asm volatile("cp.async.wait_group %0;" ::"n"(AHEAD - 1) : "memory");
+    wait_for_copies<AHEAD - 1>();
     show_to_products();
     __syncthreads(); // every product but those of the last round has been waited for
     const unsigned int key = lower_half(stages) + slot * (4 * TILE / 16);
@@ -124,7 +124,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
       copy_rows<T, KEY_STEP>(to, turned + (long long)row * KEY_STEP, row);
       copy_rows<T, QKV_STEP>(to + TILE, values + (long long)row * QKV_STEP, row);
     }
-    asm volatile("cp.async.commit_group;" ::: "memory");
+    end_copies();
     slot = slot == STAGES - 1 ? 0 : slot + 1;
     next = next == STAGES - 1 ? 0 : next + 1;
     if (begin >= T)

@@ -87,12 +87,6 @@ __device__ __forceinline__ void arrive(int barrier) {
 __device__ __forceinline__ void wait_for_other(int barrier) {
   asm volatile("bar.sync %0, 256;" ::"r"(barrier) : "memory");
 }
-__device__ __forceinline__ void end_copies() {
-  asm volatile("cp.async.commit_group;" ::: "memory");
-}
-__device__ __forceinline__ void wait_for_copies() { // but for the last ones
-  asm volatile("cp.async.wait_group 1;" ::: "memory");
-}
 
 __device__ __forceinline__ void store4(bf16* p, const unsigned int* r) {
   asm volatile(
@@ -227,7 +221,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
   float* to_queries = d_query + group * (TILE / 2) + threadIdx.x % 128 * 4;
   float *before = to_queries, *last = to_queries; // where dq of the last two turns goes
   int round = 0, side = 0;                        // turns so far, and which keys are these
-  wait_for_copies();
+  wait_for_copies<1>();
   show_to_products();
   __syncthreads();
 #pragma unroll 1
@@ -248,7 +242,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     multiply_rows(score, key, lower_half(stages) + stage * 2 * UNITS);
 #pragma unroll 1
     for (int turn = 0; turn < TURNS; ++turn) {
-      wait_for_copies();
+      wait_for_copies<1>();
       wait_for_products<0>();
       pin<32>(score);
       show_to_products();

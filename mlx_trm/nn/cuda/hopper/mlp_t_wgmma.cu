@@ -57,7 +57,7 @@ __device__ __forceinline__ void fetch_tile(bf16* tile, const bf16* from, int thr
     else
       *(Vec8*)to = Vec8{{0, 0, 0, 0}};
   }
-  asm volatile("cp.async.commit_group;");
+  end_copies();
 }
 __device__ __forceinline__ void store_tile(bf16* to, long long stride, const bf16* tile,
                                            int thread) {
@@ -155,7 +155,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
   bf16* tile = tiles + group * ROWS * STRIDE;
   bf16* column = tile + lane / 4 * STRIDE + thread / 32 * 16 + lane % 4 * 2;
   fetch_tile(tile, x + origin, thread);
-  asm volatile("cp.async.wait_group 0;");
+  wait_for_copies<0>();
   __syncthreads();
   unsigned int a[STEPS][4]; // X^T
   load_columns(a, tile);
@@ -260,7 +260,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
   bf16* column = tile + lane / 4 * STRIDE + thread / 32 * 16 + lane % 4 * 2;
   fetch_tile(tile, total + origin, thread);
   fetch_tile(other, d_out + origin, thread);
-  asm volatile("cp.async.wait_group 0;");
+  wait_for_copies<0>();
   __syncthreads();
   unsigned int a[STEPS][4], d[STEPS][4]; // of the sum, later of x; of the gradient
   load_columns(a, tile);
@@ -298,7 +298,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
   await_group(group);
   if (own < count)
     store_tile(d_total + at, width, tile, thread);
-  asm volatile("cp.async.wait_group 0;");
+  wait_for_copies<0>();
   await_group(group);
   load_columns(a, other);
   if (own < count)
