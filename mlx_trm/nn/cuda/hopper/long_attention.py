@@ -5,6 +5,7 @@ cuDNN's, which pads the positions to a multiple of 128, and wants queries and ke
 positions before. Measured: docs/benchmarks.
 """
 
+from functools import partial
 from typing import Dict, List, Sequence
 
 import mlx.core as mx
@@ -17,6 +18,7 @@ from mlx_trm.nn.cuda.nvrtc import compiles
 _SIZE = 64
 # Rows of a block and its threads, keys at a time, and stages of keys and values: long_attention.cu.
 _ROWS, _THREADS, _KEYS, _STAGES = 128, 256, 64, 4
+_SHARED_BYTES = _STAGES * 2 * _KEYS * _SIZE * 2
 # Keys of a block and queries a turn of the gradient, the least number of turns, and the bytes that
 # a block has in shared memory: of 64 rows twelve tiles of queries and d_out, four of keys, two of
 # values, eight of dS and two of results; and six times 128 floats (long_attention_gradient.cu).
@@ -24,7 +26,7 @@ _BLOCK, _TURN, _TURNS = 128, 64, 7
 _GRADIENT_BYTES = 28 * 64 * _SIZE * 2 + 6 * 128 * 4
 _FILE, _NAME, _TARGET = "hopper/long_attention.cu", "long_attention", "sm_90a"
 _GRADIENT_FILE = "hopper/long_attention_gradient.cu"
-_GRADIENT_NAMES = ("row_dots", "long_attention_backward", "join_gradients")
+_DOTS, _BACKWARD, _JOIN = "row_dots", "long_attention_backward", "join_gradients"
 
 
 def long_attention_fits(qkv: mx.array, rotated: bool, keep: bool) -> bool:
@@ -36,25 +38,23 @@ def long_attention_fits(qkv: mx.array, rotated: bool, keep: bool) -> bool:
         keep: whether its gradient is wanted, which has limits of its own.
     """
     count, positions, _, heads, size = qkv.shape
-    defines = _defines(qkv, rotated)
-    forward = {_NAME.upper(): 1, **defines, "KEEP": int(keep)}
-    return (
+    if not (
         usable(qkv.dtype)
         and architecture() == "sm_90"
         and size == _SIZE
         and _KEYS <= positions < 1 << 20
         and count <= GRID
-        and _shared_bytes() <= shared_limit()
+        and _SHARED_BYTES <= shared_limit()
         and (not keep or _gradient_fits(count * heads, positions))
-        and compiles(_FILE, _TARGET, tuple(forward.items()))
-        and (
-            not keep
-            or all(
-                compiles(_GRADIENT_FILE, _TARGET, tuple({name.upper(): 1, **defines}.items()))
-                for name in _GRADIENT_NAMES
-            )
-        )
-    )
+    ):
+        return False
+    defines = _defines(qkv, rotated)
+    needed = [(_FILE, {_NAME.upper(): 1, **defines, "KEEP": int(keep)})]
+    if keep:
+        needed += [
+            (_GRADIENT_FILE, {name.upper(): 1, **defines}) for name in (_DOTS, _BACKWARD, _JOIN)
+        ]
+    return all(compiles(file, _TARGET, tuple(each.items())) for file, each in needed)
 
 
 def _gradient_fits(sequences: int, positions: int) -> bool:
@@ -68,10 +68,6 @@ def _gradient_fits(sequences: int, positions: int) -> bool:
 
 def _defines(qkv: mx.array, rotated: bool) -> Dict[str, int]:
     return {"T": qkv.shape[1], "HEADS": qkv.shape[3], "ROPE": int(rotated)}
-
-
-def _shared_bytes() -> int:
-    return _STAGES * 2 * _KEYS * _SIZE * 2
 
 
 def long_attention(
@@ -90,26 +86,27 @@ def long_attention(
         keys as they were multiplied, (B, T, h, 64) bfloat16 each.
     """
     count, positions, _, heads, size = qkv.shape
-    queries, keys = qkv[:, :, 0], qkv[:, :, 1]
-    if rotated and keep:
-        queries, keys, _ = kernels.rope(qkv, cos, sin, 0)
-    elif rotated:
-        keys = kernels.rope_keys(qkv, cos, sin)
+    kept: List[mx.array] = []  # queries and keys
+    if keep:
+        kept = kernels.rope(qkv, cos, sin, 0)[:2] if rotated else [qkv[:, :, 0], qkv[:, :, 1]]
+    keys = qkv  # where they are not turned
+    if rotated:
+        keys = kept[1] if keep else kernels.rope_keys(qkv, cos, sin)
     shapes = [(count, heads, positions), (count, positions, heads, size)]
     *sums, out = launch(
         _FILE,
         _NAME,
-        [qkv, keys if rotated else qkv, cos, sin],
+        [qkv, keys, cos, sin],
         shapes if keep else shapes[1:],
         [],
         (-(-positions // _ROWS) * heads, count),
         threads=_THREADS,
         defines={**_defines(qkv, rotated), "KEEP": int(keep)},
-        shared_memory=_shared_bytes(),
+        shared_memory=_SHARED_BYTES,
         target=_TARGET,
         dtypes=[mx.float32, mx.bfloat16] if keep else [mx.bfloat16],
     )
-    return [out, *sums, queries, keys] if keep else [out]
+    return [out, *sums, *kept]
 
 
 def long_attention_gradient(
@@ -128,43 +125,33 @@ def long_attention_gradient(
     out, sums, queries, keys = results
     count, positions, _, heads, size = qkv.shape
     sequences, turns = count * heads, -(-positions // _TURN)
-    defines = _defines(qkv, rotated)
-    threads = sequences * turns * _TURN * 8
-    rows = launch(
+    run = partial(
+        launch,
         _GRADIENT_FILE,
-        _GRADIENT_NAMES[0],
+        threads=_THREADS,
+        defines=_defines(qkv, rotated),
+        target=_TARGET,
+    )
+    lanes = sequences * turns * _TURN * 8
+    (rows,) = run(
+        _DOTS,
         [out, d_out, sums],
         [(count, heads, turns, 2, _TURN)],
-        [threads],
-        (-(-threads // _THREADS), 1),
-        defines=defines,
-        target=_TARGET,
+        [lanes],
+        (-(-lanes // _THREADS), 1),
         dtypes=[mx.float32],
-    )[0]
+    )
     items = sequences * -(-positions // _BLOCK)
-    d_query, d_kv = launch(
-        _GRADIENT_FILE,
-        _GRADIENT_NAMES[1],
+    d_query, d_kv = run(
+        _BACKWARD,
         [queries, keys, qkv, d_out, rows, cos, sin],
         [(count, heads, turns, _TURN * size), (count, positions, 2, heads, size)],
         [items],
         (min(kernels.multiprocessors(), items), 1),
-        threads=_THREADS,
-        defines=defines,
         shared_memory=_GRADIENT_BYTES,
-        target=_TARGET,
         dtypes=[mx.float32, mx.bfloat16],
-        # The sums of d_query begin there. d_kv need not, and costs a tenth of a call's time so.
+        # The sums of d_query begin there. d_kv need not, and costs some 4 % of a call's time so.
         init_value=0.0,
     )
-    return launch(
-        _GRADIENT_FILE,
-        _GRADIENT_NAMES[2],
-        [d_query, d_kv, cos, sin],
-        [tuple(qkv.shape)],
-        [],
-        (sequences * turns, 1),
-        threads=_THREADS,
-        defines=defines,
-        target=_TARGET,
-    )[0]
+    inputs, shape = [d_query, d_kv, cos, sin], tuple(qkv.shape)
+    return run(_JOIN, inputs, [shape], [], (sequences * turns, 1))[0]
