@@ -21,9 +21,12 @@ import numpy as np
 from mlx.utils import tree_flatten, tree_unflatten
 
 from mlx_trm.errors import ConfigError, TRMError, describe_device_problem, shown
+from mlx_trm.system.device import on_cuda
 
 # Whoever launches several processes sets one of these for each.
 LAUNCHED = ("MLX_RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK")
+# What a launcher tells each of them where they shall communicate by NCCL.
+NCCL_VARIABLES = ("NCCL_HOST_IP", "NCCL_PORT", "MLX_RANK", "MLX_WORLD_SIZE")
 # How long the others have to start.
 PATIENCE = "MLX_TRM_WAIT_FOR_PEERS"
 
@@ -36,11 +39,16 @@ class Processes:
     Attributes:
         rank: from 0; number 0 writes files and talks.
         size: how many there are.
+        waits: whether a message has been computed when :meth:`sum` or :meth:`gather` returns. Over
+            a ring it has to be: MLX tells of a process that is gone where its message is evaluated
+            alone, and waits for ever where it is evaluated with what needs it. NCCL never tells, so
+            there messages are only begun, in the order of the program.
     """
 
-    def __init__(self, group: Optional[Any] = None) -> None:
+    def __init__(self, group: Optional[Any] = None, waits: bool = True) -> None:
         """Take part in a group; without one the process is alone."""
         self._group = group
+        self.waits = waits
         self.rank = 0 if group is None else int(group.rank())
         self.size = 1 if group is None else int(group.size())
 
@@ -57,15 +65,16 @@ class Processes:
         """
         if not any(name in os.environ for name in LAUNCHED) or _one_host():
             return cls()
+        by_nccl = on_cuda() and all(os.environ.get(name) for name in NCCL_VARIABLES)
         try:
             with _ended_after(_patience()):
-                group = mx.distributed.init(strict=True)
+                group = mx.distributed.init(strict=True, backend="nccl" if by_nccl else "any")
         except (RuntimeError, ValueError) as error:
             raise ConfigError(
                 f"the processes that were launched together cannot reach each other ({error}); "
                 "see docs/distributed.md"
             ) from error
-        return cls(group if group.size() > 1 else None)
+        return cls(group if group.size() > 1 else None, waits=not by_nccl)
 
     @property
     def leads(self) -> bool:
@@ -153,10 +162,13 @@ class Processes:
                 )
 
     def _call(self, function: Callable[..., mx.array], array: mx.array) -> mx.array:
-        """Communicate; where another process is gone, raise an error that says so."""
+        """Communicate; where another process is known to be gone, raise an error that says so."""
         try:
             result = function(array, group=self._group)
-            mx.eval(result)
+            if self.waits:
+                mx.eval(result)
+            else:  # begun here, so that the messages of all processes have the same order
+                mx.async_eval(result)
             return result
         except RuntimeError as error:
             if describe_device_problem(error):  # what was to be sent could not be computed

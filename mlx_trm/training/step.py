@@ -279,7 +279,10 @@ class TrainStep:
             )  # fmt: skip
             total = gradients if total is None else added([total, gradients])
             metrics = {k: metrics[k] + v if k in metrics else v for k, v in found.items()}
-            mx.eval(total, of_rows, packed, metrics)  # so that only one part's graph is held
+            if self.processes.waits or len(parts) > 1:
+                mx.eval(total, of_rows, packed, metrics)  # so that only one part's graph is held
+            else:
+                mx.async_eval(total, of_rows, packed, metrics)  # while Python makes the rest
             del gradients
             row_gradients += [] if of_rows is None else [of_rows]
             carries.append(Carry.unpack(packed))
@@ -292,7 +295,7 @@ class TrainStep:
         new, rows, finite, more = self._functions.update(
             state, total, rows, of_all, identifiers, self._puzzle_lr(), loss
         )
-        mx.eval(new, rows, finite, more)
+        mx.eval(new, rows, finite, metrics, more)
         return new, carries, rows, {**metrics, **more}, finite
 
     def _parts(self, batch: Batch, number: int) -> List[Part]:

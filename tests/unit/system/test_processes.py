@@ -214,6 +214,19 @@ def test_a_stopped_group_goes_on_to_the_bit() -> None:
     assert log_of(Path("whole")) == log_of(Path("parts"))
 
 
+@pytest.mark.parametrize("size", [12, 2], ids=["whole", "in parts"])
+def test_messages_that_nobody_waits_for_are_the_same(size: int) -> None:
+    """Over NCCL a step waits once (test_messages.py); here over the ring, to the bit."""
+    changes = {**SHORT, "train__max_steps": 5, "train__micro_batch_size": size}
+    unwaited = TRAIN.replace("report =", "trainer.run.processes.waits = False\nreport =")
+    for run, code in (("waited", TRAIN), ("unwaited", unwaited)):
+        launch(2, code, json.dumps({**changes, "run_dir": run}), "begin", "-1", "2")
+    one, other = (arrays_of(Path(run) / "latest") for run in ("waited", "unwaited"))
+    assert one.keys() == other.keys()
+    assert all((array == other[name]).all() for name, array in one.items())
+    assert log_of(Path("waited")) == log_of(Path("unwaited"))
+
+
 PIECES = """
 import json, numpy as np, mlx.core as mx
 from mlx_trm.system.processes import Processes
