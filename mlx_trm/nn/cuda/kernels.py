@@ -8,7 +8,6 @@ Shape letters: B batch, T positions, D hidden, I inner size of a SwiGLU, h heads
 """
 
 import ctypes
-import logging
 import os
 import struct
 from functools import lru_cache
@@ -16,10 +15,9 @@ from typing import List, Optional, Sequence, Tuple
 
 import mlx.core as mx
 
-from mlx_trm.nn.cuda.nvrtc import NvrtcError, binary, library
+from mlx_trm.nn.cuda.nvrtc import binary, compiles, library
 from mlx_trm.system.device import read_device_info
 
-LOG = logging.getLogger(__name__)
 _THREADS = 256
 # KiB of shared memory that a block may have, by architecture; on others, as far as is known, 99.
 _SHARED_KIB = {80: 163, 87: 163, 90: 227, 100: 227, 103: 227}
@@ -38,12 +36,8 @@ def architecture() -> Optional[str]:
     number = name[len("sm_") :]
     if not name.startswith("sm_") or not number.isdigit() or int(number) < 80:
         return None
-    if library() is None:
-        return None
-    try:
-        binary("gating.cu", name, {"SWIGLU_FORWARD": 1})
-    except NvrtcError as error:
-        LOG.warning("plain operations are used on this GPU: its kernels do not compile: %s", error)
+    # One file stands for all: where it does not compile, no kernel is used.
+    if library() is None or not compiles("gating.cu", name, (("SWIGLU_FORWARD", 1),)):
         return None
     return name
 
