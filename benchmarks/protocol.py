@@ -4,8 +4,8 @@ Every side of a comparison is a process of its own and does a block of work when
 both can alternate, and neither holds the other's memory. Needs NumPy only: the original's
 interpreter imports this module too.
 
-A request is ``{"do": "prepare" | "time" | "finish" | "ask", "job": {...}}``. Its reply holds ``ok``
-and what was asked for, or ``error``, a line.
+A request is ``{"do": "prepare" | "time" | "kernels" | "finish" | "ask", "job": {...}}``. Its reply
+holds ``ok`` and what was asked for, or ``error``, a line.
 """
 
 import json
@@ -17,6 +17,7 @@ import time
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Optional, Tuple
 
+import kernel_times
 import numpy as np
 
 MOST_UNITS = 64
@@ -131,6 +132,8 @@ def _answer(side: Side, held: Dict[str, Work], request: Dict[str, Any]) -> Dict[
         started = time.perf_counter()
         work.run(work.units)
         return {"seconds": (time.perf_counter() - started) / work.units}
+    if request["do"] == "kernels":
+        return {"kernels": kernel_times.record(work.run, work.units)}
     if request["do"] == "finish":
         found = {
             "peak_memory": side.peak(),

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 import arc_build
+import kernel_times
 import results
 import roofline
 from launching import sigterm_as_ctrl_c
@@ -74,6 +75,8 @@ class Suite:
         for size in sorted({c.size for c in self.combinations}) if args.compare else []:
             job = {"size": size, "batch": 1, "dtype": self.dtype, "compiled": False}
             check_original(experiment(job), f"--compare, --sizes {size}")
+        if args.kernels and not gpu:
+            raise ConfigError("--kernels: needs an NVIDIA GPU, and this measures the CPU")
         if args.checkpoint:
             find_checkpoint(args.checkpoint)
         self.started = now()
@@ -262,7 +265,11 @@ class Suite:
                     self.failed.append(f"{label(jobs.pop(side))}: {error}")
         medians = {}
         for side, job in jobs.items():
-            found = combination.workers[side].call("finish", job)
+            call, kernels = combination.workers[side].call, {}
+            if self.args.kernels and work in COMPARED:
+                what = f"kernels of {label(job)}"
+                self.guarded(what, lambda c=call, j=job, k=kernels: k.update(c("kernels", j)))
+            found = {**call("finish", job), **kernels}
             medians[side] = self.keep(side, job, seconds[side], found, list(jobs))
         if len(medians) == 2:
             print(f"    {medians[THEIRS] / medians[OURS]:.2f} times as fast as the original")
@@ -283,6 +290,8 @@ class Suite:
             training = job["case"] == "train"
             more["roofline"] = roofline.note(job, training, self.held["rates"], times["median"])
             self.medians[(side, job["case"], job["size"], job["batch"])] = times["median"]
+        if "kernels" in found:
+            more["kernels"] = kernel_times.of_step(found["kernels"], times["median"], steps)
         step = self.medians.get((OURS, "train", job.get("size"), job.get("batch")))
         if job["case"] == "pipeline" and step:
             facts["share_of_step"] = times["median"] / step
@@ -306,6 +315,8 @@ class Suite:
         }
         self.write("result", **line)
         print(summary(line))
+        if "kernels" in more:
+            print(kernel_times.summary(more["kernels"]))
         sys.stdout.flush()
         return float(times["median"])
 

@@ -1,0 +1,183 @@
+"""benchmarks/kernel_times.py: what a profiler's trace says of a step's kernels, and of waiting."""
+
+import importlib
+import json
+import re
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any, Dict, Iterator, List
+
+import pytest
+from child_processes import run_python
+from paths import ROOT
+
+FOLDER = ROOT / "benchmarks"
+
+
+@pytest.fixture(name="times")
+def _times(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The module."""
+    monkeypatch.syspath_prepend(str(FOLDER))
+    return importlib.import_module("kernel_times")
+
+
+def event(name: str, begin: float, took: float, kind: str = "kernel") -> Dict[str, Any]:
+    """One of a trace, in microseconds."""
+    return {"cat": kind, "name": name, "ts": begin, "dur": took}
+
+
+# Two products of which one runs beside the other's second half, a copy, and what is no kernel.
+TRACE = {
+    "traceEvents": [
+        event("nvjet_tst_128x256", 110, 20),
+        event("nvjet_tst_128x256", 100, 20),
+        event("Memcpy HtoD", 200, 5, "gpu_memcpy"),
+        event("add_norm", 140, 10),
+        event("cudaLaunchKernel", 0, 500, "cuda_runtime"),
+        {"ph": "M", "name": "process_name"},
+    ]
+}
+
+
+@pytest.mark.parametrize(
+    "name, kind",
+    [
+        ("nvjet_tst_256x128_64x4_1x2_h_bz_coopB_NTT", "products"),
+        ("sm90_xmma_gemm_bf16bf16_bf16f32_f32_tn_n_tilesize128x128x64", "products"),
+        ("void cutlass::Kernel2<cutlass_80_tensorop_bf16_s16816gemm_relu>", "products"),
+        ("swiglu_product", "products"),
+        ("swiglu_backward", "swiglu"),
+        ("triton_poi_fused_mul_silu_split_3", "swiglu"),
+        ("void pytorch_flash::flash_fwd_kernel<pytorch_flash::Flash_fwd_kernel_traits<64>, "
+         "cutlass::bfloat16_t>", "attention"),
+        ("cudnn_generated_fort_native_sdpa_sm90_flash_fprop_wgmma_f16", "attention"),
+        ("long_attention_backward", "attention"),
+        ("join_gradients", "attention"),
+        ("rope_keys", "attention"),
+        ("mlp_t_wgmma_backward", "position half"),
+        ("norm_backward_positions", "norms"),
+        ("triton_red_fused__to_copy_add_mean_mul_pow_rsqrt_2", "norms"),
+        ("void mlx::core::cu::binary_vv<mlx::core::cu::Multiply, float>", "everything else"),
+    ],
+)  # fmt: skip
+def test_kinds(times: Any, name: str, kind: str) -> None:
+    """By words of the name, attention's first: its kernels are made of products."""
+    assert times.kind_of(name) == kind
+
+
+def test_every_kernel_of_the_package_has_a_kind(times: Any) -> None:
+    """But the one that looks for NaN."""
+    pattern = re.compile(r'extern "C" __global__ void\s+(?:__launch_bounds__\([^)]*\)\s+)?(\w+)\(')
+    files = sorted((ROOT / "mlx_trm" / "nn" / "cuda").rglob("*.cu"))
+    names = [n for file in files for n in pattern.findall(file.read_text(encoding="utf-8"))]
+    assert len(names) > 20
+    assert [name for name in names if times.kind_of(name) == times.ELSE] == ["find_nonfinite"]
+
+
+def test_a_trace_is_read(times: Any) -> None:
+    """Kernels beside each other count once as time in which the GPU is busy."""
+    kernels, busy = times.read_trace(TRACE)
+    assert {name: pytest.approx(each) for name, each in kernels.items()} == {
+        "nvjet_tst_128x256": [20e-6, 20e-6], "add_norm": [10e-6], "Memcpy HtoD": [5e-6]
+    }  # fmt: skip
+    assert busy == pytest.approx(45e-6)
+
+
+@pytest.fixture(name="torch")
+def fake_torch(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """A PyTorch whose profiler records TRACE."""
+
+    @contextmanager
+    def profile(activities: List[str]) -> Iterator[Any]:
+        assert activities == ["cuda"]
+
+        def export(path: str) -> None:
+            with open(path, "w", encoding="utf-8") as file:
+                json.dump(TRACE, file)
+
+        yield SimpleNamespace(export_chrome_trace=export)
+
+    cuda = SimpleNamespace(is_available=lambda: True, synchronize=lambda: None)
+    profiler: Any = ModuleType("torch.profiler")
+    profiler.profile, profiler.ProfilerActivity = profile, SimpleNamespace(CUDA="cuda")
+    torch: Any = ModuleType("torch")
+    torch.cuda, torch.zeros, torch.profiler = cuda, lambda *_, **__: None, profiler
+    monkeypatch.setitem(sys.modules, "torch", torch)
+    monkeypatch.setitem(sys.modules, "torch.profiler", profiler)
+    return cuda
+
+
+@pytest.mark.usefixtures("torch")
+def test_kernels_of_a_step(times: Any) -> None:
+    """Seconds by kind and the time without any kernel, of a step."""
+    done: List[int] = []
+    found = times.record(done.append, 64)
+    assert done == [times.UNITS] == [4]
+    note = times.of_step(found, seconds=30e-6, steps=2)
+    each = 1e-6 / 4 / 2
+    assert note["kinds"]["products"] == pytest.approx(40 * each)
+    assert note["kinds"]["norms"] == pytest.approx(10 * each)
+    assert note["kinds"][times.ELSE] == pytest.approx(5 * each)
+    assert note["kinds"]["attention"] == 0.0
+    assert note["launches"] == 4 / 4 / 2 and note["busy"] == pytest.approx(45 * each)
+    assert note["waits"] == pytest.approx(30e-6 - 45 * each)
+    assert note["longest"][0] == ["nvjet_tst_128x256", 0.25, pytest.approx(40 * each)]
+    text = times.summary(note)
+    assert "products 0.005, norms 0.00125, everything else 0.000625; waits 0.0244" in text
+    assert "attention" not in text
+    assert times.of_step(found, seconds=1e-9, steps=2)["waits"] == 0.0  # more than all is noise
+
+
+def test_without_cuda_it_says_what_is_missing(
+    times: Any, torch: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One line each."""
+    torch.is_available = lambda: False
+    with pytest.raises(RuntimeError, match="needs PyTorch with CUDA .*; it has none"):
+        times.record(print, 1)
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(RuntimeError, match="needs PyTorch with CUDA where this runs$"):
+        times.record(print, 1)
+
+
+def test_the_suite_writes_them(times: Any, tmp_path: Path, capsys: Any) -> None:
+    """With the result; where they cannot be recorded, the result is there and that is said."""
+    run, results = (importlib.import_module(name) for name in ("run", "results"))
+    words = ["--device", "cpu", "--sizes", "tiny:8", "--repeats", "1", "--output", str(tmp_path)]
+    suite = run.Suite(run.arguments("").parse_args([*words, "--cases", "train"]))
+    suite.args.kernels, suite.machine, suite.path = True, "m", tmp_path / "m.jsonl"
+    suite.held.update(rates={"flops": 1e12, "bandwidth": 1e12}, versions={})
+    found = {"kinds": {"products": 0.01}, "launches": 6.0, "busy": 0.02, "longest": []}
+    replies: Dict[str, Any] = {"time": {"seconds": 0.05}, "kernels": {"kernels": found},
+                               "finish": {"peak_memory": 5}}  # fmt: skip
+
+    def call(what: str, job: Any, **_: Any) -> Any:
+        del job
+        if isinstance(replies[what], Exception):
+            raise replies[what]
+        return replies[what]
+
+    for number in range(2):
+        suite.held[(results.OURS, "train tiny 8")] = {}
+        suite.time_case(
+            run.Combination("tiny", 8, {results.OURS: SimpleNamespace(call=call)}), "train"
+        )
+        line = results.read(suite.path)[-1]
+        assert line["seconds"]["median"] == 0.05 and line["peak_memory"] == 5
+        if number == 0:
+            assert line["kernels"] == times.of_step(found, 0.05, 1)
+            assert "ms in 6 launches: products 10; waits 30" in capsys.readouterr().out
+            replies["kernels"] = run.WorkerError("mlx_trm: --kernels needs PyTorch")
+    assert "kernels" not in line
+    assert suite.failed == ["kernels of train tiny 8: mlx_trm: --kernels needs PyTorch"]
+
+
+def test_a_processor_has_no_such_kernels() -> None:
+    """One line before anything is measured."""
+    done = run_python(FOLDER / "run.py", "--device", "cpu", "--cases", "train", "--kernels")
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].endswith(
+        "--kernels: needs an NVIDIA GPU, and this measures the CPU"
+    )
