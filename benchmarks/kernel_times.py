@@ -6,19 +6,23 @@ nothing else: the original's interpreter imports this module.
 """
 
 import json
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Mapping, Tuple
 
 # A kernel is of the first kind of which it has a word in its name. PyTorch names what it compiles
-# by the operations in it: the original's rotation of queries and keys has no word of its own.
+# by the operations in it: the original's rotation of queries and keys, and the gradients of its
+# norms, have no word of their own.
 KINDS: Tuple[Tuple[str, Tuple[str, ...]], ...] = (
-    ("attention", ("attention", "rope", "row_dots", "join_gradients", "flash", "fmha", "sdpa")),
-    ("products", ("swiglu_product", "gemm", "gemv", "nvjet", "cutlass", "splitk")),
+    ("attention", ("attention", "rope", "row_dots", "join_gradients", "flash", "fmha", "sdpa",
+                   "dot_do_o", "convert_dq")),
+    ("products", ("swiglu_product", "gemm", "gemv", "nvjet", "cutlass", "splitk", "triton_tem",
+                  "ab_t_")),
     ("position half", ("mlp_t",)),
     ("swiglu", ("swiglu", "silu", "sigmoid")),
-    ("norms", ("norm", "rsqrt")),
-)
+    ("norms", ("_norm", "norm_", "rsqrt")),
+)  # fmt: skip
 ELSE = "everything else"
 RECORDED = ("kernel", "gpu_memcpy", "gpu_memset")
 LONGEST = 12  # kernels that are named
@@ -60,21 +64,23 @@ def record(run: Callable[[int], None], units: int) -> Dict[str, Any]:
         units: of which UNITS are done at most.
 
     Returns:
-        Of a unit: ``kinds``, seconds by kind; ``launches``; ``busy``, the seconds in which a kernel
-        ran; and ``longest``, name, launches and seconds of the kernels that take most.
+        Of a unit: ``kinds``, seconds by kind; ``launches``, of copies too; ``busy``, the seconds in
+        which a kernel ran; and ``longest``, name, launches and seconds of the kernels that take
+        most.
 
     Raises:
-        RuntimeError: without PyTorch, or where it has no CUDA.
+        RuntimeError: without PyTorch, where it has no CUDA, or where it records nothing.
     """
     try:
         import torch
         from torch.profiler import ProfilerActivity, profile
     except ImportError as error:
-        raise RuntimeError("--kernels needs PyTorch with CUDA where this runs") from error
+        raise RuntimeError(f"{sys.executable} has no PyTorch with CUDA ({error})") from error
     if not torch.cuda.is_available():
-        raise RuntimeError("--kernels needs PyTorch with CUDA where this runs; it has none")
+        raise RuntimeError(f"{sys.executable} has a PyTorch without CUDA")
     units = min(UNITS, units)
     torch.zeros(1, device="cuda")  # PyTorch begins with CUDA now, and not while it records
+    run(1)  # the GPU has had nothing to do meanwhile
     with profile(activities=[ProfilerActivity.CUDA]) as profiler:
         run(units)
         torch.cuda.synchronize()
@@ -82,26 +88,29 @@ def record(run: Callable[[int], None], units: int) -> Dict[str, Any]:
         path = Path(folder, "trace.json")
         profiler.export_chrome_trace(str(path))
         kernels, busy = read_trace(json.loads(path.read_text(encoding="utf-8")))
-    kinds = {kind: 0.0 for kind, _ in KINDS}
+    if not kernels:
+        raise RuntimeError("PyTorch's profiler has recorded no kernel")
+    kinds = dict.fromkeys([kind for kind, _ in KINDS] + [ELSE], 0.0)
     for name, seconds in kernels.items():
-        kinds[kind_of(name)] = kinds.get(kind_of(name), 0.0) + sum(seconds) / units
+        kinds[kind_of(name)] += sum(seconds) / units
     longest = sorted(kernels.items(), key=lambda item: -sum(item[1]))[:LONGEST]
     return {
         "kinds": kinds,
         "launches": sum(len(seconds) for seconds in kernels.values()) / units,
         "busy": busy / units,
-        "longest": [[name[:80], len(each) / units, sum(each) / units] for name, each in longest],
+        "longest": [[name[:200], len(each) / units, sum(each) / units] for name, each in longest],
     }
 
 
-def of_step(found: Mapping[str, Any], seconds: float, steps: int) -> Dict[str, Any]:
+def of_step(found: Mapping[str, Any], seconds: float, facts: Mapping[str, Any]) -> Dict[str, Any]:
     """Give what :func:`record` has found, of a step, with the time in which the GPU waits.
 
     Args:
         found: of a unit.
         seconds: that a step takes where nothing is recorded; recording slows the processor down.
-        steps: in a unit.
+        facts: of the work; they say how many steps a unit has, where it has more than one.
     """
+    steps = facts.get("steps_in_unit", 1)
     kinds = {kind: value / steps for kind, value in found["kinds"].items()}
     busy = found["busy"] / steps
     return {
@@ -116,4 +125,4 @@ def of_step(found: Mapping[str, Any], seconds: float, steps: int) -> Dict[str, A
 def summary(note: Mapping[str, Any]) -> str:
     """Say in a line what a step's kernels take."""
     kinds = ", ".join(f"{kind} {1e3 * took:.3g}" for kind, took in note["kinds"].items() if took)
-    return f"    ms in {note['launches']:.0f} launches: {kinds}; waits {1e3 * note['waits']:.3g}"
+    return f"ms in {note['launches']:.0f} launches: {kinds}; waits {1e3 * note['waits']:.3g}"

@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Dict, List, Optional, Tuple
 
@@ -9,7 +10,9 @@ from results import FOLDER
 from sizes import SIZES, default_batch
 
 from mlx_trm.cli.arguments import Parser
+from mlx_trm.cli.running import default_device
 from mlx_trm.errors import ConfigError, did_you_mean
+from mlx_trm.system.device import on_cuda
 
 # Case: (what is measured for it, how often: for each batch size, each size, or once, unit)
 CASES: Dict[str, Tuple[Tuple[str, ...], str, str]] = {
@@ -62,7 +65,7 @@ def arguments(description: Optional[str]) -> Parser:
     add("--eval-steps", type=count, metavar="N",
         help="supervision steps of an evaluated batch (default: halt_max_steps, 16)")  # fmt: skip
     add("--kernels", action="store_true",
-        help="of train and eval on an NVIDIA GPU: what their kernels take by kind, and how long "
+        help="of train or eval on an NVIDIA GPU: what a step's kernels take by kind, and how long "
         "the GPU waits; needs PyTorch with CUDA in this interpreter")  # fmt: skip
     add("--checkpoint", metavar="RUN", help="a trained run for `adaptive`, of the size named")
     add("--compare", type=checkout, metavar="UPSTREAM_DIR",
@@ -76,6 +79,25 @@ def arguments(description: Optional[str]) -> Parser:
         help="warm up all sizes before any is timed, the original's side by side: torch.compile "
         "then takes as long as the slowest; needs memory for all of them")  # fmt: skip
     return parser
+
+
+def check_kernels(args: argparse.Namespace) -> None:
+    """See whether --kernels can be done, where it is asked for.
+
+    Raises:
+        ConfigError: if not.
+    """
+    if not args.kernels:
+        return
+    if len(args.cases) != 1 or args.cases[0] not in COMPARED:
+        raise ConfigError(
+            f"--kernels: name one case, {' or '.join(COMPARED)}: recording may slow others down"
+        )
+    with default_device(args.device):
+        if not on_cuda():
+            raise ConfigError("--kernels: needs an NVIDIA GPU, with MLX's CUDA backend")
+    if find_spec("torch") is None:
+        raise ConfigError(f"--kernels: needs PyTorch with CUDA; {sys.executable} has none")
 
 
 def count(text: str) -> int:

@@ -133,14 +133,15 @@ def _answer(side: Side, held: Dict[str, Work], request: Dict[str, Any]) -> Dict[
         work.run(work.units)
         return {"seconds": (time.perf_counter() - started) / work.units}
     if request["do"] == "kernels":
-        return {"kernels": kernel_times.record(work.run, work.units)}
+        return {"kernels": kernel_times.record(work.run, work.units), "facts": work.facts()}
     if request["do"] == "finish":
         found = {
             "peak_memory": side.peak(),
             "resident_memory": resident_peak(),
             "facts": work.facts(),
         }
-        held.pop(key).close()
+        if not request.get("keep"):  # what is still to be recorded ends with the worker
+            held.pop(key).close()
         side.empty_cache()
         return found
     raise ValueError(f"unknown request {request['do']!r}")

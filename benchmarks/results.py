@@ -15,6 +15,7 @@ from mlx_trm.errors import ConfigError
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = Path(__file__).resolve().parent / "results"
 OURS, THEIRS = "mlx_trm", "original"
+ABOUT = ("case", "size", "batch", "dtype", "compiled")  # what a line says of a job
 
 
 def now() -> str:

@@ -17,6 +17,7 @@ import sys
 import tempfile
 import threading
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
@@ -26,9 +27,9 @@ import results
 import roofline
 from launching import sigterm_as_ctrl_c
 from machine import ask_machine, find_device, our_worker
-from options import CASES, COMPARED, arguments, read_sizes
+from options import CASES, COMPARED, arguments, check_kernels, read_sizes
 from protocol import Job, Worker, WorkerError, import_seconds
-from results import OURS, THEIRS, commit, label, now, spread, summary
+from results import ABOUT, OURS, THEIRS, commit, label, now, spread, summary
 from sizes import check_original, describe, experiment
 
 from mlx_trm.cli.running import console_messages, report_error
@@ -75,8 +76,7 @@ class Suite:
         for size in sorted({c.size for c in self.combinations}) if args.compare else []:
             job = {"size": size, "batch": 1, "dtype": self.dtype, "compiled": False}
             check_original(experiment(job), f"--compare, --sizes {size}")
-        if args.kernels and not gpu:
-            raise ConfigError("--kernels: needs an NVIDIA GPU, and this measures the CPU")
+        check_kernels(args)
         if args.checkpoint:
             find_checkpoint(args.checkpoint)
         self.started = now()
@@ -265,14 +265,20 @@ class Suite:
                     self.failed.append(f"{label(jobs.pop(side))}: {error}")
         medians = {}
         for side, job in jobs.items():
-            call, kernels = combination.workers[side].call, {}
-            if self.args.kernels and work in COMPARED:
-                what = f"kernels of {label(job)}"
-                self.guarded(what, lambda c=call, j=job, k=kernels: k.update(c("kernels", j)))
-            found = {**call("finish", job), **kernels}
+            found = combination.workers[side].call("finish", job, keep=self.args.kernels)
             medians[side] = self.keep(side, job, seconds[side], found, list(jobs))
         if len(medians) == 2:
             print(f"    {medians[THEIRS] / medians[OURS]:.2f} times as fast as the original")
+        for side in jobs if self.args.kernels else ():
+            record = partial(self.record_kernels, combination, side, jobs[side], medians[side])
+            self.guarded(f"kernels of {label(jobs[side])}, {side}", record)
+
+    def record_kernels(self, where: Combination, side: str, job: Job, seconds: float) -> None:
+        """Record the kernels of a step that takes so many seconds, and write their line."""
+        found = where.workers[side].call("kernels", job)
+        note = kernel_times.of_step(found["kernels"], seconds, found["facts"])
+        self.write("kernels", implementation=side, **{key: job[key] for key in ABOUT}, **note)
+        print(f"    {side}: {kernel_times.summary(note)}", flush=True)
 
     def keep(
         self, side: str, job: Job, seconds: List[float], found: Dict[str, Any], order: List[str]
@@ -290,8 +296,6 @@ class Suite:
             training = job["case"] == "train"
             more["roofline"] = roofline.note(job, training, self.held["rates"], times["median"])
             self.medians[(side, job["case"], job["size"], job["batch"])] = times["median"]
-        if "kernels" in found:
-            more["kernels"] = kernel_times.of_step(found["kernels"], times["median"], steps)
         step = self.medians.get((OURS, "train", job.get("size"), job.get("batch")))
         if job["case"] == "pipeline" and step:
             facts["share_of_step"] = times["median"] / step
@@ -301,7 +305,7 @@ class Suite:
             versions = {name: facts.pop(name) for name in ("torch", "cuda")}
         line = {
             "implementation": side,
-            **{key: job.get(key) for key in ("case", "size", "batch", "dtype", "compiled")},
+            **{key: job.get(key) for key in ABOUT},
             "unit": unit,
             "seconds": times,
             "first_seconds": held.get("first_seconds"),
@@ -314,10 +318,7 @@ class Suite:
             **more,
         }
         self.write("result", **line)
-        print(summary(line))
-        if "kernels" in more:
-            print(kernel_times.summary(more["kernels"]))
-        sys.stdout.flush()
+        print(summary(line), flush=True)
         return float(times["median"])
 
     # Cases of a size, and of the machine ---------------------------------------------------------

@@ -13,6 +13,8 @@ import pytest
 from child_processes import run_python
 from paths import ROOT
 
+from mlx_trm.errors import ConfigError
+
 FOLDER = ROOT / "benchmarks"
 
 
@@ -114,8 +116,8 @@ def test_kernels_of_a_step(times: Any) -> None:
     """Seconds by kind and the time without any kernel, of a step."""
     done: List[int] = []
     found = times.record(done.append, 64)
-    assert done == [times.UNITS] == [4]
-    note = times.of_step(found, seconds=30e-6, steps=2)
+    assert done == [1, times.UNITS] == [1, 4]
+    note = times.of_step(found, 30e-6, {"steps_in_unit": 2})
     each = 1e-6 / 4 / 2
     assert note["kinds"]["products"] == pytest.approx(40 * each)
     assert note["kinds"]["norms"] == pytest.approx(10 * each)
@@ -127,7 +129,7 @@ def test_kernels_of_a_step(times: Any) -> None:
     text = times.summary(note)
     assert "products 0.005, norms 0.00125, everything else 0.000625; waits 0.0244" in text
     assert "attention" not in text
-    assert times.of_step(found, seconds=1e-9, steps=2)["waits"] == 0.0  # more than all is noise
+    assert times.of_step(found, 1e-9, {})["waits"] == 0.0  # what is below 0 is noise
 
 
 def test_without_cuda_it_says_what_is_missing(
@@ -135,49 +137,85 @@ def test_without_cuda_it_says_what_is_missing(
 ) -> None:
     """One line each."""
     torch.is_available = lambda: False
-    with pytest.raises(RuntimeError, match="needs PyTorch with CUDA .*; it has none"):
+    with pytest.raises(RuntimeError, match="python.* has a PyTorch without CUDA"):
         times.record(print, 1)
     monkeypatch.setitem(sys.modules, "torch", None)
-    with pytest.raises(RuntimeError, match="needs PyTorch with CUDA where this runs$"):
+    with pytest.raises(RuntimeError, match="python.* has no PyTorch with CUDA .import of torch"):
         times.record(print, 1)
+
+
+@pytest.mark.usefixtures("torch")
+def test_an_empty_trace_is_no_result(times: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the GPU would have waited all the time."""
+    monkeypatch.setitem(TRACE, "traceEvents", TRACE["traceEvents"][-2:])
+    with pytest.raises(RuntimeError, match="recorded no kernel"):
+        times.record(lambda _: None, 1)
 
 
 def test_the_suite_writes_them(times: Any, tmp_path: Path, capsys: Any) -> None:
-    """With the result; where they cannot be recorded, the result is there and that is said."""
+    """After the result, which is there where they cannot be recorded, and that is said."""
     run, results = (importlib.import_module(name) for name in ("run", "results"))
     words = ["--device", "cpu", "--sizes", "tiny:8", "--repeats", "1", "--output", str(tmp_path)]
     suite = run.Suite(run.arguments("").parse_args([*words, "--cases", "train"]))
     suite.args.kernels, suite.machine, suite.path = True, "m", tmp_path / "m.jsonl"
     suite.held.update(rates={"flops": 1e12, "bandwidth": 1e12}, versions={})
-    found = {"kinds": {"products": 0.01}, "launches": 6.0, "busy": 0.02, "longest": []}
-    replies: Dict[str, Any] = {"time": {"seconds": 0.05}, "kernels": {"kernels": found},
-                               "finish": {"peak_memory": 5}}  # fmt: skip
+    found = {"kinds": {"products": 0.02}, "launches": 12.0, "busy": 0.04, "longest": []}
+    facts = {"steps_in_unit": 2}
+    replies: Dict[str, Any] = {
+        "time": {"seconds": 0.1},
+        "finish": {"peak_memory": 5, "facts": facts},
+        "kernels": {"kernels": found, "facts": facts},
+    }
+    calls: List[str] = []
 
-    def call(what: str, job: Any, **_: Any) -> Any:
-        del job
+    def call(what: str, job: Any, **more: Any) -> Any:
+        assert job["case"] == "train" and more.get("keep", True)
+        calls.append(what)
         if isinstance(replies[what], Exception):
             raise replies[what]
         return replies[what]
 
-    for number in range(2):
-        suite.held[(results.OURS, "train tiny 8")] = {}
-        suite.time_case(
-            run.Combination("tiny", 8, {results.OURS: SimpleNamespace(call=call)}), "train"
-        )
-        line = results.read(suite.path)[-1]
-        assert line["seconds"]["median"] == 0.05 and line["peak_memory"] == 5
-        if number == 0:
-            assert line["kernels"] == times.of_step(found, 0.05, 1)
-            assert "ms in 6 launches: products 10; waits 30" in capsys.readouterr().out
-            replies["kernels"] = run.WorkerError("mlx_trm: --kernels needs PyTorch")
-    assert "kernels" not in line
-    assert suite.failed == ["kernels of train tiny 8: mlx_trm: --kernels needs PyTorch"]
-
-
-def test_a_processor_has_no_such_kernels() -> None:
-    """One line before anything is measured."""
-    done = run_python(FOLDER / "run.py", "--device", "cpu", "--cases", "train", "--kernels")
-    assert done.returncode == 2
-    assert done.stderr.splitlines()[-1].endswith(
-        "--kernels: needs an NVIDIA GPU, and this measures the CPU"
+    where = run.Combination("tiny", 8, {results.OURS: SimpleNamespace(call=call)})
+    suite.held[(results.OURS, "train tiny 8")] = {}
+    suite.time_case(where, "train")
+    result, kernels = results.read(suite.path)
+    assert calls == ["time", "finish", "kernels"]
+    assert (result["kind"], result["seconds"]["median"], result["peak_memory"]) == (
+        "result",
+        0.05,
+        5,
     )
+    assert (kernels["kind"], kernels["case"], kernels["batch"]) == ("kernels", "train", 8)
+    assert times.of_step(found, 0.05, facts).items() <= kernels.items()
+    assert "    mlx_trm: ms in 6 launches: products 10; waits 30" in capsys.readouterr().out
+    replies["kernels"] = run.WorkerError("mlx_trm ended with -11: no word")
+    suite.time_case(where, "train")
+    assert [line["kind"] for line in results.read(suite.path)] == ["result", "kernels", "result"]
+    assert suite.failed == ["kernels of train tiny 8, mlx_trm: mlx_trm ended with -11: no word"]
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["train"], "--kernels: needs an NVIDIA GPU, with MLX's CUDA backend"),
+        (["train", "eval"], "--kernels: name one case, train or eval: recording may slow others"),
+        (["solve"], "--kernels: name one case, train or eval"),
+    ],
+)
+def test_what_cannot_be_recorded_is_refused(words: List[str], message: str) -> None:
+    """One line before anything is measured."""
+    done = run_python(FOLDER / "run.py", "--device", "cpu", "--kernels", "--cases", *words)
+    assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_pytorch_has_to_be_there(times: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is looked for before anything is measured."""
+    del times
+    options = importlib.import_module("options")
+    monkeypatch.setattr(options, "on_cuda", lambda: True)
+    args = options.arguments("").parse_args(["--cases", "eval", "--kernels", "--device", "cpu"])
+    monkeypatch.setattr(options, "find_spec", lambda name: object())
+    options.check_kernels(args)
+    monkeypatch.setattr(options, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match="--kernels: needs PyTorch with CUDA; .* has none"):
+        options.check_kernels(args)
