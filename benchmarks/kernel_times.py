@@ -56,15 +56,16 @@ def read_trace(trace: Mapping[str, Any]) -> Tuple[Dict[str, List[float]], float]
     return found, 1e-6 * busy
 
 
-def record(run: Callable[[int], None], units: int) -> Dict[str, Any]:
+def record(run: Callable[[int], None], units: int, steps: int) -> Dict[str, Any]:
     """Do some work and record its kernels.
 
     Args:
         run: does the work so many times, and waits for the device.
         units: of which UNITS are done at most.
+        steps: in each.
 
     Returns:
-        Of a unit: ``kinds``, seconds by kind; ``launches``, of copies too; ``busy``, the seconds in
+        Of a step: ``kinds``, seconds by kind; ``launches``, of copies too; ``busy``, the seconds in
         which a kernel ran; and ``longest``, name, launches and seconds of the kernels that take
         most.
 
@@ -90,35 +91,16 @@ def record(run: Callable[[int], None], units: int) -> Dict[str, Any]:
         kernels, busy = read_trace(json.loads(path.read_text(encoding="utf-8")))
     if not kernels:
         raise RuntimeError("PyTorch's profiler has recorded no kernel")
+    steps *= units
     kinds = dict.fromkeys([kind for kind, _ in KINDS] + [ELSE], 0.0)
     for name, seconds in kernels.items():
-        kinds[kind_of(name)] += sum(seconds) / units
+        kinds[kind_of(name)] += sum(seconds) / steps
     longest = sorted(kernels.items(), key=lambda item: -sum(item[1]))[:LONGEST]
     return {
         "kinds": kinds,
-        "launches": sum(len(seconds) for seconds in kernels.values()) / units,
-        "busy": busy / units,
-        "longest": [[name[:200], len(each) / units, sum(each) / units] for name, each in longest],
-    }
-
-
-def of_step(found: Mapping[str, Any], seconds: float, facts: Mapping[str, Any]) -> Dict[str, Any]:
-    """Give what :func:`record` has found, of a step, with the time in which the GPU waits.
-
-    Args:
-        found: of a unit.
-        seconds: that a step takes where nothing is recorded; recording slows the processor down.
-        facts: of the work; they say how many steps a unit has, where it has more than one.
-    """
-    steps = facts.get("steps_in_unit", 1)
-    kinds = {kind: value / steps for kind, value in found["kinds"].items()}
-    busy = found["busy"] / steps
-    return {
-        "kinds": kinds,
-        "launches": found["launches"] / steps,
-        "busy": busy,
-        "waits": max(0.0, seconds - busy),
-        "longest": [[name, calls / steps, took / steps] for name, calls, took in found["longest"]],
+        "launches": sum(len(seconds) for seconds in kernels.values()) / steps,
+        "busy": busy / steps,
+        "longest": [[name[:200], len(each) / steps, sum(each) / steps] for name, each in longest],
     }
 
 

@@ -133,7 +133,8 @@ def _answer(side: Side, held: Dict[str, Work], request: Dict[str, Any]) -> Dict[
         work.run(work.units)
         return {"seconds": (time.perf_counter() - started) / work.units}
     if request["do"] == "kernels":
-        return {"kernels": kernel_times.record(work.run, work.units), "facts": work.facts()}
+        steps = work.facts().get("steps_in_unit", 1)
+        return {"kernels": kernel_times.record(work.run, work.units, steps)}
     if request["do"] == "finish":
         found = {
             "peak_memory": side.peak(),

@@ -274,9 +274,9 @@ class Suite:
             self.guarded(f"kernels of {label(jobs[side])}, {side}", record)
 
     def record_kernels(self, where: Combination, side: str, job: Job, seconds: float) -> None:
-        """Record the kernels of a step that takes so many seconds, and write their line."""
-        found = where.workers[side].call("kernels", job)
-        note = kernel_times.of_step(found["kernels"], seconds, found["facts"])
+        """Record the kernels of a step, which takes so many seconds without, and write a line."""
+        note = where.workers[side].call("kernels", job)["kernels"]
+        note["waits"] = max(0.0, seconds - note["busy"])  # recording slows the processor down
         self.write("kernels", implementation=side, **{key: job[key] for key in ABOUT}, **note)
         print(f"    {side}: {kernel_times.summary(note)}", flush=True)
 

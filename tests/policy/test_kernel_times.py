@@ -113,23 +113,20 @@ def fake_torch(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 
 @pytest.mark.usefixtures("torch")
 def test_kernels_of_a_step(times: Any) -> None:
-    """Seconds by kind and the time without any kernel, of a step."""
+    """Seconds by kind, launches and the seconds with a kernel, of a step."""
     done: List[int] = []
-    found = times.record(done.append, 64)
+    note = times.record(done.append, 64, 2)
     assert done == [1, times.UNITS] == [1, 4]
-    note = times.of_step(found, 30e-6, {"steps_in_unit": 2})
     each = 1e-6 / 4 / 2
     assert note["kinds"]["products"] == pytest.approx(40 * each)
     assert note["kinds"]["norms"] == pytest.approx(10 * each)
     assert note["kinds"][times.ELSE] == pytest.approx(5 * each)
     assert note["kinds"]["attention"] == 0.0
     assert note["launches"] == 4 / 4 / 2 and note["busy"] == pytest.approx(45 * each)
-    assert note["waits"] == pytest.approx(30e-6 - 45 * each)
     assert note["longest"][0] == ["nvjet_tst_128x256", 0.25, pytest.approx(40 * each)]
-    text = times.summary(note)
+    text = times.summary({**note, "waits": 30e-6 - note["busy"]})
     assert "products 0.005, norms 0.00125, everything else 0.000625; waits 0.0244" in text
     assert "attention" not in text
-    assert times.of_step(found, 1e-9, {})["waits"] == 0.0  # what is below 0 is noise
 
 
 def test_without_cuda_it_says_what_is_missing(
@@ -138,10 +135,10 @@ def test_without_cuda_it_says_what_is_missing(
     """One line each."""
     torch.is_available = lambda: False
     with pytest.raises(RuntimeError, match="python.* has a PyTorch without CUDA"):
-        times.record(print, 1)
+        times.record(print, 1, 1)
     monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(RuntimeError, match="python.* has no PyTorch with CUDA .import of torch"):
-        times.record(print, 1)
+        times.record(print, 1, 1)
 
 
 @pytest.mark.usefixtures("torch")
@@ -149,22 +146,40 @@ def test_an_empty_trace_is_no_result(times: Any, monkeypatch: pytest.MonkeyPatch
     """Else the GPU would have waited all the time."""
     monkeypatch.setitem(TRACE, "traceEvents", TRACE["traceEvents"][-2:])
     with pytest.raises(RuntimeError, match="recorded no kernel"):
-        times.record(lambda _: None, 1)
+        times.record(lambda _: None, 1, 1)
+
+
+@pytest.mark.usefixtures("torch")
+def test_a_worker_records_them(times: Any) -> None:
+    """Of the steps that the work says it has; and not after it has been closed."""
+    protocol = importlib.import_module("protocol")
+    work = protocol.Work(lambda count: None, lambda: {"steps_in_unit": 5})
+    side = SimpleNamespace(peak=lambda: 1, empty_cache=lambda: None)
+    held, job = {"eval tiny 8": work}, {"case": "eval", "size": "tiny", "batch": 8}
+
+    def answer(do: str, **more: Any) -> Any:
+        return protocol._answer(side, held, {"do": do, "job": job, **more})
+
+    assert answer("finish", keep=True)["facts"] == {"steps_in_unit": 5}
+    assert answer("kernels") == {"kernels": times.record(work.run, 1, 5)}
+    answer("finish", keep=False)
+    assert not held
 
 
 def test_the_suite_writes_them(times: Any, tmp_path: Path, capsys: Any) -> None:
     """After the result, which is there where they cannot be recorded, and that is said."""
+    del times
     run, results = (importlib.import_module(name) for name in ("run", "results"))
     words = ["--device", "cpu", "--sizes", "tiny:8", "--repeats", "1", "--output", str(tmp_path)]
     suite = run.Suite(run.arguments("").parse_args([*words, "--cases", "train"]))
     suite.args.kernels, suite.machine, suite.path = True, "m", tmp_path / "m.jsonl"
     suite.held.update(rates={"flops": 1e12, "bandwidth": 1e12}, versions={})
-    found = {"kinds": {"products": 0.02}, "launches": 12.0, "busy": 0.04, "longest": []}
+    found = {"kinds": {"products": 0.01}, "launches": 6.0, "busy": 0.02, "longest": []}
     facts = {"steps_in_unit": 2}
     replies: Dict[str, Any] = {
         "time": {"seconds": 0.1},
         "finish": {"peak_memory": 5, "facts": facts},
-        "kernels": {"kernels": found, "facts": facts},
+        "kernels": {"kernels": found},
     }
     calls: List[str] = []
 
@@ -180,17 +195,18 @@ def test_the_suite_writes_them(times: Any, tmp_path: Path, capsys: Any) -> None:
     suite.time_case(where, "train")
     result, kernels = results.read(suite.path)
     assert calls == ["time", "finish", "kernels"]
-    assert (result["kind"], result["seconds"]["median"], result["peak_memory"]) == (
-        "result",
-        0.05,
-        5,
-    )
+    assert result["kind"] == "result"
+    assert (result["seconds"]["median"], result["peak_memory"]) == (0.05, 5)
     assert (kernels["kind"], kernels["case"], kernels["batch"]) == ("kernels", "train", 8)
-    assert times.of_step(found, 0.05, facts).items() <= kernels.items()
+    assert {**found, "waits": pytest.approx(0.03)}.items() <= kernels.items()
     assert "    mlx_trm: ms in 6 launches: products 10; waits 30" in capsys.readouterr().out
+    found["busy"] = 0.06  # more than all is noise
+    suite.time_case(where, "train")
+    assert results.read(suite.path)[-1]["waits"] == 0.0
     replies["kernels"] = run.WorkerError("mlx_trm ended with -11: no word")
     suite.time_case(where, "train")
-    assert [line["kind"] for line in results.read(suite.path)] == ["result", "kernels", "result"]
+    kinds = [line["kind"] for line in results.read(suite.path)]
+    assert kinds == ["result", "kernels"] * 2 + ["result"]
     assert suite.failed == ["kernels of train tiny 8, mlx_trm: mlx_trm ended with -11: no word"]
 
 

@@ -28,11 +28,8 @@ def test_kernels_are_the_same_from_a_prepared_header(
     pytestconfig: pytest.Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """To the byte; and the header is not read again."""
-    folder = tmp_path / "kernels"
-    cache = getattr(pytestconfig, "cache", None)
-    if cache is not None:  # not with -p no:cacheprovider
-        folder = cache.mkdir("kernels")  # where the header has been read already
-    folder.mkdir(exist_ok=True)
+    cache = getattr(pytestconfig, "cache", None)  # None with -p no:cacheprovider
+    folder = tmp_path / "kernels" if cache is None else cache.mkdir("kernels")
     paths = os.environ["PATH"].split(os.pathsep)
     without = os.pathsep.join(path for path in paths if folder not in Path(path).parents)
     monkeypatch.setenv("PATH", without)
