@@ -56,6 +56,16 @@ class Meter:
             return self._count() - self._before
         return None if self._sampler is None else self._sampler.joules()
 
+    def limit(self) -> Optional[float]:
+        """Give the watts that the driver lets them take together; None where it does not tell."""
+        total = 0.0
+        for handle in self._handles:
+            found = ctypes.c_uint()
+            if self._library.nvmlDeviceGetEnforcedPowerLimit(handle, ctypes.byref(found)):
+                return None
+            total += found.value / 1000
+        return total or None
+
     def _find_source(self) -> None:
         try:
             self._library = ctypes.CDLL(LIBRARY)

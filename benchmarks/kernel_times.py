@@ -3,13 +3,20 @@
 PyTorch's profiler asks NVIDIA's CUPTI, which knows every kernel of a process, whoever has launched
 it; so MLX's are seen too. The process that is measured needs PyTorch with CUDA for that, and
 nothing else: the original's interpreter imports this module.
+
+NVIDIA's drivers keep a GPU's power below a limit by lowering its clock. A step that takes all of it
+gains little where the GPU stops to wait: what it saved meanwhile is what it computes faster with.
+So the power that a step takes stands beside its kernels.
 """
 
 import json
 import sys
 import tempfile
+import time
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Mapping, Tuple
+from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
+
+from energy import COUNTER, Meter
 
 # A kernel is of the first kind of which it has a word in its name. PyTorch names what it compiles
 # by the operations in it: the original's rotation of queries and keys, and the gradients of its
@@ -27,6 +34,7 @@ ELSE = "everything else"
 RECORDED = ("kernel", "gpu_memcpy", "gpu_memset")
 LONGEST = 12  # kernels that are named
 UNITS = 4  # that are recorded, at most
+SECONDS = 2.0  # over which power is taken; the counter goes on by a tenth of a second
 
 
 def kind_of(name: str) -> str:
@@ -56,18 +64,47 @@ def read_trace(trace: Mapping[str, Any]) -> Tuple[Dict[str, List[float]], float]
     return found, 1e-6 * busy
 
 
-def record(run: Callable[[int], None], units: int, steps: int) -> Dict[str, Any]:
-    """Do some work and record its kernels.
+def measure_power(
+    run: Callable[[int], None], units: int, steps: int, gpus: Sequence[str]
+) -> Dict[str, Optional[float]]:
+    """Do some work for SECONDS and count the energy that it takes.
+
+    Args:
+        run, units, steps: see :func:`record`; so many units are done at once.
+        gpus: the numbers of those that work.
+
+    Returns:
+        ``joules`` of a step, and ``watts`` beside the ``power_limit``; None where no counter tells.
+    """
+    found: Dict[str, Optional[float]] = dict.fromkeys(("joules", "watts", "power_limit"))
+    run(units)  # the GPU has had nothing to do meanwhile
+    with Meter(gpus) as meter:
+        if meter.source == COUNTER:
+            started, done = time.perf_counter(), 0
+            while (took := time.perf_counter() - started) < SECONDS:
+                run(units)
+                done += units
+            joules = meter.joules() or 0.0
+            found.update(joules=joules / (done * steps), watts=joules / took)
+            found["power_limit"] = meter.limit()
+    return found
+
+
+def record(
+    run: Callable[[int], None], units: int, steps: int, gpus: Sequence[str] = ()
+) -> Dict[str, Any]:
+    """Do some work, first by the counter of energy, and then with its kernels recorded.
 
     Args:
         run: does the work so many times, and waits for the device.
-        units: of which UNITS are done at most.
+        units: of which UNITS are recorded at most.
         steps: in each.
+        gpus: the numbers of those that work.
 
     Returns:
         Of a step: ``kinds``, seconds by kind; ``launches``, of copies too; ``busy``, the seconds in
-        which a kernel ran; and ``longest``, name, launches and seconds of the kernels that take
-        most.
+        which a kernel ran; ``longest``, name, launches and seconds of the kernels that take most;
+        and what :func:`measure_power` gives.
 
     Raises:
         RuntimeError: without PyTorch, where it has no CUDA, or where it records nothing.
@@ -79,9 +116,10 @@ def record(run: Callable[[int], None], units: int, steps: int) -> Dict[str, Any]
         raise RuntimeError(f"{sys.executable} has no PyTorch with CUDA ({error})") from error
     if not torch.cuda.is_available():
         raise RuntimeError(f"{sys.executable} has a PyTorch without CUDA")
-    units = min(UNITS, units)
     torch.zeros(1, device="cuda")  # PyTorch begins with CUDA now, and not while it records
-    run(1)  # the GPU has had nothing to do meanwhile
+    power = measure_power(run, units, steps, gpus)
+    units = min(UNITS, units)
+    run(1)
     with profile(activities=[ProfilerActivity.CUDA]) as profiler:
         run(units)
         torch.cuda.synchronize()
@@ -101,10 +139,14 @@ def record(run: Callable[[int], None], units: int, steps: int) -> Dict[str, Any]
         "launches": sum(len(seconds) for seconds in kernels.values()) / steps,
         "busy": busy / steps,
         "longest": [[name[:200], len(each) / steps, sum(each) / steps] for name, each in longest],
+        **power,
     }
 
 
 def summary(note: Mapping[str, Any]) -> str:
     """Say in a line what a step's kernels take."""
     kinds = ", ".join(f"{kind} {1e3 * took:.3g}" for kind, took in note["kinds"].items() if took)
-    return f"ms in {note['launches']:.0f} launches: {kinds}; waits {1e3 * note['waits']:.3g}"
+    text = f"ms in {note['launches']:.0f} launches: {kinds}; waits {1e3 * note['waits']:.3g}"
+    if note.get("watts") and note.get("power_limit"):
+        text += f"; {note['watts']:.0f} of {note['power_limit']:.0f} W, {note['joules']:.3g} J"
+    return text

@@ -65,8 +65,8 @@ def arguments(description: Optional[str]) -> Parser:
     add("--eval-steps", type=count, metavar="N",
         help="supervision steps of an evaluated batch (default: halt_max_steps, 16)")  # fmt: skip
     add("--kernels", action="store_true",
-        help="of train or eval on an NVIDIA GPU: what a step's kernels take by kind, and how long "
-        "the GPU waits; needs PyTorch with CUDA in this interpreter")  # fmt: skip
+        help="of train or eval on an NVIDIA GPU: what a step's kernels take by kind, how long "
+        "the GPU waits, and its power; needs PyTorch with CUDA in this interpreter")  # fmt: skip
     add("--checkpoint", metavar="RUN", help="a trained run for `adaptive`, of the size named")
     add("--compare", type=checkout, metavar="UPSTREAM_DIR",
         help="time train and eval of this checkout of the original too, in turns")  # fmt: skip

@@ -134,14 +134,19 @@ def _answer(side: Side, held: Dict[str, Work], request: Dict[str, Any]) -> Dict[
         return {"seconds": (time.perf_counter() - started) / work.units}
     if request["do"] == "kernels":
         steps = work.facts().get("steps_in_unit", 1)
-        return {"kernels": kernel_times.record(work.run, work.units, steps)}
+        try:
+            gpus = request["gpus"]
+            return {"kernels": kernel_times.record(work.run, work.units, steps, gpus)}
+        finally:
+            held.pop(key).close()
+            side.empty_cache()  # others may still be timed
     if request["do"] == "finish":
         found = {
             "peak_memory": side.peak(),
             "resident_memory": resident_peak(),
             "facts": work.facts(),
         }
-        if not request.get("keep"):  # what is still to be recorded ends with the worker
+        if not request.get("keep"):  # what is still to be recorded is closed then
             held.pop(key).close()
         side.empty_cache()
         return found

@@ -25,7 +25,7 @@ import arc_build
 import kernel_times
 import results
 import roofline
-from launching import sigterm_as_ctrl_c
+from launching import gpu_names, sigterm_as_ctrl_c
 from machine import ask_machine, find_device, our_worker
 from options import CASES, COMPARED, arguments, check_kernels, read_sizes
 from protocol import Job, Worker, WorkerError, import_seconds
@@ -275,7 +275,7 @@ class Suite:
 
     def record_kernels(self, where: Combination, side: str, job: Job, seconds: float) -> None:
         """Record the kernels of a step, which takes so many seconds without, and write a line."""
-        note = where.workers[side].call("kernels", job)["kernels"]
+        note = where.workers[side].call("kernels", job, gpus=gpu_names(1))["kernels"]
         note["waits"] = max(0.0, seconds - note["busy"])  # recording slows the processor down
         self.write("kernels", implementation=side, **{key: job[key] for key in ABOUT}, **note)
         print(f"    {side}: {kernel_times.summary(note)}", flush=True)

@@ -1,10 +1,12 @@
 """benchmarks/kernel_times.py: what a profiler's trace says of a step's kernels, and of waiting."""
 
+import ctypes
 import importlib
 import json
 import re
 import sys
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any, Dict, Iterator, List
@@ -116,7 +118,7 @@ def test_kernels_of_a_step(times: Any) -> None:
     """Seconds by kind, launches and the seconds with a kernel, of a step."""
     done: List[int] = []
     note = times.record(done.append, 64, 2)
-    assert done == [1, times.UNITS] == [1, 4]
+    assert done == [64, 1, times.UNITS] == [64, 1, 4]
     each = 1e-6 / 4 / 2
     assert note["kinds"]["products"] == pytest.approx(40 * each)
     assert note["kinds"]["norms"] == pytest.approx(10 * each)
@@ -126,7 +128,40 @@ def test_kernels_of_a_step(times: Any) -> None:
     assert note["longest"][0] == ["nvjet_tst_128x256", 0.25, pytest.approx(40 * each)]
     text = times.summary({**note, "waits": 30e-6 - note["busy"]})
     assert "products 0.005, norms 0.00125, everything else 0.000625; waits 0.0244" in text
-    assert "attention" not in text
+    assert "attention" not in text and " W" not in text
+    assert note["joules"] is note["watts"] is note["power_limit"] is None
+    text = times.summary({**note, "waits": 0.0, "watts": 688.4, "power_limit": 700.0, "joules": 6})
+    assert text.endswith("; waits 0; 688 of 700 W, 6 J")
+
+
+def test_power_is_that_of_some_seconds(times: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the driver's counter, of whole steps, and not where power is only sampled."""
+    clock = SimpleNamespace(now=10.0)
+    library = SimpleNamespace(
+        nvmlInit_v2=lambda: 0,
+        nvmlDeviceGetHandleByIndex_v2=lambda number, handle: 0,
+        nvmlDeviceGetTotalEnergyConsumption=lambda _, found: write(found, 600_000 * clock.now),
+        nvmlDeviceGetEnforcedPowerLimit=lambda _, found: write(found, 700_000),
+    )
+
+    def write(found: Any, value: float) -> int:
+        found._obj.value = int(value)
+        return 0
+
+    def run(count: int) -> None:
+        clock.now += 0.25 * count
+
+    monkeypatch.setattr(times, "time", SimpleNamespace(perf_counter=lambda: clock.now))
+    monkeypatch.setattr(ctypes, "CDLL", lambda _: library)
+    assert times.measure_power(run, 3, 2, ["0"]) == {
+        "joules": pytest.approx(600 * 0.25 / 2), "watts": pytest.approx(600), "power_limit": 700
+    }  # fmt: skip
+    assert clock.now == 10 + 0.75 + 3 * 0.75  # warm first, and then for two seconds and more
+    library.nvmlDeviceGetEnforcedPowerLimit = lambda _, found: 3
+    assert times.measure_power(run, 3, 2, ["0"])["power_limit"] is None
+    before = clock.now
+    found = times.measure_power(run, 3, 2, [])
+    assert set(found.values()) == {None} and clock.now == before + 0.75
 
 
 def test_without_cuda_it_says_what_is_missing(
@@ -150,25 +185,38 @@ def test_an_empty_trace_is_no_result(times: Any, monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.usefixtures("torch")
-def test_a_worker_records_them(times: Any) -> None:
-    """Of the steps that the work says it has; and not after it has been closed."""
+def test_a_worker_records_them(times: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the steps that the work says it has, and holds its memory no longer than that."""
     protocol = importlib.import_module("protocol")
-    work = protocol.Work(lambda count: None, lambda: {"steps_in_unit": 5})
-    side = SimpleNamespace(peak=lambda: 1, empty_cache=lambda: None)
+    ended: List[str] = []
+    close = partial(ended.append, "closed")
+    work = protocol.Work(lambda count: None, lambda: {"steps_in_unit": 5}, close=close)
+    side = SimpleNamespace(peak=lambda: 1, empty_cache=partial(ended.append, "emptied"))
     held, job = {"eval tiny 8": work}, {"case": "eval", "size": "tiny", "batch": 8}
 
     def answer(do: str, **more: Any) -> Any:
         return protocol._answer(side, held, {"do": do, "job": job, **more})
 
     assert answer("finish", keep=True)["facts"] == {"steps_in_unit": 5}
-    assert answer("kernels") == {"kernels": times.record(work.run, 1, 5)}
+    assert held and ended == ["emptied"]
+    assert answer("kernels", gpus=[]) == {"kernels": times.record(work.run, 1, 5)}
+    assert not held and ended[1:] == ["closed", "emptied"]
+    held.update({"eval tiny 8": work})
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(RuntimeError, match="no PyTorch"):
+        answer("kernels", gpus=[])
+    assert not held and ended[3:] == ["closed", "emptied"]
+    held.update({"eval tiny 8": work})
     answer("finish", keep=False)
     assert not held
 
 
-def test_the_suite_writes_them(times: Any, tmp_path: Path, capsys: Any) -> None:
+def test_the_suite_writes_them(
+    times: Any, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """After the result, which is there where they cannot be recorded, and that is said."""
     del times
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     run, results = (importlib.import_module(name) for name in ("run", "results"))
     words = ["--device", "cpu", "--sizes", "tiny:8", "--repeats", "1", "--output", str(tmp_path)]
     suite = run.Suite(run.arguments("").parse_args([*words, "--cases", "train"]))
@@ -185,6 +233,7 @@ def test_the_suite_writes_them(times: Any, tmp_path: Path, capsys: Any) -> None:
 
     def call(what: str, job: Any, **more: Any) -> Any:
         assert job["case"] == "train" and more.get("keep", True)
+        assert what != "kernels" or more["gpus"] == ["0"]
         calls.append(what)
         if isinstance(replies[what], Exception):
             raise replies[what]
