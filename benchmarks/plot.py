@@ -25,15 +25,15 @@ from mlx_trm.system.files import write_text
 Line = Dict[str, Any]
 GIB = 1 << 30
 COLORS = {OURS: "#1b7f5c", THEIRS: "#9aa0a6"}
-KINDS = ("result", "accuracy", "growth")
+KINDS = ("result", "accuracy", "growth", "kernels")
 SAME = ("machine", "device", "implementation", "case", "size", "batch", "dtype", "compiled")
 
 
-def newest(lines: Sequence[Line]) -> List[Line]:
+def newest(lines: Sequence[Line], kind: str = "result") -> List[Line]:
     """Keep the newest result of each thing measured, in order of first appearance."""
     found: Dict[Tuple, Line] = {}
     for line in lines:
-        if line["kind"] == "result":
+        if line["kind"] == kind:
             found[tuple(line[key] for key in SAME)] = line
     return list(found.values())
 
@@ -59,7 +59,8 @@ def tables(lines: Sequence[Line]) -> str:
         mine = newest(of_machine(lines, machine))
         every = of_machine(lines, machine)
         parts.append(f"### {machine[0]}, {machine[1]}\n\n{about(mine or every)}\n")
-        found = (compared, steps(mine), others(mine), accuracy_table(every), growth_tables(every))
+        found = (compared, steps(mine), kernel_table(newest(every, "kernels")), others(mine),
+                 accuracy_table(every), growth_tables(every))  # fmt: skip
         parts += [table for table in found if table]
     return "\n".join(parts)
 
@@ -150,6 +151,22 @@ def steps(lines: Sequence[Line]) -> str:
             )  # fmt: skip
     header = ["case", "of", "dtype", "ms", "TFLOP", "GB at least", "compute floor ms",
               "memory floor ms", "share reached", "peak GiB"]  # fmt: skip
+    return markdown(header, rows) if rows else ""
+
+
+def kernel_table(lines: Sequence[Line]) -> str:
+    """Tabulate what a step's kernels take by kind, in milliseconds, and the power."""
+    kinds = list(dict.fromkeys(kind for line in lines for kind in line["kinds"]))
+    rows = []
+    for line in lines:
+        seconds = [line["kinds"].get(kind, 0.0) for kind in kinds]
+        rows.append(
+            [f"{line['case']}, {line['size']}, batch {line['batch']}", line["implementation"],
+             *(in_ms(value) if value >= 1e-6 else "-" for value in seconds), in_ms(line["busy"]),
+             in_ms(line["waits"]), f"{line['launches']:.0f}",
+             *(digits(line[key]) if line.get(key) else "-" for key in ("watts", "joules"))]
+        )  # fmt: skip
+    header = ["case", "of", *kinds, "with a kernel", "waits", "launches", "W", "J"]
     return markdown(header, rows) if rows else ""
 
 
@@ -261,7 +278,7 @@ def save(figure: Any, path: Path) -> List[Path]:
 def run(args: argparse.Namespace) -> int:
     """Read, tabulate, draw."""
     lines = [line for line in read(args.results) if line["kind"] in KINDS]
-    if not lines:
+    if all(line["kind"] == "kernels" for line in lines):
         raise ConfigError(f"{args.results}: holds no results; python benchmarks/run.py makes some")
     if not args.no_pictures:
         check_matplotlib("benchmarks/plot.py")
