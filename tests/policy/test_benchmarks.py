@@ -143,7 +143,8 @@ def test_kernels_have_a_table_of_their_own(measured, suite, tmp_path, capsys):
     """The newest of each thing, in milliseconds; a dash for what is not there."""
     about = {key: measured.lines[1][key] for key in suite.plot.SAME if key != "implementation"}
     line = {"kind": "kernels", **about, "kinds": {"attention": 0.0, "products": 0.0125},
-            "busy": 0.0131, "waits": 0.002, "launches": 40.4, "watts": 690.2, "joules": 63.25}  # fmt: skip
+            "busy": 0.0131, "waits": 0.002, "launches": 40.4, "watts": 690.2,
+            "joules": 63.25}  # fmt: skip
     old = {**line, "implementation": "mlx_trm", "busy": 1.0}
     new, theirs = {**old, "busy": 0.0131}, {**line, "implementation": "original", "watts": None}
     lines = [old, theirs, new]
