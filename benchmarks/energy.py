@@ -53,7 +53,10 @@ class Meter:
     def joules(self) -> Optional[float]:
         """Give what they have taken so far; None where it is not measured."""
         if self._handles:
-            return self._count() - self._before
+            try:
+                return self._count() - self._before
+            except ValueError:
+                return None
         return None if self._sampler is None else self._sampler.joules()
 
     def limit(self) -> Optional[float]:

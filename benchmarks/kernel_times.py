@@ -5,22 +5,24 @@ it; so MLX's are seen too. The process that is measured needs PyTorch with CUDA 
 nothing else: the original's interpreter imports this module.
 
 NVIDIA's drivers keep a GPU's power below a limit by lowering its clock. A step that takes all of it
-gains little where the GPU stops to wait: what it saved meanwhile is what it computes faster with.
-So the power that a step takes stands beside its kernels.
+gains little when the GPU no longer waits: while it waits it saves power, with which it computes
+faster afterwards. So the power that a step takes stands beside its kernels, and they are recorded
+after a second of work: kernels are faster just after a rest.
 """
 
 import json
 import sys
 import tempfile
 import time
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, List, Mapping, Sequence, Tuple
 
 from energy import COUNTER, Meter
 
 # A kernel is of the first kind of which it has a word in its name. PyTorch names what it compiles
-# by the operations in it: the original's rotation of queries and keys, and the gradients of its
-# norms, have no word of their own.
+# by the operations in it: of the original's rotation of queries and keys the gradient has no word
+# of its own, nor have the gradients of its norms.
 KINDS: Tuple[Tuple[str, Tuple[str, ...]], ...] = (
     ("attention", ("attention", "rope", "row_dots", "join_gradients", "flash", "fmha", "sdpa",
                    "dot_do_o", "convert_dq")),
@@ -34,7 +36,8 @@ ELSE = "everything else"
 RECORDED = ("kernel", "gpu_memcpy", "gpu_memset")
 LONGEST = 12  # kernels that are named
 UNITS = 4  # that are recorded, at most
-SECONDS = 2.0  # over which power is taken; the counter goes on by a tenth of a second
+SECONDS = 2.0  # over which power is taken; the counter is updated about every tenth of a second
+WARM = 1.0  # seconds of work before kernels are recorded
 
 
 def kind_of(name: str) -> str:
@@ -64,63 +67,74 @@ def read_trace(trace: Mapping[str, Any]) -> Tuple[Dict[str, List[float]], float]
     return found, 1e-6 * busy
 
 
+def work_for(seconds: float, run: Callable[[int], None], units: int) -> Tuple[int, float]:
+    """Do so many units again and again; gives how many were done, and the seconds it took."""
+    started, done = time.perf_counter(), 0
+    while (took := time.perf_counter() - started) < seconds:
+        run(units)
+        done += units
+    return done, took
+
+
 def measure_power(
     run: Callable[[int], None], units: int, steps: int, gpus: Sequence[str]
-) -> Dict[str, Optional[float]]:
+) -> Dict[str, Any]:
     """Do some work for SECONDS and count the energy that it takes.
 
     Args:
-        run, units, steps: see :func:`record`; so many units are done at once.
-        gpus: the numbers of those that work.
+        run, units, steps, gpus: see :func:`record`; so many units are done at once.
 
     Returns:
-        ``joules`` of a step, and ``watts`` beside the ``power_limit``; None where no counter tells.
+        ``seconds`` and ``joules`` of a step, and ``watts`` beside the ``power_limit``; the last
+        three None where no counter tells.
     """
-    found: Dict[str, Optional[float]] = dict.fromkeys(("joules", "watts", "power_limit"))
+    found: Dict[str, Any] = dict.fromkeys(("joules", "watts", "power_limit"))
+    counter = Meter(gpus)
+    told = counter.source == COUNTER
     run(units)  # the GPU has had nothing to do meanwhile
-    with Meter(gpus) as meter:
-        if meter.source == COUNTER:
-            started, done = time.perf_counter(), 0
-            while (took := time.perf_counter() - started) < SECONDS:
-                run(units)
-                done += units
-            joules = meter.joules() or 0.0
-            found.update(joules=joules / (done * steps), watts=joules / took)
-            found["power_limit"] = meter.limit()
-    return found
+    with counter if told else nullcontext():
+        done, took = work_for(SECONDS, run, units)
+        joules = counter.joules() if told else None
+    if joules is not None:
+        found.update(joules=joules / (done * steps), watts=joules / took)
+        found["power_limit"] = counter.limit()
+    return {"seconds": took / (done * steps), **found}
 
 
 def record(
     run: Callable[[int], None], units: int, steps: int, gpus: Sequence[str] = ()
 ) -> Dict[str, Any]:
-    """Do some work, first by the counter of energy, and then with its kernels recorded.
+    """Do some work, first by the clock and the counter of energy, and then record its kernels.
 
     Args:
         run: does the work so many times, and waits for the device.
-        units: of which UNITS are recorded at most.
-        steps: in each.
-        gpus: the numbers of those that work.
+        units: done at once; UNITS of them are recorded at most.
+        steps: in each unit.
+        gpus: the numbers of the GPUs that work.
 
     Returns:
         Of a step: ``kinds``, seconds by kind; ``launches``, of copies too; ``busy``, the seconds in
         which a kernel ran; ``longest``, name, launches and seconds of the kernels that take most;
-        and what :func:`measure_power` gives.
+        what :func:`measure_power` gives; and ``waits``, its seconds less ``busy``: recording itself
+        slows the processor down.
 
     Raises:
         RuntimeError: without PyTorch, where it has no CUDA, or where it records nothing.
     """
     try:
         import torch
-        from torch.profiler import ProfilerActivity, profile
+        from torch.profiler import ProfilerActivity, profile, schedule
     except ImportError as error:
         raise RuntimeError(f"{sys.executable} has no PyTorch with CUDA ({error})") from error
     if not torch.cuda.is_available():
         raise RuntimeError(f"{sys.executable} has a PyTorch without CUDA")
     torch.zeros(1, device="cuda")  # PyTorch begins with CUDA now, and not while it records
     power = measure_power(run, units, steps, gpus)
-    units = min(UNITS, units)
-    run(1)
-    with profile(activities=[ProfilerActivity.CUDA]) as profiler:
+    activities, first = [ProfilerActivity.CUDA], schedule(wait=0, warmup=1, active=1)
+    with profile(activities=activities, schedule=first) as profiler:
+        work_for(WARM, run, units)  # of which nothing is kept
+        profiler.step()
+        units = min(UNITS, units)
         run(units)
         torch.cuda.synchronize()
     with tempfile.TemporaryDirectory() as folder:
@@ -140,13 +154,17 @@ def record(
         "busy": busy / steps,
         "longest": [[name[:200], len(each) / steps, sum(each) / steps] for name, each in longest],
         **power,
+        "waits": max(0.0, power["seconds"] - busy / steps),
     }
 
 
 def summary(note: Mapping[str, Any]) -> str:
     """Say in a line what a step's kernels take."""
     kinds = ", ".join(f"{kind} {1e3 * took:.3g}" for kind, took in note["kinds"].items() if took)
-    text = f"ms in {note['launches']:.0f} launches: {kinds}; waits {1e3 * note['waits']:.3g}"
+    text = (
+        f"{1e3 * note['seconds']:.3g} ms in {note['launches']:.0f} launches: {kinds}; "
+        f"waits {1e3 * note['waits']:.3g}"
+    )
     if note.get("watts") and note.get("power_limit"):
         text += f"; {note['watts']:.0f} of {note['power_limit']:.0f} W, {note['joules']:.3g} J"
     return text

@@ -162,11 +162,12 @@ def kernel_table(lines: Sequence[Line]) -> str:
         seconds = [line["kinds"].get(kind, 0.0) for kind in kinds]
         rows.append(
             [f"{line['case']}, {line['size']}, batch {line['batch']}", line["implementation"],
-             *(in_ms(value) if value >= 1e-6 else "-" for value in seconds), in_ms(line["busy"]),
+             in_ms(line["seconds"]), *(in_ms(value) if value >= 1e-6 else "-" for value in seconds),
              in_ms(line["waits"]), f"{line['launches']:.0f}",
-             *(digits(line[key]) if line.get(key) else "-" for key in ("watts", "joules"))]
+             *(digits(line[key]) if line.get(key) else "-" for key in ("watts", "joules")),
+             f"`{line['commit'][:7]}`"]
         )  # fmt: skip
-    header = ["case", "of", *kinds, "with a kernel", "waits", "launches", "W", "J"]
+    header = ["case", "of", "ms", *kinds, "waits", "launches", "W", "J", "commit"]
     return markdown(header, rows) if rows else ""
 
 

@@ -146,7 +146,7 @@ def _answer(side: Side, held: Dict[str, Work], request: Dict[str, Any]) -> Dict[
             "resident_memory": resident_peak(),
             "facts": work.facts(),
         }
-        if not request.get("keep"):  # what is still to be recorded is closed then
+        if not request.get("keep"):  # else once its kernels are recorded
             held.pop(key).close()
         side.empty_cache()
         return found

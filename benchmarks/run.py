@@ -270,13 +270,12 @@ class Suite:
         if len(medians) == 2:
             print(f"    {medians[THEIRS] / medians[OURS]:.2f} times as fast as the original")
         for side in jobs if self.args.kernels else ():
-            record = partial(self.record_kernels, combination, side, jobs[side], medians[side])
+            record = partial(self.record_kernels, combination, side, jobs[side])
             self.guarded(f"kernels of {label(jobs[side])}, {side}", record)
 
-    def record_kernels(self, where: Combination, side: str, job: Job, seconds: float) -> None:
-        """Record the kernels of a step, which takes so many seconds without, and write a line."""
+    def record_kernels(self, where: Combination, side: str, job: Job) -> None:
+        """Record the kernels of a step, and write a line."""
         note = where.workers[side].call("kernels", job, gpus=gpu_names(1))["kernels"]
-        note["waits"] = max(0.0, seconds - note["busy"])  # recording slows the processor down
         self.write("kernels", implementation=side, **{key: job[key] for key in ABOUT}, **note)
         print(f"    {side}: {kernel_times.summary(note)}", flush=True)
 

@@ -2,6 +2,7 @@
 
 import ctypes
 import importlib
+import itertools
 import json
 import re
 import sys
@@ -90,22 +91,26 @@ def test_a_trace_is_read(times: Any) -> None:
 
 
 @pytest.fixture(name="torch")
-def fake_torch(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
-    """A PyTorch whose profiler records TRACE."""
+def fake_torch(times: Any, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """A PyTorch whose profiler records TRACE; half a second goes by whenever the clock is read."""
+    ticks = itertools.count(0.5, 0.5)
+    monkeypatch.setattr(times, "time", SimpleNamespace(perf_counter=ticks.__next__))
+    order: List[Any] = []
 
     @contextmanager
-    def profile(activities: List[str]) -> Iterator[Any]:
-        assert activities == ["cuda"]
+    def profile(activities: List[str], schedule: Dict[str, int]) -> Iterator[Any]:
+        assert activities == ["cuda"] and schedule == {"wait": 0, "warmup": 1, "active": 1}
 
         def export(path: str) -> None:
             with open(path, "w", encoding="utf-8") as file:
                 json.dump(TRACE, file)
 
-        yield SimpleNamespace(export_chrome_trace=export)
+        yield SimpleNamespace(export_chrome_trace=export, step=partial(order.append, "step"))
 
-    cuda = SimpleNamespace(is_available=lambda: True, synchronize=lambda: None)
+    cuda = SimpleNamespace(is_available=lambda: True, synchronize=lambda: None, order=order)
     profiler: Any = ModuleType("torch.profiler")
     profiler.profile, profiler.ProfilerActivity = profile, SimpleNamespace(CUDA="cuda")
+    profiler.schedule = dict
     torch: Any = ModuleType("torch")
     torch.cuda, torch.zeros, torch.profiler = cuda, lambda *_, **__: None, profiler
     monkeypatch.setitem(sys.modules, "torch", torch)
@@ -113,12 +118,17 @@ def fake_torch(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     return cuda
 
 
-@pytest.mark.usefixtures("torch")
-def test_kernels_of_a_step(times: Any) -> None:
-    """Seconds by kind, launches and the seconds with a kernel, of a step."""
-    done: List[int] = []
-    note = times.record(done.append, 64, 2)
-    assert done == [64, 1, times.UNITS] == [64, 1, 4]
+def test_kernels_of_a_step(
+    times: Any, torch: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Seconds by kind, launches and the seconds with a kernel, of a step, after a second of work.
+
+    The steps' own time is that of two seconds of work before, which begin when it is warm.
+    """
+    note = times.record(torch.order.append, 64, 2)
+    assert torch.order == [64, 64, 64, 64, 64, "step", times.UNITS] and times.UNITS == 4
+    assert note["seconds"] == pytest.approx(2.0 / 3 / 64 / 2)
+    assert note["waits"] == pytest.approx(note["seconds"] - note["busy"])
     each = 1e-6 / 4 / 2
     assert note["kinds"]["products"] == pytest.approx(40 * each)
     assert note["kinds"]["norms"] == pytest.approx(10 * each)
@@ -126,16 +136,20 @@ def test_kernels_of_a_step(times: Any) -> None:
     assert note["kinds"]["attention"] == 0.0
     assert note["launches"] == 4 / 4 / 2 and note["busy"] == pytest.approx(45 * each)
     assert note["longest"][0] == ["nvjet_tst_128x256", 0.25, pytest.approx(40 * each)]
-    text = times.summary({**note, "waits": 30e-6 - note["busy"]})
-    assert "products 0.005, norms 0.00125, everything else 0.000625; waits 0.0244" in text
-    assert "attention" not in text and " W" not in text
+    text = times.summary({**note, "seconds": 30e-6, "waits": 30e-6 - note["busy"]})
+    assert text.startswith("0.03 ms in 0 launches: products 0.005, norms 0.00125, ")
+    assert text.endswith("everything else 0.000625; waits 0.0244")
     assert note["joules"] is note["watts"] is note["power_limit"] is None
-    text = times.summary({**note, "waits": 0.0, "watts": 688.4, "power_limit": 700.0, "joules": 6})
-    assert text.endswith("; waits 0; 688 of 700 W, 6 J")
+    power = {"watts": 688.4, "power_limit": 700.0, "joules": 6}
+    assert times.summary({**note, **power}).endswith("; 688 of 700 W, 6 J")
+    assert " W" not in times.summary({**note, **power, "power_limit": None})
+    monkeypatch.setitem(TRACE, "traceEvents", [event("longer than the step", 0, 1e9)])
+    assert times.record(torch.order.append, 64, 2)["waits"] == 0.0
 
 
 def test_power_is_that_of_some_seconds(times: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """By the driver's counter, of whole steps, and not where power is only sampled."""
+    energy = importlib.import_module("energy")
     clock = SimpleNamespace(now=10.0)
     library = SimpleNamespace(
         nvmlInit_v2=lambda: 0,
@@ -153,15 +167,27 @@ def test_power_is_that_of_some_seconds(times: Any, monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(times, "time", SimpleNamespace(perf_counter=lambda: clock.now))
     monkeypatch.setattr(ctypes, "CDLL", lambda _: library)
-    assert times.measure_power(run, 3, 2, ["0"]) == {
+    power = {
         "joules": pytest.approx(600 * 0.25 / 2), "watts": pytest.approx(600), "power_limit": 700
     }  # fmt: skip
+    assert times.measure_power(run, 3, 2, ["0"]) == {"seconds": 0.25 / 2, **power}
     assert clock.now == 10 + 0.75 + 3 * 0.75  # warm first, and then for two seconds and more
+    two = times.measure_power(run, 3, 2, ["0", "1"])
+    assert two["watts"] == pytest.approx(1200) and two["power_limit"] == 1400
     library.nvmlDeviceGetEnforcedPowerLimit = lambda _, found: 3
     assert times.measure_power(run, 3, 2, ["0"])["power_limit"] is None
-    before = clock.now
-    found = times.measure_power(run, 3, 2, [])
-    assert set(found.values()) == {None} and clock.now == before + 0.75
+    nothing = {"seconds": 0.25 / 2, **dict.fromkeys(power)}
+    assert times.measure_power(run, 3, 2, []) == nothing
+    failing = iter([0, 0, 1])  # the third time that the counter is read
+    library.nvmlDeviceGetTotalEnergyConsumption = lambda _, found: (
+        write(found, 600_000 * clock.now) or next(failing)
+    )
+    assert times.measure_power(run, 3, 2, ["0"]) == nothing
+    monkeypatch.setattr(
+        energy.Meter, "_find_source", lambda self: setattr(self, "source", energy.SAMPLES)
+    )
+    monkeypatch.setattr(energy, "_Sampler", None)  # is not begun
+    assert times.measure_power(run, 3, 2, ["0"]) == nothing
 
 
 def test_without_cuda_it_says_what_is_missing(
@@ -199,7 +225,10 @@ def test_a_worker_records_them(times: Any, monkeypatch: pytest.MonkeyPatch) -> N
 
     assert answer("finish", keep=True)["facts"] == {"steps_in_unit": 5}
     assert held and ended == ["emptied"]
-    assert answer("kernels", gpus=[]) == {"kernels": times.record(work.run, 1, 5)}
+    with monkeypatch.context() as patched:
+        patched.setattr(times, "measure_power", lambda *words: {"seconds": 1.0, "told": words})
+        reply = answer("kernels", gpus=["3"])["kernels"]
+    assert reply["told"] == (work.run, 1, 5, ["3"])
     assert not held and ended[1:] == ["closed", "emptied"]
     held.update({"eval tiny 8": work})
     monkeypatch.setitem(sys.modules, "torch", None)
@@ -222,7 +251,7 @@ def test_the_suite_writes_them(
     suite = run.Suite(run.arguments("").parse_args([*words, "--cases", "train"]))
     suite.args.kernels, suite.machine, suite.path = True, "m", tmp_path / "m.jsonl"
     suite.held.update(rates={"flops": 1e12, "bandwidth": 1e12}, versions={})
-    found = {"kinds": {"products": 0.01}, "launches": 6.0, "busy": 0.02, "longest": []}
+    found = {"kinds": {"products": 0.01}, "launches": 6.0, "seconds": 0.05, "waits": 0.03}
     facts = {"steps_in_unit": 2}
     replies: Dict[str, Any] = {
         "time": {"seconds": 0.1},
@@ -247,15 +276,12 @@ def test_the_suite_writes_them(
     assert result["kind"] == "result"
     assert (result["seconds"]["median"], result["peak_memory"]) == (0.05, 5)
     assert (kernels["kind"], kernels["case"], kernels["batch"]) == ("kernels", "train", 8)
-    assert {**found, "waits": pytest.approx(0.03)}.items() <= kernels.items()
-    assert "    mlx_trm: ms in 6 launches: products 10; waits 30" in capsys.readouterr().out
-    found["busy"] = 0.06  # more than all is noise
-    suite.time_case(where, "train")
-    assert results.read(suite.path)[-1]["waits"] == 0.0
+    assert found.items() <= kernels.items()
+    assert "    mlx_trm: 50 ms in 6 launches: products 10; waits 30" in capsys.readouterr().out
     replies["kernels"] = run.WorkerError("mlx_trm ended with -11: no word")
     suite.time_case(where, "train")
     kinds = [line["kind"] for line in results.read(suite.path)]
-    assert kinds == ["result", "kernels"] * 2 + ["result"]
+    assert kinds == ["result", "kernels", "result"]
     assert suite.failed == ["kernels of train tiny 8, mlx_trm: mlx_trm ended with -11: no word"]
 
 
