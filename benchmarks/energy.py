@@ -40,7 +40,10 @@ class Meter:
     def __enter__(self) -> "Meter":
         """Begin at nothing."""
         if self._handles:
-            self._before = self._count()
+            try:
+                self._before = self._count()
+            except ValueError:  # it told once, and does so no more
+                self._handles, self.source = [], None
         elif self.source:
             self._sampler = _Sampler(self._numbers)
         return self

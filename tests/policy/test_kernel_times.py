@@ -178,11 +178,12 @@ def test_power_is_that_of_some_seconds(times: Any, monkeypatch: pytest.MonkeyPat
     assert times.measure_power(run, 3, 2, ["0"])["power_limit"] is None
     nothing = {"seconds": 0.25 / 2, **dict.fromkeys(power)}
     assert times.measure_power(run, 3, 2, []) == nothing
-    failing = iter([0, 0, 1])  # the third time that the counter is read
-    library.nvmlDeviceGetTotalEnergyConsumption = lambda _, found: (
-        write(found, 600_000 * clock.now) or next(failing)
-    )
-    assert times.measure_power(run, 3, 2, ["0"]) == nothing
+    for codes in ([0, 1], [0, 0, 1]):  # when it begins, and when it ends
+        failing = iter(codes)
+        library.nvmlDeviceGetTotalEnergyConsumption = lambda _, found, codes=failing: (
+            write(found, 600_000 * clock.now) or next(codes)
+        )
+        assert times.measure_power(run, 3, 2, ["0"]) == nothing
     monkeypatch.setattr(
         energy.Meter, "_find_source", lambda self: setattr(self, "source", energy.SAMPLES)
     )
