@@ -32,7 +32,7 @@ class Meter:
         self.source: Optional[str] = None
         self._numbers = [int(name) for name in gpus if name.isdigit()]
         self._handles: List[Any] = []
-        self._before = 0.0
+        self._before: Optional[float] = None
         self._sampler: Optional[_Sampler] = None
         if gpus and len(self._numbers) == len(gpus):  # not by UUID
             self._find_source()
@@ -40,10 +40,7 @@ class Meter:
     def __enter__(self) -> "Meter":
         """Begin at nothing."""
         if self._handles:
-            try:
-                self._before = self._count()
-            except ValueError:  # it told once, and does so no more
-                self._handles, self.source = [], None
+            self._before = self._count()
         elif self.source:
             self._sampler = _Sampler(self._numbers)
         return self
@@ -55,11 +52,9 @@ class Meter:
 
     def joules(self) -> Optional[float]:
         """Give what they have taken so far; None where it is not measured."""
-        if self._handles:
-            try:
-                return self._count() - self._before
-            except ValueError:
-                return None
+        if self._before is not None:
+            now = self._count()
+            return None if now is None else now - self._before
         return None if self._sampler is None else self._sampler.joules()
 
     def limit(self) -> Optional[float]:
@@ -81,10 +76,10 @@ class Meter:
                 pointer = ctypes.byref(handle)
                 codes.append(self._library.nvmlDeviceGetHandleByIndex_v2(number, pointer))
             self._handles = handles
-            if not any(codes) and self._count() > 0:
+            if not any(codes) and self._count():
                 self.source = COUNTER
                 return
-        except (OSError, AttributeError, ValueError):
+        except (OSError, AttributeError):
             pass
         self._handles = []
         try:
@@ -96,17 +91,13 @@ class Meter:
         if any(_read_sample(line) is not None for line in found.stdout.splitlines()):
             self.source = SAMPLES
 
-    def _count(self) -> float:
-        """Add up the counters, in joules.
-
-        Raises:
-            ValueError: if one cannot be read.
-        """
+    def _count(self) -> Optional[float]:
+        """Add up the counters, in joules; None if one cannot be read."""
         total = 0.0
         for handle in self._handles:
             found = ctypes.c_ulonglong()
             if self._library.nvmlDeviceGetTotalEnergyConsumption(handle, ctypes.byref(found)):
-                raise ValueError("no counter")
+                return None
             total += found.value / 1000
         return total
 

@@ -14,7 +14,6 @@ import json
 import sys
 import tempfile
 import time
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Mapping, Sequence, Tuple
 
@@ -89,15 +88,16 @@ def measure_power(
         three None where no counter tells.
     """
     found: Dict[str, Any] = dict.fromkeys(("joules", "watts", "power_limit"))
-    counter = Meter(gpus)
-    told = counter.source == COUNTER
+    meter = Meter(gpus)
+    if meter.source != COUNTER:  # samples are too far apart
+        meter = Meter([])
     run(units)  # the GPU has had nothing to do meanwhile
-    with counter if told else nullcontext():
+    with meter:
         done, took = work_for(SECONDS, run, units)
-        joules = counter.joules() if told else None
+        joules = meter.joules()
     if joules is not None:
         found.update(joules=joules / (done * steps), watts=joules / took)
-        found["power_limit"] = counter.limit()
+        found["power_limit"] = meter.limit()
     return {"seconds": took / (done * steps), **found}
 
 
@@ -130,8 +130,8 @@ def record(
         raise RuntimeError(f"{sys.executable} has a PyTorch without CUDA")
     torch.zeros(1, device="cuda")  # PyTorch begins with CUDA now, and not while it records
     power = measure_power(run, units, steps, gpus)
-    activities, first = [ProfilerActivity.CUDA], schedule(wait=0, warmup=1, active=1)
-    with profile(activities=activities, schedule=first) as profiler:
+    activities, warm_first = [ProfilerActivity.CUDA], schedule(wait=0, warmup=1, active=1)
+    with profile(activities=activities, schedule=warm_first) as profiler:
         work_for(WARM, run, units)  # of which nothing is kept
         profiler.step()
         units = min(UNITS, units)

@@ -55,11 +55,10 @@ def tables(lines: Sequence[Line]) -> str:
     """Write Markdown tables, a section for each machine and device."""
     parts = []
     for machine in machines(lines):
-        compared = beside(of_machine(lines, machine))
-        mine = newest(of_machine(lines, machine))
         every = of_machine(lines, machine)
+        mine = newest(every)
         parts.append(f"### {machine[0]}, {machine[1]}\n\n{about(mine or every)}\n")
-        found = (compared, steps(mine), kernel_table(newest(every, "kernels")), others(mine),
+        found = (beside(every), steps(mine), kernel_table(newest(every, "kernels")), others(mine),
                  accuracy_table(every), growth_tables(every))  # fmt: skip
         parts += [table for table in found if table]
     return "\n".join(parts)
@@ -161,7 +160,7 @@ def kernel_table(lines: Sequence[Line]) -> str:
     for line in lines:
         seconds = [line["kinds"].get(kind, 0.0) for kind in kinds]
         rows.append(
-            [f"{line['case']}, {line['size']}, batch {line['batch']}", line["implementation"],
+            [name({**line, "unit": "step"}), line["implementation"],
              in_ms(line["seconds"]), *(in_ms(value) if value >= 1e-6 else "-" for value in seconds),
              in_ms(line["waits"]), f"{line['launches']:.0f}",
              *(digits(line[key]) if line.get(key) else "-" for key in ("watts", "joules")),
